@@ -1,0 +1,1 @@
+"""The domain: items, segments, search and upgrades. NumPy, FAISS and SQLAlchemy; no torch, no HTTP, no Celery."""

@@ -1,0 +1,72 @@
+"""What an index is: a reader that searches, and a backend that builds and opens readers.
+
+Readers are narrower than writers, so nothing that holds an index can change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Metric = Literal["cosine", "inner_product", "euclidean"]
+Vectors = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class Found(NamedTuple):
+    """The best rows of one segment for each query, best first.
+
+    Attributes:
+        scores: (queries, k) float32; similarity for cosine and inner product (larger is better), Euclidean distance
+            (not squared; smaller is better) for euclidean. Padded with the worst value where a segment has fewer rows.
+        rows: (queries, k) int64; -1 where there is no row.
+    """
+
+    scores: Vectors
+    rows: Rows
+
+
+class Index(Protocol):
+    """A sealed set of vectors that answers searches; safe from many threads."""
+
+    kind: str
+
+    def search(self, queries: Vectors, k: int, selected: Mask | None = None) -> Found:
+        """The `k` best rows for each query.
+
+        Args:
+            queries: (queries, dimension) float32, C-contiguous; of unit length where the metric is cosine.
+            k: how many rows, at least 1; may exceed the number of rows.
+            selected: (rows,) bool; only rows that are True may be found. None means all.
+        """
+
+
+class Backend(Protocol):
+    """A way to build an index file from a column and to open it for reading."""
+
+    name: str
+
+    def build(self, vectors: NDArray[np.floating[Any]], *, metric: Metric, path: Path, parameters: Mapping[str, Any]) -> bool:
+        """Write an index of `vectors` to `path`; False where this backend needs no file (exact search).
+
+        Args:
+            vectors: (rows, dimension) float32 or float16, usually memory-mapped, never changed.
+            metric: decides the score.
+            path: where to write; the caller syncs, renames and digests it.
+            parameters: the backend's own settings, already checked by `check`.
+        """
+
+    def open(self, vectors: NDArray[np.floating[Any]], *, metric: Metric, path: Path | None) -> Index:
+        """Open the index at `path` over `vectors`, memory-mapped where the backend can."""
+
+    def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters with defaults filled in.
+
+        Raises:
+            ValueError: a parameter is unknown or out of range; the message names it and the fix.
+        """

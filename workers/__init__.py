@@ -1,0 +1,1 @@
+"""The Celery process: transforms segments, builds indexes, sweeps."""
