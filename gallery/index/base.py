@@ -14,8 +14,16 @@ from numpy.typing import NDArray
 
 Metric = Literal["cosine", "inner_product", "euclidean"]
 Vectors = NDArray[np.float32]
+Stored = NDArray[np.floating[Any]]  # float32 or float16, usually memory-mapped
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+
+
+class Space(NamedTuple):
+    """What decides a score: the metric, and whether stored vectors already have unit length."""
+
+    metric: Metric
+    normalized: bool
 
 
 class Found(NamedTuple):
@@ -51,17 +59,17 @@ class Backend(Protocol):
 
     name: str
 
-    def build(self, vectors: NDArray[np.floating[Any]], *, metric: Metric, path: Path, parameters: Mapping[str, Any]) -> bool:
+    def build(self, vectors: Stored, *, space: Space, path: Path, parameters: Mapping[str, Any]) -> bool:
         """Write an index of `vectors` to `path`; False where this backend needs no file (exact search).
 
         Args:
             vectors: (rows, dimension) float32 or float16, usually memory-mapped, never changed.
-            metric: decides the score.
+            space: decides the score.
             path: where to write; the caller syncs, renames and digests it.
             parameters: the backend's own settings, already checked by `check`.
         """
 
-    def open(self, vectors: NDArray[np.floating[Any]], *, metric: Metric, path: Path | None) -> Index:
+    def open(self, vectors: Stored, *, space: Space, path: Path | None) -> Index:
         """Open the index at `path` over `vectors`, memory-mapped where the backend can."""
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
