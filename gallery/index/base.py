@@ -69,8 +69,16 @@ class Backend(Protocol):
             parameters: the backend's own settings, already checked by `check`.
         """
 
-    def open(self, vectors: Stored, *, space: Space, path: Path | None) -> Index:
-        """Open the index at `path` over `vectors`, memory-mapped where the backend can."""
+    def open(self, vectors: Stored, *, space: Space, path: Path | None, parameters: Mapping[str, Any]) -> Index:
+        """Open the index at `path` over `vectors`, memory-mapped where the backend can.
+
+        Args:
+            vectors: the column it was built from; the index keeps it, for exact scores.
+            space: the one it was built for.
+            path: what `build` wrote; None where `build` returned False.
+            parameters: as `check` returned them; those that steer a search (`nprobe`, `ef_search`) may differ from
+                those at build time.
+        """
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with defaults filled in.
