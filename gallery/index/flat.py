@@ -1,0 +1,68 @@
+"""Exact search on the mapped column itself: no file, no build, no second copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from gallery.index import _exact, _parameters
+from gallery.index.base import Found, Mask, Space, Stored, Vectors
+
+
+class FlatIndex:
+    """Every row is compared with every query; the answer is exact and does not depend on the batch."""
+
+    kind = "flat"
+
+    def __init__(self, vectors: Stored, space: Space) -> None:
+        self._column = np.asarray(vectors)  # an np.memmap costs microseconds for each slice, a plain view does not
+        self._space = space
+        self._searched: Vectors | None = self._column if _exact.is_plain(self._column, space) else None
+        self._preparing = Lock()
+
+    def search(self, queries: Vectors, k: int, selected: Mask | None = None) -> Found:
+        """The `k` best rows for each query, as `base.Index.search` says."""
+        _exact.check_request(queries, k, selected, self._column.shape)
+        if not len(self._column) or not len(queries):
+            return _exact.nothing(len(queries), k, self._space.metric)
+        selection = None if selected is None else _exact.Selection(selected)
+        wanted = min(k, len(self._column))
+        rows = _exact.search_plain(queries, self._ready(), wanted, self._space.metric, selection)
+        return _exact.ranked(queries, rows, self._column, self._space.metric, k)
+
+    def _ready(self) -> Vectors:
+        """The column as FAISS can read it.
+
+        A float16 column, or one whose lengths cosine must ignore, needs a float32 copy. It waits for the first search,
+        because many segments of a snapshot are never searched, and it is small, because exact segments are.
+        """
+        if self._searched is None:
+            with self._preparing:
+                if self._searched is None:
+                    self._searched = _exact.prepared(self._column, self._space)
+        return self._searched
+
+
+class Flat:
+    """Exact search; it has no parameters."""
+
+    name = "flat"
+
+    def build(self, vectors: Stored, *, space: Space, path: Path, parameters: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Nothing to write: the column is the index."""
+        return False
+
+    def open(self, vectors: Stored, *, space: Space, path: Path | None, parameters: Mapping[str, Any]) -> FlatIndex:  # noqa: ARG002
+        """Search `vectors` where they lie."""
+        return FlatIndex(vectors, space)
+
+    def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """No parameters; any is refused with a ValueError."""
+        return _parameters.checked(self.name, parameters, {})
+
+
+BACKEND = Flat()

@@ -1,0 +1,75 @@
+"""FAISS HNSW-Flat: a graph of near rows in layers, and a search walks it towards the query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from gallery.index import _exact, _faiss, _parameters
+from gallery.index._library import faiss
+from gallery.index._parameters import Whole
+from gallery.index.base import Space, Stored
+
+PARAMETERS = {
+    "m": Whole(default=16, low=2, high=128),
+    "ef_construction": Whole(default=200, low=4, high=4096),
+    "ef_search": Whole(default=64, low=1, high=1 << 16),
+}
+
+
+class Hnsw:
+    """A navigable graph, mapped from disk.
+
+    Parameters:
+        m: how many neighbours a row keeps; memory and recall grow with it.
+        ef_construction: how many rows are weighed for each row added; build time and recall grow with it.
+        ef_search: how many rows a search keeps in view, at least k. May change after the build.
+    """
+
+    name = "hnsw"
+
+    def build(self, vectors: Stored, *, space: Space, path: Path, parameters: Mapping[str, Any]) -> bool:
+        """Add the column row by row and write the graph; the same column gives the same bytes."""
+        index = faiss.IndexHNSWFlat(vectors.shape[1], parameters["m"], _exact.faiss_metric(space.metric))
+        index.hnsw.efConstruction = parameters["ef_construction"]
+        with _one_thread():
+            for block in _faiss.blocks(vectors, space):
+                index.add(block)
+        faiss.write_index(index, str(path))
+        return True
+
+    def open(
+        self, vectors: Stored, *, space: Space, path: Path | None, parameters: Mapping[str, Any]
+    ) -> _faiss.FaissIndex:
+        """Map the graph; raises ValueError if the file does not fit the column."""
+        ef_search: int = parameters["ef_search"]
+
+        def steer(selector: Any, effort: float) -> Any:
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=ceil(ef_search * effort))
+
+        return _faiss.opened(self.name, path, faiss.IO_FLAG_MMAP_IFC, vectors=vectors, space=space, steer=steer)
+
+    def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters with defaults filled in; ValueError where one is unknown or out of range."""
+        return _parameters.checked(self.name, parameters, PARAMETERS)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads that add at once race for links, and each build gives another graph.
+
+    Building a segment twice must equal building it once, and workers share the cores by segments anyway. OpenMP keeps
+    this number for each calling thread, so searches beside the build are not slowed.
+    """
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+BACKEND = Hnsw()

@@ -1,0 +1,100 @@
+"""The score of a query and a vector: one pure function, whichever index or route found the vector.
+
+Two answers compare only if the same pair always has the same score. FAISS sums in another order for one query than
+for many, and its matrix products lose small distances between long vectors (|x|^2 + |y|^2 - 2xy), so what it finds is
+scored again here. The sums below run along the dimension of one pair at a time: batching cannot change their order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery.index.base import Metric, Rows, Stored, Vectors
+
+
+def score(queries: Vectors, vectors: Stored, metric: Metric) -> Vectors:
+    """Exact scores, bit for bit the same for a pair whatever else is in the batch.
+
+    Args:
+        queries: (queries, dimension) float32; of unit length where the metric is cosine.
+        vectors: (queries, candidates, dimension), for each query its own, or (candidates, dimension), shared by all;
+            float32 or float16, of any length.
+        metric: decides the score.
+
+    Returns:
+        (queries, candidates) float32: similarity for cosine and inner product, where a vector of zeros scores 0;
+        Euclidean distance (not squared) for euclidean.
+    """
+    if vectors.ndim == 2:
+        return _score_shared(queries, vectors, metric)
+    if metric == "euclidean":
+        differences = vectors.astype(np.float32, copy=False) - queries[:, None, :]  # (queries, candidates, dimension)
+        distances: Vectors = np.sqrt(np.einsum("qcd,qcd->qc", differences, differences))
+        return distances
+    compared = unit(vectors) if metric == "cosine" else vectors.astype(np.float32, copy=False)
+    products: Vectors = np.einsum("qd,qcd->qc", queries, compared)
+    return products
+
+
+def worst(metric: Metric) -> float:
+    """The score that stands where there is no row: no row scores worse."""
+    return np.inf if metric == "euclidean" else -np.inf
+
+
+def better_first_order(
+    scores: Vectors, metric: Metric, ties: NDArray[np.integer[Any]] | None = None
+) -> NDArray[np.intp]:
+    """The positions along the last axis, best score first.
+
+    Args:
+        scores: (..., candidates) float32.
+        metric: decides which end is best.
+        ties: (..., candidates) int; among equal scores the smaller one comes first. None keeps their order.
+    """
+    key = scores if metric == "euclidean" else -scores
+    if ties is None:
+        return np.argsort(key, axis=-1, kind="stable")
+    return np.lexsort((ties, key), axis=-1)
+
+
+def unit(vectors: Stored) -> Vectors:
+    """`vectors` (..., dimension) as float32 of unit length; a vector of zeros, which has no direction, stays zeros."""
+    single = vectors.astype(np.float32, copy=False)
+    # In float64, because the square of 1e-25 is 0 in float32 and that of 1e25 infinite.
+    lengths = np.sqrt(np.einsum("...d,...d->...", single, single, dtype=np.float64))[..., None]
+    lengths[lengths == 0] = 1
+    scaled: Vectors = (single / lengths).astype(np.float32)
+    return scaled
+
+
+def cut(scores: Vectors, rows: Rows, metric: Metric, k: int) -> tuple[Vectors, Rows]:
+    """The `k` best of each line, best first and among equals the smaller row first; padded to exactly `k`.
+
+    Args:
+        scores: (queries, candidates) float32; ignored where `rows` is -1.
+        rows: (queries, candidates) int64; -1 where there is no row.
+        metric: decides which end is best.
+        k: how many columns come back.
+    """
+    scores = np.where(rows < 0, np.float32(worst(metric)), scores)
+    order = better_first_order(scores, metric, rows)[:, :k]
+    missing = k - order.shape[1]
+    best = np.take_along_axis(scores, order, axis=1)
+    best_rows = np.take_along_axis(rows, order, axis=1)
+    if missing > 0:
+        best = np.pad(best, ((0, 0), (0, missing)), constant_values=worst(metric))
+        best_rows = np.pad(best_rows, ((0, 0), (0, missing)), constant_values=-1)
+    return best, best_rows
+
+
+def _score_shared(queries: Vectors, vectors: Stored, metric: Metric) -> Vectors:
+    """One query after another, because (queries, candidates, dimension) differences may not fit in memory."""
+    compared = (unit(vectors) if metric == "cosine" else vectors.astype(np.float32, copy=False))[None]
+    plain: Metric = "euclidean" if metric == "euclidean" else "inner_product"
+    scores = np.empty((len(queries), len(vectors)), np.float32)
+    for i in range(len(queries)):
+        scores[i] = score(queries[i : i + 1], compared, plain)[0]
+    return scores
