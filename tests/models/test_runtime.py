@@ -1,0 +1,138 @@
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.artifacts import UnsafeArtifact, save
+from models.runtime import Transform, load_transform
+from models.transformations import Fct, Linear, build
+
+UNCERTAINTY = ("uncertainty.weight", "uncertainty.bias")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    module = build(Fct(source_dimension=6, target_dimension=4, side_dimension=3, hidden=16), optional=UNCERTAINTY)
+    for _ in range(5):  # running statistics that are not the initial ones
+        module(torch.rand(32, 6), torch.rand(32, 3))
+    save(tmp_path / "fct.safetensors", module)
+    return tmp_path / "fct.safetensors"
+
+
+def pair(rows: int, dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(rows)
+    return rng.random((rows, 6)).astype(dtype), rng.random((rows, 3)).astype(dtype)
+
+
+def test_it_states_its_dimensions(artifact: Path) -> None:
+    transform = load_transform(artifact)
+    assert (transform.source_dimension, transform.target_dimension, transform.side_dimension) == (6, 4, 3)
+    without = Transform(build(Linear(source_dimension=6, target_dimension=4)))
+    assert without.side_dimension is None
+
+
+def test_it_computes_what_the_module_computes(artifact: Path) -> None:
+    transform = load_transform(artifact)
+    embeddings, side = pair(10)
+    output = transform(embeddings, side)
+    assert output.dtype == np.float32
+    assert output.shape == (10, 4)
+    expected = transform._module(torch.from_numpy(embeddings), torch.from_numpy(side))
+    np.testing.assert_allclose(output, expected.numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(artifact: Path) -> None:
+    embeddings, side = pair(23)
+    whole = load_transform(artifact)(embeddings, side)
+    in_blocks = load_transform(artifact, block=5)(embeddings, side)
+    one_by_one = np.concatenate([load_transform(artifact)(embeddings[i : i + 1], side[i : i + 1]) for i in range(23)])
+    np.testing.assert_allclose(in_blocks, whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one_by_one, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_read_only_mapped_column_is_transformed_without_a_warning(
+    artifact: Path, tmp_path: Path, dtype: type
+) -> None:
+    embeddings, side = pair(12, dtype)
+    np.save(tmp_path / "e.npy", embeddings)
+    np.save(tmp_path / "s.npy", side)
+    mapped = np.load(tmp_path / "e.npy", mmap_mode="r"), np.load(tmp_path / "s.npy", mmap_mode="r")
+    transform = load_transform(artifact)
+    np.testing.assert_array_equal(transform(*mapped), transform(embeddings, side))
+
+
+def test_columns_that_are_not_contiguous_are_transformed(artifact: Path) -> None:
+    embeddings, side = pair(12)
+    transform = load_transform(artifact)
+    np.testing.assert_array_equal(
+        transform(embeddings[::2], side[::2]), transform(embeddings[::2].copy(), side[::2].copy())
+    )
+
+
+def test_no_rows_give_no_rows(artifact: Path) -> None:
+    transform = load_transform(artifact)
+    assert transform(*pair(0)).shape == (0, 4)
+    uncertainty = transform.uncertainty(*pair(0))
+    assert uncertainty is not None
+    assert uncertainty.shape == (0,)
+
+
+def test_uncertainty_is_the_head_on_the_output(artifact: Path) -> None:
+    transform = load_transform(artifact, block=4)
+    embeddings, side = pair(10)
+    state = transform._module.state_dict()
+    output = torch.from_numpy(transform(embeddings, side))
+    expected = output @ state["uncertainty.weight"][0] + state["uncertainty.bias"]
+    np.testing.assert_allclose(transform.uncertainty(embeddings, side), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_head_there_is_no_uncertainty() -> None:
+    transform = Transform(build(Linear(source_dimension=6, target_dimension=4)))
+    assert transform.uncertainty(pair(3)[0]) is None
+
+
+def test_side_information_is_ignored_where_none_is_needed() -> None:
+    transform = Transform(build(Linear(source_dimension=6, target_dimension=4)))
+    embeddings, side = pair(3)
+    np.testing.assert_array_equal(transform(embeddings, side), transform(embeddings))
+
+
+def test_many_threads_get_what_one_gets(artifact: Path) -> None:
+    transform = load_transform(artifact, block=7)
+    pairs = [pair(rows) for rows in range(1, 60)]
+    expected = [transform(*each) for each in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        for got, want in zip(pool.map(lambda each: transform(*each), pairs), expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_wrong_shapes_are_refused_with_the_right_ones(artifact: Path) -> None:
+    transform = load_transform(artifact)
+    embeddings, side = pair(5)
+    with pytest.raises(ValueError, match=r"pass `side` of shape \(n, 3\)"):
+        transform(embeddings)
+    with pytest.raises(ValueError, match=r"embeddings must have shape \(n, 6\), not \(5, 3\)"):
+        transform(side, embeddings)
+    with pytest.raises(ValueError, match=r"embeddings must have shape \(n, 6\), not \(6,\)"):
+        transform(embeddings[0], side)
+    with pytest.raises(ValueError, match=r"side must have shape \(5, 3\), not \(4, 3\)"):
+        transform(embeddings, side[:4])
+    with pytest.raises(ValueError, match="at least 1 row"):
+        load_transform(artifact, block=0)
+
+
+def test_a_bad_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"\x80\x04not an artifact.")
+    with pytest.raises(UnsafeArtifact):
+        load_transform(tmp_path / "bad")
+
+
+def test_import_does_not_touch_cuda() -> None:
+    code = "import models.runtime, torch; raise SystemExit(torch.cuda.is_initialized())"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
