@@ -32,6 +32,7 @@ COPY forwardfill forwardfill
 FROM python:${PYTHON}-slim AS build
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
+    PIP_CACHE_DIR=/var/cache/pip \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY constraints.txt ./
@@ -40,21 +41,21 @@ COPY constraints.txt ./
 # index is asked for nothing else. What it needs comes from PyPI with the rest.
 FROM build AS build-api
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
 COPY --from=source / ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     pip install -c constraints.txt ".[postgres]"
 
 # PyPI's torch brings the CUDA libraries along; the host needs only an NVIDIA driver and the NVIDIA container toolkit.
 FROM build AS build-worker
 ARG TORCH_INDEX=https://pypi.org/simple
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
 COPY --from=source / ./
 # faiss-cpu is a dependency of the project and provides the same module as faiss-gpu-cu12: remove the one, then put back
 # the files that both own.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     pip install -c constraints.txt ".[postgres,gpu]" \
  && pip uninstall --yes faiss-cpu \
  && pip install --force-reinstall --no-deps -c constraints.txt faiss-gpu-cu12

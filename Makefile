@@ -58,13 +58,15 @@ $(BIN)/python:
 	$$python -m venv "$(VENV)"
 
 # A name on the PATH proves nothing (it may be a version manager's stub), so each candidate is run.
+pythons := python3 python3.14 python3.13 python3.12 python3.11 python
+
 define find_python
 python=; \
-for candidate in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python); do \
+for candidate in $(or $(PYTHON),$(pythons)); do \
   if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; \
 done; \
 if [ -z "$$python" ]; then \
-  echo "Forwardfill needs Python 3.11 or later, and $(or $(PYTHON),the PATH) has none: install one, or name it with PYTHON=/path/to/python3.11." >&2; exit 1; \
+  echo "Forwardfill needs Python 3.11 or later, and none of these is one: $(or $(PYTHON),$(pythons)). Install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; \
 fi; \
 if ! "$$python" -c 'import venv, ensurepip' >/dev/null 2>&1; then \
   echo "$$($$python --version) at $$(command -v $$python) cannot make virtual environments: install its venv module (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1; \
