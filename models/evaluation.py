@@ -1,0 +1,281 @@
+"""Retrieval quality: CMC, mAP and neighbour recall, exact and blockwise. The one evaluation of this project.
+
+The protocol is that of FCT and its followers (methods.md, section 1): query set and gallery are the same items, each
+query's own item is left out, relevant is what has the query's label. Average precision is scikit-learn's: items with
+equal scores are handled jointly. CMC breaks ties by gallery order. Queries without a relevant item are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Metric = Literal["euclidean", "cosine", "inner_product"]
+METRICS: tuple[Metric, ...] = ("euclidean", "cosine", "inner_product")
+
+Array = npt.NDArray[Any]
+
+BLOCK_SCORES = 8_000_000  # scores held at once: 64 MB in float64
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """How well a query model finds what belongs to its queries in a gallery. All NaN where no query was counted."""
+
+    #: the share of queries with a relevant item among the first one, and among the first five
+    cmc1: float
+    cmc5: float
+    #: mean average precision
+    map: float
+    #: queries that have a relevant item
+    queries: int
+
+
+def evaluate_retrieval(
+    queries: Array,
+    gallery: Array,
+    query_labels: Array,
+    gallery_labels: Array,
+    *,
+    metric: Metric = "euclidean",
+    leave_one_out: bool = False,
+) -> Retrieval:
+    """Search a gallery exhaustively with labelled queries.
+
+    Args:
+        queries: (n_queries, d), any float type.
+        gallery: (n, d).
+        query_labels: (n_queries,).
+        gallery_labels: (n,).
+        metric: how vectors are compared.
+        leave_one_out: query i is gallery item i, and is left out of its own ranking.
+
+    Raises:
+        ValueError: shapes do not fit, or the metric is unknown.
+    """
+    query_labels, gallery_labels = np.asarray(query_labels), np.asarray(gallery_labels)
+    if len(query_labels) != len(queries) or len(gallery_labels) != len(gallery):
+        raise ValueError(
+            f"{len(queries)} queries with {len(query_labels)} labels, {len(gallery)} items with {len(gallery_labels)}"
+        )
+    ranks, precisions = [], []
+    for start, scores in _score_blocks(queries, gallery, metric, leave_one_out=leave_one_out):
+        for row, label in zip(scores, query_labels[start : start + len(scores)], strict=True):
+            relevant = np.flatnonzero((gallery_labels == label) & (row > -np.inf))
+            if len(relevant):
+                ranks.append(_first_rank(row, relevant))
+                precisions.append(_average_precision(row, relevant))
+    if not ranks:
+        return Retrieval(np.nan, np.nan, np.nan, 0)
+    first = np.array(ranks)
+    return Retrieval(float((first < 1).mean()), float((first < 5).mean()), float(np.mean(precisions)), len(first))
+
+
+def cross_test(queries: Array, gallery: Array, labels: Array, *, metric: Metric = "euclidean") -> Retrieval:
+    """Evaluate the paper's protocol: the same items embedded twice, row by row, each left out of its own ranking."""
+    return evaluate_retrieval(queries, gallery, labels, labels, metric=metric, leave_one_out=True)
+
+
+def neighbour_recall(
+    queries: Array,
+    gallery: Array,
+    reference: Array,
+    *,
+    metric: Metric = "euclidean",
+    k: int = 10,
+    leave_one_out: bool = False,
+) -> float:
+    """Return the share of the k neighbours in the reference gallery that are among the k neighbours in the gallery.
+
+    Args:
+        queries: (n_queries, d).
+        gallery: (n, d), for instance transformed embeddings.
+        reference: (n, d), the same items as they should be, for instance native embeddings.
+        metric: how vectors are compared.
+        k: neighbours; fewer where the gallery has fewer.
+        leave_one_out: query i is item i, and no neighbour of itself.
+
+    Returns:
+        Recall@k in [0, 1]; NaN where there is no neighbour at all.
+    """
+    k = min(k, len(gallery) - leave_one_out)
+    if k < 1 or not len(queries):
+        return float("nan")
+    shared = 0
+    blocks = (_score_blocks(queries, each, metric, leave_one_out=leave_one_out) for each in (gallery, reference))
+    for (_, found), (_, wanted) in zip(*blocks, strict=True):
+        shared += int(np.take_along_axis(_top(found, k), _top_indices(wanted, k), axis=1).sum())
+    return shared / (k * len(queries))
+
+
+def evaluate_pairs(
+    predicted: Array, target: Array, labels: Array | None = None, *, metric: Metric = "euclidean", k: int = 10
+) -> dict[str, float | None]:
+    """Judge transformed embeddings by the native ones of the same items.
+
+    Queries are the native vectors, the gallery is the transformed ones, each item is left out of its own ranking.
+
+    Args:
+        predicted: (n, d) transformed embeddings.
+        target: (n, d) native embeddings of the same items.
+        labels: (n,), or None where there are none.
+        metric: that of the target model.
+        k: neighbours of `neighbour_recall`.
+
+    Returns:
+        `mean_cosine`, `mean_squared_error`, `neighbour_recall`, and with labels `cmc1`, `cmc5`, `map`. None stands for
+        what these pairs do not define: one pair has no neighbour, and labels that occur once have nothing to find.
+
+    Raises:
+        ValueError: no pair at all, shapes that differ, or an unknown metric.
+    """
+    if predicted.shape != target.shape or predicted.ndim != 2 or not len(predicted):
+        raise ValueError(f"pairs must have one shape (n, d) with n > 0, not {predicted.shape} and {target.shape}")
+    predicted, target = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
+    values = {
+        "mean_cosine": float((_unit(predicted) * _unit(target)).sum(axis=1).mean()),
+        "mean_squared_error": float(np.square(predicted - target).mean()),
+        "neighbour_recall": neighbour_recall(target, predicted, target, metric=metric, k=k, leave_one_out=True),
+    }
+    if labels is not None:
+        found = cross_test(target, predicted, labels, metric=metric)
+        values |= {"cmc1": found.cmc1, "cmc5": found.cmc5, "map": found.map}
+    return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+
+def ranked_relevance(
+    ranked: Sequence[Sequence[str]],
+    query_labels: Sequence[int],
+    labels: Mapping[str, int],
+    *,
+    own: Sequence[str] | None = None,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Turn ranked lists of ids, as a search service answers them, into what the functions below take.
+
+    Args:
+        ranked: per query the ids found, best first; lists may differ in length.
+        query_labels: per query its label.
+        labels: the label of every gallery item.
+        own: per query the id of its own item, which is left out.
+
+    Returns:
+        relevance (n_queries, longest list) in rank order, False past a list's end, and the number of relevant items
+        (n_queries,) in the whole gallery, found or not.
+
+    Raises:
+        KeyError: an id that no label is known for.
+    """
+    owners: Sequence[str | None] = own if own is not None else [None] * len(ranked)
+    rows = [
+        [labels[found] == label for found in ids if found != mine]
+        for ids, label, mine in zip(ranked, query_labels, owners, strict=True)
+    ]
+    relevance = np.zeros((len(rows), max(map(len, rows), default=0)), np.bool_)
+    for row, hits in zip(relevance, rows, strict=True):
+        row[: len(hits)] = hits
+    sizes = dict(zip(*np.unique(np.array(list(labels.values())), return_counts=True), strict=True))
+    total = [
+        int(sizes.get(label, 0)) - (mine is not None and labels.get(mine) == label)
+        for label, mine in zip(query_labels, owners, strict=True)
+    ]
+    return relevance, np.array(total, np.int64)
+
+
+def cmc_from_ranking(relevance: Array, total_relevant: Array, *, k: int = 1) -> float:
+    """Return the share of queries with a relevant item among their first k.
+
+    Args:
+        relevance: (n_queries, n) bool in rank order, own item left out.
+        total_relevant: (n_queries,) relevant items in the gallery; queries with none are not counted.
+        k: ranks looked at.
+    """
+    counted = np.asarray(total_relevant) > 0
+    return float(relevance[counted, :k].any(axis=1).mean()) if counted.any() else float("nan")
+
+
+def map_from_ranking(relevance: Array, total_relevant: Array) -> float:
+    """Return the mean average precision of ranked lists; what a cut-off list did not find counts as never found.
+
+    Args:
+        relevance: (n_queries, n) bool in rank order, own item left out.
+        total_relevant: (n_queries,) relevant items in the gallery; queries with none are not counted.
+    """
+    counted = np.asarray(total_relevant) > 0
+    if not counted.any():
+        return float("nan")
+    hits = np.asarray(relevance, np.float64)[counted]
+    precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    return float(((precision * hits).sum(axis=1) / np.asarray(total_relevant)[counted]).mean())
+
+
+def fraction_closed(before: float, after: float, best: float) -> float:
+    """Return how much of the distance from `before` to `best` is closed by `after`: 0 nothing, 1 everything."""
+    return (after - before) / (best - before)
+
+
+def _score_blocks(
+    queries: Array, gallery: Array, metric: Metric, *, leave_one_out: bool
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Yield (first query, scores (block, n)), larger is better, the own item at -infinity.
+
+    Computed in float64 and rounded to float32, so that equal vectors have equal scores wherever they stand.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
+    queries, gallery = np.asarray(queries, np.float64), np.asarray(gallery, np.float64)
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"queries {queries.shape} and gallery {gallery.shape} must be (n, d) of one width d")
+    if leave_one_out and len(queries) != len(gallery):
+        raise ValueError(f"leaving each item out needs as many queries ({len(queries)}) as items ({len(gallery)})")
+    if metric == "cosine":
+        queries, gallery = _unit(queries), _unit(gallery)
+    half_squares = np.square(gallery).sum(axis=1) / 2
+    block = max(1, BLOCK_SCORES // max(1, len(gallery)))
+    for start in range(0, len(queries), block):
+        scores = queries[start : start + block] @ gallery.T
+        if metric == "euclidean":
+            scores -= (
+                half_squares  # orders as -|q - g|^2 does: (2 q.g - |g|^2 - |q|^2) / 2 without the query's own part
+            )
+        rounded = scores.astype(np.float32)
+        if leave_one_out:
+            rows = np.arange(len(rounded))
+            rounded[rows, start + rows] = -np.inf
+        yield start, rounded
+
+
+def _first_rank(scores: Array, relevant: Array) -> int:
+    """Count the items ranked before the best relevant one, ties in gallery order."""
+    best = relevant[scores[relevant].argmax()]
+    return int((scores > scores[best]).sum() + (scores[:best] == scores[best]).sum())
+
+
+def _average_precision(scores: Array, relevant: Array) -> float:
+    """Average over relevant items of the precision at their score: as scikit-learn, without its sort by index.
+
+    Precision at score s is (relevant items scoring at least s) / (items scoring at least s). Sorting values alone is
+    several times faster than sorting indices, and searching them gives both counts.
+    """
+    ascending, hits = np.sort(scores), np.sort(scores[relevant])
+    found = len(hits) - np.searchsorted(hits, hits, side="left")
+    ranked = len(ascending) - np.searchsorted(ascending, hits, side="left")
+    return float((found / ranked).mean())
+
+
+def _top_indices(scores: Array, k: int) -> Array:
+    return np.argpartition(-scores, k - 1, axis=1)[:, :k]
+
+
+def _top(scores: Array, k: int) -> npt.NDArray[np.bool_]:
+    chosen = np.zeros(scores.shape, np.bool_)
+    np.put_along_axis(chosen, _top_indices(scores, k), values=True, axis=1)
+    return chosen
+
+
+def _unit(vectors: Array) -> Array:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
