@@ -1,8 +1,9 @@
-"""What the approximate FAISS indexes share: reading a column block by block, opening, and searching."""
+"""What the approximate FAISS indexes share: reading a column block by block, mapping, and searching."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ from gallery.index import _exact
 from gallery.index._library import faiss
 from gallery.index.base import Found, Mask, Space, Stored, Vectors
 
-# Below this many selected rows exact search is both faster and right: an index that may show only a few of its rows
-# spends its effort on those it must not show.
-EXACT_SELECTION = 2048
+# Comparing a row with a query where it lies costs about a sixteenth of proposing one through a graph or lists.
+EXACT_ROWS_PER_PROPOSED = 16
 
-# How one search is steered: FAISS's parameters, from the selector (or None) and the effort factor, at least 1.
-Steer = Callable[[Any, float], Any]
+# FAISS's search parameters for an effort, which is at least 1: how many rows there are for each that may be found.
+Steer = Callable[[float], Any]
 
 
 class FaissIndex:
@@ -42,29 +42,43 @@ class FaissIndex:
         if not count or not len(queries):
             return _exact.nothing(len(queries), k, self._space.metric)
         if selected is None or count == total:
-            return self._propose(queries, k, None, total)
-        if count <= max(EXACT_SELECTION, 4 * k):
+            return self._propose(queries, k, None, 1.0)
+        effort = total / count
+        if count <= EXACT_ROWS_PER_PROPOSED * _pool(k, effort):
             return _exact.search_column(queries, self._column, k, self._space, selected)
-        return self._propose(queries, k, selected, count)
+        return self._propose(queries, k, selected, effort)
 
-    def _propose(self, queries: Vectors, k: int, selected: Mask | None, count: int) -> Found:
-        selection = None if selected is None else _exact.Selection(selected)
-        # If one row in three may be found, three times as many must be looked at for the same recall.
-        effort = len(self._column) / count
-        steering = self._steer(selection.selector if selection else None, effort)
-        wanted = min(k, count)
-        _, rows = self._index.search(np.ascontiguousarray(queries), wanted, params=steering)
+    def _propose(self, queries: Vectors, k: int, selected: Mask | None, effort: float) -> Found:
+        """Let FAISS propose rows, and answer exactly the queries for which it proposed too few.
+
+        The selection is applied to what FAISS proposes and not handed to it. Its own filter stops when the
+        neighbourhood of the query is searched, whether or not selected rows were there: with 2,500 selected of 6,000,
+        all far from the query, it found 10 rows and none of the 10 best. Here too few of them are seen to be too few.
+        """
+        total = len(self._column)
+        wanted = min(k, total)
+        pool = wanted if selected is None else min(_pool(k, effort), total)
+        _, rows = self._index.search(np.ascontiguousarray(queries), pool, params=self._steer(effort))
+        if selected is not None:
+            rows = np.where(selected[rows], rows, -1)  # -1 picks the last row's mark, and stays -1 either way
+            first = np.argsort(rows < 0, axis=1, kind="stable")[:, :k]
+            rows = np.take_along_axis(rows, first, axis=1)
         found = _exact.ranked(queries, rows, self._column, self._space.metric, k)
         short = np.flatnonzero(found.rows[:, wanted - 1] < 0)
-        if len(short):  # it gave up before it had found enough: those queries are answered exactly
-            everything = np.ones(len(self._column), np.bool_) if selected is None else selected
-            whole = _exact.search_column(queries[short], self._column, k, self._space, everything)
-            found.scores[short], found.rows[short] = whole
+        if len(short):
+            allowed = np.ones(total, np.bool_) if selected is None else selected
+            exact = _exact.search_column(queries[short], self._column, k, self._space, allowed)
+            found.scores[short], found.rows[short] = exact
         return found
 
 
-def opened(kind: str, path: Path | None, flags: int, *, vectors: Stored, space: Space, steer: Steer) -> FaissIndex:
-    """Map the index at `path` over the column it was built from.
+def _pool(k: int, effort: float) -> int:
+    """How many rows to propose, so that `k` of them are selected unless the selection shuns the query."""
+    return ceil((2 * k + 16) * effort)
+
+
+def mapped(kind: str, path: Path | None, flags: int, vectors: Stored) -> Any:
+    """The FAISS index at `path`, mapped, to be searched beside the column it was built from.
 
     Raises:
         ValueError: there is no file, or it is not an index of a column of this shape.
@@ -74,7 +88,7 @@ def opened(kind: str, path: Path | None, flags: int, *, vectors: Stored, space: 
     index = faiss.read_index(str(path), flags)
     if (index.ntotal, index.d) != vectors.shape:
         raise ValueError(f"{path} indexes {index.ntotal} x {index.d} vectors, and the column has {vectors.shape}")
-    return FaissIndex(kind, index, vectors=vectors, space=space, steer=steer)
+    return index
 
 
 def blocks(vectors: Stored, space: Space) -> Iterator[Vectors]:

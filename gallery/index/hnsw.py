@@ -47,10 +47,11 @@ class Hnsw:
         """Map the graph; raises ValueError if the file does not fit the column."""
         ef_search: int = parameters["ef_search"]
 
-        def steer(selector: Any, effort: float) -> Any:
-            return faiss.SearchParametersHNSW(sel=selector, efSearch=ceil(ef_search * effort))
+        def steer(effort: float) -> Any:
+            return faiss.SearchParametersHNSW(efSearch=ceil(ef_search * effort))
 
-        return _faiss.opened(self.name, path, faiss.IO_FLAG_MMAP_IFC, vectors=vectors, space=space, steer=steer)
+        index = _faiss.mapped(self.name, path, faiss.IO_FLAG_MMAP_IFC, vectors)
+        return _faiss.FaissIndex(self.name, index, vectors=vectors, space=space, steer=steer)
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with defaults filled in; ValueError where one is unknown or out of range."""

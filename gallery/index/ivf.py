@@ -19,7 +19,7 @@ TRAINING_ROWS_PER_LIST = 64
 
 PARAMETERS = {
     "nlist": Whole(default=0, low=0, high=1 << 20),  # 0: the square root of the number of rows
-    "nprobe": Whole(default=16, low=1, high=1 << 20),
+    "nprobe": Whole(default=32, low=1, high=1 << 20),
 }
 
 
@@ -35,17 +35,12 @@ class Ivf:
 
     def build(self, vectors: Stored, *, space: Space, path: Path, parameters: Mapping[str, Any]) -> bool:
         """Train on a sample of the column and write its lists; the same column gives the same bytes."""
-        rows, dimension = vectors.shape
+        rows = len(vectors)
         nlist = min(parameters["nlist"] or max(1, round(sqrt(rows))), rows)
-        metric = _exact.faiss_metric(space.metric)
-        quantizer = faiss.IndexFlat(dimension, metric)
-        index = faiss.IndexIVFFlat(quantizer, dimension, nlist, metric)
-        index.cp.seed = 1
-        index.cp.spherical = metric == faiss.METRIC_INNER_PRODUCT
-        index.cp.min_points_per_centroid = 1  # few rows are no reason to print a warning: `flat` is there for them
-        index.train(_training_rows(vectors, space, nlist))
+        index = _trained(_training_rows(vectors, space, nlist), nlist, space)
         for block in _faiss.blocks(vectors, space):
             index.add(block)
+        _probe_by_score(index)
         faiss.write_index(index, str(path))
         return True
 
@@ -55,14 +50,44 @@ class Ivf:
         """Map the lists; raises ValueError if the file does not fit the column."""
         nprobe: int = parameters["nprobe"]
 
-        def steer(selector: Any, effort: float) -> Any:
-            return faiss.SearchParametersIVF(sel=selector, nprobe=ceil(nprobe * effort))
+        def steer(effort: float) -> Any:
+            return faiss.SearchParametersIVF(nprobe=ceil(nprobe * effort))
 
-        return _faiss.opened(self.name, path, faiss.IO_FLAG_MMAP, vectors=vectors, space=space, steer=steer)
+        index = _faiss.mapped(self.name, path, faiss.IO_FLAG_MMAP, vectors)
+        # Mapped lists are read ahead by 32 threads that every search starts anew: 16 lists of 224 rows took 0.58 ms
+        # with them and take 0.07 ms without. The kernel reads ahead by itself.
+        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
+        return _faiss.FaissIndex(self.name, index, vectors=vectors, space=space, steer=steer)
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with defaults filled in; ValueError where one is unknown or out of range."""
         return _parameters.checked(self.name, parameters, PARAMETERS)
+
+
+def _trained(rows: Vectors, nlist: int, space: Space) -> Any:
+    """An empty index whose lists are those of the centroids nearest by distance, whatever the metric.
+
+    Rows must not be assigned by inner product: the longest centroid would draw most of them.
+    """
+    dimension = rows.shape[1]
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, nlist, _exact.faiss_metric(space.metric))
+    index.cp.seed = 1
+    index.cp.spherical = space.metric == "cosine"
+    index.cp.min_points_per_centroid = 1  # few rows are no reason to print a warning
+    index.train(rows)
+    return index
+
+
+def _probe_by_score(index: Any) -> None:
+    """Let a query choose its lists by the metric itself, over the same centroids.
+
+    For inner product of vectors of any length this raised recall@10 of 16 lists out of 224 on real embeddings from
+    0.73 and 0.93, with centroids of unit length, to 0.88 and 0.96.
+    """
+    if index.metric_type == faiss.METRIC_INNER_PRODUCT:
+        by_score = faiss.IndexFlatIP(index.d)
+        by_score.add(index.quantizer.reconstruct_n(0, index.nlist))
+        index.quantizer = by_score
 
 
 def _training_rows(vectors: Stored, space: Space, nlist: int) -> Vectors:

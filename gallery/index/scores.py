@@ -82,8 +82,8 @@ def cut(scores: Vectors, rows: Rows, metric: Metric, k: int) -> tuple[Vectors, R
     scores = np.where(rows < 0, np.float32(worst(metric)), scores)
     order = better_first_order(scores, metric, rows)[:, :k]
     missing = k - order.shape[1]
-    best = np.take_along_axis(scores, order, axis=1)
-    best_rows = np.take_along_axis(rows, order, axis=1)
+    lines = np.arange(len(order))[:, None]
+    best, best_rows = scores[lines, order], rows[lines, order]
     if missing > 0:
         best = np.pad(best, ((0, 0), (0, missing)), constant_values=worst(metric))
         best_rows = np.pad(best_rows, ((0, 0), (0, missing)), constant_values=-1)
