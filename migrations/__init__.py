@@ -1,0 +1,1 @@
+"""The one history of the catalog's schema, for SQLite and PostgreSQL."""

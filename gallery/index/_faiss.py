@@ -13,8 +13,9 @@ from gallery.index import _exact
 from gallery.index._library import faiss
 from gallery.index.base import Found, Mask, Space, Stored, Vectors
 
-# Comparing a row with a query where it lies costs about a sixteenth of proposing one through a graph or lists.
-EXACT_ROWS_PER_PROPOSED = 16
+# How many rows can be compared exactly in the time that it takes to propose one. Measured with 50,000 x 128 on two
+# cores: an HNSW search with one row in five selected takes as long as comparing those 10,000, 0.5 ms; IVF is slower.
+EXACT_ROWS_PER_PROPOSED = 50
 
 # FAISS's search parameters for an effort, which is at least 1: how many rows there are for each that may be found.
 Steer = Callable[[float], Any]

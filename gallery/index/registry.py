@@ -13,7 +13,7 @@ from gallery.index.base import Backend
 NOT_BACKENDS = frozenset({"base", "choose", "registry", "scores"})
 
 
-class UnknownBackend(ValueError):  # noqa: N818 - named like the tree in gallery/errors.py
+class UnknownBackend(ValueError):
     """There is no index backend of this name."""
 
 

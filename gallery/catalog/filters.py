@@ -1,0 +1,157 @@
+"""Payload filters, compiled to one SQL condition that means the same on SQLite and PostgreSQL.
+
+    {"category": "shoes", "price": {"lt": 50}}            all of them
+    {"or": [{"category": "shoes"}, {"price": {"gte": 9}}]}
+    {"not": {"category": {"in": ["shoes", "hats"]}}}
+
+A field that is absent fits no comparison, only `{"exists": false}` and `ne`. Values of different JSON types are never
+equal and never ordered: the type is compared first, so a string in one payload cannot break the filter on another's numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import ColumnElement, Float, String, and_, case, false, func, literal, not_, or_, true
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from gallery import errors
+from gallery.catalog.tables import ItemRow
+
+_DEPTH = 8
+_ORDER: Mapping[str, Callable[[Any, Any], ColumnElement[bool]]] = {
+    "lt": lambda field, value: field < value,
+    "lte": lambda field, value: field <= value,
+    "gt": lambda field, value: field > value,
+    "gte": lambda field, value: field >= value,
+}
+_OPERATORS = ("eq", "ne", "in", "exists", *_ORDER)
+
+
+class _Kind(FunctionElement[str]):
+    """The JSON type of a payload's field: number, string, boolean, null, object, array; SQL null if absent."""
+
+    type = String()
+    inherit_cache = True
+
+
+class _Text(FunctionElement[str]):
+    """A payload's field as text."""
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(_Kind, "sqlite")
+def _kind_sqlite(element: _Kind, compiler: SQLCompiler, **kw: Any) -> str:
+    kind = f"json_type({compiler.process(element.clauses, **kw)})"
+    return (
+        f"CASE {kind} WHEN 'integer' THEN 'number' WHEN 'real' THEN 'number' WHEN 'text' THEN 'string' "
+        f"WHEN 'true' THEN 'boolean' WHEN 'false' THEN 'boolean' ELSE {kind} END"
+    )
+
+
+@compiles(_Kind, "postgresql")
+def _kind_postgresql(element: _Kind, compiler: SQLCompiler, **kw: Any) -> str:
+    payload, field = element.clauses
+    return f"jsonb_typeof({compiler.process(payload, **kw)} -> {compiler.process(field, **kw)})"
+
+
+@compiles(_Text, "sqlite")
+def _text_sqlite(element: _Text, compiler: SQLCompiler, **kw: Any) -> str:
+    inner = compiler.process(element.clauses, **kw)
+    return f"CASE json_type({inner}) WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE json_extract({inner}) END"
+
+
+@compiles(_Text, "postgresql")
+def _text_postgresql(element: _Text, compiler: SQLCompiler, **kw: Any) -> str:
+    payload, field = element.clauses
+    # "C" orders text by its bytes, as SQLite does
+    return f'({compiler.process(payload, **kw)} ->> {compiler.process(field, **kw)}) COLLATE "C"'
+
+
+def compile_filter(given: Mapping[str, Any], dialect: str) -> ColumnElement[bool]:
+    """One condition on `ItemRow` for a filter.
+
+    Args:
+        given: the filter as the client sent it.
+        dialect: name of the database's dialect.
+
+    Raises:
+        InvalidFilter: an unknown operator, an operand of the wrong type, or too deep a nesting.
+    """
+    return _all(given, dialect, "/filter", _DEPTH)
+
+
+def _all(given: Any, dialect: str, pointer: str, depth: int) -> ColumnElement[bool]:
+    if not isinstance(given, Mapping):
+        raise errors.InvalidFilter("a filter is an object of fields and conditions", pointer=pointer)
+    if depth == 0:
+        raise errors.InvalidFilter(f"a filter may be nested {_DEPTH} deep", pointer=pointer)
+    parts = [_part(name, value, dialect, f"{pointer}/{name}", depth) for name, value in given.items()]
+    return and_(true(), *parts)
+
+
+def _part(name: str, value: Any, dialect: str, pointer: str, depth: int) -> ColumnElement[bool]:
+    if name in ("and", "or"):
+        if not isinstance(value, list) or not value:
+            raise errors.InvalidFilter(f"{name!r} takes a list of filters", pointer=pointer)
+        parts = [_all(inner, dialect, f"{pointer}/{at}", depth - 1) for at, inner in enumerate(value)]
+        return and_(*parts) if name == "and" else or_(*parts)
+    if name == "not":
+        return not_(func.coalesce(_all(value, dialect, pointer, depth - 1), false()))
+    operators = value if isinstance(value, Mapping) else {"eq": value}
+    if not operators:
+        raise errors.InvalidFilter(f"field {name!r} has no condition", pointer=pointer)
+    field = _Field(name, dialect)
+    return and_(*(_operator(field, op, operand, f"{pointer}/{op}") for op, operand in operators.items()))
+
+
+def _operator(field: _Field, op: str, operand: Any, pointer: str) -> ColumnElement[bool]:
+    if op == "exists" and isinstance(operand, bool):
+        present = field.kind.is_not(None)
+        return present if operand else not_(present)
+    if op == "eq":
+        return field.equals(operand, pointer)
+    if op == "ne":
+        return not_(func.coalesce(field.equals(operand, pointer), false()))
+    if op == "in" and isinstance(operand, list):
+        return or_(false(), *(field.equals(value, pointer) for value in operand))
+    if op in _ORDER and isinstance(operand, int | float | str) and not isinstance(operand, bool):
+        return field.ordered(_ORDER[op], operand)
+    if op not in _OPERATORS:
+        raise errors.InvalidFilter(f"{op!r} is not one of {', '.join(_OPERATORS)}", pointer=pointer)
+    raise errors.InvalidFilter(f"{op!r} does not take {type(operand).__name__}", pointer=pointer)
+
+
+class _Field:
+    """One top-level field of the payload."""
+
+    def __init__(self, name: str, dialect: str) -> None:
+        # SQLite addresses a field by a JSON path, in which a quoted label may hold anything but a quote.
+        key = literal(name if dialect == "postgresql" else '$."' + name.replace('"', '\\"') + '"')
+        self.kind = _Kind(ItemRow.payload, key)
+        self._text = _Text(ItemRow.payload, key)
+
+    def equals(self, value: Any, pointer: str) -> ColumnElement[bool]:
+        if value is None:
+            return self.kind == "null"
+        if isinstance(value, bool):
+            return self._when("boolean", self._text == str(value).lower())
+        if isinstance(value, int | float):
+            return self.ordered(lambda field, number: field == number, value)
+        if isinstance(value, str):
+            return self._when("string", self._text == value)
+        raise errors.InvalidFilter(f"a field cannot be compared with {type(value).__name__}", pointer=pointer)
+
+    def ordered(self, compare: Callable[[Any, Any], ColumnElement[bool]], value: float | str) -> ColumnElement[bool]:
+        if isinstance(value, str):
+            return self._when("string", compare(self._text, value))
+        return self._when("number", compare(self._text.cast(Float(53)), float(value)))
+
+    def _when(self, kind: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
+        """The condition, evaluated only where the field has the JSON type: a cast of another type may fail."""
+        return case((self.kind == kind, condition), else_=false())

@@ -1,0 +1,150 @@
+"""Rows of galleries, and what is counted of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import case, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from gallery import errors
+from gallery.catalog.tables import (
+    ColumnRow,
+    GalleryRow,
+    ItemRow,
+    ModelRow,
+    ProbeRow,
+    SearchLatencyRow,
+    SegmentRow,
+    UpgradeRow,
+    UpgradeSegmentRow,
+)
+
+
+def gallery_row(session: Session, name: str) -> GalleryRow:
+    """The row of a gallery.
+
+    Raises:
+        GalleryNotFound: none has the name.
+    """
+    row = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
+    if row is None:
+        raise errors.GalleryNotFound(f"no gallery is named {name!r}; create it with POST /galleries")
+    return row
+
+
+def bump(session: Session, gallery_id: int) -> int:
+    """Advance a gallery's version and return it.
+
+    Every transaction that changes what a search can see calls this first: the row's lock makes such transactions of one
+    gallery follow each other, so each sees what the one before it did.
+
+    Raises:
+        GalleryNotFound: it was deleted meanwhile.
+    """
+    version = session.scalar(
+        update(GalleryRow)
+        .where(GalleryRow.id == gallery_id)
+        .values(version=GalleryRow.version + 1)
+        .returning(GalleryRow.version)
+        .execution_options(synchronize_session=False)
+    )
+    if version is None:
+        raise errors.GalleryNotFound("the gallery was deleted meanwhile")
+    return version
+
+
+def items_live(session: Session, gallery_id: int) -> int:
+    """Live items of a gallery."""
+    return session.scalar(_live(gallery_id)) or 0
+
+
+def models_of(session: Session, gallery_id: int) -> list[Mapping[str, Any]]:
+    """Per model of a gallery: live items with a native and with a derived column, bytes, and index kinds; by name.
+
+    Columns that wait for a cutover are counted by their bytes only, since no search sees them.
+    """
+    live = (
+        select(ItemRow.segment_id, func.count().label("live"))
+        .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None))
+        .group_by(ItemRow.segment_id)
+        .subquery()
+    )
+    counted = func.coalesce(live.c.live, 0)
+    rows = session.execute(
+        select(
+            ModelRow.name,
+            func.sum(case((ColumnRow.published & (ColumnRow.origin == "native"), counted), else_=0)),
+            func.sum(case((ColumnRow.published & (ColumnRow.origin == "derived"), counted), else_=0)),
+            func.sum(ColumnRow.bytes),
+            func.coalesce(func.sum(ColumnRow.index_bytes), 0),
+            func.max(case((ColumnRow.index_file.is_not(None), ColumnRow.index_kind))),
+        )
+        .join_from(ColumnRow, SegmentRow)
+        .join(ModelRow, ModelRow.id == ColumnRow.model_id)
+        .outerjoin(live, live.c.segment_id == SegmentRow.id)
+        .where(SegmentRow.gallery_id == gallery_id)
+        .group_by(ModelRow.name)
+        .order_by(ModelRow.name)
+    )
+    names = ("model", "native_items", "derived_items", "bytes", "index_bytes", "index_kind")
+    return [
+        dict(zip(names, (int(v) if k in (1, 2, 3, 4) else v for k, v in enumerate(row)), strict=True)) for row in rows
+    ]
+
+
+def side_information(session: Session, gallery_id: int) -> tuple[int, int]:
+    """Live items that have side-information, and the bytes that it takes."""
+    with_side = select(SegmentRow.id).where(SegmentRow.gallery_id == gallery_id, SegmentRow.side_file.is_not(None))
+    items = session.scalar(_live(gallery_id).where(ItemRow.segment_id.in_(with_side))) or 0
+    taken = session.scalar(select(func.sum(SegmentRow.side_bytes)).where(SegmentRow.gallery_id == gallery_id))
+    return items, int(taken or 0)
+
+
+def segments_of(session: Session, gallery_id: int) -> int:
+    """Number of segments."""
+    return session.scalar(select(func.count()).where(SegmentRow.gallery_id == gallery_id)) or 0
+
+
+def of_model(session: Session, model_id: int) -> list[str]:
+    """Names of the galleries that hold vectors of a model, or are declared in it."""
+    holding = (
+        select(SegmentRow.gallery_id)
+        .join(ColumnRow, ColumnRow.segment_id == SegmentRow.id)
+        .where(ColumnRow.model_id == model_id)
+    )
+    either = (GalleryRow.model_id == model_id) | GalleryRow.id.in_(holding)
+    return list(session.scalars(select(GalleryRow.name).where(either).order_by(GalleryRow.name)))
+
+
+def files_of(session: Session, gallery_id: int) -> list[str]:
+    """The stored names of all its files."""
+    names: list[str] = []
+    for segment in session.scalars(select(SegmentRow).where(SegmentRow.gallery_id == gallery_id)):
+        names += [name for name in (segment.ids_file, segment.side_file) if name]
+    columns = select(ColumnRow).join(SegmentRow).where(SegmentRow.gallery_id == gallery_id)
+    for column in session.scalars(columns):
+        names += [name for name in (column.file, column.index_file) if name]
+    return names
+
+
+def remove(session: Session, gallery_id: int) -> None:
+    """Delete a gallery's rows; its upgrades stay as history."""
+    segments = select(SegmentRow.id).where(SegmentRow.gallery_id == gallery_id)
+    session.execute(update(UpgradeRow).where(UpgradeRow.gallery_id == gallery_id).values(gallery_id=None, active=False))
+    session.execute(delete(UpgradeSegmentRow).where(UpgradeSegmentRow.segment_id.in_(segments)))
+    session.execute(delete(ItemRow).where(ItemRow.gallery_id == gallery_id))
+    session.execute(delete(ColumnRow).where(ColumnRow.segment_id.in_(segments)))
+    session.execute(delete(SegmentRow).where(SegmentRow.gallery_id == gallery_id))
+    session.execute(delete(ProbeRow).where(ProbeRow.gallery_id == gallery_id))
+    session.execute(delete(SearchLatencyRow).where(SearchLatencyRow.gallery_id == gallery_id))
+    session.execute(delete(GalleryRow).where(GalleryRow.id == gallery_id))
+
+
+def _live(gallery_id: int) -> Any:
+    return (
+        select(func.count())
+        .select_from(ItemRow)
+        .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None))
+    )

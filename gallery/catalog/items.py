@@ -1,0 +1,134 @@
+"""Rows of items: where an id lives, its payload, and since which version a row is deleted.
+
+A row is never changed but for its deletion mark, so a filter that is asked for the rows of a snapshot's segments answers
+for exactly that snapshot, whatever was written since.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from sqlalchemy import ColumnElement, func, insert, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from gallery import errors
+from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow
+from gallery.index.base import Rows
+
+T = TypeVar("T")
+_CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
+
+
+def mark_deleted(session: Session, gallery_id: int, ids: Sequence[str], version: int) -> set[str]:
+    """Mark the live rows of these ids as deleted since `version`; returns the ids that were live."""
+    found: set[str] = set()
+    for chunk in _chunks(ids):
+        found.update(
+            session.scalars(
+                update(ItemRow)
+                .where(ItemRow.gallery_id == gallery_id, ItemRow.item_id.in_(chunk), ItemRow.deleted_version.is_(None))
+                .values(deleted_version=version)
+                .returning(ItemRow.item_id)
+                .execution_options(synchronize_session=False)
+            )
+        )
+    return found
+
+
+def add_items(
+    session: Session,
+    *,
+    gallery_id: int,
+    segment_id: int,
+    ids: Sequence[str],
+    payloads: Sequence[Mapping[str, Any] | None],
+) -> None:
+    """Record the items of a new segment, in the order of its rows."""
+    rows = (
+        {"gallery_id": gallery_id, "segment_id": segment_id, "row": row, "item_id": item, "payload": payload}
+        for row, (item, payload) in enumerate(zip(ids, payloads, strict=True))
+    )
+    for chunk in _chunks(list(rows)):
+        session.execute(insert(ItemRow), chunk)
+
+
+def live_item(session: Session, gallery_id: int, item_id: str) -> ItemRow:
+    """The live row of an id.
+
+    Raises:
+        ItemNotFound: no live item has it.
+    """
+    row = session.scalar(
+        select(ItemRow).where(
+            ItemRow.gallery_id == gallery_id, ItemRow.item_id == item_id, ItemRow.deleted_version.is_(None)
+        )
+    )
+    if row is None:
+        raise errors.ItemNotFound(f"the gallery has no item {item_id!r}")
+    return row
+
+
+def deleted_since(session: Session, gallery_id: int, version: int) -> Iterator[tuple[int, Rows]]:
+    """Per segment, the rows that were deleted after `version`."""
+    found: dict[int, list[int]] = defaultdict(list)
+    rows = session.execute(
+        select(ItemRow.segment_id, ItemRow.row).where(
+            ItemRow.gallery_id == gallery_id, ItemRow.deleted_version > version
+        )
+    )
+    for segment, row in rows:
+        found[segment].append(row)
+    for segment, positions in found.items():
+        yield segment, np.array(positions, dtype=np.int64)
+
+
+def matching(
+    session: Session, gallery_id: int, segments: Iterable[int], condition: ColumnElement[bool]
+) -> dict[int, Rows]:
+    """Per segment, the rows whose payload fits a compiled filter; deleted rows included."""
+    found: dict[int, list[int]] = {segment: [] for segment in segments}
+    rows = session.execute(select(ItemRow.segment_id, ItemRow.row).where(ItemRow.gallery_id == gallery_id, condition))
+    for segment, row in rows:
+        if segment in found:
+            found[segment].append(row)
+    return {segment: np.array(positions, dtype=np.int64) for segment, positions in found.items()}
+
+
+def payloads(session: Session, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Mapping[str, Any] | None]:
+    """The payloads of (segment, row) places."""
+    found: dict[tuple[int, int], Mapping[str, Any] | None] = {}
+    for chunk in _chunks(sorted(set(places))):
+        rows = session.execute(
+            select(ItemRow.segment_id, ItemRow.row, ItemRow.payload).where(
+                tuple_(ItemRow.segment_id, ItemRow.row).in_(chunk)
+            )
+        )
+        found.update({(segment, row): payload for segment, row, payload in rows})
+    return found
+
+
+def only_native_in(session: Session, gallery_id: int, model_id: int) -> int:
+    """Live items whose segment has a native column of this model and no column of any other."""
+    native = (
+        select(ColumnRow.segment_id)
+        .join(SegmentRow)
+        .where(SegmentRow.gallery_id == gallery_id)
+        .group_by(ColumnRow.segment_id)
+        .having(func.count() == 1, func.min(ColumnRow.model_id) == model_id, func.min(ColumnRow.origin) == "native")
+    )
+    return (
+        session.scalar(
+            select(func.count())
+            .select_from(ItemRow)
+            .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None), ItemRow.segment_id.in_(native))
+        )
+        or 0
+    )
+
+
+def _chunks(things: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(things), _CHUNK):
+        yield things[start : start + _CHUNK]

@@ -1,0 +1,228 @@
+"""Rows of models, artifacts and transformations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from gallery import errors
+from gallery.catalog.tables import ArtifactRow, ModelRow, TransformationRow
+from gallery.index.base import Metric
+from gallery.spaces import Direction, EmbeddingModel, Registry, Transformation
+
+
+@dataclass(frozen=True, slots=True)
+class NewModel:
+    """The definition of a model, as it is registered."""
+
+    name: str
+    dimension: int
+    metric: Metric
+    normalized: bool = False
+    side_dimension: int | None = None
+    fingerprint: str | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewTransformation:
+    """The definition of a transformation, as it is registered."""
+
+    name: str
+    source: str
+    target: str
+    direction: Direction
+    method: str
+    artifact: str
+
+
+def model_row(session: Session, name: str) -> ModelRow:
+    """The row of a model.
+
+    Raises:
+        ModelNotFound: no model has the name.
+    """
+    row = session.scalar(select(ModelRow).where(ModelRow.name == name))
+    if row is None:
+        raise errors.ModelNotFound(f"no model is registered as {name!r}; register it with POST /models")
+    return row
+
+
+def add_model(session: Session, new: NewModel) -> bool:
+    """Register a model; False if this very definition is there already.
+
+    Raises:
+        ModelExists: another definition is registered under the name.
+    """
+    row = session.scalar(select(ModelRow).where(ModelRow.name == new.name))
+    if row is None:
+        session.add(
+            ModelRow(
+                name=new.name,
+                dimension=new.dimension,
+                metric=new.metric,
+                normalized=new.normalized,
+                side_dimension=new.side_dimension,
+                fingerprint=new.fingerprint,
+                description=new.description,
+            )
+        )
+        session.flush()
+        return True
+    differing = [
+        field
+        for field in ("dimension", "metric", "normalized", "side_dimension", "fingerprint")
+        if getattr(row, field) != getattr(new, field)
+    ]
+    if differing:
+        raise errors.ModelExists(
+            f"model {new.name!r} is registered with another {', '.join(differing)}; a changed model needs a new name"
+        )
+    return False
+
+
+def artifact_row(session: Session, sha256: str) -> ArtifactRow:
+    """The row of an artifact.
+
+    Raises:
+        ArtifactNotFound: it was not uploaded.
+    """
+    row = session.get(ArtifactRow, sha256)
+    if row is None:
+        raise errors.ArtifactNotFound(f"no artifact {sha256} was uploaded; send it with PUT /artifacts/{sha256}")
+    return row
+
+
+def transformation_row(session: Session, name: str) -> TransformationRow:
+    """The row of a transformation.
+
+    Raises:
+        TransformationNotFound: none has the name.
+    """
+    row = session.scalar(select(TransformationRow).where(TransformationRow.name == name))
+    if row is None:
+        raise errors.TransformationNotFound(f"no transformation is registered as {name!r}")
+    return row
+
+
+def add_transformation(session: Session, new: NewTransformation) -> bool:
+    """Register a transformation; False if this very definition is there already.
+
+    Raises:
+        TransformationExists: another definition is registered under the name.
+        WrongTransformation: its artifact does not map between these two models.
+    """
+    source, target = model_row(session, new.source), model_row(session, new.target)
+    artifact = artifact_row(session, new.artifact)
+    row = session.scalar(select(TransformationRow).where(TransformationRow.name == new.name))
+    if row is not None:
+        return _same(row, new)
+    side = _fits(artifact, source, target)
+    if side is not None and new.direction == "backward":
+        raise errors.WrongTransformation(
+            "a backward transformation maps queries, which have no side-information; this artifact needs it",
+            pointer="/direction",
+        )
+    session.add(
+        TransformationRow(
+            name=new.name,
+            source_id=source.id,
+            target_id=target.id,
+            direction=new.direction,
+            method=new.method,
+            artifact=new.artifact,
+            side_dimension=side,
+        )
+    )
+    session.flush()
+    return True
+
+
+def registry(session: Session) -> Registry:
+    """All models and transformations."""
+    models = {row.name: as_model(row) for row in session.scalars(select(ModelRow).order_by(ModelRow.id))}
+    rows = session.scalars(select(TransformationRow).order_by(TransformationRow.id))
+    return Registry(models=models, transformations=tuple(as_transformation(row) for row in rows))
+
+
+def registry_mark(session: Session) -> tuple[int, int]:
+    """Changes whenever a model or a transformation is added; both are never changed or removed."""
+    models, transformations = session.execute(
+        select(
+            select(func.coalesce(func.max(ModelRow.id), 0)).scalar_subquery(),
+            select(func.coalesce(func.max(TransformationRow.id), 0)).scalar_subquery(),
+        )
+    ).one()
+    return models, transformations
+
+
+def transformations_of(session: Session, model_id: int) -> list[str]:
+    """Names of the transformations from or to a model."""
+    either = or_(TransformationRow.source_id == model_id, TransformationRow.target_id == model_id)
+    return list(session.scalars(select(TransformationRow.name).where(either).order_by(TransformationRow.name)))
+
+
+def as_model(row: ModelRow) -> EmbeddingModel:
+    """The value of a row."""
+    return EmbeddingModel(
+        id=row.id,
+        name=row.name,
+        dimension=row.dimension,
+        metric=cast("Metric", row.metric),
+        normalized=row.normalized,
+        side_dimension=row.side_dimension,
+        fingerprint=row.fingerprint,
+        description=row.description,
+        created_at=row.created_at,
+    )
+
+
+def as_transformation(row: TransformationRow) -> Transformation:
+    """The value of a row."""
+    return Transformation(
+        id=row.id,
+        name=row.name,
+        source=row.source.name,
+        target=row.target.name,
+        direction=cast("Direction", row.direction),
+        method=row.method,
+        artifact=row.artifact,
+        side_dimension=row.side_dimension,
+        evaluation=row.evaluation,
+        created_at=row.created_at,
+    )
+
+
+def _same(row: TransformationRow, new: NewTransformation) -> bool:
+    known = NewTransformation(
+        row.name, row.source.name, row.target.name, cast("Direction", row.direction), row.method, row.artifact
+    )
+    if known != new:
+        raise errors.TransformationExists(
+            f"transformation {new.name!r} is registered with another definition; choose a new name"
+        )
+    return False
+
+
+def _fits(artifact: ArtifactRow, source: ModelRow, target: ModelRow) -> int | None:
+    """The width of the side-information that the artifact needs, if it maps from source to target at all."""
+    declared = artifact.architecture
+    if source.id == target.id:
+        raise errors.WrongTransformation("source and target are the same model", pointer="/target")
+    for end, model in (("source", source), ("target", target)):
+        if declared[f"{end}_dimension"] != model.dimension:
+            raise errors.WrongTransformation(
+                f"the artifact's {end}_dimension is {declared[f'{end}_dimension']}, but {model.name} has dimension "
+                f"{model.dimension}; are source and target exchanged?",
+                pointer=f"/{end}",
+            )
+    side: int | None = declared.get("side_dimension")
+    if side is not None and side != source.side_dimension:
+        raise errors.WrongTransformation(
+            f"the artifact needs side-information of dimension {side}, but {source.name} has {source.side_dimension}",
+            pointer="/artifact",
+        )
+    return side

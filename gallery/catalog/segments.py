@@ -1,0 +1,93 @@
+"""Rows of segments and columns."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session, aliased
+
+from gallery.catalog.tables import ColumnRow, SegmentRow
+from gallery.columns import Written
+
+Origin = Literal["native", "derived"]
+
+
+def add_segment(
+    session: Session,
+    *,
+    gallery_id: int,
+    version: int,
+    rows: int,
+    ids: Written,
+    side: Written | None,
+    side_dimension: int | None,
+) -> SegmentRow:
+    """Record a segment whose files are durable."""
+    row = SegmentRow(
+        gallery_id=gallery_id,
+        version=version,
+        rows=rows,
+        ids_file=ids.name,
+        ids_sha256=ids.sha256,
+        ids_bytes=ids.bytes,
+        side_file=side.name if side else None,
+        side_sha256=side.sha256 if side else None,
+        side_bytes=side.bytes if side else None,
+        side_dimension=side_dimension if side else None,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def add_column(
+    session: Session,
+    *,
+    segment_id: int,
+    model_id: int,
+    written: Written,
+    dtype: str,
+    origin: Origin,
+    published: bool,
+    transformation_id: int | None = None,
+    upgrade_id: str | None = None,
+) -> ColumnRow:
+    """Record a column whose file is durable."""
+    row = ColumnRow(
+        segment_id=segment_id,
+        model_id=model_id,
+        origin=origin,
+        transformation_id=transformation_id,
+        upgrade_id=upgrade_id,
+        published=published,
+        dtype=dtype,
+        file=written.name,
+        sha256=written.sha256,
+        bytes=written.bytes,
+        index_kind="flat",
+        index_parameters={},
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def set_index(column: ColumnRow, kind: str, parameters: dict[str, Any], written: Written) -> None:
+    """Record the index file of a column."""
+    column.index_kind, column.index_parameters = kind, parameters
+    column.index_file, column.index_sha256, column.index_bytes = written.name, written.sha256, written.bytes
+
+
+def column_of(session: Session, segment_id: int, model_id: int) -> ColumnRow | None:
+    """A segment's column of a model, published or not."""
+    return session.scalar(select(ColumnRow).where(ColumnRow.segment_id == segment_id, ColumnRow.model_id == model_id))
+
+
+def without_model(session: Session, gallery_id: int, model_id: int) -> list[SegmentRow]:
+    """Segments of a gallery that have no column of a model: found by a join, never by comparing counts."""
+    column = aliased(ColumnRow)
+    has = exists().where(column.segment_id == SegmentRow.id, column.model_id == model_id)
+    return list(
+        session.scalars(select(SegmentRow).where(SegmentRow.gallery_id == gallery_id, ~has).order_by(SegmentRow.id))
+    )

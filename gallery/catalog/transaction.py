@@ -1,0 +1,85 @@
+"""The database, and the only place that commits.
+
+Two kinds of transaction. `reading` sees one consistent state and changes nothing. `transaction` writes: on SQLite it takes
+the write lock at its start (BEGIN IMMEDIATE), so that two writers queue instead of one failing half-way; on PostgreSQL
+writers of one gallery queue on the gallery's row, which every publishing transaction updates first (`galleries.bump`).
+
+What must follow a commit (messages, refreshes, removal of files) is put into `Transaction.after`: the row is the truth, and
+a message about a row that was rolled back would be a lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session, sessionmaker
+
+_BUSY_TIMEOUT_MS = 30_000  # an Arrow upsert of a million rows may hold SQLite's write lock for many seconds
+
+
+class Transaction:
+    """A session that will be committed, and what to do once it is."""
+
+    def __init__(self, session: Session) -> None:
+        """Wrap the session."""
+        self.session = session
+        self.after: list[Callable[[], None]] = []
+
+
+class Catalog:
+    """A database and its two kinds of transaction; safe to share between threads."""
+
+    def __init__(self, url: str) -> None:
+        """Connect lazily to a SQLAlchemy URL (`sqlite:///...` or `postgresql+psycopg://...`)."""
+        self.engine = _engine(url)
+        self._write = sessionmaker(self.engine, expire_on_commit=False)
+        self._read = sessionmaker(_for_reading(self.engine), expire_on_commit=False, autoflush=False)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Write: all of it is durable when the block ends well, none of it when it raises."""
+        with self._write.begin() as session:
+            tx = Transaction(session)
+            yield tx
+        for action in tx.after:
+            action()
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Read one consistent state."""
+        with self._read() as session:
+            yield session
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _for_reading(engine: Engine) -> Engine:
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(forwardfill_reading=True)
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # Python's driver must not begin transactions on its own: `_begin_sqlite` does
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_TIMEOUT_MS}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reading = connection.get_execution_options().get("forwardfill_reading")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -1,0 +1,277 @@
+"""Rows of upgrades and their segments: leases, heartbeats, fencing.
+
+A lease is a promise with an end. Its fence is the real guard: every lease of a segment takes the next number, and only the
+holder of the latest may publish, however late it wakes up and whatever the clocks say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from gallery import errors
+from gallery.catalog.tables import (
+    EventRow,
+    ProbeRow,
+    SearchLatencyRow,
+    SegmentRow,
+    UpgradeRow,
+    UpgradeSegmentRow,
+    now,
+)
+
+_FRESH = timedelta(seconds=10)  # a latency that no process renewed for this long says nothing any more
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One segment of one upgrade, held by one worker."""
+
+    upgrade_id: str
+    segment_id: int
+    owner: str
+    fence: int
+
+
+class Pins(NamedTuple):
+    """What upgrades mean for the searches of a gallery."""
+
+    pinned: Mapping[tuple[str, str], str]
+    retired: frozenset[str]
+    zeros_for: frozenset[str]
+
+
+class Counts(NamedTuple):
+    """Segments and items of an upgrade by the state of their work."""
+
+    segments: Mapping[str, int]
+    items: Mapping[str, int]
+    first_done: datetime | None
+    last_done: datetime | None
+
+
+def upgrade_row(session: Session, upgrade_id: str, *, lock: bool = False) -> UpgradeRow:
+    """The row of an upgrade; with `lock`, nobody else changes it until the transaction ends.
+
+    Raises:
+        UpgradeNotFound: none has the id.
+    """
+    statement = select(UpgradeRow).where(UpgradeRow.id == upgrade_id)
+    if lock:
+        statement = statement.with_for_update(of=UpgradeRow).execution_options(populate_existing=True)
+    row = session.scalar(statement)
+    if row is None:
+        raise errors.UpgradeNotFound(f"no upgrade has the id {upgrade_id!r}")
+    return row
+
+
+def of_gallery(session: Session, gallery_id: int) -> list[UpgradeRow]:
+    """All upgrades of a gallery that were not dry runs, oldest first."""
+    return list(
+        session.scalars(
+            select(UpgradeRow)
+            .where(UpgradeRow.gallery_id == gallery_id, ~UpgradeRow.dry_run)
+            .order_by(UpgradeRow.created_at, UpgradeRow.id)
+        )
+    )
+
+
+def active_of(session: Session, gallery_id: int) -> UpgradeRow | None:
+    """The active upgrade of a gallery."""
+    return session.scalar(select(UpgradeRow).where(UpgradeRow.gallery_id == gallery_id, UpgradeRow.active))
+
+
+def pins(session: Session, gallery_id: int) -> Pins:
+    """Which transformation each pair of models is pinned to, and which models are retired."""
+    pinned: dict[tuple[str, str], str] = {}
+    retired: set[str] = set()
+    zeros_for: set[str] = set()
+    for row in of_gallery(session, gallery_id):
+        if row.state in ("cancelled", "rolled_back"):
+            continue
+        pinned[row.source.name, row.target.name] = row.transformation.name
+        if row.missing_side == "zeros":
+            zeros_for.add(row.transformation.name)
+        if row.state == "finalized":
+            retired.add(row.source.name)
+            retired.discard(row.target.name)
+    return Pins(pinned, frozenset(retired), frozenset(zeros_for))
+
+
+def add_segments(session: Session, upgrade_id: str, segments: Iterable[tuple[int, int]], *, start: int) -> None:
+    """Add (segment, rows) to the work of an upgrade, in this order from position `start`."""
+    session.add_all(
+        UpgradeSegmentRow(upgrade_id=upgrade_id, segment_id=segment, rows=rows, position=start + at)
+        for at, (segment, rows) in enumerate(segments)
+    )
+    session.flush()
+
+
+def segment_work(session: Session, lease: Lease) -> UpgradeSegmentRow:
+    """The row of a leased segment, if the lease still holds.
+
+    Raises:
+        LeaseLost: another worker took the segment, or the upgrade's work is gone.
+    """
+    row = session.scalar(
+        select(UpgradeSegmentRow).where(_holding(lease)).with_for_update().execution_options(populate_existing=True)
+    )
+    if row is None:
+        raise errors.LeaseLost(f"segment {lease.segment_id} is no longer held by {lease.owner}")
+    return row
+
+
+def lease_next(
+    session: Session, upgrade: UpgradeRow, *, owner: str, seconds: float, max_attempts: int
+) -> UpgradeSegmentRow | None:
+    """Lease the next segment that is free, or whose holder went silent; the caller has locked the upgrade.
+
+    A segment whose holders died `max_attempts` times is set aside as failed, so that it cannot take down every worker.
+    """
+    while True:
+        row = session.scalar(
+            select(UpgradeSegmentRow)
+            .where(UpgradeSegmentRow.upgrade_id == upgrade.id, _free(now()))
+            .order_by(UpgradeSegmentRow.position)
+            .limit(1)
+            .with_for_update()
+        )
+        if row is None:
+            return None
+        row.fence += 1
+        if row.attempts >= max_attempts:
+            row.state, row.owner, row.leased_until = "failed", None, None
+            row.error = row.error or f"its worker died {row.attempts} times"
+            session.flush()
+            continue
+        row.attempts += 1
+        row.state, row.owner, row.leased_until = "leased", owner, now() + timedelta(seconds=seconds)
+        session.flush()
+        return row
+
+
+def renew(session: Session, lease: Lease, seconds: float) -> bool:
+    """Heartbeat: move the end of a lease; False if it is lost."""
+    renewed = session.execute(
+        update(UpgradeSegmentRow)
+        .where(_holding(lease))
+        .values(leased_until=now() + timedelta(seconds=seconds))
+        .returning(UpgradeSegmentRow.segment_id)
+        .execution_options(synchronize_session=False)
+    )
+    return renewed.first() is not None
+
+
+def has_free_segment(session: Session, upgrade_id: str) -> bool:
+    """Whether a worker could lease a segment now."""
+    return (
+        session.scalar(
+            select(UpgradeSegmentRow.segment_id)
+            .where(UpgradeSegmentRow.upgrade_id == upgrade_id, _free(now()))
+            .limit(1)
+        )
+        is not None
+    )
+
+
+def counts(session: Session, upgrade_id: str) -> Counts:
+    """Count the work of an upgrade from its rows."""
+    rows = session.execute(
+        select(UpgradeSegmentRow.state, func.count(), func.sum(UpgradeSegmentRow.rows))
+        .where(UpgradeSegmentRow.upgrade_id == upgrade_id)
+        .group_by(UpgradeSegmentRow.state)
+    ).all()
+    first, last = session.execute(
+        select(func.min(UpgradeSegmentRow.done_at), func.max(UpgradeSegmentRow.done_at)).where(
+            UpgradeSegmentRow.upgrade_id == upgrade_id
+        )
+    ).one()
+    return Counts(
+        segments={state: count for state, count, _ in rows},
+        items={state: int(items) for state, _, items in rows},
+        first_done=first,
+        last_done=last,
+    )
+
+
+def in_state(session: Session, upgrade_id: str, state: str) -> list[UpgradeSegmentRow]:
+    """Segments of an upgrade whose work is in a state, in the order of the work."""
+    return list(
+        session.scalars(
+            select(UpgradeSegmentRow)
+            .where(UpgradeSegmentRow.upgrade_id == upgrade_id, UpgradeSegmentRow.state == state)
+            .order_by(UpgradeSegmentRow.position)
+        )
+    )
+
+
+def failures(session: Session, upgrade_id: str) -> list[UpgradeSegmentRow]:
+    """Segments that were set aside."""
+    return in_state(session, upgrade_id, "failed")
+
+
+def slowest_search_ms(session: Session, gallery_id: int | None) -> float | None:
+    """The largest p99 that an API process measured of late."""
+    return session.scalar(
+        select(func.max(SearchLatencyRow.p99_ms)).where(
+            SearchLatencyRow.gallery_id == gallery_id, SearchLatencyRow.at > now() - _FRESH
+        )
+    )
+
+
+def rows_with_side(session: Session, gallery_id: int) -> Mapping[bool, int]:
+    """Rows of a gallery by whether they have side-information."""
+    rows = session.execute(
+        select(SegmentRow.side_file.is_not(None), func.sum(SegmentRow.rows))
+        .where(SegmentRow.gallery_id == gallery_id)
+        .group_by(SegmentRow.side_file.is_not(None))
+    )
+    return {bool(has): int(count) for has, count in rows}
+
+
+def probes(session: Session, gallery_id: int) -> list[ProbeRow]:
+    """The probe queries of a gallery."""
+    return list(session.scalars(select(ProbeRow).where(ProbeRow.gallery_id == gallery_id).order_by(ProbeRow.position)))
+
+
+def record(
+    session: Session,
+    action: str,
+    *,
+    gallery: str | None = None,
+    upgrade_id: str | None = None,
+    actor: str | None = None,
+    **detail: Any,
+) -> None:
+    """Write an event: the audit trail, and what Server-Sent Events replay."""
+    session.add(EventRow(action=action, gallery=gallery, upgrade_id=upgrade_id, actor=actor, detail=detail))
+
+
+def events_after(session: Session, upgrade_id: str, event_id: int) -> list[EventRow]:
+    """Events of an upgrade after one that is known, oldest first."""
+    return list(
+        session.scalars(
+            select(EventRow).where(EventRow.upgrade_id == upgrade_id, EventRow.id > event_id).order_by(EventRow.id)
+        )
+    )
+
+
+def _free(moment: datetime) -> ColumnElement[bool]:
+    return or_(
+        UpgradeSegmentRow.state == "pending",
+        and_(UpgradeSegmentRow.state == "leased", UpgradeSegmentRow.leased_until < moment),
+    )
+
+
+def _holding(lease: Lease) -> ColumnElement[bool]:
+    return and_(
+        UpgradeSegmentRow.upgrade_id == lease.upgrade_id,
+        UpgradeSegmentRow.segment_id == lease.segment_id,
+        UpgradeSegmentRow.state == "leased",
+        UpgradeSegmentRow.fence == lease.fence,
+    )

@@ -1,0 +1,150 @@
+"""A segment's vectors for one model: written once, memory-mapped by readers, verified by digest.
+
+Ids are a column too: item ids never change within a segment, so a search turns rows into ids without a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery import errors
+from gallery.files import Files, digest
+
+Dtype = Literal["float32", "float16"]
+Stored = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that is durable, and what the catalog records of it."""
+
+    #: name relative to the data folder
+    name: str
+    #: SHA-256 of the whole file, header included
+    sha256: str
+    #: size on disk
+    bytes: int
+
+
+def write(files: Files, folder: str, vectors: NDArray[Any], dtype: Dtype) -> Written:
+    """Write (rows, dimension) vectors as one immutable `.npy` file."""
+    return _save(files, folder, np.ascontiguousarray(vectors, dtype=dtype))
+
+
+def write_blocks(
+    files: Files, folder: str, blocks: Iterable[NDArray[Any]], *, rows: int, dimension: int, dtype: Dtype
+) -> Written:
+    """Write a column block by block, so that memory does not grow with the segment.
+
+    Args:
+        files: where.
+        folder: under which folder.
+        blocks: arrays of (some rows, dimension); together exactly `rows` rows.
+        rows: rows of the column.
+        dimension: width of the column.
+        dtype: how it is stored.
+    """
+    name = files.new(folder, ".npy")
+    with files.writing(name) as path:
+        out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(rows, dimension))
+        at = 0
+        for block in blocks:
+            out[at : at + len(block)] = block
+            at += len(block)
+        if at != rows:
+            raise errors.Damaged(f"a column of {rows} rows was given {at}")
+        out.flush()
+        del out
+    return written(files, name)
+
+
+def written(files: Files, name: str) -> Written:
+    """What the catalog should record of a file that is there."""
+    path = files.path(name)
+    return Written(name=name, sha256=digest(path), bytes=path.stat().st_size)
+
+
+def open_column(path: Path, *, rows: int, dimension: int) -> Stored:
+    """Map a column for reading.
+
+    Raises:
+        Damaged: the file is missing its rows, or is not the array that the catalog describes.
+    """
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise errors.Damaged(f"{path.name} is not a whole column: {error}") from error
+    if vectors.shape != (rows, dimension):
+        raise errors.Damaged(f"{path.name} has shape {vectors.shape}, the catalog says ({rows}, {dimension})")
+    column: Stored = vectors
+    return column
+
+
+def blocks(column: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    """The column in runs of at most `size` rows."""
+    for start in range(0, len(column), size):
+        yield column[start : start + size]
+
+
+class Ids(Sequence[str]):
+    """Item ids of a segment, by row, in one array: no Python string exists until someone asks for a row."""
+
+    def __init__(self, packed: NDArray[np.uint8], rows: int) -> None:
+        """Read `packed`, which is `rows + 1` little-endian int64 offsets, then the UTF-8 bytes of all ids."""
+        head = 8 * (rows + 1)
+        self._offsets = packed[:head].view("<i8")
+        self._bytes = packed[head:]
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """Rows."""
+        return self._rows
+
+    def __getitem__(self, row: Any) -> Any:
+        """The id of one row."""
+        start, end = self._offsets[row], self._offsets[row + 1]
+        return self._bytes[start:end].tobytes().decode()
+
+
+def write_ids(files: Files, folder: str, ids: Sequence[str]) -> Written:
+    """Write ids so that `open_ids` can map them."""
+    encoded = [item.encode() for item in ids]
+    offsets = np.zeros(len(ids) + 1, dtype="<i8")
+    np.cumsum([len(item) for item in encoded], out=offsets[1:])
+    text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    return _save(files, folder, np.concatenate([offsets.view(np.uint8), text]))
+
+
+def open_ids(path: Path, rows: int) -> Ids:
+    """Map the ids of a segment."""
+    try:
+        packed = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise errors.Damaged(f"{path.name} is not a whole column of ids: {error}") from error
+    return Ids(packed, rows)
+
+
+def verify(files: Files, name: str, sha256: str) -> None:
+    """Read a file again and compare its digest with the recorded one.
+
+    Raises:
+        Damaged: the bytes changed, or the file is gone.
+    """
+    path = files.path(name)
+    if not path.exists():
+        raise errors.Damaged(f"{name} is recorded in the catalog but missing on disk", file=name)
+    if digest(path) != sha256:
+        raise errors.Damaged(f"{name} does not have its recorded SHA-256", file=name)
+
+
+def _save(files: Files, folder: str, array: NDArray[Any]) -> Written:
+    name = files.new(folder, ".npy")
+    with files.writing(name) as path, path.open("wb") as handle:
+        np.save(handle, array, allow_pickle=False)
+    return written(files, name)

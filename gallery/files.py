@@ -1,0 +1,93 @@
+"""Files that appear whole or not at all: write beside, sync, rename, sync the folder.
+
+A crash leaves at most a file whose name ends in `.part`, or a whole file that no row of the catalog names. Both are
+reclaimed by `sweep`, which spares what is young because it may be about to be published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ulid import ULID
+
+from gallery import errors
+
+PART = ".part"
+
+
+class Files:
+    """One folder, addressed by relative names that only the server makes."""
+
+    def __init__(self, root: Path) -> None:
+        """Use `root`, which is made if it does not exist."""
+        self.root = root.absolute()
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> Path:
+        """The absolute path of a stored name, which must stay inside the root."""
+        path = (self.root / name).resolve()
+        if not path.is_relative_to(self.root.resolve()):
+            raise errors.Damaged(f"the stored name {name!r} leads out of the data folder")
+        return path
+
+    def new(self, folder: str, suffix: str) -> str:
+        """A name that nothing had before."""
+        return f"{folder}/{ULID()}{suffix}"
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Give a path to write to; when the block ends well, the file is durable under `name`.
+
+        Whoever writes to the path need not sync. On an error nothing is left.
+        """
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + PART)
+        try:
+            yield part
+            with part.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            part.rename(path)
+            sync_folder(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Forget files. Readers that have them mapped keep their bytes until they let go."""
+        for name in names:
+            self.path(name).unlink(missing_ok=True)
+
+    def sweep(self, folder: str, *, known: Callable[[str], bool], older_than: float) -> list[str]:
+        """Remove files under `folder` that are unknown and were not touched for `older_than` seconds.
+
+        Returns:
+            The names that were removed.
+        """
+        start, removed = self.path(folder), []
+        horizon = time.time() - older_than
+        for path in sorted(start.rglob("*")) if start.exists() else ():
+            name = path.relative_to(self.root).as_posix()
+            if path.is_file() and path.stat().st_mtime < horizon and not known(name):
+                path.unlink(missing_ok=True)
+                removed.append(name)
+        return removed
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

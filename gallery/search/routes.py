@@ -1,0 +1,204 @@
+"""Which space an answer is scored in, and by which route each segment is searched. Pure: no input, no output.
+
+One score space is chosen for the whole answer, so that all its scores compare without calibration:
+
+1. the query model's own space, if every segment reaches it;
+2. else another space that the query reaches, if every segment reaches it too;
+3. else the search is refused, unless a partial answer is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from gallery import errors
+from gallery.spaces import Registry, Transformation
+
+
+class Route(StrEnum):
+    """How a segment is searched."""
+
+    DIRECT = "direct"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+class Reach(NamedTuple):
+    """What matters of a segment for planning."""
+
+    #: models it has published columns of
+    models: frozenset[str]
+    #: width of its side-information, null if none
+    side_dimension: int | None
+    #: live rows
+    live: int
+
+
+class Way(NamedTuple):
+    """How one segment reaches the score space."""
+
+    route: Route
+    #: the model whose column is searched
+    column: str
+    #: what maps its candidates into the score space; None for `direct`
+    transformation: Transformation | None
+    #: the query is not known in the column's space, so that every row is a candidate
+    exhaustive: bool = False
+
+
+class Coverage(NamedTuple):
+    """Live items by the route that reached them."""
+
+    direct: int
+    forward: int
+    backward: int
+    unreachable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one search will be done."""
+
+    score_space: str
+    #: maps the query into a space; by the space's name, for the spaces in which it is not known
+    query_by: Mapping[str, Transformation]
+    #: per segment, in the snapshot's order; None where it cannot be reached
+    ways: tuple[Way | None, ...]
+    coverage: Coverage
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a planner may use: the query's vectors, the transformations, and what upgrades are pinned to."""
+
+    query_model: str
+    companions: Collection[str]
+    registry: Registry
+    pinned: Mapping[tuple[str, str], str]
+    zeros_for: Collection[str]
+
+    def query_by(self, space: str) -> Transformation | None:
+        """The backward transformation that maps the query into a space."""
+        return self.registry.between(self.query_model, space, "backward", self.pinned)
+
+    def is_known_in(self, space: str) -> bool:
+        """Whether the query has a vector in a space, given or mapped."""
+        return space == self.query_model or space in self.companions or self.query_by(space) is not None
+
+    def feeds(self, transformation: Transformation, segment: Reach) -> bool:
+        """Whether a segment has the side-information that a transformation needs, or zeros may stand for it."""
+        return transformation.takes(segment.side_dimension) or (
+            segment.side_dimension is None and transformation.name in self.zeros_for
+        )
+
+
+def plan(known: Known, segments: Sequence[Reach], *, allow_partial: bool = False) -> Plan:
+    """Choose the score space and a way for each segment.
+
+    Raises:
+        NoRoute: some segment cannot be reached and no partial answer is allowed.
+    """
+    cache: dict[tuple[frozenset[str], int | None, str], Way | None] = {}
+
+    def way(segment: Reach, space: str) -> Way | None:
+        """Segments alike are planned once: a gallery has many segments, but few kinds of them."""
+        key = (segment.models, segment.side_dimension, space)
+        if key not in cache:
+            cache[key] = _way(known, segment, space)
+        return cache[key]
+
+    plans: list[Plan] = []
+    for space in _spaces(known, segments):
+        found = _plan(known, space, segments, tuple(way(segment, space) for segment in segments))
+        if found.coverage.unreachable == 0:
+            return found
+        plans.append(found)
+    best = min(plans, key=lambda p: p.coverage.unreachable)
+    if not allow_partial:
+        raise errors.NoRoute(_advice(known, segments, best))
+    return best
+
+
+def _spaces(known: Known, segments: Sequence[Reach]) -> Iterator[str]:
+    """The query model's own space, then the others that the query reaches, by name."""
+    yield known.query_model
+    stored = {model for segment in segments for model in segment.models}
+    targets = {t.target for t in known.registry.transformations if t.source == known.query_model}
+    for space in sorted((stored | targets) - {known.query_model}):
+        if known.is_known_in(space):
+            yield space
+
+
+def _plan(known: Known, space: str, segments: Sequence[Reach], ways: tuple[Way | None, ...]) -> Plan:
+    live = dict.fromkeys(Route, 0)
+    unreachable = 0
+    for segment, way in zip(segments, ways, strict=True):
+        if way is None:
+            unreachable += segment.live
+        else:
+            live[way.route] += segment.live
+    asked = {space} | {way.column for way in ways if way is not None and not way.exhaustive}
+    mapped = {name: known.query_by(name) for name in asked - {known.query_model} - set(known.companions)}
+    return Plan(
+        score_space=space,
+        query_by={name: transformation for name, transformation in mapped.items() if transformation is not None},
+        ways=ways,
+        coverage=Coverage(live[Route.DIRECT], live[Route.FORWARD], live[Route.BACKWARD], unreachable),
+    )
+
+
+def _way(known: Known, segment: Reach, space: str) -> Way | None:
+    if space in segment.models:
+        return Way(Route.DIRECT, space, None)
+    return _forward(known, segment, space) or _backward(known, segment, space)
+
+
+def _forward(known: Known, segment: Reach, space: str) -> Way | None:
+    for model in sorted(segment.models):
+        transformation = known.registry.between(model, space, "forward", known.pinned)
+        if transformation is not None and known.feeds(transformation, segment) and known.is_known_in(model):
+            return Way(Route.FORWARD, model, transformation)
+    return None
+
+
+def _backward(known: Known, segment: Reach, space: str) -> Way | None:
+    """By the query's own vector in the newer space if it is known there, else by every row of the segment."""
+    ways = [
+        Way(Route.BACKWARD, model, transformation, exhaustive=not known.is_known_in(model))
+        for model in sorted(segment.models)
+        if (transformation := known.registry.between(model, space, "backward", known.pinned)) is not None
+    ]
+    return min(ways, key=lambda way: way.exhaustive, default=None)
+
+
+def _advice(known: Known, segments: Sequence[Reach], best: Plan) -> str:
+    """Name both models, and what would help."""
+    lost = [segment for segment, way in zip(segments, best.ways, strict=True) if way is None]
+    stored = sorted({model for segment in lost for model in segment.models})
+    forward = [
+        t.name
+        for t in known.registry.transformations
+        if t.direction == "forward" and t.target == known.query_model and t.source in stored
+    ]
+    query, others = known.query_model, " or ".join(stored)
+    if forward:
+        usable = any(
+            known.feeds(t, segment) for t in known.registry.transformations if t.name in forward for segment in lost
+        )
+        help_ = (
+            f"send the query's {others} vector in `companions`, so that {forward[-1]} can be used"
+            if usable
+            else f"{forward[-1]} needs side-information, which these items do not have"
+        )
+    else:
+        help_ = (
+            f"register a forward transformation from {others} to {query} and send companions, or a backward "
+            f"transformation from {query} to {others}"
+        )
+    return (
+        f"{best.coverage.unreachable} items have vectors of {others} only, which a query of {query} does not reach: "
+        f"{help_}; or set `allow_partial` to search the rest"
+    )

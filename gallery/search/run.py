@@ -1,0 +1,240 @@
+"""Do a search: plan, ask each segment once by its route, merge. No database, unless the payload is filtered.
+
+The scores of every route come from `gallery.index.scores`: `direct` segments are asked for the score space itself, and
+candidates of the other routes are mapped into it first. So all scores of one answer compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery import errors
+from gallery.catalog import items as item_rows
+from gallery.catalog.filters import compile_filter
+from gallery.catalog.segments import Origin
+from gallery.catalog.transaction import Catalog
+from gallery.index.base import Mask, Rows, Vectors
+from gallery.index.scores import score, unit, worst
+from gallery.search.mapped import MappedColumns
+from gallery.search.merge import Part, merge, single
+from gallery.search.request import Answer, SearchRequest
+from gallery.search.routes import Known, Plan, Reach, Route, Way, plan
+from gallery.snapshot import SegmentView, Snapshot, World
+from gallery.spaces import Transformation
+from gallery.transforms import Transforms
+from gallery.vectors import as_query
+
+_SCORED_AT_ONCE = 1 << 24  # numbers; 64 MiB of float32 while candidates are scored
+
+
+@dataclass(frozen=True, slots=True)
+class Searcher:
+    """What searches need beside the snapshot; one per process, safe from many threads."""
+
+    catalog: Catalog
+    transforms: Transforms
+    mapped: MappedColumns
+    #: candidates per hit on forward and backward routes
+    oversample: int
+    min_candidates: int
+
+    def search(self, world: World, gallery: str, request: SearchRequest) -> Answer:
+        """Search one gallery at the version of `world`.
+
+        Raises:
+            GalleryNotFound, ModelNotFound: as they say.
+            NoRoute, ModelRetired: no score space reaches every segment.
+            InvalidFilter: the filter cannot be compiled.
+        """
+        snapshot = world.snapshot(gallery)
+        planned = _plan(world, snapshot, request)
+        run = _Run(self, world, snapshot, request, planned, self._filtered(snapshot, request))
+        best = merge(list(run.parts()), request.k, run.target.metric, len(request.vectors))
+        return Answer(
+            snapshot=snapshot,
+            score_space=planned.score_space,
+            coverage=planned.coverage,
+            scores=best.scores,
+            segments=best.segments,
+            rows=best.rows,
+            origins=[
+                _origin(view, way, planned.score_space)
+                for view, way in zip(snapshot.segments, planned.ways, strict=True)
+            ],
+        )
+
+    def _filtered(self, snapshot: Snapshot, request: SearchRequest) -> Mapping[int, Mask] | None:
+        """Per segment id, the rows that fit the payload filter."""
+        if request.filter is None:
+            return None
+        condition = compile_filter(request.filter, self.catalog.engine.dialect.name)
+        ids = [view.id for view in snapshot.segments]
+        with self.catalog.reading() as session:
+            found = item_rows.matching(session, snapshot.gallery_id, ids, condition)
+        masks = {view.id: np.zeros(view.rows, dtype=np.bool_) for view in snapshot.segments}
+        for segment, rows in found.items():
+            masks[segment][rows] = True
+        return masks
+
+
+def _plan(world: World, snapshot: Snapshot, request: SearchRequest) -> Plan:
+    world.model(request.model)
+    for name in request.companions:
+        world.model(name)
+    known = Known(request.model, request.companions.keys(), world.registry, snapshot.pinned, snapshot.zeros_for)
+    reaches = [
+        Reach(frozenset(view.columns), view.side_dimension, view.live) for view in snapshot.segments if view.live
+    ]
+    try:
+        planned = plan(known, reaches, allow_partial=request.allow_partial)
+    except errors.NoRoute as error:
+        if request.model in snapshot.retired:
+            raise errors.ModelRetired(
+                f"{snapshot.gallery} was upgraded from {request.model} to {snapshot.model} for good: embed the query with "
+                f"{snapshot.model}, or register a backward transformation from {snapshot.model} to {request.model}"
+            ) from error
+        raise
+    ways = iter(planned.ways)
+    aligned = tuple(next(ways) if view.live else None for view in snapshot.segments)
+    return Plan(planned.score_space, planned.query_by, aligned, planned.coverage)
+
+
+def _origin(view: SegmentView, way: Way | None, score_space: str) -> Origin:
+    """Whether the vector that was scored is the model's own or came out of a transformation."""
+    return view.columns[score_space].origin if way is not None and way.route is Route.DIRECT else "derived"
+
+
+class _Run:
+    """One search under way."""
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        world: World,
+        snapshot: Snapshot,
+        request: SearchRequest,
+        planned: Plan,
+        filtered: Mapping[int, Mask] | None,
+    ) -> None:
+        self.searcher = searcher
+        self.models = world.registry.models
+        self.snapshot = snapshot
+        self.request = request
+        self.planned = planned
+        self.filtered = filtered
+        self.target = self.models[planned.score_space]
+        self.candidates = max((request.oversample or searcher.oversample) * request.k, searcher.min_candidates)
+        self._queries: dict[str, Vectors] = {}
+
+    def parts(self) -> Iterator[Part]:
+        """What each group of segments found, scored in the score space."""
+        groups: dict[tuple[str, Transformation], list[int]] = {}
+        for at, way in enumerate(self.planned.ways):
+            if way is None:
+                continue
+            if way.transformation is None:
+                yield self._ask(at, self.target.name, self.request.k)
+            elif way.exhaustive:
+                yield self._ask_mapped(at, way.column, way.transformation)
+            else:
+                groups.setdefault((way.column, way.transformation), []).append(at)
+        for (column, transformation), segments in groups.items():
+            yield self._rescore(column, transformation, segments)
+
+    def _query(self, model: str) -> Vectors:
+        """The queries in a model's space: as sent, or mapped by a backward transformation."""
+        found = self._queries.get(model)
+        if found is None:
+            found = as_query(self._vectors(model), self.models[model])
+            self._queries[model] = found
+        return found
+
+    def _vectors(self, model: str) -> Vectors:
+        if model == self.request.model:
+            return self.request.vectors
+        if model in self.request.companions:
+            return self.request.companions[model]
+        transformation = self.planned.query_by[model]
+        return self.searcher.transforms.apply(transformation, self.models[model], self.request.vectors, None)
+
+    def _selected(self, view: SegmentView) -> Mask | None:
+        """Rows that are live and fit the filter."""
+        if self.filtered is None:
+            return view.selected
+        fitting = self.filtered[view.id]
+        return fitting if view.selected is None else fitting & view.selected
+
+    def _ask(self, at: int, model: str, k: int) -> Part:
+        """The best rows of one segment in a space that it has a column of."""
+        view = self.snapshot.segments[at]
+        found = view.columns[model].index.search(self._query(model), min(k, view.rows), self._selected(view))
+        return single(at, found.scores, found.rows)
+
+    def _ask_mapped(self, at: int, column: str, transformation: Transformation) -> Part:
+        """The best rows of one segment, all of which are mapped: the query has no vector in the column's space."""
+        view = self.snapshot.segments[at]
+        index = self.searcher.mapped.index(view.columns[column], transformation, self.target, view.side)
+        found = index.search(self._query(self.target.name), min(self.request.k, view.rows), self._selected(view))
+        return single(at, found.scores, found.rows)
+
+    def _rescore(self, column: str, transformation: Transformation, segments: Iterable[int]) -> Part:
+        """The best candidates over several segments in the column's space, mapped once and scored again."""
+        asked = [self._ask(at, column, self.candidates) for at in segments]
+        metric = self.models[column].metric
+        best = merge(asked, self.candidates, metric, len(self.request.vectors))
+        missing = best.rows < 0
+        places = np.stack([best.segments, best.rows], axis=-1)
+        places[missing] = -1
+        distinct, inverse = np.unique(places.reshape(-1, 2), axis=0, return_inverse=True)
+        scores = self._score(self._map(distinct, column, transformation), inverse.reshape(best.rows.shape))
+        scores[missing] = worst(self.target.metric)
+        return Part(scores, best.segments, best.rows)
+
+    def _map(self, places: Rows, column: str, by: Transformation) -> Vectors:
+        """The candidates at (segment, row) places in the score space; the place (-1, -1) stands for none."""
+        mapped = np.zeros((len(places), self.target.dimension), dtype=np.float32)
+        runs: dict[bool, list[tuple[slice, Vectors, Vectors | None]]] = {True: [], False: []}
+        starts = np.flatnonzero(np.r_[True, places[1:, 0] != places[:-1, 0]]) if len(places) else np.empty(0, np.int64)
+        for start, end in zip(starts, [*starts[1:], len(places)], strict=True):
+            at = int(places[start, 0])
+            if at < 0:
+                continue
+            view, rows = self.snapshot.segments[at], places[start:end, 1]
+            side = None if view.side is None or by.side_dimension is None else view.side[rows]
+            runs[side is None].append((slice(start, end), view.columns[column].vectors[rows], side))
+        for gathered in runs.values():
+            if gathered:
+                _fill(mapped, self._apply(by, gathered), (place for place, _, _ in gathered))
+        return unit(mapped) if self.target.metric == "cosine" else mapped
+
+    def _apply(self, by: Transformation, gathered: list[tuple[slice, Vectors, Vectors | None]]) -> Vectors:
+        """One call for all segments alike."""
+        sides = [side for _, _, side in gathered if side is not None]
+        return self.searcher.transforms.apply(
+            by,
+            self.target,
+            np.concatenate([vectors for _, vectors, _ in gathered]),
+            np.concatenate(sides) if sides else None,
+        )
+
+    def _score(self, mapped: Vectors, inverse: NDArray[np.intp]) -> Vectors:
+        """Score (queries, candidates) given as positions in `mapped`, a bounded number at once."""
+        queries = self._query(self.target.name)
+        scores = np.empty(inverse.shape, dtype=np.float32)
+        step = max(1, _SCORED_AT_ONCE // max(1, inverse.shape[1] * self.target.dimension))
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            scores[part] = score(queries[part], mapped[inverse[part]], self.target.metric)
+        return scores
+
+
+def _fill(into: Vectors, rows: Vectors, places: Iterable[slice]) -> None:
+    at = 0
+    for place in places:
+        size = place.stop - place.start
+        into[place] = rows[at : at + size]
+        at += size

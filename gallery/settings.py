@@ -1,0 +1,45 @@
+"""What the gallery must be told: where things are kept, and its limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class GallerySettings(BaseSettings):
+    """Read from `FORWARDFILL_*` by the composition roots only; everyone below is handed values."""
+
+    model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", extra="ignore")
+
+    data: Path = Field(default=Path("forwardfill-data"), description="Folder of columns, indexes and artifacts.")
+    database_url: str = Field(
+        default="",
+        description="SQLAlchemy URL; empty means SQLite in the data folder.",
+        json_schema_extra={"secret": True},
+    )
+    # A segment of fewer rows is searched exactly. At 10,000 x 128 an exact scan of float32 takes well under a millisecond.
+    exact_below: int = Field(default=20_000, ge=0, description="Segments with fewer rows have no index file.")
+    max_dimension: int = Field(default=8192, ge=1, description="Largest dimension of a model.")
+    max_items_per_upsert: int = Field(default=10_000, ge=1, description="Items in one JSON upsert.")
+    max_items_per_arrow: int = Field(default=1_000_000, ge=1, description="Items in one Arrow upsert.")
+    max_k: int = Field(default=1000, ge=1, description="Hits of one search.")
+    max_queries: int = Field(default=1000, ge=1, description="Queries in one batch search.")
+    oversample: int = Field(default=10, ge=1, description="Candidates per hit on forward and backward routes.")
+    # For the first place alone, recall needs about a hundred candidates however small k is.
+    min_candidates: int = Field(default=200, ge=1, description="Fewest candidates on forward and backward routes.")
+    lease_seconds: float = Field(
+        default=30.0, gt=0, description="A worker that is silent for longer loses its segment."
+    )
+    max_attempts: int = Field(default=3, ge=1, description="Attempts at a segment before it is set aside as failed.")
+    mapped_cache_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=0,
+        description="Memory for columns that were mapped at query time (backward routes).",
+    )
+
+    @property
+    def database(self) -> str:
+        """The URL that is in force."""
+        return self.database_url or f"sqlite:///{self.data.absolute() / 'catalog.sqlite3'}"

@@ -1,0 +1,254 @@
+"""What one search sees: all live segments of a gallery, their columns and deletions at one version; immutable.
+
+`Galleries` is the mutable holder of a process. Readers take `current` once and keep it; `refresh` reads what changed in
+the catalog, opens what is new, and swaps. Nothing that a reader holds ever changes under it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gallery import errors
+from gallery.catalog import items as item_rows
+from gallery.catalog import models as model_rows
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.segments import Origin
+from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
+from gallery.catalog.transaction import Catalog
+from gallery.columns import Ids, Stored, open_column, open_ids
+from gallery.files import Files
+from gallery.index.base import Index, Mask, Rows
+from gallery.index.registry import backend
+from gallery.spaces import EmbeddingModel, Registry
+
+_OPEN_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One segment's vectors for one model, open for reading."""
+
+    id: int
+    model: str
+    origin: Origin
+    vectors: Stored
+    index: Index
+    #: what the index was opened from; a column that gains an index is opened again
+    index_file: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentView:
+    """A segment as one snapshot sees it."""
+
+    id: int
+    rows: int
+    ids: Ids
+    side: Stored | None
+    #: by model name; only published columns
+    columns: Mapping[str, Column]
+    #: (rows,) True where the row is live; None where all are
+    selected: Mask | None
+    #: live rows
+    live: int
+
+    @property
+    def side_dimension(self) -> int | None:
+        """Width of the side-information, null if there is none."""
+        return None if self.side is None else self.side.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A gallery at one version."""
+
+    gallery_id: int
+    gallery: str
+    version: int
+    #: name of the gallery's model
+    model: str
+    segments: tuple[SegmentView, ...]
+    #: models that a finalized upgrade left behind
+    retired: frozenset[str]
+    #: (source, target) -> name of the transformation that an upgrade is pinned to
+    pinned: Mapping[tuple[str, str], str]
+    #: names of transformations that may take zeros for missing side-information
+    zeros_for: frozenset[str]
+
+    @property
+    def live(self) -> int:
+        """Live items."""
+        return sum(segment.live for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything a search needs, at one moment; immutable."""
+
+    registry: Registry
+    registry_mark: tuple[int, int]
+    galleries: Mapping[str, Snapshot]
+
+    def snapshot(self, gallery: str) -> Snapshot:
+        """The snapshot of a gallery.
+
+        Raises:
+            GalleryNotFound: this process knows no such gallery.
+        """
+        found = self.galleries.get(gallery)
+        if found is None:
+            raise errors.GalleryNotFound(f"no gallery is named {gallery!r}; create it with POST /galleries")
+        return found
+
+    def model(self, name: str) -> EmbeddingModel:
+        """A registered model.
+
+        Raises:
+            ModelNotFound: none has the name.
+        """
+        found = self.registry.models.get(name)
+        if found is None:
+            raise errors.ModelNotFound(f"no model is registered as {name!r}; register it with POST /models")
+        return found
+
+
+class Galleries:
+    """The snapshots of this process."""
+
+    def __init__(self, catalog: Catalog, files: Files) -> None:
+        """Start with nothing; call `refresh`."""
+        self._catalog = catalog
+        self._files = files
+        self._lock = threading.Lock()
+        self.current = World(Registry({}, ()), (0, 0), MappingProxyType({}))
+
+    def refresh(self) -> World:
+        """Read what changed since the last refresh, and swap. Returns what is current now.
+
+        A file may be removed between the read of its row and its opening, by a rollback or finalize; then the rows are read
+        again, which no longer name it.
+        """
+        with self._lock:
+            for attempt in range(_OPEN_ATTEMPTS):
+                try:
+                    self.current = self._newer(self.current)
+                    break
+                except FileNotFoundError as error:
+                    if attempt == _OPEN_ATTEMPTS - 1:
+                        raise errors.Damaged(f"a recorded file is missing: {error.filename}") from error
+            return self.current
+
+    def _newer(self, old: World) -> World:
+        with self._catalog.reading() as session:
+            mark = model_rows.registry_mark(session)
+            registry = old.registry if mark == old.registry_mark else model_rows.registry(session)
+            versions = session.execute(select(GalleryRow.name, GalleryRow.id, GalleryRow.version)).all()
+            galleries = {
+                name: self._snapshot(session, name, registry, old.galleries.get(name), gallery_id, version)
+                for name, gallery_id, version in versions
+            }
+        return World(registry, mark, MappingProxyType(galleries))
+
+    def _snapshot(
+        self, session: Session, name: str, registry: Registry, old: Snapshot | None, gallery_id: int, version: int
+    ) -> Snapshot:
+        if old is not None and old.gallery_id != gallery_id:
+            old = None  # deleted, and created anew under its name
+        if old is not None and old.version == version:
+            return old
+        return _load(session, self._files, name, registry, old)
+
+
+def _load(session: Session, files: Files, name: str, registry: Registry, old: Snapshot | None) -> Snapshot:
+    row = session.scalars(select(GalleryRow).where(GalleryRow.name == name)).one()
+    opened = {view.id: view for view in old.segments} if old else {}
+    columns = _columns(session, files, registry, row.id, opened)
+    deleted = dict(item_rows.deleted_since(session, row.id, old.version if old else -1))
+    segments = session.scalars(select(SegmentRow).where(SegmentRow.gallery_id == row.id).order_by(SegmentRow.id))
+    views = [
+        _without(
+            replace(opened[segment.id], columns=columns.get(segment.id, {}))
+            if segment.id in opened
+            else _open_segment(files, segment, columns.get(segment.id, {})),
+            deleted.get(segment.id),
+        )
+        for segment in segments
+    ]
+    pins = upgrade_rows.pins(session, row.id)
+    return Snapshot(
+        gallery_id=row.id,
+        gallery=row.name,
+        version=row.version,
+        model=row.model.name,
+        segments=tuple(views),
+        retired=pins.retired,
+        pinned=pins.pinned,
+        zeros_for=pins.zeros_for,
+    )
+
+
+def _columns(
+    session: Session, files: Files, registry: Registry, gallery_id: int, opened: Mapping[int, SegmentView]
+) -> dict[int, dict[str, Column]]:
+    """Published columns by segment and model, those that are open already taken over."""
+    known = {column.id: column for view in opened.values() for column in view.columns.values()}
+    names = {model.id: model for model in registry.models.values()}
+    found: dict[int, dict[str, Column]] = {}
+    rows = session.execute(
+        select(ColumnRow, SegmentRow.rows)
+        .join(SegmentRow)
+        .where(SegmentRow.gallery_id == gallery_id, ColumnRow.published)
+    )
+    for row, count in rows:
+        model, column = names[row.model_id], known.get(row.id)
+        if column is None or column.index_file != row.index_file:
+            column = _open_column(files, row, model, count)
+        found.setdefault(row.segment_id, {})[model.name] = column
+    return found
+
+
+def _open_column(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int) -> Column:
+    vectors = open_column(files.path(row.file), rows=rows, dimension=model.dimension)
+    kind, path = ("flat", None) if row.index_file is None else (row.index_kind, _existing(files, row.index_file))
+    index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
+    origin: Origin = "native" if row.origin == "native" else "derived"
+    return Column(row.id, model.name, origin, vectors, index, row.index_file)
+
+
+def _existing(files: Files, name: str) -> Path:
+    """FAISS reports a missing file as a RuntimeError like any other; a retry wants to tell it apart."""
+    path = files.path(name)
+    path.stat()
+    return path
+
+
+def _open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:
+    side = None
+    if row.side_file is not None and row.side_dimension is not None:
+        side = open_column(files.path(row.side_file), rows=row.rows, dimension=row.side_dimension)
+    return SegmentView(
+        id=row.id,
+        rows=row.rows,
+        ids=open_ids(files.path(row.ids_file), row.rows),
+        side=side,
+        columns=columns,
+        selected=None,
+        live=row.rows,
+    )
+
+
+def _without(view: SegmentView, deleted: Rows | None) -> SegmentView:
+    """The segment with more rows deleted; the mask is copied, since other snapshots hold the old one."""
+    if deleted is None:
+        return view
+    selected = np.ones(view.rows, dtype=np.bool_) if view.selected is None else view.selected.copy()
+    selected[deleted] = False
+    return replace(view, selected=selected, live=int(np.count_nonzero(selected)))

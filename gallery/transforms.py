@@ -1,0 +1,90 @@
+"""How the gallery sees transformations: functions from arrays to arrays, handed in by the composition roots."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery import errors
+from gallery.columns import verify
+from gallery.files import Files
+from gallery.index.base import Vectors
+from gallery.index.scores import unit
+from gallery.spaces import EmbeddingModel, Transformation
+
+Load = Callable[[Path], "Transform"]
+ARTIFACTS = "artifacts"
+
+
+class Transform(Protocol):
+    """A loaded artifact."""
+
+    def __call__(self, embeddings: NDArray[Any], side: NDArray[Any] | None = None) -> Vectors:
+        """Map (n, source) embeddings with (n, side) side-information to (n, target) float32."""
+
+
+def artifact_file(sha256: str) -> str:
+    """The stored name of an artifact."""
+    return f"{ARTIFACTS}/{sha256}.safetensors"
+
+
+class Transforms:
+    """The transformations of this process, loaded once each; safe from many threads."""
+
+    def __init__(self, files: Files, load: Load) -> None:
+        """Load artifacts of `files` with `load`."""
+        self._files = files
+        self._load = load
+        self._loaded: dict[str, Transform] = {}
+        self._lock = threading.Lock()
+
+    def apply(
+        self,
+        transformation: Transformation,
+        target: EmbeddingModel,
+        embeddings: NDArray[Any],
+        side: NDArray[Any] | None,
+    ) -> Vectors:
+        """Map embeddings and bring them into the target model's convention.
+
+        Args:
+            transformation: which.
+            target: its target model; where that is normalised, so is the result.
+            embeddings: (n, source dimension).
+            side: (n, side dimension); None stands for zeros where the transformation needs side-information.
+
+        Returns:
+            (n, target dimension) float32.
+        """
+        if transformation.side_dimension is None:
+            side = None
+        elif side is None:
+            side = np.zeros((len(embeddings), transformation.side_dimension), dtype=np.float32)
+        mapped = self.get(transformation.artifact)(embeddings, side)
+        return unit(mapped) if target.normalized else mapped
+
+    def get(self, sha256: str) -> Transform:
+        """The function of an artifact.
+
+        Raises:
+            Damaged: the stored file is not the one that was registered.
+        """
+        found = self._loaded.get(sha256)
+        if found is None:
+            with self._lock:
+                found = self._loaded.get(sha256) or self._open(sha256)
+                self._loaded[sha256] = found
+        return found
+
+    def _open(self, sha256: str) -> Transform:
+        name = artifact_file(sha256)
+        verify(self._files, name, sha256)
+        try:
+            return self._load(self._files.path(name))
+        except ValueError as error:
+            raise errors.UnsafeArtifact(str(error)) from error

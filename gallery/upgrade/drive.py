@@ -1,0 +1,143 @@
+"""What a worker does for an upgrade: the next small step, by its state. Any worker may do any step, any number of times."""
+
+from __future__ import annotations
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gallery import errors
+from gallery.catalog import segments as segment_rows
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import ColumnRow, UpgradeRow
+from gallery.catalog.upgrades import Lease
+from gallery.columns import verify
+from gallery.search.run import Searcher
+from gallery.snapshot import Galleries
+from gallery.store import Store
+from gallery.upgrade import gate, segment
+from gallery.upgrade.lifecycle import complete, locked, move
+from gallery.upgrade.states import DRIVEN, State
+
+log = structlog.get_logger()
+
+
+def due(store: Store) -> list[str]:
+    """Upgrades for which a worker could do something now."""
+    with store.catalog.reading() as session:
+        rows = session.scalars(select(UpgradeRow).where(UpgradeRow.active, UpgradeRow.state.in_(DRIVEN)))
+        return [row.id for row in rows if _due(session, row)]
+
+
+def advance(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str, owner: str) -> bool:
+    """Do the next step of an upgrade; False if there is nothing to do now."""
+    with store.catalog.reading() as session:
+        state = State(upgrade_rows.upgrade_row(session, upgrade_id).state)
+    if state in (State.PENDING, State.VALIDATING):
+        return gate.validate(store, galleries, searcher, upgrade_id)
+    if state is State.RUNNING:
+        held = segment.lease(store, upgrade_id, owner)
+        return _do(store, held) if held is not None else settle(store, upgrade_id)
+    if state is State.VERIFYING:
+        return finish(store, galleries, searcher, upgrade_id)
+    return False
+
+
+def settle(store: Store, upgrade_id: str) -> bool:
+    """When no segment is left to lease or held by a worker: go on to verify, or fail with what was set aside."""
+    with store.catalog.reading() as session:
+        left = upgrade_rows.counts(session, upgrade_id).segments
+    if left.get("pending") or left.get("leased"):
+        return False
+    with store.catalog.transaction() as tx:
+        # The gallery's row is locked: no write can add a segment between this count and the step.
+        row, _ = locked(tx.session, upgrade_id)
+        left = upgrade_rows.counts(tx.session, upgrade_id).segments
+        if row.state != State.RUNNING or left.get("pending") or left.get("leased"):
+            return False
+        if left.get("failed"):
+            row.error = f"{left['failed']} segments failed; see failures, then retry or cancel"
+            move(tx.session, row, State.FAILED, error=row.error)
+        else:
+            move(tx.session, row, State.VERIFYING)
+    return True
+
+
+def finish(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str) -> bool:
+    """Read every new column again, look for segments without one, measure, then complete or wait for the cutover."""
+    try:
+        _verify_files(store, upgrade_id)
+        quality = gate.measure_now(store, galleries, searcher, upgrade_id)
+    except errors.GalleryError as error:
+        return fail(store, upgrade_id, State.VERIFYING, str(error))
+    with store.catalog.transaction() as tx:
+        row, gallery = locked(tx.session, upgrade_id)
+        if row.state != State.VERIFYING:
+            return False
+        row.quality = {**row.quality, **quality}
+        missing = _without_target(tx.session, row)
+        if missing:
+            row.error = f"segments {missing[:5]} have no column of {row.target.name}"
+            move(tx.session, row, State.FAILED, error=row.error)
+        elif row.cutover == "manual":
+            move(tx.session, row, State.AWAITING_CUTOVER)
+        else:
+            complete(tx.session, row, gallery)
+    return True
+
+
+def fail(store: Store, upgrade_id: str, expected: State, error: str) -> bool:
+    """Stop an upgrade that is still in the expected state; a person resumes or cancels it."""
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        if row.state != expected:
+            return False
+        row.error = error[:2000]
+        move(tx.session, row, State.FAILED, error=row.error)
+    return True
+
+
+def _do(store: Store, held: Lease) -> bool:
+    """One segment; what goes wrong with it is recorded on its row and must not stop the others."""
+    try:
+        segment.work(store, held)
+    except errors.LeaseLost:
+        return True
+    except Exception as error:  # noqa: BLE001 - whatever one segment does, the rest goes on
+        log.warning("segment_failed", upgrade=held.upgrade_id, segment=held.segment_id, error=repr(error))
+        _record_failure(store, held, error)
+    except BaseException:
+        segment.release(store, held)  # the process is being told to stop
+        raise
+    return True
+
+
+def _record_failure(store: Store, held: Lease, error: Exception) -> None:
+    try:
+        segment.fail(store, held, f"{type(error).__name__}: {error}")
+    except errors.LeaseLost:
+        return  # whoever holds the segment now will record its own
+
+
+def _due(session: Session, row: UpgradeRow) -> bool:
+    if row.state != State.RUNNING:
+        return True
+    left = upgrade_rows.counts(session, row.id).segments
+    if not left.get("pending") and not left.get("leased"):
+        return True
+    return segment.hold(session, row) is None and upgrade_rows.has_free_segment(session, row.id)
+
+
+def _verify_files(store: Store, upgrade_id: str) -> None:
+    with store.catalog.reading() as session:
+        columns = list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == upgrade_id)))
+    for column in columns:
+        verify(store.files, column.file, column.sha256)
+
+
+def _without_target(session: Session, row: UpgradeRow) -> list[int]:
+    """Segments that should have a column of the target and have none: by a join, never by counts."""
+    skipped = {s.segment_id for s in upgrade_rows.in_state(session, row.id, "skipped")}
+    lacking = segment_rows.without_model(session, row.gallery_id or 0, row.target_id)
+    with_side = row.transformation.side_dimension is None or row.missing_side != "skip"
+    return [s.id for s in lacking if s.id not in skipped and (with_side or s.side_file is not None)]

@@ -1,0 +1,425 @@
+"""The verbs of an upgrade, each one transaction.
+
+Cancel, cutover, rollback and finalize touch rows only, a few per segment, so they are done when they are answered:
+`cancelling` and `rolling_back` are passed through within the transaction, and files are removed after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+from ulid import ULID
+
+from gallery import errors
+from gallery.catalog import galleries as gallery_rows
+from gallery.catalog import items as item_rows
+from gallery.catalog import models as model_rows
+from gallery.catalog import segments as segment_rows
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import (
+    ColumnRow,
+    GalleryRow,
+    SegmentRow,
+    TransformationRow,
+    UpgradeRow,
+    now,
+)
+from gallery.catalog.transaction import Transaction
+from gallery.store import Store
+from gallery.upgrade.plan import Candidate, Order, ordered
+from gallery.upgrade.states import ACTIVE, State, Verb, step, wants
+
+Cutover = Literal["progressive", "automatic", "manual"]
+MissingSide = Literal["fail", "zeros", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpgrade:
+    """What is asked for when an upgrade starts."""
+
+    gallery: str
+    #: one of these two is given
+    transformation: str | None = None
+    target_model: str | None = None
+    cutover: Cutover = "progressive"
+    order: Order = Order.STORED
+    on_missing_side_information: MissingSide = "fail"
+    throttle: Mapping[str, float] = field(default_factory=dict)
+    gate: Mapping[str, float] = field(default_factory=dict)
+    dry_run: bool = False
+    idempotency_key: str | None = None
+    #: digest of the request that the key stands for
+    request_sha256: str | None = None
+
+
+class Changed(NamedTuple):
+    """The upgrade after a verb, and whether the verb did anything."""
+
+    upgrade_id: str
+    changed: bool
+
+
+def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed:
+    """Record an upgrade and its work; a worker takes it from there.
+
+    Raises:
+        GalleryNotFound, ModelNotFound, TransformationNotFound: as they say.
+        SameModel, WrongTransformation: it would not bring this gallery to another model.
+        UpgradeInProgress: the gallery has an upgrade that is not finished.
+        IdempotencyKeyReused: the key came with another request before.
+    """
+    with store.catalog.transaction() as tx:
+        session = tx.session
+        known = _known(session, new)
+        if known is not None:
+            return Changed(known, changed=False)
+        gallery = gallery_rows.gallery_row(session, new.gallery)
+        gallery_rows.bump(session, gallery.id)
+        session.refresh(gallery)
+        transformation = _transformation(session, gallery, new)
+        _alone(session, gallery)
+        row = _upgrade(session, gallery, transformation, new)
+        _event(session, row, actor, "started", transformation=transformation.name, artifact=row.artifact)
+        if gallery_rows.items_live(session, gallery.id) == 0:
+            _complete_empty(session, row, gallery)
+        else:
+            _plan(session, row)
+    return Changed(row.id, changed=True)
+
+
+def pause(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
+    """Lease no more segments; the one under way finishes."""
+    return _simple(store, upgrade_id, Verb.PAUSE, lambda _: State.PAUSED, actor)
+
+
+def resume(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
+    """Go on where it stopped; after a failure, with another try for what failed."""
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        if not wants(Verb.RESUME, State(row.state), dry_run=row.dry_run):
+            return Changed(row.id, changed=False)
+        if row.state == State.FAILED:
+            _forgive(tx.session, row)
+        move(tx.session, row, _begun(row), actor=actor)
+    return Changed(row.id, changed=True)
+
+
+def retry(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
+    """Try the failed segments again, and only those."""
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        if not wants(Verb.RETRY, State(row.state), dry_run=row.dry_run):
+            return Changed(row.id, changed=False)
+        forgiven = _forgive(tx.session, row)
+        if row.state == State.FAILED:
+            move(tx.session, row, _begun(row), actor=actor)
+        elif forgiven == 0:
+            return Changed(row.id, changed=False)
+    return Changed(row.id, changed=True)
+
+
+def change_throttle(
+    store: Store, upgrade_id: str, throttle: Mapping[str, float | None], *, actor: str | None = None
+) -> None:
+    """Set limits; null removes one. The present wait is forgotten, so a change is felt at once."""
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        row.throttle = {name: value for name, value in {**row.throttle, **throttle}.items() if value is not None}
+        row.not_before = None
+        _event(tx.session, row, actor, "throttled", throttle=row.throttle)
+
+
+def cancel(store: Store, upgrade_id: str, *, accept_unreachable: bool = False, actor: str | None = None) -> Changed:
+    """Go back to the state before: the columns that it made are dropped.
+
+    Raises:
+        NativeItemsWouldBeUnreachable: items came natively in the target model, and it was not accepted that queries of the
+            source model will not find them.
+    """
+    return _undo(store, upgrade_id, Verb.CANCEL, (State.CANCELLING, State.CANCELLED), accept_unreachable, actor)
+
+
+def rollback(store: Store, upgrade_id: str, *, accept_unreachable: bool = False, actor: str | None = None) -> Changed:
+    """Undo a completed upgrade, byte for byte: the columns of the source model were never touched.
+
+    Raises:
+        NativeItemsWouldBeUnreachable: as for `cancel`.
+    """
+    return _undo(store, upgrade_id, Verb.ROLLBACK, (State.ROLLING_BACK, State.ROLLED_BACK), accept_unreachable, actor)
+
+
+def cutover(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
+    """Let all transformed segments serve at once."""
+    with store.catalog.transaction() as tx:
+        row, gallery = locked(tx.session, upgrade_id)
+        if not wants(Verb.CUTOVER, State(row.state), dry_run=row.dry_run):
+            return Changed(row.id, changed=False)
+        complete(tx.session, row, gallery, actor=actor)
+    return Changed(row.id, changed=True)
+
+
+def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
+    """Let go of the source model's columns: no way back, and their bytes are free.
+
+    Segments that were skipped keep theirs, or their items would be lost.
+    """
+    with store.catalog.transaction() as tx:
+        row, gallery = locked(tx.session, upgrade_id)
+        if not wants(Verb.FINALIZE, State(row.state), dry_run=row.dry_run) or gallery is None:
+            return Changed(row.id, changed=False)
+        has_target = (
+            select(ColumnRow.segment_id)
+            .join(SegmentRow)
+            .where(SegmentRow.gallery_id == gallery.id, ColumnRow.model_id == row.target_id, ColumnRow.published)
+        )
+        old = select(ColumnRow).where(ColumnRow.model_id == row.source_id, ColumnRow.segment_id.in_(has_target))
+        freed = _drop(store, tx, list(tx.session.scalars(old)))
+        row.report = {**row.report, "bytes_freed": freed}
+        move(tx.session, row, State.FINALIZED, actor=actor, bytes_freed=freed)
+    return Changed(row.id, changed=True)
+
+
+def delete_gallery(store: Store, name: str, *, actor: str | None = None) -> None:
+    """Delete a gallery; its upgrade is cancelled first."""
+    with store.catalog.transaction() as tx:
+        gallery = gallery_rows.gallery_row(tx.session, name)
+        gallery_rows.bump(tx.session, gallery.id)
+        active = upgrade_rows.active_of(tx.session, gallery.id)
+        if active is not None:
+            move(tx.session, active, State.CANCELLING, actor=actor)
+            move(tx.session, active, State.CANCELLED, actor=actor)
+        names = gallery_rows.files_of(tx.session, gallery.id)
+        upgrade_rows.record(tx.session, "gallery.deleted", gallery=name, actor=actor)
+        tx.session.flush()
+        gallery_rows.remove(tx.session, gallery.id)
+        tx.after.append(lambda: store.files.remove(names))
+
+
+def move(session: Session, row: UpgradeRow, then: State, *, actor: str | None = None, **detail: Any) -> None:
+    """Take one step and record it.
+
+    Raises:
+        InvalidStateTransition: the step is not allowed.
+    """
+    step(State(row.state), then)
+    row.state, row.active, row.state_since = then, then in ACTIVE and not _ends(row, then), now()
+    if then is State.RUNNING and row.started_at is None:
+        row.started_at = now()
+    if not row.active:
+        row.finished_at = now()
+    _event(session, row, actor, "state", state=then.value, **detail)
+    session.flush()
+
+
+def complete(session: Session, row: UpgradeRow, gallery: GalleryRow | None, *, actor: str | None = None) -> None:
+    """Publish what waits and make the target the gallery's model; the caller holds the gallery's row."""
+    session.execute(
+        update(ColumnRow)
+        .where(ColumnRow.upgrade_id == row.id)
+        .values(published=True)
+        .execution_options(synchronize_session=False)
+    )
+    if gallery is not None:
+        gallery.model_id = row.target_id
+    move(session, row, State.COMPLETED, actor=actor)
+
+
+def _ends(row: UpgradeRow, then: State) -> bool:
+    """A dry run that failed holds nothing that a person would have to resume or cancel."""
+    return row.dry_run and then is State.FAILED
+
+
+def _known(session: Session, new: NewUpgrade) -> str | None:
+    """The upgrade that this very request started before."""
+    if new.idempotency_key is None:
+        return None
+    row = session.scalar(select(UpgradeRow).where(UpgradeRow.idempotency_key == new.idempotency_key))
+    if row is not None and row.request_sha256 != new.request_sha256:
+        raise errors.IdempotencyKeyReused("this Idempotency-Key came with another request before; use a new one")
+    return row.id if row is not None else None
+
+
+def _transformation(session: Session, gallery: GalleryRow, new: NewUpgrade) -> TransformationRow:
+    """The transformation that was named, or the latest forward one to the target; it must start at the gallery's model."""
+    if new.transformation is None:
+        return _latest_to(session, gallery, new.target_model or "")
+    row = model_rows.transformation_row(session, new.transformation)
+    if new.target_model is not None and row.target.name != new.target_model:
+        raise errors.WrongTransformation(
+            f"{row.name} leads to {row.target.name}, not {new.target_model}", pointer="/target_model"
+        )
+    if row.direction != "forward":
+        raise errors.WrongTransformation(
+            f"{row.name} is a backward transformation: it maps queries from {row.source.name} to {row.target.name}; an "
+            "upgrade maps stored vectors and needs a forward one",
+            pointer="/transformation",
+        )
+    if row.target_id == gallery.model_id:
+        raise errors.SameModel(f"{gallery.name} is in {row.target.name} already", pointer="/transformation")
+    if row.source_id != gallery.model_id:
+        raise errors.WrongTransformation(
+            f"{row.name} starts at {row.source.name}, but {gallery.name} holds vectors of {gallery.model.name}",
+            pointer="/transformation",
+        )
+    return row
+
+
+def _latest_to(session: Session, gallery: GalleryRow, target: str) -> TransformationRow:
+    model = model_rows.model_row(session, target)
+    if model.id == gallery.model_id:
+        raise errors.SameModel(f"{gallery.name} is in {target} already", pointer="/target_model")
+    row = session.scalar(
+        select(TransformationRow)
+        .where(
+            TransformationRow.source_id == gallery.model_id,
+            TransformationRow.target_id == model.id,
+            TransformationRow.direction == "forward",
+        )
+        .order_by(TransformationRow.id.desc())
+        .limit(1)
+    )
+    if row is None:
+        raise errors.WrongTransformation(
+            f"no forward transformation from {gallery.model.name} to {target} is registered", pointer="/target_model"
+        )
+    return row
+
+
+def _alone(session: Session, gallery: GalleryRow) -> None:
+    """The database enforces it too (`upgrades_active`); this gives the better message."""
+    for row in upgrade_rows.of_gallery(session, gallery.id):
+        if row.active:
+            raise errors.UpgradeInProgress(f"upgrade {row.id} of {gallery.name} is {row.state}", upgrade=row.id)
+        if row.state == State.COMPLETED:
+            raise errors.UpgradeInProgress(
+                f"upgrade {row.id} of {gallery.name} is completed: finalize it or roll it back first", upgrade=row.id
+            )
+
+
+def _upgrade(session: Session, gallery: GalleryRow, transformation: TransformationRow, new: NewUpgrade) -> UpgradeRow:
+    row = UpgradeRow(
+        id=str(ULID()),
+        gallery_id=gallery.id,
+        gallery_name=gallery.name,
+        source_id=transformation.source_id,
+        target_id=transformation.target_id,
+        transformation_id=transformation.id,
+        artifact=transformation.artifact,
+        state=State.PENDING,
+        active=True,
+        cutover=new.cutover,
+        order=new.order,
+        missing_side=new.on_missing_side_information,
+        dry_run=new.dry_run,
+        throttle={name: value for name, value in new.throttle.items() if value is not None},
+        gate=dict(new.gate),
+        quality={},
+        report={},
+        idempotency_key=new.idempotency_key,
+        request_sha256=new.request_sha256,
+    )
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def _plan(session: Session, row: UpgradeRow) -> None:
+    """One row of work per segment that lacks the target.
+
+    Raises:
+        WrongTransformation: some segment has neither a column of the source nor of the target.
+    """
+    lacking = segment_rows.without_model(session, row.gallery_id or 0, row.target_id)
+    sourceless = [s.id for s in lacking if segment_rows.column_of(session, s.id, row.source_id) is None]
+    if sourceless:
+        raise errors.WrongTransformation(
+            f"{len(sourceless)} segments hold neither {row.source.name} nor {row.target.name} vectors, so this "
+            "transformation cannot bring the whole gallery to the target"
+        )
+    candidates = [Candidate(segment.id, segment.rows) for segment in lacking]
+    work = [(c.segment_id, c.rows) for c in ordered(candidates, Order(row.order))]
+    upgrade_rows.add_segments(session, row.id, work, start=0)
+
+
+def _complete_empty(session: Session, row: UpgradeRow, gallery: GalleryRow) -> None:
+    row.started_at = now()
+    if row.dry_run:
+        move(session, row, State.COMPLETED)
+    else:
+        complete(session, row, gallery)
+
+
+def _begun(row: UpgradeRow) -> State:
+    return State.RUNNING if row.started_at is not None else State.PENDING
+
+
+def _forgive(session: Session, row: UpgradeRow) -> int:
+    failed = upgrade_rows.failures(session, row.id)
+    for segment in failed:
+        segment.state, segment.attempts = "pending", 0
+    row.error = None
+    session.flush()
+    return len(failed)
+
+
+def _simple(store: Store, upgrade_id: str, verb: Verb, then: Any, actor: str | None) -> Changed:
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        if not wants(verb, State(row.state), dry_run=row.dry_run):
+            return Changed(row.id, changed=False)
+        move(tx.session, row, then(row), actor=actor)
+    return Changed(row.id, changed=True)
+
+
+def locked(session: Session, upgrade_id: str) -> tuple[UpgradeRow, GalleryRow | None]:
+    """Lock the gallery, then the upgrade: always in this order, or two transactions could wait for each other."""
+    gallery_id = upgrade_rows.upgrade_row(session, upgrade_id).gallery_id
+    gallery = None
+    if gallery_id is not None:
+        gallery_rows.bump(session, gallery_id)
+        gallery = session.get_one(GalleryRow, gallery_id, populate_existing=True)
+    return upgrade_rows.upgrade_row(session, upgrade_id, lock=True), gallery
+
+
+def _undo(
+    store: Store, upgrade_id: str, verb: Verb, steps: tuple[State, State], accept_unreachable: bool, actor: str | None
+) -> Changed:
+    with store.catalog.transaction() as tx:
+        session = tx.session
+        row, gallery = locked(session, upgrade_id)
+        if not wants(verb, State(row.state), dry_run=row.dry_run) or gallery is None:
+            return Changed(row.id, changed=False)
+        unreachable = item_rows.only_native_in(session, gallery.id, row.target_id)
+        if unreachable and not accept_unreachable:
+            raise errors.NativeItemsWouldBeUnreachable(
+                f"{unreachable} items came natively in {row.target.name}: they stay stored and answer its queries, but "
+                f'queries of {row.source.name} will not find them; repeat with {{"accept_unreachable": true}}',
+                items=unreachable,
+            )
+        move(session, row, steps[0], actor=actor, accept_unreachable=accept_unreachable)
+        _drop(store, tx, list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == row.id))))
+        gallery.model_id = row.source_id
+        move(session, row, steps[1], actor=actor)
+    return Changed(row.id, changed=True)
+
+
+def _drop(store: Store, tx: Transaction, columns: list[ColumnRow]) -> int:
+    """Delete columns; their files go once no row names them. Returns the bytes that this frees."""
+    names = [name for column in columns for name in (column.file, column.index_file) if name]
+    freed = sum(column.bytes + (column.index_bytes or 0) for column in columns)
+    for column in columns:
+        tx.session.delete(column)
+    tx.session.flush()
+    tx.after.append(lambda: store.files.remove(names))
+    return freed
+
+
+def _event(session: Session, row: UpgradeRow, actor: str | None, action: str, **detail: Any) -> None:
+    upgrade_rows.record(
+        session, f"upgrade.{action}", gallery=row.gallery_name, upgrade_id=row.id, actor=actor, **detail
+    )

@@ -1,0 +1,221 @@
+"""Upgrade one segment: read, transform, write, index, publish. Safe to repeat, and safe to lose at any step.
+
+Everything before `_publish` only makes files that nothing names. `_publish` is one transaction that holds the gallery's row
+and checks the fence: of two workers that did the same segment, the one that lost its lease names nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from sqlalchemy.orm import Session
+
+from gallery import errors
+from gallery.catalog import galleries as gallery_rows
+from gallery.catalog import models as model_rows
+from gallery.catalog import segments as segment_rows
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow, UpgradeRow, now
+from gallery.catalog.upgrades import Lease
+from gallery.columns import Dtype, Stored, Written, blocks, open_column, write_blocks
+from gallery.indexing import Built, build
+from gallery.spaces import EmbeddingModel, Transformation
+from gallery.store import Store, columns_folder
+from gallery.upgrade import throttle
+from gallery.upgrade.states import PUBLISHING, State
+
+BLOCK_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What one segment needs, read once."""
+
+    gallery: GalleryRow
+    upgrade: UpgradeRow
+    transformation: Transformation
+    target: EmbeddingModel
+    rows: int
+    dtype: Dtype
+    source: Stored
+    side: Stored | None
+
+
+def lease(store: Store, upgrade_id: str, owner: str) -> Lease | None:
+    """Lease the next segment, unless the throttle holds the upgrade back or nothing is left."""
+    with store.catalog.transaction() as tx:
+        upgrade = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        if upgrade.state != State.RUNNING or hold(tx.session, upgrade) is not None:
+            return None
+        row = upgrade_rows.lease_next(
+            tx.session,
+            upgrade,
+            owner=owner,
+            seconds=store.settings.lease_seconds,
+            max_attempts=store.settings.max_attempts,
+        )
+        if row is None:
+            return None
+        upgrade.not_before = throttle.after_lease(upgrade.throttle, row.rows, upgrade.not_before, now())
+        return Lease(upgrade_id, row.segment_id, owner, row.fence)
+
+
+def hold(session: Session, upgrade: UpgradeRow) -> tuple[str, str] | None:
+    """Why the throttle holds an upgrade back now, if it does."""
+    p99 = None
+    if upgrade.throttle.get("max_search_p99_ms") is not None:
+        p99 = upgrade_rows.slowest_search_ms(session, upgrade.gallery_id)
+    return throttle.held_back(upgrade.throttle, upgrade.not_before, now(), p99)
+
+
+def work(store: Store, held: Lease) -> None:
+    """Do the leased segment.
+
+    Raises:
+        LeaseLost: another worker has the segment now, or the upgrade no longer wants it; nothing was changed.
+    """
+    started = time.monotonic()
+    with heartbeat(store, held):
+        job = _read(store, held)
+        if job is None:
+            _skip(store, held)
+            return
+        column = _transform(store, job)
+        index = _index(store, job, column)
+        names = [column.name, *([index.file.name] if index else [])]
+        try:
+            _publish(store, held, job, column, index, time.monotonic() - started)
+        except BaseException:
+            store.files.remove(names)
+            raise
+
+
+def release(store: Store, held: Lease) -> None:
+    """Give a segment back that was not begun or not finished; it does not count as an attempt."""
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.segment_work(tx.session, held)
+        row.state, row.owner, row.leased_until, row.attempts = "pending", None, None, row.attempts - 1
+
+
+def fail(store: Store, held: Lease, error: str) -> None:
+    """Record that an attempt failed; after the last one the segment is set aside and the rest goes on."""
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.segment_work(tx.session, held)
+        row.state = "failed" if row.attempts >= store.settings.max_attempts else "pending"
+        row.owner, row.leased_until, row.error = None, None, error[:2000]
+
+
+@contextmanager
+def heartbeat(store: Store, held: Lease) -> Iterator[None]:
+    """Renew a lease while the block runs. A lease that is lost is noticed when publishing; nothing is interrupted."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(store.settings.lease_seconds / 3):
+            with store.catalog.transaction() as tx:
+                if not upgrade_rows.renew(tx.session, held, store.settings.lease_seconds):
+                    return
+
+    thread = threading.Thread(target=beat, name=f"lease-{held.segment_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _read(store: Store, held: Lease) -> _Job | None:
+    """What the segment needs; None if it lacks side-information and the upgrade skips such segments."""
+    with store.catalog.reading() as session:
+        upgrade = upgrade_rows.upgrade_row(session, held.upgrade_id)
+        segment = session.get(SegmentRow, held.segment_id)
+        column = segment_rows.column_of(session, held.segment_id, upgrade.source_id)
+        if segment is None or column is None or upgrade.gallery_id is None:
+            raise errors.LeaseLost(f"segment {held.segment_id} is gone, or its gallery was deleted")
+        gallery = session.get_one(GalleryRow, upgrade.gallery_id)
+        # The digest that the upgrade was started with decides, whatever the transformation's name stands for.
+        transformation = replace(model_rows.as_transformation(upgrade.transformation), artifact=upgrade.artifact)
+        target = model_rows.as_model(upgrade.target)
+    if transformation.side_dimension is not None and segment.side_file is None:
+        if upgrade.missing_side == "skip":
+            return None
+        if upgrade.missing_side == "fail":
+            raise errors.MissingSideInformation(f"segment {segment.id} has no side-information")
+    side = None
+    if transformation.side_dimension is not None and segment.side_file is not None:
+        side = open_column(
+            store.files.path(segment.side_file), rows=segment.rows, dimension=transformation.side_dimension
+        )
+    return _Job(
+        gallery=gallery,
+        upgrade=upgrade,
+        transformation=transformation,
+        target=target,
+        rows=segment.rows,
+        dtype="float16" if gallery.storage_dtype == "float16" else "float32",
+        source=open_column(store.files.path(column.file), rows=segment.rows, dimension=upgrade.source.dimension),
+        side=side,
+    )
+
+
+def _transform(store: Store, job: _Job) -> Written:
+    sides = blocks(job.side, BLOCK_ROWS) if job.side is not None else None
+    mapped = (
+        store.transforms.apply(job.transformation, job.target, block, next(sides) if sides else None)
+        for block in blocks(job.source, BLOCK_ROWS)
+    )
+    return write_blocks(
+        store.files,
+        columns_folder(job.gallery.id),
+        mapped,
+        rows=job.rows,
+        dimension=job.target.dimension,
+        dtype=job.dtype,
+    )
+
+
+def _index(store: Store, job: _Job, column: Written) -> Built | None:
+    vectors = open_column(store.files.path(column.name), rows=job.rows, dimension=job.target.dimension)
+    return build(store, job.gallery, vectors, job.target.space)
+
+
+def _publish(store: Store, held: Lease, job: _Job, column: Written, index: Built | None, seconds: float) -> None:
+    with store.catalog.transaction() as tx:
+        session = tx.session
+        gallery_rows.bump(session, job.gallery.id)
+        upgrade = _publishing(session, held)
+        row = upgrade_rows.segment_work(session, held)
+        added: ColumnRow = segment_rows.add_column(
+            session,
+            segment_id=held.segment_id,
+            model_id=job.target.id,
+            written=column,
+            dtype=job.dtype,
+            origin="derived",
+            published=upgrade.cutover == "progressive",
+            transformation_id=job.transformation.id,
+            upgrade_id=upgrade.id,
+        )
+        if index is not None:
+            segment_rows.set_index(added, index.kind, index.parameters, index.file)
+        row.state, row.owner, row.leased_until, row.error, row.done_at = "done", None, None, None, now()
+        upgrade.not_before = throttle.after_segment(upgrade.throttle, seconds, upgrade.not_before, now())
+
+
+def _skip(store: Store, held: Lease) -> None:
+    with store.catalog.transaction() as tx:
+        _publishing(tx.session, held)
+        row = upgrade_rows.segment_work(tx.session, held)
+        row.state, row.owner, row.leased_until, row.done_at = "skipped", None, None, now()
+
+
+def _publishing(session: Session, held: Lease) -> UpgradeRow:
+    upgrade = upgrade_rows.upgrade_row(session, held.upgrade_id, lock=True)
+    if upgrade.state not in PUBLISHING:
+        raise errors.LeaseLost(f"the upgrade is {upgrade.state}, so segment {held.segment_id} is not wanted")
+    return upgrade

@@ -1,0 +1,44 @@
+"""How fast an upgrade may go. Pure: decisions over moments, which the catalog carries to every worker.
+
+The throttle is one moment per upgrade, `not_before`: no worker leases a segment earlier. A rate moves it when a segment is
+leased, a duty cycle when one is done, so that several workers share one limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+SEARCH_P99 = "search_p99_above_limit"
+
+
+def after_lease(throttle: Mapping[str, Any], rows: int, not_before: datetime | None, now: datetime) -> datetime | None:
+    """When the next segment may be leased, now that one of `rows` rows was."""
+    rate = throttle.get("items_per_second")
+    if not rate:
+        return not_before
+    return max(now, not_before or now) + timedelta(seconds=rows / rate)
+
+
+def after_segment(
+    throttle: Mapping[str, Any], seconds: float, not_before: datetime | None, now: datetime
+) -> datetime | None:
+    """When the next segment may be leased, now that one took `seconds` of work."""
+    duty = throttle.get("duty_cycle")
+    if not duty or duty >= 1:
+        return not_before
+    return max(not_before or now, now + timedelta(seconds=seconds * (1 / duty - 1)))
+
+
+def held_back(
+    throttle: Mapping[str, Any], not_before: datetime | None, now: datetime, p99_ms: float | None
+) -> tuple[str, str] | None:
+    """Why no segment may be leased now, as a reason for programs and a detail for people; None if one may."""
+    limit = throttle.get("max_search_p99_ms")
+    if limit is not None and p99_ms is not None and p99_ms > limit:
+        return SEARCH_P99, f"p99 {p99_ms:.0f} ms > {limit:g} ms"
+    if not_before is not None and now < not_before:
+        reason = "items_per_second" if throttle.get("items_per_second") else "duty_cycle"
+        return reason, f"the next segment starts in {(not_before - now).total_seconds():.1f} s"
+    return None

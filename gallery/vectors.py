@@ -1,0 +1,95 @@
+"""Which vectors are accepted: the one door for items and queries alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery import errors
+from gallery.index.base import Vectors
+from gallery.index.scores import unit
+from gallery.spaces import EmbeddingModel
+
+_UNIT_TOLERANCE = 1e-5
+
+
+def accept(vectors: NDArray[Any], model: EmbeddingModel, *, pointer: str) -> Vectors:
+    """Check vectors of a model and bring them into its convention.
+
+    Args:
+        vectors: (n, any) numbers.
+        model: whose space they are in.
+        pointer: JSON pointer of the vectors in the request; `{row}` in it is replaced by the offending row.
+
+    Returns:
+        (n, dimension) float32, C-contiguous; of unit length where the model is normalised.
+
+    Raises:
+        DimensionMismatch: another width than the model's.
+        InvalidVector: NaN, infinity, or a zero vector where a score would be undefined.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != model.dimension:
+        raise errors.DimensionMismatch(
+            f"vectors of {model.name} have dimension {model.dimension}, these have {vectors.shape[-1]}",
+            pointer=pointer.format(row=0),
+        )
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinity, which is refused below
+        accepted = np.ascontiguousarray(vectors, dtype=np.float32)
+    _finite(accepted, pointer)
+    if model.metric == "cosine" or model.normalized:
+        _not_zero(accepted, model, pointer)
+    return _normalize(accepted) if model.normalized else accepted
+
+
+def accept_side(side: NDArray[Any], dimension: int, *, pointer: str) -> Vectors:
+    """Check side-information: (n, dimension), finite. Returns float32.
+
+    Raises:
+        DimensionMismatch: another width.
+        InvalidVector: NaN or infinity.
+    """
+    if side.ndim != 2 or side.shape[1] != dimension:
+        raise errors.DimensionMismatch(
+            f"side-information has dimension {dimension}, this has {side.shape[-1]}", pointer=pointer.format(row=0)
+        )
+    with np.errstate(over="ignore"):
+        accepted = np.ascontiguousarray(side, dtype=np.float32)
+    _finite(accepted, pointer)
+    return accepted
+
+
+def as_query(vectors: Vectors, model: EmbeddingModel) -> Vectors:
+    """What an index of the model's space is asked with: of unit length under cosine."""
+    if model.metric == "cosine" and not model.normalized:
+        return unit(vectors)
+    return vectors
+
+
+def _finite(vectors: Vectors, pointer: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if bad.size:
+        raise errors.InvalidVector(
+            f"vector {bad[0]} holds NaN, infinity, or a number beyond float32", pointer=pointer.format(row=bad[0])
+        )
+
+
+def _not_zero(vectors: Vectors, model: EmbeddingModel, pointer: str) -> None:
+    zero = np.flatnonzero(~vectors.any(axis=1))
+    if zero.size:
+        raise errors.InvalidVector(
+            f"vector {zero[0]} is zero, which has no direction and so no score in {model.name}",
+            pointer=pointer.format(row=zero[0]),
+        )
+
+
+def _normalize(vectors: Vectors) -> Vectors:
+    """Unit length; vectors that have it already stay byte for byte what was sent."""
+    squared = np.einsum("nd,nd->n", vectors, vectors)
+    off = np.abs(squared - 1) > _UNIT_TOLERANCE
+    if not off.any():
+        return vectors
+    normalized = vectors.copy()
+    normalized[off] = unit(vectors[off])
+    return normalized
