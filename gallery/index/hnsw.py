@@ -66,7 +66,7 @@ def _one_thread() -> Iterator[None]:
     this number for each calling thread, so searches beside the build are not slowed.
     """
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(2)
+    faiss.omp_set_num_threads(1)
     try:
         yield
     finally:
