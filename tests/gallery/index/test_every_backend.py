@@ -50,7 +50,7 @@ class TestAnswers:
         self, name: str, space: Space, dtype: str, built: Make
     ) -> None:
         index, column, queries = built(name, space, dtype)
-        far = best(reference(queries[:1], column, space.metric), space.metric, len(column))[0, -2500:]
+        far = best(reference(queries[:1], column, space.metric), space.metric, len(column))[0, -3500:]
         selected = np.isin(np.arange(len(column)), far)
         found = index.search(queries[:1], 10, selected)
         assert_right(name, found, queries[:1], column, space.metric, 10, selected)
@@ -159,7 +159,7 @@ class TestConduct:
     ) -> None:
         column = column_of(clustered[:3000], space, "float16")
         index = build(name, column, space, tmp_path)
-        masks: list[Mask | None] = [None, np.arange(len(column)) % 3 > 0, np.arange(len(column)) % 50 == 0]
+        masks: list[Mask | None] = [None, np.arange(len(column)) % 10 > 0, np.arange(len(column)) % 50 == 0]
         jobs = [(queries[i : i + 4].copy(), masks[i % 3]) for i in range(0, 60)]
         with ThreadPoolExecutor(8) as threads:  # first, so that they meet in what is made lazily
             answers = list(threads.map(lambda job: index.search(job[0], 10, job[1]), jobs))
