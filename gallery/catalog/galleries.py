@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
-from sqlalchemy import case, delete, func, select, update
+from sqlalchemy import case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.catalog.tables import (
+    ArtifactRow,
     ColumnRow,
     GalleryRow,
     ItemRow,
@@ -148,3 +150,22 @@ def _live(gallery_id: int) -> Any:
         .select_from(ItemRow)
         .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None))
     )
+
+
+def known_file(session: Session) -> Callable[[str], bool]:
+    """Whether a stored name is named by any row: what is not may be reclaimed.
+
+    Asked file by file, because a file that is young now may be named by the time that it is asked about.
+    """
+
+    def known(name: str) -> bool:
+        columns = select(ColumnRow.id).where(or_(ColumnRow.file == name, ColumnRow.index_file == name)).limit(1)
+        segments = select(SegmentRow.id).where(or_(SegmentRow.ids_file == name, SegmentRow.side_file == name)).limit(1)
+        artifact = PurePosixPath(name).stem
+        return (
+            session.scalar(columns) is not None
+            or session.scalar(segments) is not None
+            or session.get(ArtifactRow, artifact) is not None
+        )
+
+    return known

@@ -1,0 +1,52 @@
+"""The Celery app: transport only. Nothing of a job is in a message, so nothing is lost with one.
+
+Without a broker URL, messages are files in a folder beside the data: no server to install, and one host only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from workers.settings import WorkerSettings
+
+WORK = "forwardfill.work"
+_QUEUE = "forwardfill"
+# Files are looked for, not waited for; a tenth of a second is not felt and costs nothing.
+_LOCAL_POLLING_SECONDS = 0.1
+
+
+def create_app(settings: WorkerSettings) -> Celery:
+    """An app that sends to, or takes from, the settings' broker."""
+    app = Celery("forwardfill", broker=settings.broker_url or "filesystem://")
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_default_queue=_QUEUE,
+        task_ignore_result=True,
+        task_acks_late=True,
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=_transport(settings),
+    )
+    return app
+
+
+def _transport(settings: WorkerSettings) -> dict[str, Any]:
+    if settings.broker_url:
+        return {"socket_connect_timeout": 2, "socket_timeout": 10}
+    folder = settings.data.absolute() / "broker"
+    for part in ("messages", "control"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    return {
+        "data_folder_in": str(folder / "messages"),
+        "data_folder_out": str(folder / "messages"),
+        "control_folder": str(folder / "control"),
+        "store_processed": False,
+        "polling_interval": _LOCAL_POLLING_SECONDS,
+    }

@@ -1,0 +1,59 @@
+"""The worker process: composition root."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import structlog
+from celery import signals
+
+from gallery.catalog.transaction import Catalog
+from gallery.files import Files
+from gallery.settings import GallerySettings
+from gallery.store import Store
+from gallery.transforms import Transforms
+from models.runtime import load_transform
+from workers.app import create_app
+from workers.queue import Queue
+from workers.settings import WorkerSettings
+from workers.tasks import Worker, register, watch
+
+log = structlog.get_logger()
+
+
+def run() -> None:
+    """Work until SIGTERM. The step under way is finished first; a second signal, or SIGKILL, loses only its time."""
+    settings, gallery_settings = WorkerSettings(), GallerySettings()
+    files = Files(gallery_settings.data)
+    store = Store(
+        catalog=Catalog(gallery_settings.database),
+        files=files,
+        transforms=Transforms(files, partial(load_transform, device=_device(settings.device))),
+        settings=gallery_settings,
+    )
+    worker = Worker(store, settings)
+    app = create_app(settings)
+    register(app, worker)
+    queue = Queue(app)
+
+    def started(**_: object) -> None:
+        log.info("worker_started", owner=worker.owner, device=_device(settings.device))
+        watch(worker, queue.nudge, settings.sweep_seconds)
+
+    def stopping(**_: object) -> None:
+        worker.stopping.set()
+
+    signals.worker_ready.connect(started, weak=False)
+    signals.worker_shutting_down.connect(stopping, weak=False)
+    # Solo: tasks run in this very process, which is the one that may touch a GPU and the one that holds the leases.
+    app.worker_main(
+        ["worker", "--pool=solo", "--loglevel=WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    )
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    import torch  # noqa: PLC0415 - CUDA is asked about in the worker's own process, never when a module is imported
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

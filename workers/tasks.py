@@ -1,0 +1,120 @@
+"""What a worker does with a nudge: everything that is due, one small step after another.
+
+Any worker may do any step, and doing one twice is doing it once, so messages may be lost, repeated, late or in any order.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+from celery import Celery
+from ulid import ULID
+
+from gallery import errors
+from gallery.catalog.galleries import known_file
+from gallery.indexing import index_column, wanting
+from gallery.search.mapped import MappedColumns
+from gallery.search.run import Searcher
+from gallery.snapshot import Galleries
+from gallery.store import Store
+from gallery.upgrade import drive
+from workers.app import WORK
+from workers.settings import WorkerSettings
+
+log = structlog.get_logger()
+_SWEPT_FOLDERS = ("columns", "indexes", "artifacts")
+_SWEEP_FILES_SECONDS = 600
+
+
+class Worker:
+    """One process that does what is due."""
+
+    def __init__(self, store: Store, settings: WorkerSettings) -> None:
+        """Work on `store`."""
+        self.store = store
+        self.settings = settings
+        #: unique per process, so that a lease of a process that died is never taken for one's own
+        self.owner = f"{socket.gethostname()}-{os.getpid()}-{str(ULID())[-6:]}"
+        self.stopping = threading.Event()
+        self._galleries = Galleries(store.catalog, store.files)
+        self._searcher = Searcher(
+            store.catalog,
+            store.transforms,
+            MappedColumns(store.transforms, store.settings.mapped_cache_bytes),
+            store.settings.oversample,
+            store.settings.min_candidates,
+        )
+        self._swept = time.monotonic()
+
+    def has_work(self) -> bool:
+        """Whether anything is due now."""
+        return bool(drive.due(self.store) or wanting(self.store, limit=1))
+
+    def work(self) -> None:
+        """Do what is due until nothing is, or the process is told to stop: then the step under way is the last."""
+        while not self.stopping.is_set():
+            moved = False
+            for upgrade_id in drive.due(self.store):
+                if self.stopping.is_set():
+                    return
+                moved |= self._advance(upgrade_id)
+            if not moved and not self._index_one():
+                break
+        self._sweep_files()
+
+    def _advance(self, upgrade_id: str) -> bool:
+        try:
+            return drive.advance(self.store, self._galleries, self._searcher, upgrade_id, self.owner)
+        except errors.GalleryError as error:
+            log.warning("step_refused", upgrade=upgrade_id, error=repr(error))
+            return False
+
+    def _index_one(self) -> bool:
+        """Build one index; a column that is gone meanwhile is no error."""
+        for column_id in wanting(self.store, limit=1):
+            try:
+                return index_column(self.store, column_id)
+            except (errors.GalleryError, FileNotFoundError) as error:
+                log.warning("index_failed", column=column_id, error=repr(error))
+        return False
+
+    def _sweep_files(self) -> None:
+        """Now and then, remove what crashes left behind."""
+        if time.monotonic() - self._swept < _SWEEP_FILES_SECONDS:
+            return
+        self._swept = time.monotonic()
+        for folder in _SWEPT_FOLDERS:
+            with self.store.catalog.reading() as session:
+                known = known_file(session)
+                removed = self.store.files.sweep(folder, known=known, older_than=self.settings.orphan_seconds)
+            if removed:
+                log.info("orphans_removed", folder=folder, files=len(removed))
+
+
+def register(app: Celery, worker: Worker) -> None:
+    """Let the app's one task be this worker's work."""
+
+    @app.task(name=WORK)  # type: ignore[untyped-decorator,unused-ignore]
+    def work() -> None:
+        worker.work()
+
+
+def watch(worker: Worker, nudge: Callable[[], None], seconds: float) -> threading.Thread:
+    """Look for work by itself, so that the loss of a message costs `seconds` and nothing else."""
+
+    def look() -> None:
+        while not worker.stopping.wait(seconds):
+            try:
+                if worker.has_work():
+                    nudge()
+            except Exception as error:  # noqa: BLE001 - the database may be restarting; the next look will tell
+                log.warning("look_failed", error=repr(error))
+
+    thread = threading.Thread(target=look, name="watch", daemon=True)
+    thread.start()
+    return thread
