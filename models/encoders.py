@@ -1,0 +1,112 @@
+"""Backbones behind one function: small residual networks that end as FCT's do.
+
+As in the FCT paper's models (methods.md, section 3.1, backbones) the last ReLU is kept, so that embeddings are
+non-negative, the map is average-pooled to the embedding, and the classifier is linear without a bias. The widths are
+small enough for a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.data import Images, as_floats, as_tensor
+
+EMBED_BATCH = 500
+
+
+class Encoder(nn.Module):
+    """A residual network: images (n, channels, height, width) in [0, 1] to embeddings (n, dimension), none negative."""
+
+    def __init__(self, channels: int, widths: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        self.dimension = widths[-1]
+        self.stem = _convolution(channels, widths[0], kernel=3)
+        inputs = [widths[0], *widths[:-1]]
+        self.stages = nn.Sequential(
+            *(
+                _Residual(inputs[i] if block == 0 else width, width, stride=2 if i and block == 0 else 1)
+                for i, width in enumerate(widths)
+                for block in range(blocks)
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images; float32 whatever autocast computed in."""
+        features = self.stages(F.relu(self.stem(images * 2 - 1)))
+        pooled: Tensor = features.float().mean(dim=(2, 3))
+        return pooled
+
+
+class Classifier(nn.Module):
+    """An encoder and its linear head without a bias, on features that are not normalised."""
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.dimension, classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, classes)."""
+        logits: Tensor = self.head(self.encoder(images))
+        return logits
+
+
+def residual_network(*, channels: int, widths: Sequence[int], blocks: int = 1) -> Encoder:
+    """Make a residual network with fresh weights.
+
+    Args:
+        channels: of the images, 1 or 3.
+        widths: of the stages, each after the first at half the resolution; the last is the embedding's dimension.
+        blocks: residual blocks a stage.
+    """
+    if not widths or blocks < 1:
+        raise ValueError(f"a residual network needs a stage and a block, not widths {widths} and {blocks} blocks")
+    return Encoder(channels, widths, blocks)
+
+
+def embed(
+    model: nn.Module, images: Images, *, batch: int = EMBED_BATCH, device: str | torch.device = "cpu"
+) -> npt.NDArray[np.float32]:
+    """Embed images with a frozen model in eval mode.
+
+    Args:
+        model: an `Encoder`, or any module from images to embeddings.
+        images: (n, channels, height, width), uint8 or float in [0, 1].
+        batch: images computed at once.
+        device: where to compute.
+
+    Returns:
+        (n, dimension) float32.
+    """
+    images = as_tensor(images)
+    model = model.to(device).eval()
+    with torch.inference_mode():
+        starts = range(0, max(1, len(images)), batch)  # no images make one empty part, which has the right width
+        parts = [model(as_floats(images[start : start + batch]).to(device)).float().cpu() for start in starts]
+    vectors: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+    return vectors
+
+
+class _Residual(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = _convolution(inputs, width, kernel=3, stride=stride)
+        self.second = _convolution(width, width, kernel=3)
+        changes = stride != 1 or inputs != width
+        self.skip = _convolution(inputs, width, kernel=1, stride=stride) if changes else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        output = self.second(F.relu(self.first(features)))
+        return F.relu(output + self.skip(features))
+
+
+def _convolution(inputs: int, width: int, *, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, kernel, stride=stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(width)
+    )
