@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -96,14 +95,19 @@ class World:
     registry: Registry
     registry_mark: tuple[int, int]
     galleries: Mapping[str, Snapshot]
+    #: galleries whose files are not what the catalog says, and why; the others go on
+    damaged: Mapping[str, str]
 
     def snapshot(self, gallery: str) -> Snapshot:
         """The snapshot of a gallery.
 
         Raises:
             GalleryNotFound: this process knows no such gallery.
+            Damaged: its files could not be opened.
         """
         found = self.galleries.get(gallery)
+        if gallery in self.damaged:
+            raise errors.Damaged(f"gallery {gallery!r} cannot be opened: {self.damaged[gallery]}")
         if found is None:
             raise errors.GalleryNotFound(f"no gallery is named {gallery!r}; create it with POST /galleries")
         return found
@@ -128,34 +132,37 @@ class Galleries:
         self._catalog = catalog
         self._files = files
         self._lock = threading.Lock()
-        self.current = World(Registry({}, ()), (0, 0), MappingProxyType({}))
+        self.current = World(Registry({}, ()), (0, 0), MappingProxyType({}), MappingProxyType({}))
 
     def refresh(self) -> World:
         """Read what changed since the last refresh, and swap. Returns what is current now.
 
         A file may be removed between the read of its row and its opening, by a rollback or finalize; then the rows are read
-        again, which no longer name it.
+        again, which no longer name it. A gallery that stays unreadable is reported by `World.snapshot`, to its users only.
         """
         with self._lock:
-            for attempt in range(_OPEN_ATTEMPTS):
-                try:
-                    self.current = self._newer(self.current)
+            for _ in range(_OPEN_ATTEMPTS):
+                self.current = self._newer(self.current)
+                if not self.current.damaged:
                     break
-                except FileNotFoundError as error:
-                    if attempt == _OPEN_ATTEMPTS - 1:
-                        raise errors.Damaged(f"a recorded file is missing: {error.filename}") from error
             return self.current
 
     def _newer(self, old: World) -> World:
+        galleries: dict[str, Snapshot] = {}
+        damaged: dict[str, str] = {}
         with self._catalog.reading() as session:
             mark = model_rows.registry_mark(session)
             registry = old.registry if mark == old.registry_mark else model_rows.registry(session)
             versions = session.execute(select(GalleryRow.name, GalleryRow.id, GalleryRow.version)).all()
-            galleries = {
-                name: self._snapshot(session, name, registry, old.galleries.get(name), gallery_id, version)
-                for name, gallery_id, version in versions
-            }
-        return World(registry, mark, MappingProxyType(galleries))
+            for name, gallery_id, version in versions:
+                before = old.galleries.get(name)
+                try:
+                    galleries[name] = self._snapshot(session, name, registry, before, gallery_id, version)
+                except (errors.Damaged, OSError, RuntimeError) as error:
+                    damaged[name] = str(error)
+                    if before is not None:
+                        galleries[name] = before  # what is open may still be of use once the files are mended
+        return World(registry, mark, MappingProxyType(galleries), MappingProxyType(damaged))
 
     def _snapshot(
         self, session: Session, name: str, registry: Registry, old: Snapshot | None, gallery_id: int, version: int
@@ -217,17 +224,10 @@ def _columns(
 
 def _open_column(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int) -> Column:
     vectors = open_column(files.path(row.file), rows=rows, dimension=model.dimension)
-    kind, path = ("flat", None) if row.index_file is None else (row.index_kind, _existing(files, row.index_file))
+    kind, path = ("flat", None) if row.index_file is None else (row.index_kind, files.path(row.index_file))
     index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
     origin: Origin = "native" if row.origin == "native" else "derived"
     return Column(row.id, model.name, origin, vectors, index, row.index_file)
-
-
-def _existing(files: Files, name: str) -> Path:
-    """FAISS reports a missing file as a RuntimeError like any other; a retry wants to tell it apart."""
-    path = files.path(name)
-    path.stat()
-    return path
 
 
 def _open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:

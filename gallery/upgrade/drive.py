@@ -68,8 +68,8 @@ def finish(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: s
     try:
         _verify_files(store, upgrade_id)
         quality = gate.measure_now(store, galleries, searcher, upgrade_id)
-    except errors.GalleryError as error:
-        return fail(store, upgrade_id, State.VERIFYING, str(error))
+    except Exception as error:  # noqa: BLE001 - whatever cannot be verified is a reason not to complete
+        return fail(store, upgrade_id, State.VERIFYING, f"{type(error).__name__}: {error}")
     with store.catalog.transaction() as tx:
         row, gallery = locked(tx.session, upgrade_id)
         if row.state != State.VERIFYING:

@@ -48,8 +48,8 @@ def validate(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id:
     try:
         report, quality = _report(store, row), _expect(store, galleries, searcher, row)
         error = _shortfall(row.gate, quality)
-    except (errors.GalleryError, OSError, ValueError) as caught:
-        report, quality, error = {}, {}, str(caught)
+    except Exception as caught:  # noqa: BLE001 - whatever stops the measuring is a reason not to start
+        report, quality, error = {}, {}, f"{type(caught).__name__}: {caught}"
     with store.catalog.transaction() as tx:
         row, _ = locked(tx.session, upgrade_id)
         if row.state != State.VALIDATING:

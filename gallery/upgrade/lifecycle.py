@@ -74,12 +74,12 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
     """
     with store.catalog.transaction() as tx:
         session = tx.session
-        known = _known(session, new)
-        if known is not None:
-            return Changed(known, changed=False)
         gallery = gallery_rows.gallery_row(session, new.gallery)
         gallery_rows.bump(session, gallery.id)
         session.refresh(gallery)
+        known = _known(session, new)  # after the lock: the first request with this key may have been under way
+        if known is not None:
+            return Changed(known, changed=False)
         transformation = _transformation(session, gallery, new)
         _alone(session, gallery)
         row = _upgrade(session, gallery, transformation, new)
@@ -291,9 +291,10 @@ def _latest_to(session: Session, gallery: GalleryRow, target: str) -> Transforma
 
 def _alone(session: Session, gallery: GalleryRow) -> None:
     """The database enforces it too (`upgrades_active`); this gives the better message."""
+    active = upgrade_rows.active_of(session, gallery.id)
+    if active is not None:
+        raise errors.UpgradeInProgress(f"upgrade {active.id} of {gallery.name} is {active.state}", upgrade=active.id)
     for row in upgrade_rows.of_gallery(session, gallery.id):
-        if row.active:
-            raise errors.UpgradeInProgress(f"upgrade {row.id} of {gallery.name} is {row.state}", upgrade=row.id)
         if row.state == State.COMPLETED:
             raise errors.UpgradeInProgress(
                 f"upgrade {row.id} of {gallery.name} is completed: finalize it or roll it back first", upgrade=row.id

@@ -1,0 +1,165 @@
+"""The command line. Commands import what they run when they run it, so that `--help` does not wait for PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gallery.catalog import schema
+from gallery.catalog.transaction import Catalog
+from gallery.settings import GallerySettings
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Upgrade a retrieval gallery in place, while it is searched."
+)
+keys = typer.Typer(no_args_is_help=True, help="API keys. Without any, only loopback addresses are served.")
+app.add_typer(keys, name="keys")
+console = Console()
+
+Data = Annotated[Path | None, typer.Option(help="Folder of columns, indexes and artifacts [FORWARDFILL_DATA].")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [FORWARDFILL_HOST].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [FORWARDFILL_PORT].")] = None,
+    data: Data = None,
+    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Start a worker as a child process.")] = True,
+    insecure: Annotated[bool, typer.Option(help="Listen beyond loopback although there is no API key.")] = False,
+) -> None:
+    """Run the API, and one worker beside it."""
+    from service.main import run
+
+    from forwardfill import processes
+
+    _environment(HOST=host, PORT=port, DATA=data, INSECURE=insecure or None)
+    _log()
+    run(beside=processes.worker_child if worker else None)
+
+
+@app.command()
+def worker(
+    data: Data = None,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run a worker: it transforms segments and builds indexes. Any number may run."""
+    from forwardfill import processes
+    from workers.main import run
+
+    _environment(DATA=data)
+    _log()
+    if parent is not None:
+        processes.become_child(parent)
+    run()
+
+
+@app.command()
+def migrate(data: Data = None) -> None:
+    """Bring the catalog's database to the schema of this version."""
+    _environment(DATA=data)
+    catalog = _catalog()
+    schema.migrate(catalog)
+    console.print("The catalog has the schema of this version.")
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="digits (bundled) or cifar100.")] = "digits",
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set, for cifar100.")] = None,
+    out: Annotated[Path, typer.Option(help="Where report and picture go.")] = Path("build/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of all training.")] = 0,
+) -> None:
+    """Train two models and a transformation, fill a gallery, and upgrade it while it is searched."""
+    from forwardfill.demo import run
+
+    raise typer.Exit(run(data=data, root=root, out=out, seed=seed))
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="A name to know it by.")],
+    scope: Annotated[str, typer.Option(help="search, write (and search) or admin (everything).")] = "search",
+    data: Data = None,
+) -> None:
+    """Make a key and print it: it is stored as a hash, so it cannot be shown again."""
+    from service import auth
+
+    _environment(DATA=data)
+    try:
+        # Nothing but the key, so that a script can take it.
+        print(auth.create_key(_migrated(), name, scope))
+    except ValueError as error:
+        _refuse(str(error))
+
+
+@keys.command("list")
+def list_keys(data: Data = None) -> None:
+    """List keys, without the keys themselves."""
+    from service import auth
+
+    _environment(DATA=data)
+    table = Table("name", "scope", "created", "revoked")
+    for key in auth.list_keys(_migrated()):
+        table.add_row(key.name, key.scope, f"{key.created_at:%Y-%m-%d %H:%M}", f"{key.revoked_at or ''}")
+    console.print(table)
+
+
+@keys.command("revoke")
+def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], data: Data = None) -> None:
+    """Revoke a key: it stops working within a second."""
+    from service import auth
+
+    _environment(DATA=data)
+    try:
+        auth.revoke_key(_migrated(), name)
+    except (ValueError, LookupError) as error:
+        _refuse(str(error))
+    console.print(f"{name} is revoked.")
+
+
+def _environment(**values: object) -> None:
+    """Options win over the environment, and reach child processes by it."""
+    os.environ.update({f"FORWARDFILL_{name}": str(value) for name, value in values.items() if value is not None})
+
+
+def _catalog() -> Catalog:
+    settings = GallerySettings()
+    settings.data.mkdir(parents=True, exist_ok=True)
+    return Catalog(settings.database)
+
+
+def _migrated() -> Catalog:
+    catalog = _catalog()
+    schema.migrate(catalog)
+    return catalog
+
+
+def _log() -> None:
+    """One JSON object per line on stderr; fields, no prose."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _refuse(message: str) -> None:
+    console.print(f"[red]{message}[/red]")
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    app()
