@@ -43,7 +43,7 @@ DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class UnsafeArtifact(ValueError):  # noqa: N818 - named by what is invalid, as everywhere here
+class UnsafeArtifact(ValueError):
     """The file is not a well-formed safetensors file of a declared architecture."""
 
 

@@ -26,7 +26,7 @@ ACTIVATIONS = ("relu", "gelu", "silu", None)
 Shapes = dict[str, tuple[int, ...]]
 
 
-class InvalidArchitecture(ValueError):  # noqa: N818 - named by what is invalid, as everywhere here
+class InvalidArchitecture(ValueError):
     """The architecture is not one of the closed list, or its tensors are not those it implies."""
 
 
