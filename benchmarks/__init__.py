@@ -1,0 +1,1 @@
+"""What is fast, and what it is compared with: ratios, measured side by side in one run."""

@@ -1,0 +1,148 @@
+"""The service as real processes, and a client's view of it: nothing here imports the service."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+READY_SECONDS = 60.0
+
+
+class Process:
+    """One process of the system, with its output in a file."""
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self.arguments = arguments
+        self.environment = {**os.environ, **environment}
+        self.log = log
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("ab") as out:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "forwardfill.cli", *self.arguments],
+                env=self.environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """What `kill -9` does: no handler runs, nothing is flushed."""
+        self.popen.send_signal(signal.SIGKILL)
+        self.popen.wait()
+
+    def stop(self) -> int:
+        """Ask it to end, and wait until it has."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        return self.popen.wait(timeout=60)
+
+
+class Api(Process):
+    """An API process, and an HTTP client for it."""
+
+    def __init__(self, *options: str, environment: Mapping[str, str], log: Path) -> None:
+        self.port = free_port()
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        super().__init__(["serve", "--port", str(self.port), *options], environment, log)
+
+    def start(self) -> None:
+        super().start()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        wait_for(self._ready, READY_SECONDS, lambda: f"{self.arguments} is not ready: {self.log.read_text()[-3000:]}")
+
+    def _ready(self) -> bool:
+        if self.popen.poll() is not None:
+            raise AssertionError(f"it ended: {self.log.read_text()[-3000:]}")
+        try:
+            return self.http.get("/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+class System:
+    """API processes and workers over one catalog and one data folder."""
+
+    def __init__(self, folder: Path, *, database_url: str = "", broker_url: str = "", **settings: str) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.environment = {
+            "FORWARDFILL_DATA": str(self.data),
+            "FORWARDFILL_DATABASE_URL": database_url,
+            "FORWARDFILL_BROKER_URL": broker_url,
+            **{f"FORWARDFILL_{name.upper()}": value for name, value in settings.items()},
+        }
+        self.apis: list[Api] = []
+        self.workers: list[Process] = []
+
+    def migrate(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "forwardfill.cli", "migrate"],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def add_api(self, *options: str) -> Api:
+        log = self.folder / f"api-{len(self.apis)}.log"
+        self.apis.append(Api(*options, environment=self.environment, log=log))
+        return self.apis[-1]
+
+    def add_worker(self) -> Process:
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        self.workers.append(Process(["worker"], self.environment, log))
+        return self.workers[-1]
+
+    def stop(self) -> None:
+        for process in (*self.workers, *self.apis):
+            process.stop()
+
+
+@contextmanager
+def running(system: System) -> Iterator[System]:
+    """Stop every process of a system at the end, whatever happens."""
+    try:
+        yield system
+    finally:
+        system.stop()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: Callable[[], str]) -> Any:
+    """Wait until a condition holds; its value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"after {seconds:g} s: {what()}")
+
+
+def ok(response: httpx.Response) -> Any:
+    """The body of an answer that must have succeeded."""
+    assert response.is_success, (
+        f"{response.request.method} {response.request.url}: {response.status_code} {response.text}"
+    )
+    return response.json()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
