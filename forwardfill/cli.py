@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from forwardfill import remote
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.settings import GallerySettings
@@ -22,6 +23,9 @@ app = typer.Typer(
 )
 keys = typer.Typer(no_args_is_help=True, help="API keys. Without any, only loopback addresses are served.")
 app.add_typer(keys, name="keys")
+app.add_typer(remote.models, name="models")
+app.add_typer(remote.galleries, name="galleries")
+app.add_typer(remote.upgrade, name="upgrade")
 console = Console()
 
 Data = Annotated[Path | None, typer.Option(help="Folder of columns, indexes and artifacts [FORWARDFILL_DATA].")]

@@ -1,0 +1,218 @@
+"""Commands that talk to a running service: look at models and galleries, run an upgrade and watch it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from forwardfill.client import RESTING, Client, ForwardfillError, Throttle, Upgrade
+
+models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
+galleries = typer.Typer(no_args_is_help=True, help="Galleries of a running service.")
+upgrade = typer.Typer(no_args_is_help=True, help="Upgrades of a running service: start, watch, steer.")
+console = Console()
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@models.command("list")
+def list_models() -> None:
+    """List the registered models."""
+    with _client() as client:
+        _table(client.models(), "name", "dimension", "metric", "normalized", "side_information")
+
+
+@galleries.command("list")
+def list_galleries() -> None:
+    """List the galleries."""
+    with _client() as client:
+        _table(client.galleries(), "name", "model", "items", "segments", "version", "active_upgrade")
+
+
+@galleries.command("show")
+def show_gallery(name: str) -> None:
+    """Show one gallery: its items, columns and bytes."""
+    with _client() as client:
+        console.print_json(data=client.gallery(name))
+
+
+@upgrade.command("start")
+def start(
+    gallery: str,
+    transformation: Annotated[str | None, typer.Option(help="By the transformation's name.")] = None,
+    target: Annotated[str | None, typer.Option(help="By the latest transformation to this model.")] = None,
+    cutover: Annotated[str, typer.Option(help="progressive, automatic or manual.")] = "progressive",
+    items_per_second: Annotated[float | None, typer.Option(help="Go no faster.")] = None,
+    duty_cycle: Annotated[float | None, typer.Option(help="Work this part of the time, 0 to 1.")] = None,
+    max_search_p99_ms: Annotated[float | None, typer.Option(help="Wait while searches are slower.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Validate and report, change nothing.")] = False,
+    watch_it: Annotated[bool, typer.Option("--watch/--no-watch", help="Stay and show the progress.")] = True,
+) -> None:
+    """Start an upgrade, and watch it."""
+    throttle: Throttle = {}
+    if items_per_second is not None:
+        throttle["items_per_second"] = items_per_second
+    if duty_cycle is not None:
+        throttle["duty_cycle"] = duty_cycle
+    if max_search_p99_ms is not None:
+        throttle["max_search_p99_ms"] = max_search_p99_ms
+    with _client() as client:
+        body: Any = {"transformation": transformation, "target_model": target, "cutover": cutover, "dry_run": dry_run}
+        started = client.start_upgrade(gallery, throttle=throttle or None, **body)
+        console.print(f"upgrade {started['id']}")
+        if watch_it:
+            _watch(client, started["id"])
+
+
+@upgrade.command("list")
+def list_upgrades() -> None:
+    """List the upgrades."""
+    with _client() as client:
+        _table(client.upgrades(), "id", "gallery", "source_model", "target_model", "state", "created_at")
+
+
+@upgrade.command("show")
+def show(upgrade_id: str) -> None:
+    """Show one upgrade."""
+    with _client() as client:
+        console.print_json(data=client.upgrade(upgrade_id))
+
+
+@upgrade.command("watch")
+def watch(upgrade_id: str) -> None:
+    """Follow an upgrade until it comes to rest."""
+    with _client() as client:
+        _watch(client, upgrade_id)
+
+
+@upgrade.command("failures")
+def failures(upgrade_id: str) -> None:
+    """List the segments that failed."""
+    with _client() as client:
+        _table(client.failures(upgrade_id), "segment", "items", "attempts", "error")
+
+
+@upgrade.command("throttle")
+def throttle(
+    upgrade_id: str,
+    items_per_second: Annotated[float | None, typer.Option(help="Go no faster; 0 removes the limit.")] = None,
+    duty_cycle: Annotated[float | None, typer.Option(help="Work this part of the time; 0 removes the limit.")] = None,
+    max_search_p99_ms: Annotated[float | None, typer.Option(help="Wait while slower; 0 removes the limit.")] = None,
+) -> None:
+    """Change how fast an upgrade may go, while it runs."""
+    given = {
+        "items_per_second": items_per_second,
+        "duty_cycle": duty_cycle,
+        "max_search_p99_ms": max_search_p99_ms,
+    }
+    wanted: Any = {name: value or None for name, value in given.items() if value is not None}
+    with _client() as client:
+        _say(client.set_throttle(upgrade_id, wanted))
+
+
+@upgrade.command("pause")
+def pause(upgrade_id: str) -> None:
+    """Start no more segments."""
+    with _client() as client:
+        _say(client.pause(upgrade_id))
+
+
+@upgrade.command("resume")
+def resume(upgrade_id: str) -> None:
+    """Go on."""
+    with _client() as client:
+        _say(client.resume(upgrade_id))
+
+
+@upgrade.command("retry")
+def retry(upgrade_id: str) -> None:
+    """Try the failed segments again."""
+    with _client() as client:
+        _say(client.retry(upgrade_id))
+
+
+@upgrade.command("cutover")
+def cutover(upgrade_id: str) -> None:
+    """Let all transformed segments serve."""
+    with _client() as client:
+        _say(client.cutover(upgrade_id))
+
+
+@upgrade.command("finalize")
+def finalize(upgrade_id: str) -> None:
+    """Let go of the older model's columns: no way back."""
+    with _client() as client:
+        _say(client.finalize(upgrade_id))
+
+
+@upgrade.command("cancel")
+def cancel(upgrade_id: str, accept_unreachable: bool = False) -> None:
+    """Go back to the state before the upgrade."""
+    with _client() as client:
+        _say(client.cancel(upgrade_id, accept_unreachable=accept_unreachable))
+
+
+@upgrade.command("rollback")
+def rollback(upgrade_id: str, accept_unreachable: bool = False) -> None:
+    """Undo a completed upgrade, byte for byte."""
+    with _client() as client:
+        _say(client.rollback(upgrade_id, accept_unreachable=accept_unreachable))
+
+
+@contextmanager
+def _client() -> Iterator[Client]:
+    """Talk to FORWARDFILL_URL with FORWARDFILL_API_KEY; say what went wrong in one line."""
+    url = os.environ.get("FORWARDFILL_URL", DEFAULT_URL)
+    with Client(url, os.environ.get("FORWARDFILL_API_KEY")) as client:
+        try:
+            yield client
+        except ForwardfillError as error:
+            console.print(f"[red]{error}[/red]")
+            raise typer.Exit(1) from error
+        except httpx.TransportError as error:
+            console.print(
+                f"[red]no service answers at {url}: {error}; set FORWARDFILL_URL, or run `forwardfill serve`[/red]"
+            )
+            raise typer.Exit(1) from error
+
+
+def _watch(client: Client, upgrade_id: str) -> None:
+    bar = Progress(
+        TextColumn("{task.fields[state]}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console
+    )
+    with bar:
+        task = bar.add_task(upgrade_id, total=1.0, state="")
+        while True:
+            now = client.upgrade(upgrade_id)
+            bar.update(task, completed=now["progress"]["fraction"], state=now["state"])
+            if now["state"] in RESTING | {"completed", "paused", "awaiting_cutover"}:
+                break
+            for event in client.events(upgrade_id):
+                bar.update(task, completed=event.data.get("fraction", bar.tasks[0].completed))
+                if event.name == "state":
+                    break
+    _say(client.upgrade(upgrade_id))
+    if now["state"] == "failed":
+        raise typer.Exit(1)
+
+
+def _say(found: Upgrade) -> None:
+    why = "".join(f"; {condition['type']}: {condition['detail']}" for condition in found["conditions"])
+    console.print(f"{found['gallery']}: {found['state']}, {found['progress']['fraction']:.0%}{why}")
+    if found["error"]:
+        console.print(f"[red]{found['error']}[/red]")
+
+
+def _table(rows: Any, *columns: str) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*("" if row[name] is None else str(row[name]) for name in columns))
+    console.print(table)
