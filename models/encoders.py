@@ -35,6 +35,7 @@ class Encoder(nn.Module):
                 for block in range(blocks)
             )
         )
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images; float32 whatever autocast computed in."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -48,7 +49,7 @@ class Plan:
     warmup: int = 5
     #: the schedule moves each epoch as in FCT's code, or smoothly with each step, which a dozen epochs need
     schedule: Literal["epoch", "step"] = "step"
-    #: compute convolutions in bfloat16, which some CPUs do several times faster
+    #: multiply in bfloat16 where the device does so natively, which is several times faster there
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
@@ -117,6 +118,17 @@ def train(
         history.append({name: value / steps for name, value in sums.items()})
     task.eval()
     return History(tuple(history))
+
+
+@cache
+def native_bfloat16(device: str) -> bool:
+    """Say whether a kind of device multiplies in bfloat16 itself; where it is emulated it is slower than float32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, bool] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # torch before 2.9 does not say: float32 then
+    return device == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def rate_factor(unit: int, units: int, warmup: int) -> float:
@@ -246,9 +258,8 @@ def train_transformation(
 def _step(
     task: Task, batch: Batch, optimizer: torch.optim.Optimizer, plan: Plan, device: torch.device
 ) -> dict[str, float]:
-    precision: AbstractContextManager[object] = (
-        torch.autocast(device.type, torch.bfloat16) if plan.bfloat16 else nullcontext()
-    )
+    low = plan.bfloat16 and native_bfloat16(device.type)
+    precision: AbstractContextManager[object] = torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
     with precision:
         losses = task.losses(batch)
     total = torch.stack(list(losses.values())).sum()
