@@ -1,0 +1,825 @@
+"""The Python client: the REST contract as methods of one class. NumPy arrays go in, plain typed dictionaries come out.
+
+```python
+with Client("http://127.0.0.1:8000") as client:
+    client.upsert("photos", "resnet18-v1", ids=names, embeddings=vectors, side_information=side)
+    answer = client.search("photos", "resnet50-v2", query, companions={"resnet18-v1": old_query}, k=10)
+```
+
+What the service refuses is raised as a `ForwardfillError` that carries the answer's code. What never reached the service,
+or never came back, is raised as httpx raises it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, NotRequired, Self, TypedDict
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+Json = dict[str, Any]
+Metric = Literal["cosine", "inner_product", "euclidean"]
+#: anything that NumPy makes an array of real numbers from
+Vectors = npt.ArrayLike
+
+DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+UPLOAD_BLOCK = 1 << 20
+#: JSON around a vector and a payload; an estimate, to keep requests below the server's limit of bytes
+ITEM_OVERHEAD = 256
+#: no event comes from an upgrade that is throttled to less than a segment in this time
+QUIET_SECONDS = 60.0
+RECONNECT_SECONDS = 0.5
+#: states in which an upgrade stays unless a person acts
+RESTING = frozenset({"finalized", "cancelled", "rolled_back", "failed"})
+
+
+class ForwardfillError(Exception):
+    """The service refused a request, and says why."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, errors: Sequence[Json] = (), request_id: str | None = None
+    ) -> None:
+        """Say what was refused.
+
+        Args:
+            status: of HTTP.
+            code: stable, for programs.
+            detail: for people.
+            errors: what is wrong in the body, as `{"pointer", "detail"}`.
+            request_id: to find the request in the service's log.
+        """
+        super().__init__(f"{code} ({status}): {detail}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = list(errors)
+        self.request_id = request_id
+        #: the whole answer: extension members, such as `allowed`, are here
+        self.problem: Json = {}
+
+
+class UpgradeStoppedError(Exception):
+    """An upgrade that was waited for came to rest in another state."""
+
+    def __init__(self, upgrade: Upgrade) -> None:
+        """Tell the state, and the error if there is one."""
+        reason = f": {upgrade['error']}" if upgrade.get("error") else ""
+        super().__init__(f"upgrade {upgrade['id']} is {upgrade['state']}{reason}")
+        self.upgrade = upgrade
+
+
+class Event(NamedTuple):
+    """One Server-Sent Event of an upgrade."""
+
+    #: `progress` or `state`
+    name: str
+    data: Json
+    #: for `Last-Event-ID`; None where the event has none
+    id: str | None
+
+
+class Hit(TypedDict):
+    """One found item; the payload is there if it was asked for."""
+
+    id: str
+    score: float
+    origin: Literal["native", "derived"]
+    payload: NotRequired[Json | None]
+
+
+class Routes(TypedDict):
+    """Items by the route that reached them."""
+
+    direct: int
+    forward: int
+    backward: int
+    unreachable: int
+
+
+class Served(TypedDict):
+    """What served an answer."""
+
+    model: str
+    score_space: str
+    gallery_version: int
+    routes: Routes
+
+
+class Answer(TypedDict):
+    """The answer to one query, best hit first."""
+
+    hits: list[Hit]
+    served: Served
+    took_ms: float
+
+
+class BatchAnswer(TypedDict):
+    """The answers to several queries, in their order, all from one gallery version."""
+
+    results: list[list[Hit]]
+    served: Served
+    took_ms: float
+
+
+class Progress(TypedDict):
+    """How far an upgrade is."""
+
+    items_total: int
+    items_done: int
+    segments_total: int
+    segments_done: int
+    segments_failed: int
+    fraction: float
+    items_per_second: float | None
+    eta_seconds: float | None
+
+
+class Upgrade(TypedDict):
+    """One upgrade."""
+
+    id: str
+    gallery: str
+    source_model: str
+    target_model: str
+    transformation: str
+    artifact_sha256: str
+    state: str
+    cutover: str
+    progress: Progress
+    quality: Json
+    conditions: list[Json]
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    error: str | None
+
+
+class Throttle(TypedDict, total=False):
+    """How fast an upgrade may go; None removes a limit."""
+
+    items_per_second: float | None
+    duty_cycle: float | None
+    max_search_p99_ms: float | None
+
+
+class Client:
+    """A connection to one service. Safe to use from several threads; close it, or use it in a `with` statement."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Connect at the first request, not now.
+
+        Args:
+            base_url: such as `http://127.0.0.1:8000`.
+            api_key: sent as a bearer token.
+            timeout: seconds per read or write, or as httpx takes it.
+            transport: another way to the service, for tests.
+        """
+        headers = {"accept": "application/json"}
+        if api_key is not None:
+            headers["authorization"] = f"Bearer {api_key}"
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=transport)
+        self._limits: dict[str, int] | None = None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- the service --------------------------------------------------------------------------------------------------
+
+    def info(self) -> Json:
+        """Return the service's version and limits."""
+        return self._call("GET", "/info")
+
+    def health(self) -> Json:
+        """Return whether the service is ready to answer.
+
+        Raises:
+            ForwardfillError: it is not (503).
+        """
+        return self._call("GET", "/health/ready")
+
+    # --- models and transformations -----------------------------------------------------------------------------------
+
+    def register_model(
+        self,
+        name: str,
+        *,
+        dimension: int,
+        metric: Metric,
+        normalized: bool = False,
+        side_dimension: int | None = None,
+        fingerprint: str | None = None,
+        description: str | None = None,
+        transformations: Sequence[Json] = (),
+    ) -> Json:
+        """Register a model; the same again changes nothing.
+
+        Args:
+            name: of the model version.
+            dimension: of its embeddings.
+            metric: by which they are compared.
+            normalized: whether the model gives unit vectors.
+            side_dimension: of the side-information stored beside its embeddings, None if there is none.
+            fingerprint: what identifies the weights.
+            description: for people.
+            transformations: registered with it, all or nothing.
+        """
+        body = {
+            "name": name,
+            "dimension": dimension,
+            "metric": metric,
+            "normalized": normalized,
+            "side_information": None if side_dimension is None else {"dimension": side_dimension},
+            "fingerprint": fingerprint,
+            "description": description,
+            "transformations": list(transformations) or None,
+        }
+        required = {"side_information", "fingerprint"}
+        return self._call("POST", "/models", {k: v for k, v in body.items() if v is not None or k in required})
+
+    def models(self) -> list[Json]:
+        """Return all models."""
+        return list(self._pages("/models"))
+
+    def model(self, name: str) -> Json:
+        """Return a model, with the galleries and transformations that use it."""
+        return self._call("GET", f"/models/{_quoted(name)}")
+
+    def upload_artifact(self, path: str | Path) -> str:
+        """Stream a safetensors file to the service; once is enough, again costs little.
+
+        Returns:
+            Its SHA-256, by which transformations name it.
+        """
+        path = Path(path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        headers = {"content-type": "application/octet-stream", "content-length": str(path.stat().st_size)}
+        self._request("PUT", f"/artifacts/{digest}", content=_blocks(path), headers=headers)
+        return digest
+
+    def register_transformation(
+        self,
+        name: str,
+        *,
+        source: str,
+        target: str,
+        artifact: str,
+        method: str,
+        direction: Literal["forward", "backward"] = "forward",
+    ) -> Json:
+        """Register a transformation between two models; `artifact` is the SHA-256 of an uploaded file."""
+        body = {
+            "name": name,
+            "source": source,
+            "target": target,
+            "direction": direction,
+            "method": method,
+            "artifact": artifact,
+        }
+        return self._call("POST", "/transformations", body)
+
+    def transformations(self) -> list[Json]:
+        """Return all transformations."""
+        return list(self._pages("/transformations"))
+
+    def transformation(self, name: str) -> Json:
+        """Return a transformation with its evaluation."""
+        return self._call("GET", f"/transformations/{_quoted(name)}")
+
+    def evaluate(
+        self,
+        transformation: str,
+        *,
+        source_embeddings: Vectors,
+        target_embeddings: Vectors,
+        side_information: Vectors | None = None,
+        labels: Sequence[int] | Sequence[str] | None = None,
+    ) -> Json:
+        """Measure a transformation on the same n items embedded by both models.
+
+        Args:
+            transformation: its name.
+            source_embeddings: (n, source dimension).
+            target_embeddings: (n, target dimension).
+            side_information: (n, side dimension), where the transformation takes it.
+            labels: n labels, for CMC and mAP.
+        """
+        body: Json = {"source_embeddings": encoded(source_embeddings), "target_embeddings": encoded(target_embeddings)}
+        if side_information is not None:
+            body["side_information"] = encoded(side_information)
+        if labels is not None:
+            body["labels"] = np.asarray(labels).tolist()
+        return self._call("POST", f"/transformations/{_quoted(transformation)}/evaluate", body)
+
+    # --- galleries and items ------------------------------------------------------------------------------------------
+
+    def create_gallery(
+        self,
+        name: str,
+        model: str,
+        *,
+        index: Json | None = None,
+        storage_dtype: Literal["float32", "float16"] = "float32",
+    ) -> Json:
+        """Create a gallery of a model's embeddings; `index` is such as `{"kind": "ivf"}`, None lets the service choose."""
+        body: Json = {"name": name, "model": model, "storage_dtype": storage_dtype}
+        if index is not None:
+            body["index"] = index
+        return self._call("POST", "/galleries", body)
+
+    def galleries(self) -> list[Json]:
+        """Return all galleries."""
+        return list(self._pages("/galleries"))
+
+    def gallery(self, name: str) -> Json:
+        """Return a gallery: items, columns, segments, version, active upgrade."""
+        return self._call("GET", f"/galleries/{_quoted(name)}")
+
+    def delete_gallery(self, name: str) -> None:
+        """Delete a gallery and all it holds; an upgrade of it is cancelled first."""
+        self._request("DELETE", f"/galleries/{_quoted(name)}")
+
+    def upsert(
+        self,
+        gallery: str,
+        model: str,
+        *,
+        ids: Sequence[str],
+        embeddings: Vectors,
+        side_information: Vectors | None = None,
+        payloads: Sequence[Json | None] | None = None,
+        batch: int | None = None,
+    ) -> int:
+        """Write items, replacing those of the same ids, in as many requests as the service's limits ask for.
+
+        Each request is all or nothing: when one is refused, the ones before it are stored.
+
+        Args:
+            gallery: its name.
+            model: that made the embeddings.
+            ids: n ids.
+            embeddings: (n, dimension).
+            side_information: (n, side dimension), or None.
+            payloads: n payloads, or None.
+            batch: items per request at most; the service's limit unless given.
+
+        Returns:
+            The gallery's version after the last request; all before it is durable. 0 for no items.
+
+        Raises:
+            ValueError: lengths differ.
+            ForwardfillError: an item was refused; `errors` points at it, counted within its request.
+        """
+        rows = _Rows(ids, embeddings, side_information, payloads)
+        size = min(batch or len(ids) or 1, self._upsert_limit(rows))
+        version = 0
+        for start in range(0, len(ids), size):
+            body = {"model": model, "items": rows.items(start, min(start + size, len(ids)))}
+            version = int(self._call("POST", f"/galleries/{_quoted(gallery)}/items", body)["version"])
+        return version
+
+    def delete_items(self, gallery: str, ids: Sequence[str]) -> Json:
+        """Delete items; returns `deleted`, a number, and `missing`, the ids that were not there."""
+        return self._call("POST", f"/galleries/{_quoted(gallery)}/items/delete", {"ids": list(ids)})
+
+    def item(self, gallery: str, item_id: str, *, vectors: bool = False) -> Json:
+        """Return an item: its payload and columns, with their vectors if asked for."""
+        query = {"include": "vectors"} if vectors else None
+        return self._call("GET", f"/galleries/{_quoted(gallery)}/items/{_quoted(item_id)}", query=query)
+
+    # --- search -------------------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        gallery: str,
+        model: str,
+        vector: Vectors,
+        *,
+        k: int = 10,
+        companions: Mapping[str, Vectors] | None = None,
+        filter: Json | None = None,  # noqa: A002 - the contract's word
+        include: Sequence[str] = (),
+        allow_partial: bool = False,
+    ) -> Answer:
+        """Find the k items nearest to a query.
+
+        Args:
+            gallery: its name.
+            model: that embedded the query; the service never guesses it.
+            vector: (dimension,).
+            k: hits.
+            companions: the same query embedded by other models, by model name: a gallery that is on its way to `model`
+                is searched by them where it has not arrived.
+            filter: a condition on payloads.
+            include: `payload`.
+            allow_partial: answer from what can be reached, rather than be refused.
+        """
+        body = {"model": model, **_query(vector, companions), **_options(k, filter, include, allow_partial)}
+        answer: Any = self._call("POST", f"/galleries/{_quoted(gallery)}/search", body)
+        return answer  # type: ignore[no-any-return]
+
+    def search_batch(
+        self,
+        gallery: str,
+        model: str,
+        vectors: Vectors,
+        *,
+        k: int = 10,
+        companions: Mapping[str, Vectors] | None = None,
+        filter: Json | None = None,  # noqa: A002
+        include: Sequence[str] = (),
+        allow_partial: bool = False,
+    ) -> BatchAnswer:
+        """Find the k items nearest to each of n queries, all in one gallery version.
+
+        Args:
+            gallery, model, k, filter, include, allow_partial: as for `search`.
+            vectors: (n, dimension).
+            companions: (n, dimension) by model name.
+        """
+        others = {name: _matrix(each) for name, each in (companions or {}).items()}
+        queries = [
+            _query(row, {name: each[at] for name, each in others.items()}) for at, row in enumerate(_matrix(vectors))
+        ]
+        body = {"model": model, "queries": queries, **_options(k, filter, include, allow_partial)}
+        answer: Any = self._call("POST", f"/galleries/{_quoted(gallery)}/search/batch", body)
+        return answer  # type: ignore[no-any-return]
+
+    def set_probes(
+        self, gallery: str, vectors: Mapping[str, Vectors], *, relevant: Sequence[Sequence[str]] | None = None
+    ) -> Json:
+        """Replace the queries by which an upgrade of the gallery is judged.
+
+        Args:
+            gallery: its name.
+            vectors: (n, dimension) by model name: n queries in each model.
+            relevant: per query the ids that ought to be found, if known.
+        """
+        columns = {name: _matrix(each) for name, each in vectors.items()}
+        count = len(next(iter(columns.values()), ()))
+        probes: list[Json] = [{"vectors": {n: encoded(each[at]) for n, each in columns.items()}} for at in range(count)]
+        for probe, ids in zip(probes, relevant or (), strict=relevant is not None):
+            probe["relevant"] = list(ids)
+        return self._call("PUT", f"/galleries/{_quoted(gallery)}/probes", {"probes": probes})
+
+    # --- upgrades -----------------------------------------------------------------------------------------------------
+
+    def start_upgrade(
+        self,
+        gallery: str,
+        *,
+        transformation: str | None = None,
+        target_model: str | None = None,
+        cutover: Literal["progressive", "automatic", "manual"] = "progressive",
+        order: Literal["stored", "uncertainty", "most_searched"] = "stored",
+        throttle: Throttle | None = None,
+        gate: Json | None = None,
+        on_missing_side_information: Literal["fail", "zeros", "skip"] = "fail",
+        dry_run: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Upgrade:
+        """Start to bring a gallery to another model; a worker does it.
+
+        Args:
+            gallery: its name.
+            transformation: by its name; or
+            target_model: by the latest forward transformation to it.
+            cutover: whether a segment serves as soon as it is done, or all at once, by itself or on request.
+            order: of the segments.
+            throttle: see `Throttle`.
+            gate: quality below which the upgrade does not start.
+            on_missing_side_information: what to do with items that have none.
+            dry_run: validate and report, change nothing.
+            idempotency_key: a repeated call with the same key starts nothing new.
+        """
+        body: Json = {
+            "gallery": gallery,
+            "cutover": cutover,
+            "order": order,
+            "on_missing_side_information": on_missing_side_information,
+            "dry_run": dry_run,
+        }
+        optional = {"transformation": transformation, "target_model": target_model, "throttle": throttle, "gate": gate}
+        body |= {name: value for name, value in optional.items() if value is not None}
+        headers = {} if idempotency_key is None else {"idempotency-key": idempotency_key}
+        return self._upgrade("POST", "/admin/upgrades", body, headers=headers)
+
+    def upgrades(self) -> list[Upgrade]:
+        """Return all upgrades."""
+        found: list[Any] = list(self._pages("/admin/upgrades"))
+        return found
+
+    def upgrade(self, upgrade_id: str) -> Upgrade:
+        """Return an upgrade: state, progress, quality, and why it does not go faster."""
+        return self._upgrade("GET", f"/admin/upgrades/{_quoted(upgrade_id)}")
+
+    def set_throttle(self, upgrade_id: str, throttle: Throttle) -> Upgrade:
+        """Change how fast an upgrade may go, while it runs."""
+        return self._upgrade("PATCH", f"/admin/upgrades/{_quoted(upgrade_id)}", {"throttle": throttle})
+
+    def pause(self, upgrade_id: str) -> Upgrade:
+        """Start no more segments; the one under way finishes."""
+        return self._verb(upgrade_id, "pause")
+
+    def resume(self, upgrade_id: str) -> Upgrade:
+        """Go on."""
+        return self._verb(upgrade_id, "resume")
+
+    def cancel(self, upgrade_id: str, *, accept_unreachable: bool = False) -> Upgrade:
+        """Go back to the state before the upgrade."""
+        return self._verb(upgrade_id, "cancel", accept_unreachable=accept_unreachable)
+
+    def cutover(self, upgrade_id: str) -> Upgrade:
+        """Let all transformed segments serve."""
+        return self._verb(upgrade_id, "cutover")
+
+    def rollback(self, upgrade_id: str, *, accept_unreachable: bool = False) -> Upgrade:
+        """Undo a completed upgrade, byte for byte."""
+        return self._verb(upgrade_id, "rollback", accept_unreachable=accept_unreachable)
+
+    def finalize(self, upgrade_id: str) -> Upgrade:
+        """Let go of the older model's columns: no way back."""
+        return self._verb(upgrade_id, "finalize")
+
+    def retry(self, upgrade_id: str) -> Upgrade:
+        """Try the failed segments again."""
+        return self._verb(upgrade_id, "retry")
+
+    def failures(self, upgrade_id: str) -> list[Json]:
+        """Return the segments that failed, with error and attempts."""
+        return list(self._pages(f"/admin/upgrades/{_quoted(upgrade_id)}/failures"))
+
+    def events(self, upgrade_id: str, *, after: str | None = None) -> Iterator[Event]:
+        """Follow an upgrade, event by event, until the service ends the stream.
+
+        Args:
+            upgrade_id: which.
+            after: the id of the last event seen, to go on from there.
+        """
+        headers = {"accept": "text/event-stream"}
+        if after is not None:
+            headers["last-event-id"] = after
+        timeout = httpx.Timeout(QUIET_SECONDS, connect=5.0)
+        url = f"/admin/upgrades/{_quoted(upgrade_id)}/events"
+        with self._http.stream("GET", url, headers=headers, timeout=timeout) as response:
+            if response.is_error:
+                response.read()
+                raise problem(response)
+            yield from parse_events(_lines(response.iter_bytes()))
+
+    def wait(
+        self, upgrade_id: str, *, until: str | Collection[str] = "completed", timeout: float | None = None
+    ) -> Upgrade:
+        """Wait by events until an upgrade is in a state. A broken stream is taken up again.
+
+        Args:
+            upgrade_id: which.
+            until: the state, or several.
+            timeout: seconds, None for ever.
+
+        Returns:
+            The upgrade in that state.
+
+        Raises:
+            UpgradeStoppedError: it came to rest in another state.
+            TimeoutError: it did not get there in time.
+        """
+        wanted = {until} if isinstance(until, str) else set(until)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        seen: str | None = None
+        while True:
+            upgrade = self.upgrade(upgrade_id)
+            if upgrade["state"] in wanted:
+                return upgrade
+            if upgrade["state"] in RESTING:
+                raise UpgradeStoppedError(upgrade)
+            seen = self._next_state(upgrade_id, seen, deadline)
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"upgrade {upgrade_id} is {upgrade['state']} after {timeout} s")
+
+    # --- how ----------------------------------------------------------------------------------------------------------
+
+    def _next_state(self, upgrade_id: str, seen: str | None, deadline: float | None) -> str | None:
+        """Follow events until one tells another state, the stream ends, or the deadline has passed."""
+        try:
+            for event in self.events(upgrade_id, after=seen):
+                seen = event.id or seen
+                if event.name == "state" or (deadline is not None and time.monotonic() > deadline):
+                    return seen
+        except httpx.TransportError:
+            time.sleep(RECONNECT_SECONDS)  # the service may be starting again
+            return seen
+        time.sleep(RECONNECT_SECONDS)  # the stream ended without news
+        return seen
+
+    def _upsert_limit(self, rows: _Rows) -> int:
+        """Items of one request, by the service's limits of items and of bytes."""
+        if self._limits is None:
+            self._limits = self.info()["limits"]
+        by_bytes = self._limits["max_body_bytes"] * 9 // 10 // rows.bytes_per_item()
+        return max(1, min(self._limits["max_items_per_upsert"], by_bytes))
+
+    def _verb(self, upgrade_id: str, verb: str, **options: bool) -> Upgrade:
+        body = {name: True for name, value in options.items() if value} or None
+        return self._upgrade("POST", f"/admin/upgrades/{_quoted(upgrade_id)}/{verb}", body)
+
+    def _upgrade(
+        self, method: str, path: str, body: Json | None = None, *, headers: Mapping[str, str] | None = None
+    ) -> Upgrade:
+        upgrade: Any = self._call(method, path, body, headers=headers)
+        return upgrade  # type: ignore[no-any-return]
+
+    def _pages(self, path: str) -> Iterator[Json]:
+        """All entries of a list, page by page; an answer has them under the list's own name."""
+        query: dict[str, str] = {"page_size": "1000"}
+        while True:
+            page = self._call("GET", path, query=query)
+            yield from page[path.rpartition("/")[2]]
+            if not page.get("next_page_token"):
+                return
+            query["page_token"] = page["next_page_token"]
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Json:
+        sent = dict(headers or {})
+        content = None
+        if body is not None:
+            sent["content-type"] = "application/json"
+            content = orjson.dumps(body)
+        answer: Json = orjson.loads(self._request(method, path, content=content, query=query, headers=sent).content)
+        return answer
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | Iterable[bytes] | None = None,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        response = self._http.request(method, path, content=content, params=query, headers=headers)
+        if not response.is_success:
+            raise problem(response)
+        return response
+
+
+class _Rows:
+    """Items on their way into requests."""
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        embeddings: Vectors,
+        side_information: Vectors | None,
+        payloads: Sequence[Json | None] | None,
+    ) -> None:
+        self.ids = ids
+        self.embeddings = _matrix(embeddings)
+        self.side = None if side_information is None else _matrix(side_information)
+        self.payloads = payloads
+        for what, column in (("embeddings", self.embeddings), ("side-information", self.side), ("payloads", payloads)):
+            if column is not None and len(column) != len(ids):
+                raise ValueError(f"{len(ids)} ids, but {len(column)} {what}")
+
+    def bytes_per_item(self) -> int:
+        """About how long an item is as JSON."""
+        floats = int(self.embeddings.shape[1]) + (0 if self.side is None else int(self.side.shape[1]))
+        payload = max((len(orjson.dumps(each)) for each in self.payloads or ()), default=0)
+        return ITEM_OVERHEAD + floats * 4 * 4 // 3 + payload + max((len(each) for each in self.ids), default=0)
+
+    def items(self, start: int, end: int) -> list[Json]:
+        """Items as the contract has them."""
+        found = []
+        for at in range(start, end):
+            item: Json = {"id": self.ids[at], "embedding": encoded(self.embeddings[at])}
+            if self.side is not None:
+                item["side_information"] = encoded(self.side[at])
+            if self.payloads is not None and self.payloads[at] is not None:
+                item["payload"] = self.payloads[at]
+            found.append(item)
+        return found
+
+
+def encoded(vectors: Vectors) -> Any:
+    """Encode a vector (d,) as base64 of little-endian float32; an array (n, d) as a list of n such strings."""
+    array = np.asarray(vectors, "<f4")
+    if array.ndim == 2:
+        return [encoded(row) for row in array]
+    if array.ndim != 1:
+        raise ValueError(f"a vector has shape (d,) and vectors (n, d), not {array.shape}")
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def problem(response: httpx.Response) -> ForwardfillError:
+    """Make an error of an answer; one that is no problem+json comes from something before the service."""
+    try:
+        body = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        body = None
+    if not isinstance(body, dict):
+        return ForwardfillError(response.status_code, "not_a_problem", response.text[:500] or response.reason_phrase)
+    error = ForwardfillError(
+        int(body.get("status", response.status_code)),
+        str(body.get("code", "unknown")),
+        str(body.get("detail") or body.get("title") or response.reason_phrase),
+        body.get("errors") or (),
+        body.get("request_id"),
+    )
+    error.problem = body
+    return error
+
+
+def parse_events(lines: Iterable[str]) -> Iterator[Event]:
+    """Parse the lines of a stream of Server-Sent Events whose data is JSON; comments are skipped."""
+    name, data, last_id = "", list[str](), None
+    for line in lines:
+        if not line:
+            if data:
+                yield Event(name or "message", orjson.loads("\n".join(data)), last_id)
+            name, data = "", []
+            continue
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            data.append(value)
+        elif field == "id":
+            last_id = value
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Split a stream at line feeds only: text in JSON may hold the other characters that Python takes for line ends."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(UPLOAD_BLOCK):
+            yield block
+
+
+def _matrix(vectors: Vectors) -> npt.NDArray[np.float32]:
+    array = np.asarray(vectors, np.float32)
+    if array.ndim != 2:
+        raise ValueError(f"vectors have shape (n, d), not {array.shape}")
+    return array
+
+
+def _query(vector: Vectors, companions: Mapping[str, Vectors] | None) -> Json:
+    query: Json = {"vector": encoded(vector)}
+    if companions:
+        query["companions"] = {name: encoded(each) for name, each in companions.items()}
+    return query
+
+
+def _options(k: int, condition: Json | None, include: Sequence[str], allow_partial: bool) -> Json:
+    options: Json = {"k": k}
+    if condition is not None:
+        options["filter"] = condition
+    if include:
+        options["include"] = list(include)
+    if allow_partial:
+        options["allow_partial"] = True
+    return options
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
