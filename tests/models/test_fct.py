@@ -1,9 +1,16 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from models.evaluation import cross_test, fraction_closed
 from models.method import Batch
 from models.methods.fct import Fct
+from models.runtime import Transform
+from models.training import Plan, train_transformation
+
+EMBEDDINGS = Path(__file__).parents[3] / "shared/data/cifar100_embeddings.npz"
 
 
 def method(side: int | None = 3, hidden: int = 16) -> Fct:
@@ -89,3 +96,20 @@ def test_a_batch_without_what_it_needs_is_refused() -> None:
         method().losses(Batch(old=rows.old, side=rows.side))
     with pytest.raises(ValueError, match="needs side-information"):
         method().losses(Batch(old=rows.old, new=rows.new))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz")
+def test_a_short_training_on_real_embeddings_closes_most_of_the_distance() -> None:
+    with np.load(EMBEDDINGS) as files:
+        train = {role: files[f"{role}_train"][::8].astype(np.float32) for role in ("old", "side", "new")}
+        old, side, new = (files[f"{role}_test"][::4].astype(np.float32) for role in ("old", "side", "new"))
+        labels = files["labels_test"][::4]
+    torch.manual_seed(0)
+    fct = Fct(source_dimension=128, target_dimension=128, side_dimension=128, hidden=256)
+    plan = Plan(epochs=12, batch=128, learning_rate=1e-3, optimizer="adam", schedule="epoch")
+    train_transformation(fct, **train, plan=plan)
+    upgraded = cross_test(new, Transform(fct.transformation)(old, side), labels)
+    before, best = cross_test(old, old, labels), cross_test(new, new, labels)
+    assert fraction_closed(before.cmc1, upgraded.cmc1, best.cmc1) > 0.6
+    assert fraction_closed(before.map, upgraded.map, best.map) > 0.6

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,13 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     rows = Batch(old=torch.full((10, 1), 1e30), new=torch.ones(10, 1))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         train(Line(), rows, PLAN)
+
+
+def test_bfloat16_learns_the_same_line_where_there_is_any() -> None:
+    task = Line()
+    train(task, line(), replace(PLAN, bfloat16=True))
+    assert task.slope.dtype == torch.float32
+    assert task.slope.item() == pytest.approx(3, abs=0.1)
 
 
 def test_one_row_is_too_few() -> None:
