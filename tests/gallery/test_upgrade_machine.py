@@ -1,0 +1,645 @@
+"""Anything, in any order: writes, upgrades, crashes and late workers against a dictionary that knows what must be found.
+
+The oracle follows design 3 and 6 in its own words. It knows of each item which segment it came in, and of each segment which
+columns a search may use; everything else (which space, which items, which scores) follows from that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from numpy.typing import NDArray
+from sqlalchemy import func, select, update
+
+from gallery import errors
+from gallery.catalog import items as item_rows
+from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow, UpgradeSegmentRow
+from gallery.catalog.transaction import Catalog
+from gallery.catalog.upgrades import Lease
+from gallery.files import digest
+from gallery.indexing import index_column, wanting
+from gallery.search.request import Answer
+from gallery.upgrade import lifecycle, segment
+from gallery.upgrade.states import ACTIVE, DRIVEN, PUBLISHING, TRANSFORMED, State, Verb, wants
+from tests.gallery.crash import Bomb, Killed, MortalCatalog, MortalFiles, named_files, stored_files, sweep
+from tests.gallery.world import BACKWARD, GALLERY, NEW, OLD, PLAIN, SIDE, WITH_SIDE, World, distance, found
+
+DIMENSIONS = {"old": OLD, "new": NEW}
+IDS = ["a", "b", "c", "ä/ö", "日本", "f g", "🙂"]
+# One list holds every row, so that an IVF index is exact; `exact_below=0` gives even one row an index.
+INDEXED = {"kind": "ivf", "nlist": 1, "nprobe": 1}
+VERBS: dict[Verb, Callable[..., Any]] = {
+    Verb.PAUSE: lifecycle.pause,
+    Verb.RESUME: lifecycle.resume,
+    Verb.RETRY: lifecycle.retry,
+    Verb.CUTOVER: lifecycle.cutover,
+    Verb.FINALIZE: lifecycle.finalize,
+    Verb.CANCEL: lifecycle.cancel,
+    Verb.ROLLBACK: lifecycle.rollback,
+}
+ids = st.lists(st.sampled_from(IDS), min_size=1, max_size=4, unique=True)
+seeds = st.integers(0, 2**16)
+NOW = st.integers(0, 40)
+
+
+@dataclass
+class Segment:
+    """What the oracle knows of a segment."""
+
+    model: str
+    has_side: bool
+    #: columns that a search may use: model -> native or derived
+    columns: dict[str, str]
+    #: a derived column of the present upgrade waits for its cutover
+    waits: bool = False
+
+
+@dataclass
+class Item:
+    """What was last acknowledged for an id."""
+
+    segment: int
+    vector: NDArray[Any]
+    side: NDArray[Any] | None
+    payload: dict[str, Any]
+
+
+@dataclass
+class Expected:
+    """What a search must answer."""
+
+    space: str
+    scores: dict[str, float]
+    origins: dict[str, str]
+    routes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a gallery has at hand."""
+
+    needs_side: bool
+    backward: bool
+    indexed: bool
+
+
+class UpgradeMachine(RuleBasedStateMachine):
+    """One gallery, two API processes, any number of workers, one operator who does anything."""
+
+    @initialize(needs_side=st.booleans(), backward=st.booleans(), indexed=st.sampled_from([False, False, True]))
+    def begin(self, needs_side: bool, backward: bool, indexed: bool) -> None:
+        """Open a data folder that is prepared."""
+        self.variant = Variant(needs_side, backward, indexed)
+        self.linear = WITH_SIDE if needs_side else PLAIN
+        for catalog in (_desk("main"), _desk("other"), _desk("mortal")):
+            catalog.close()
+        self.folder = _FOLDER / "data"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(_prepared(self.variant), self.folder)
+        self.world, self.other = self._open("main"), self._open("other")
+        self.seen = self.other.galleries.refresh()
+        self.stale: list[Any] = []
+        self._made()
+
+    def _made(self) -> None:
+        self.items: dict[str, Item] = {}
+        self.ever: set[str] = set()
+        self.segments: dict[int, Segment] = {}
+        self.model = "old"
+        self.upgrade: str | None = None
+        self.policy = self.cutover = ""
+        self.finalized = False
+        self.zeros: set[str] = set()
+        self.done: set[int] = set()
+        self.held: list[Lease] = []
+        self.before: dict[str, str] = {}
+
+    # writes
+
+    @rule(model=st.sampled_from(["old", "old", "new"]), wanted=ids, seed=seeds, sides=st.sampled_from("anx"))
+    def upsert(self, model: str, wanted: list[str], seed: int, sides: str) -> None:
+        """Write items, all (a), none (n), or some (x) of them with side-information."""
+        given = _items(model, wanted, seed, sides)
+        refusal = self._refusal(model, given)
+        if refusal is not None:
+            with pytest.raises(refusal):
+                self.world.upsert(model, wanted, **given)
+            return
+        self.world.upsert(model, wanted, **given)
+        self._upserted(model, wanted, given)
+
+    @rule(wanted=ids)
+    def delete(self, wanted: list[str]) -> None:
+        """Delete items, some of which are not there."""
+        result = self.world.delete(*wanted)
+        assert (result.deleted, result.missing) == (
+            sum(item in self.items for item in wanted),
+            [item for item in wanted if item not in self.items],
+        )
+        for item in wanted:
+            self.items.pop(item, None)
+
+    @precondition(lambda self: self.variant.indexed)
+    @rule()
+    def index(self) -> None:
+        """A worker builds an index that is wanting."""
+        for column in wanting(self.world.store, limit=1):
+            assert index_column(self.world.store, column)
+
+    # the operator
+
+    @rule(
+        cutover=st.sampled_from(["progressive", "progressive", "automatic", "manual"]),
+        policy=st.sampled_from(["fail", "zeros", "skip"]),
+    )
+    def start(self, cutover: str, policy: str) -> None:
+        """Start an upgrade, possibly where none can start."""
+        request = {"cutover": cutover, "on_missing_side_information": policy}
+        refusal = (
+            errors.SameModel if self.model == "new" else errors.UpgradeInProgress if self._open_upgrade() else None
+        )
+        if refusal is not None:
+            with pytest.raises(refusal):
+                self.world.start(**request)
+            return
+        self.before = _digests(self.world)
+        self.upgrade = self.world.start(**request)
+        self.cutover, self.policy, self.done, self.held = cutover, policy, set(), []
+        if policy == "zeros":
+            self.zeros.add(self.upgrade)
+        self._worked()
+
+    @precondition(lambda self: self.upgrade is not None)
+    @rule(verb=st.sampled_from(sorted(Verb)), accept=st.booleans())
+    def ask(self, verb: Verb, accept: bool) -> None:
+        """Ask for anything at any time."""
+        state = self._state()
+        more = {"accept_unreachable": accept} if verb in (Verb.CANCEL, Verb.ROLLBACK) else {}
+        try:
+            changes = wants(verb, state)
+        except errors.InvalidStateTransition:
+            with pytest.raises(errors.InvalidStateTransition):
+                VERBS[verb](self.world.store, self.upgrade, **more)
+            return
+        if changes and more and not accept and self._only_new():
+            with pytest.raises(errors.NativeItemsWouldBeUnreachable):
+                VERBS[verb](self.world.store, self.upgrade, **more)
+            return
+        result = VERBS[verb](self.world.store, self.upgrade, **more)
+        assert result.changed == changes or verb is Verb.RETRY
+        if changes:
+            self._asked(verb)
+        self._worked()
+
+    @rule()
+    def delete_gallery(self) -> None:
+        """Delete the gallery and make it again under the same name."""
+        lifecycle.delete_gallery(self.world.store, GALLERY)
+        self.world.make(GALLERY, index=INDEXED if self.variant.indexed else None)
+        self._made()
+
+    # workers
+
+    @precondition(lambda self: self.upgrade is not None and self._state() in DRIVEN)
+    @rule()
+    def advance(self) -> None:
+        """A worker does the next step."""
+        state, doomed = self._state(), self._lacks_side()
+        self.world.step(self.upgrade or "")
+        self._worked()
+        if state in (State.PENDING, State.VALIDATING):
+            assert self._state() == (State.FAILED if doomed else State.RUNNING), self.world.error(self.upgrade or "")
+        if state is State.VERIFYING:
+            assert self._state() == (State.AWAITING_CUTOVER if self.cutover == "manual" else State.COMPLETED)
+
+    @precondition(lambda self: self.upgrade is not None and self._state() in DRIVEN)
+    @rule()
+    def finish_the_upgrade(self) -> None:
+        """Workers do all that they can."""
+        self.world.run(self.upgrade or "")
+        self._worked()
+
+    @precondition(lambda self: self.upgrade is not None and self._state() is State.RUNNING)
+    @rule(owner=st.sampled_from(["first", "second"]))
+    def lease(self, owner: str) -> None:
+        """A worker takes a segment and then takes its time."""
+        held = segment.lease(self.world.store, self.upgrade or "", owner)
+        if held is not None:
+            self.held.append(held)
+
+    @precondition(lambda self: self.held)
+    @rule(which=NOW)
+    def finish(self, which: int) -> None:
+        """A worker that took its time wakes up and does its segment."""
+        held = self.held.pop(which % len(self.held))
+        row = self._work(held.segment_id)
+        holds = row is not None and (row.state, row.fence) == ("leased", held.fence)
+        before = set(self.done)
+        if holds and self._state() in PUBLISHING:
+            try:
+                segment.work(self.world.store, held)
+            except errors.MissingSideInformation:
+                segment.fail(self.world.store, held, "no side-information")
+                assert self.policy == "fail"
+            self._worked()
+            assert self.done - before <= {held.segment_id}
+            return
+        with pytest.raises(errors.LeaseLost):
+            segment.work(self.world.store, held)
+        self._worked()
+        assert self.done == before
+
+    @precondition(lambda self: self.held)
+    @rule(which=NOW, forget=st.booleans())
+    def let_a_lease_expire(self, which: int, forget: bool) -> None:
+        """A worker is silent for too long; it may be dead, or wake up later."""
+        held = self.held[which % len(self.held)]
+        if forget:
+            self.held.remove(held)
+        self._expire(held.segment_id)
+
+    # crashes
+
+    @rule(
+        model=st.sampled_from(["old", "new"]),
+        wanted=ids,
+        seed=seeds,
+        sides=st.sampled_from("anx"),
+        at=NOW,
+        unwinds=st.booleans(),
+    )
+    def crash_in_an_upsert(self, model: str, wanted: list[str], seed: int, sides: str, at: int, unwinds: bool) -> None:
+        """The process that writes dies; the commit decides whether the items are there."""
+        given = _items(model, wanted, seed, sides)
+        if self._refusal(model, given) is not None:
+            return
+        with self._dying(at, unwinds) as (bomb, world):
+            world.upsert(model, wanted, **given)
+        if bomb.commits:
+            self._upserted(model, wanted, given)
+
+    @rule(wanted=ids, at=NOW)
+    def crash_in_a_delete(self, wanted: list[str], at: int) -> None:
+        """Likewise."""
+        with self._dying(at % 3) as (bomb, world):
+            world.delete(*wanted)
+        if bomb.commits:
+            for item in wanted:
+                self.items.pop(item, None)
+
+    @precondition(lambda self: self.upgrade is not None and self._state() in DRIVEN)
+    @rule(at=NOW, unwinds=st.booleans())
+    def crash_in_a_step(self, at: int, unwinds: bool) -> None:
+        """A worker dies; what it leased is taken over later."""
+        with self._dying(at % 12, unwinds) as (_, world):
+            world.step(self.upgrade or "", "mortal")
+        with self.world.store.catalog.reading() as session:
+            left = list(session.scalars(select(UpgradeSegmentRow).where(UpgradeSegmentRow.owner == "mortal")))
+        for row in left:
+            self._expire(row.segment_id)
+        self._worked()
+
+    @precondition(lambda self: self.upgrade is not None)
+    @rule(verb=st.sampled_from([Verb.CANCEL, Verb.ROLLBACK, Verb.FINALIZE]), at=NOW)
+    def crash_in_a_verb(self, verb: Verb, at: int) -> None:
+        """The process that was asked dies."""
+        try:
+            changes = wants(verb, self._state())
+        except errors.InvalidStateTransition:
+            return
+        more = {} if verb is Verb.FINALIZE else {"accept_unreachable": True}
+        with self._dying(at % 6) as (bomb, world):
+            VERBS[verb](world.store, self.upgrade, **more)
+        if bomb.commits and changes:
+            self._asked(verb)
+        self._worked()
+
+    # the other API process
+
+    @rule()
+    def refresh(self) -> None:
+        """The other process looks at the catalog, and then answers from what it saw."""
+        self.seen = self.other.galleries.refresh()
+        self.stale = [*self._answers(self.other, self.seen)]
+        assert self.stale == [*self._answers(self.world, self.world.galleries.refresh())]
+
+    # what must hold after each of these
+
+    @invariant()
+    def every_live_item_is_found_exactly_once_with_its_score(self) -> None:
+        """In either model, with and without companions."""
+        seen = self.world.galleries.refresh()
+        for model, given in _queries():
+            expected = self._expected(model, given)
+            try:
+                answer = self._search(self.world, seen, model, given)
+            except errors.Conflict as error:
+                refused = type(error)
+                assert refused is expected, (model, sorted(given))
+                continue
+            assert isinstance(expected, Expected), (model, sorted(given), expected)
+            self._check(answer, expected)
+
+    @invariant()
+    def the_other_process_answers_as_of_its_refresh(self) -> None:
+        """A snapshot never changes, whatever is deleted meanwhile."""
+        if self.stale:
+            assert [*self._answers(self.other, self.seen)] == self.stale
+
+    @invariant()
+    def no_id_is_live_twice(self) -> None:
+        """In the database, by a count over its rows."""
+        with self.world.store.catalog.reading() as session:
+            live = select(ItemRow.item_id, func.count()).where(ItemRow.deleted_version.is_(None))
+            counted = dict(session.execute(live.group_by(ItemRow.item_id)).all())
+        assert counted == dict.fromkeys(self.items, 1)
+
+    @invariant()
+    def files_are_those_that_the_catalog_names(self) -> None:
+        """Nothing is lost, nothing lies about; orphans of crashes are swept in the rule that made them."""
+        assert stored_files(self.folder) == named_files(self.world)
+
+    @invariant()
+    def what_was_there_before_the_upgrade_has_its_bytes(self) -> None:
+        """Until it is finalized, and after it was undone."""
+        if self.upgrade is not None and self._state() is not State.FINALIZED:
+            assert self.before.items() <= _digests(self.world).items()
+
+    # the oracle
+
+    def _expected(self, model: str, given: dict[str, Any]) -> Expected | type[errors.GalleryError]:
+        known = dict(given)
+        if self.variant.backward and model == "new":
+            known.setdefault("old", BACKWARD(given["new"]))
+        for space in [model, *sorted(known.keys() - {model})]:
+            routes = {item: self._route(self.segments[row.segment], space, known) for item, row in self.items.items()}
+            if None not in routes.values():
+                counted = {route: list(routes.values()).count(route) for route in ("direct", "forward", "backward")}
+                return Expected(
+                    space=space,
+                    scores={i: distance(known[space][0], self._vector(i, space)) for i in self.items},
+                    origins={i: self._origin(i, space, route) for i, route in routes.items()},
+                    routes=counted,
+                )
+        return errors.ModelRetired if model == "old" and self.finalized else errors.NoRoute
+
+    def _route(self, at: Segment, space: str, known: dict[str, Any]) -> str | None:
+        if space in at.columns:
+            return "direct"
+        if space == "new":
+            fed = not self.variant.needs_side or at.has_side or bool(self.zeros)
+            return "forward" if fed and "old" in at.columns and "old" in known else None
+        return "backward" if self.variant.backward else None
+
+    def _origin(self, item: str, space: str, route: str | None) -> str:
+        return self.segments[self.items[item].segment].columns[space] if route == "direct" else "derived"
+
+    def _vector(self, item: str, space: str) -> NDArray[Any]:
+        row = self.items[item]
+        at = self.segments[row.segment]
+        side = row.side if row.side is not None else np.zeros(SIDE)
+        if at.model == space:
+            return row.vector
+        if space == "new":
+            return self.linear(row.vector[None], side[None])[0]
+        native = row.vector if at.model == "new" else self.linear(row.vector[None], side[None])[0]
+        return row.vector if "old" in at.columns else BACKWARD(native[None])[0]
+
+    def _refusal(self, model: str, given: dict[str, Any]) -> type[errors.GalleryError] | None:
+        open_ = self._open_upgrade()
+        if open_ and model == "old":
+            strict = self.variant.needs_side and self.policy == "fail"
+            return errors.MissingSideInformation if strict and not given["has_side"].all() else None
+        if model == self.model or (model == "new" and (open_ or self.variant.backward)):
+            return None
+        return errors.ModelRetired if model == "old" and self.finalized else errors.NoRoute
+
+    def _upserted(self, model: str, wanted: list[str], given: dict[str, Any]) -> None:
+        state = self._state() if self._open_upgrade() else None
+        with self.world.store.catalog.reading() as session:
+            last = max(self.segments, default=0)
+            new = list(session.scalars(select(SegmentRow.id).where(SegmentRow.id > last).order_by(SegmentRow.id)))
+        has_side = given["has_side"]
+        kinds = [kind for kind in (True, False) if (has_side == kind).any()]
+        sides = iter(given["side"] if given["side"] is not None else ())
+        for segment_id, kind in zip(new, kinds, strict=True):
+            at = self.segments[segment_id] = Segment(model, kind, {model: "native"})
+            if (
+                state in TRANSFORMED
+                and model == "old"
+                and (kind or not self.variant.needs_side or self.policy != "skip")
+            ):
+                at.waits = True
+                if state is State.COMPLETED or self.cutover == "progressive":
+                    self._show(at)
+        by_kind = dict(zip(kinds, new, strict=True))
+        for row, item in enumerate(wanted):
+            self.items[item] = Item(
+                segment=by_kind[bool(has_side[row])],
+                vector=given["vectors"][row],
+                side=next(sides) if has_side[row] else None,
+                payload=given["payloads"][row],
+            )
+
+    def _worked(self) -> None:
+        """Follow what the workers' rows say was done."""
+        with self.world.store.catalog.reading() as session:
+            rows = session.scalars(
+                select(UpgradeSegmentRow.segment_id).where(
+                    UpgradeSegmentRow.upgrade_id == self.upgrade, UpgradeSegmentRow.state == "done"
+                )
+            )
+            done = set(rows)
+        assert self.done <= done
+        state = self._state()
+        for segment_id in done - self.done:
+            self.segments[segment_id].waits = True
+        self.done = done
+        if (state in ACTIVE and self.cutover == "progressive") or state is State.COMPLETED:
+            for at in self.segments.values():
+                self._show(at)
+        if state is State.COMPLETED:
+            self.model = "new"
+
+    def _show(self, at: Segment) -> None:
+        if at.waits:
+            at.columns["new"], at.waits = "derived", False
+
+    def _asked(self, verb: Verb) -> None:
+        if verb in (Verb.CANCEL, Verb.ROLLBACK):
+            self.model = "old"
+            self.zeros.discard(self.upgrade or "")
+            for at in self.segments.values():
+                at.waits = False
+                if at.columns.get("new") == "derived":
+                    del at.columns["new"]
+        if verb is Verb.FINALIZE:
+            self.finalized = True
+            for at in self.segments.values():
+                if "new" in at.columns:
+                    at.columns.pop("old", None)
+
+    def _only_new(self) -> bool:
+        return any(self.segments[item.segment].columns == {"new": "native"} for item in self.items.values())
+
+    def _lacks_side(self) -> bool:
+        lacking = (self.segments[item.segment] for item in self.items.values())
+        return (
+            self.variant.needs_side
+            and self.policy == "fail"
+            and any(not at.has_side and "new" not in at.columns for at in lacking)
+        )
+
+    # looking and doing
+
+    def _open(self, desk: str) -> World:
+        exact_below = 0 if self.variant.indexed else 20_000
+        return World.open(self.folder, catalog=lambda _: _desk(desk), exact_below=exact_below)
+
+    def _state(self) -> State:
+        return self.world.state(self.upgrade or "")
+
+    def _open_upgrade(self) -> bool:
+        return self.upgrade is not None and (self._state() in ACTIVE or self._state() is State.COMPLETED)
+
+    def _work(self, segment_id: int) -> UpgradeSegmentRow | None:
+        with self.world.store.catalog.reading() as session:
+            return session.get(UpgradeSegmentRow, (self.upgrade, segment_id))
+
+    def _expire(self, segment_id: int) -> None:
+        with self.world.store.catalog.transaction() as tx:
+            tx.session.execute(
+                update(UpgradeSegmentRow)
+                .where(UpgradeSegmentRow.segment_id == segment_id, UpgradeSegmentRow.state == "leased")
+                .values(leased_until=datetime(2000, 1, 1, tzinfo=UTC))
+            )
+
+    @contextmanager
+    def _dying(self, at: int, unwinds: bool = False) -> Iterator[tuple[Bomb, World]]:
+        """A process that may die, then its restart, which sweeps."""
+        bomb = Bomb(at, unwinds=unwinds)
+        desk = _desk("mortal")
+        assert isinstance(desk, MortalCatalog)
+        desk.bomb = bomb
+        exact_below = self.world.store.settings.exact_below
+        try:
+            yield (
+                bomb,
+                World.open(
+                    self.folder, files=partial(MortalFiles, bomb), catalog=lambda _: desk, exact_below=exact_below
+                ),
+            )
+        except Killed:
+            assert bomb.went_off
+        self.world = self._open("main")
+        orphans = stored_files(self.folder) - named_files(self.world)
+        assert sweep(self.world) == orphans
+
+    def _search(self, world: World, seen: Any, model: str, given: dict[str, Any]) -> Answer:
+        others = {name: vector for name, vector in given.items() if name != model}
+        return world.search(model, given[model], companions=others, seen=seen)
+
+    def _answers(self, world: World, seen: Any) -> Iterator[Any]:
+        for model, given in _queries():
+            try:
+                answer = self._search(world, seen, model, given)
+            except errors.Conflict as error:
+                yield error.code
+            else:
+                yield answer.snapshot.version, answer.score_space, answer.coverage, answer.hits(0)
+
+    def _check(self, answer: Answer, expected: Expected) -> None:
+        assert answer.score_space == expected.space
+        assert found(answer) == expected.scores
+        assert answer.coverage._asdict() == {**expected.routes, "unreachable": 0}
+        assert answer.snapshot.live == len(self.items)
+        hits = answer.hits(0)
+        assert {hit.id: hit.origin for hit in hits} == expected.origins
+        with self.world.store.catalog.reading() as session:
+            payloads = item_rows.payloads(session, [hit.place for hit in hits])
+        assert {hit.id: payloads[hit.place] for hit in hits} == {i: row.payload for i, row in self.items.items()}
+
+
+def _items(model: str, wanted: list[str], seed: int, sides: str) -> dict[str, Any]:
+    """Random vectors, side-information and payloads that can be told apart."""
+    rng = np.random.default_rng(seed)
+    n = len(wanted)
+    has_side = np.full(n, sides == "a") if sides != "x" else rng.random(n) < 0.5
+    if model == "new":
+        has_side[:] = False  # its registration has none
+    side = rng.integers(-9, 10, (int(has_side.sum()), SIDE)).astype(np.float32) if has_side.any() else None
+    return {
+        "vectors": rng.integers(-20, 21, (n, DIMENSIONS[model])).astype(np.float32),
+        "side": side,
+        "has_side": has_side,
+        "payloads": [{"seed": seed, "of": item} for item in wanted],
+    }
+
+
+def _queries() -> list[tuple[str, dict[str, Any]]]:
+    old, new = np.array([[3, -1, 4, 1]], np.float32), np.array([[2, 7, -1, 8, 2]], np.float32)
+    return [
+        ("old", {"old": old}),
+        ("old", {"old": old, "new": new}),
+        ("new", {"new": new}),
+        ("new", {"new": new, "old": old}),
+    ]
+
+
+def _digests(world: World) -> dict[str, str]:
+    """The digest of every file of a source column, as it lies on the disk."""
+    with world.store.catalog.reading() as session:
+        files = session.scalars(select(ColumnRow.file).where(ColumnRow.origin == "native"))
+        return {file: digest(world.store.files.path(file)) for file in files}
+
+
+@cache
+def _desk(name: str) -> Catalog:
+    """A process's catalog. SQLAlchemy compiles each statement once per engine, so engines outlive examples; their folder
+    and the file in it are new for each."""
+    url = f"sqlite:///{_FOLDER / 'data' / 'catalog.sqlite3'}"
+    return MortalCatalog(Bomb(-1), url) if name == "mortal" else Catalog(url)
+
+
+@cache
+def _prepared(variant: Variant) -> Path:
+    """A data folder to copy: a migration takes longer than all the rest of an example."""
+    folder = _FOLDER / f"{variant.needs_side}-{variant.backward}-{variant.indexed}"
+    transformations = [("forward", "old", "new", WITH_SIDE if variant.needs_side else PLAIN)]
+    if variant.backward:
+        transformations.append(("backward", "new", "old", BACKWARD))
+    World.open(folder).prepare(*transformations, index=INDEXED if variant.indexed else None).close()
+    return folder
+
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="forwardfill-machine-"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _folder() -> Iterator[None]:
+    yield
+    for name in ("main", "other", "mortal"):
+        _desk(name).close()
+    shutil.rmtree(_FOLDER)
+
+
+UpgradeMachine.TestCase.settings = settings(
+    max_examples=int(os.environ.get("FORWARDFILL_MACHINE_EXAMPLES", "60")),
+    stateful_step_count=30,
+    suppress_health_check=list(HealthCheck),
+)
+TestUpgradeMachine = UpgradeMachine.TestCase
