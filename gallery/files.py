@@ -62,6 +62,19 @@ class Files:
         for name in names:
             self.path(name).unlink(missing_ok=True)
 
+    @contextmanager
+    def unnamed(self, names: Iterable[str]) -> Iterator[None]:
+        """Remove files if the block, which was to name them, fails.
+
+        It goes inside the transaction, not around it: a commit that fails may still have happened, as when the connection
+        broke before its answer came, and then these files are all there is of what was written. The sweep knows better.
+        """
+        try:
+            yield
+        except BaseException:
+            self.remove(names)
+            raise
+
     def sweep(self, folder: str, *, known: Callable[[str], bool], older_than: float) -> list[str]:
         """Remove files under `folder` that are unknown and were not touched for `older_than` seconds.
 

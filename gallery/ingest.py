@@ -137,11 +137,8 @@ def _upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
     upgrade = next((u for u in upgrades if u.id == role.derive), None)
     written = [_write(store, accepted, rows, upgrade) for rows in _uniform(accepted.has_side)]
     names = [file.name for new in written for file in (new.ids, new.embeddings, new.side, new.derived) if file]
-    try:
-        version = _publish(store, accepted, role, upgrade, written)
-    except BaseException:
-        store.files.remove(names)
-        raise
+    with store.catalog.transaction() as tx, store.files.unnamed(names):
+        version = _publish(tx.session, accepted, role, upgrade, written)
     return Upserted(len(items.ids), version)
 
 
@@ -291,37 +288,34 @@ def _derive(store: Store, upgrade: UpgradeRow, embeddings: Stored, side: Stored 
 
 
 def _publish(
-    store: Store, accepted: _Accepted, role: _Role, upgrade: UpgradeRow | None, written: Sequence[_Files]
+    session: Session, accepted: _Accepted, role: _Role, upgrade: UpgradeRow | None, written: Sequence[_Files]
 ) -> int:
-    """Name the files and replace what has these ids, in one transaction."""
-    with store.catalog.transaction() as tx:
-        session, gallery_id = tx.session, accepted.gallery.id
-        version = gallery_rows.bump(session, gallery_id)
-        _unchanged(session, accepted, role)
-        item_rows.mark_deleted(session, gallery_id, accepted.items.ids, version)
-        for new in written:
-            segment = segment_rows.add_segment(
-                session,
-                gallery_id=gallery_id,
-                version=version,
-                rows=len(new.rows),
-                ids=new.ids,
-                side=new.side,
-                side_dimension=accepted.model.side_dimension,
-            )
-            _add_columns(session, accepted, segment, role, upgrade, new)
-            item_rows.add_items(
-                session,
-                gallery_id=gallery_id,
-                segment_id=segment.id,
-                ids=[accepted.items.ids[row] for row in new.rows],
-                payloads=[accepted.items.payloads[row] for row in new.rows],
-            )
-            if role.queue is not None:
-                # Work that arrives late goes last: segment ids only grow.
-                upgrade_rows.add_segments(
-                    session, role.queue, [(segment.id, len(new.rows))], start=segment.id + (1 << 32)
-                )
+    """Name the files and replace what has these ids."""
+    gallery_id = accepted.gallery.id
+    version = gallery_rows.bump(session, gallery_id)
+    _unchanged(session, accepted, role)
+    item_rows.mark_deleted(session, gallery_id, accepted.items.ids, version)
+    for new in written:
+        segment = segment_rows.add_segment(
+            session,
+            gallery_id=gallery_id,
+            version=version,
+            rows=len(new.rows),
+            ids=new.ids,
+            side=new.side,
+            side_dimension=accepted.model.side_dimension,
+        )
+        _add_columns(session, accepted, segment, role, upgrade, new)
+        item_rows.add_items(
+            session,
+            gallery_id=gallery_id,
+            segment_id=segment.id,
+            ids=[accepted.items.ids[row] for row in new.rows],
+            payloads=[accepted.items.payloads[row] for row in new.rows],
+        )
+        if role.queue is not None:
+            # Work that arrives late goes last: segment ids only grow.
+            upgrade_rows.add_segments(session, role.queue, [(segment.id, len(new.rows))], start=segment.id + (1 << 32))
     return version
 
 

@@ -87,11 +87,8 @@ def work(store: Store, held: Lease) -> None:
         column = _transform(store, job)
         index = _index(store, job, column)
         names = [column.name, *([index.file.name] if index else [])]
-        try:
-            _publish(store, held, job, column, index, time.monotonic() - started)
-        except BaseException:
-            store.files.remove(names)
-            raise
+        with store.catalog.transaction() as tx, store.files.unnamed(names):
+            _publish(tx.session, held, job, column, index, time.monotonic() - started)
 
 
 def release(store: Store, held: Lease) -> None:
@@ -184,27 +181,25 @@ def _index(store: Store, job: _Job, column: Written) -> Built | None:
     return build(store, job.gallery, vectors, job.target.space)
 
 
-def _publish(store: Store, held: Lease, job: _Job, column: Written, index: Built | None, seconds: float) -> None:
-    with store.catalog.transaction() as tx:
-        session = tx.session
-        gallery_rows.bump(session, job.gallery.id)
-        upgrade = _publishing(session, held)
-        row = upgrade_rows.segment_work(session, held)
-        added: ColumnRow = segment_rows.add_column(
-            session,
-            segment_id=held.segment_id,
-            model_id=job.target.id,
-            written=column,
-            dtype=job.dtype,
-            origin="derived",
-            published=upgrade.cutover == "progressive",
-            transformation_id=job.transformation.id,
-            upgrade_id=upgrade.id,
-        )
-        if index is not None:
-            segment_rows.set_index(added, index.kind, index.parameters, index.file)
-        row.state, row.owner, row.leased_until, row.error, row.done_at = "done", None, None, None, now()
-        upgrade.not_before = throttle.after_segment(upgrade.throttle, seconds, upgrade.not_before, now())
+def _publish(session: Session, held: Lease, job: _Job, column: Written, index: Built | None, seconds: float) -> None:
+    gallery_rows.bump(session, job.gallery.id)
+    upgrade = _publishing(session, held)
+    row = upgrade_rows.segment_work(session, held)
+    added: ColumnRow = segment_rows.add_column(
+        session,
+        segment_id=held.segment_id,
+        model_id=job.target.id,
+        written=column,
+        dtype=job.dtype,
+        origin="derived",
+        published=upgrade.cutover == "progressive",
+        transformation_id=job.transformation.id,
+        upgrade_id=upgrade.id,
+    )
+    if index is not None:
+        segment_rows.set_index(added, index.kind, index.parameters, index.file)
+    row.state, row.owner, row.leased_until, row.error, row.done_at = "done", None, None, None, now()
+    upgrade.not_before = throttle.after_segment(upgrade.throttle, seconds, upgrade.not_before, now())
 
 
 def _skip(store: Store, held: Lease) -> None:
