@@ -29,6 +29,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 # SQLite counts only an INTEGER PRIMARY KEY up by itself.
 BigId = BigInteger().with_variant(Integer, "sqlite")
+# SQLite gives the id of a deleted last row to the next one, unless told otherwise. Snapshots and caches know segments,
+# columns and galleries by their ids and would take the new one for the old.
+NEVER_AGAIN = {"sqlite_autoincrement": True}
 NAME_LENGTH = 63
 
 
@@ -76,6 +79,7 @@ class ModelRow(Base):
     """A registered embedding model."""
 
     __tablename__ = "models"
+    __table_args__ = NEVER_AGAIN
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), unique=True)
@@ -103,6 +107,7 @@ class TransformationRow(Base):
     """A map between the spaces of two models; never changed once registered, but for its evaluation."""
 
     __tablename__ = "transformations"
+    __table_args__ = NEVER_AGAIN
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), unique=True)
@@ -123,6 +128,7 @@ class GalleryRow(Base):
     """A searchable set of items. Every change of what a search can see advances `version`."""
 
     __tablename__ = "galleries"
+    __table_args__ = NEVER_AGAIN
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), unique=True)
@@ -139,6 +145,7 @@ class SegmentRow(Base):
     """A fixed set of rows. Written once; its membership never changes."""
 
     __tablename__ = "segments"
+    __table_args__ = NEVER_AGAIN
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     gallery_id: Mapped[int] = mapped_column(ForeignKey("galleries.id"), index=True)
@@ -158,7 +165,7 @@ class ColumnRow(Base):
     """One segment's vectors for one model. `published` columns are seen by searches; others wait for a cutover."""
 
     __tablename__ = "columns"
-    __table_args__ = (UniqueConstraint("segment_id", "model_id"),)
+    __table_args__ = (UniqueConstraint("segment_id", "model_id"), NEVER_AGAIN)
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     segment_id: Mapped[int] = mapped_column(ForeignKey("segments.id"))
@@ -278,6 +285,7 @@ class EventRow(Base):
     """What happened, for people who ask later: who, what, with which artifact."""
 
     __tablename__ = "events"
+    __table_args__ = NEVER_AGAIN
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     at: Mapped[datetime] = mapped_column(default=now)

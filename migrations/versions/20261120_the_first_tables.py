@@ -54,6 +54,7 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("events", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_events_upgrade_id"), ["upgrade_id"], unique=False)
@@ -71,6 +72,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
         sa.UniqueConstraint("name", name=op.f("uq_models_name")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "search_latencies",
@@ -96,6 +98,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_galleries_model_id_models")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_galleries")),
         sa.UniqueConstraint("name", name=op.f("uq_galleries_name")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "transformations",
@@ -118,6 +121,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["target_id"], ["models.id"], name=op.f("fk_transformations_target_id_models")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_transformations")),
         sa.UniqueConstraint("name", name=op.f("uq_transformations_name")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "probes",
@@ -152,6 +156,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["gallery_id"], ["galleries.id"], name=op.f("fk_segments_gallery_id_galleries")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_segments")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("segments", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_segments_gallery_id"), ["gallery_id"], unique=False)
@@ -248,6 +253,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["upgrade_id"], ["upgrades.id"], name=op.f("fk_columns_upgrade_id_upgrades")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_columns")),
         sa.UniqueConstraint("segment_id", "model_id", name=op.f("uq_columns_segment_id")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("columns", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_columns_upgrade_id"), ["upgrade_id"], unique=False)
