@@ -2,9 +2,9 @@
 
 GalleryError
   x NotFound
-      ModelNotFound, TransformationNotFound, ArtifactNotFound, GalleryNotFound, ItemNotFound, UpgradeNotFound
+      ModelNotFound, TransformationNotFound, ArtifactNotFound, GalleryNotFound, ItemNotFound, UpgradeNotFound, KeyNotFound
   x Conflict
-      ModelExists, TransformationExists, GalleryExists
+      ModelExists, TransformationExists, GalleryExists, KeyExists
       NoRoute, ModelRetired
       UpgradeInProgress, InvalidStateTransition, NativeItemsWouldBeUnreachable, IdempotencyKeyInUse
   x Invalid
@@ -73,6 +73,10 @@ class UpgradeNotFound(NotFound):
     """No upgrade has this id."""
 
 
+class KeyNotFound(NotFound):
+    """No API key has this name."""
+
+
 class Conflict(GalleryError):
     """The request is well formed, but the present state does not allow it."""
 
@@ -87,6 +91,10 @@ class TransformationExists(Conflict):
 
 class GalleryExists(Conflict):
     """Another gallery has the name."""
+
+
+class KeyExists(Conflict):
+    """Another API key has the name."""
 
 
 class NoRoute(Conflict):

@@ -36,6 +36,22 @@ def gallery_row(session: Session, name: str) -> GalleryRow:
     return row
 
 
+def add_gallery(
+    session: Session, *, name: str, model: ModelRow, index: Mapping[str, Any], storage_dtype: str
+) -> GalleryRow:
+    """Record a gallery without items.
+
+    Raises:
+        GalleryExists: another gallery has the name.
+    """
+    if session.scalar(select(GalleryRow.id).where(GalleryRow.name == name)) is not None:
+        raise errors.GalleryExists(f"a gallery is named {name!r} already", pointer="/name")
+    row = GalleryRow(name=name, model_id=model.id, index=dict(index), storage_dtype=storage_dtype)
+    session.add(row)
+    session.flush()
+    return row
+
+
 def bump(session: Session, gallery_id: int) -> int:
     """Advance a gallery's version and return it.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
@@ -94,6 +95,22 @@ def artifact_row(session: Session, sha256: str) -> ArtifactRow:
     if row is None:
         raise errors.ArtifactNotFound(f"no artifact {sha256} was uploaded; send it with PUT /artifacts/{sha256}")
     return row
+
+
+def add_artifact(session: Session, sha256: str, *, size: int, architecture: Mapping[str, Any]) -> bool:
+    """Record an artifact whose file is durable; False if it was there already.
+
+    Args:
+        session: of a transaction.
+        sha256: its digest.
+        size: its bytes.
+        architecture: as declared, with `source_dimension`, `target_dimension` and, where it needs any, `side_dimension`.
+    """
+    if session.get(ArtifactRow, sha256) is not None:
+        return False
+    session.add(ArtifactRow(sha256=sha256, bytes=size, architecture=dict(architecture)))
+    session.flush()
+    return True
 
 
 def transformation_row(session: Session, name: str) -> TransformationRow:

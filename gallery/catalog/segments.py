@@ -7,7 +7,7 @@ from typing import Any, Literal
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
-from gallery.catalog.tables import ColumnRow, SegmentRow
+from gallery.catalog.tables import ColumnRow, ModelRow, SegmentRow, TransformationRow
 from gallery.columns import Written
 
 Origin = Literal["native", "derived"]
@@ -82,6 +82,18 @@ def set_index(column: ColumnRow, kind: str, parameters: dict[str, Any], written:
 def column_of(session: Session, segment_id: int, model_id: int) -> ColumnRow | None:
     """A segment's column of a model, published or not."""
     return session.scalar(select(ColumnRow).where(ColumnRow.segment_id == segment_id, ColumnRow.model_id == model_id))
+
+
+def made_by(session: Session, segment_id: int) -> dict[str, str | None]:
+    """By model, the transformation that made a segment's column; null where the column is native."""
+    rows = session.execute(
+        select(ModelRow.name, TransformationRow.name)
+        .select_from(ColumnRow)
+        .join(ModelRow, ModelRow.id == ColumnRow.model_id)
+        .outerjoin(TransformationRow, TransformationRow.id == ColumnRow.transformation_id)
+        .where(ColumnRow.segment_id == segment_id)
+    )
+    return dict(row._tuple() for row in rows)
 
 
 def without_model(session: Session, gallery_id: int, model_id: int) -> list[SegmentRow]:

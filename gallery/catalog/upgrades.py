@@ -199,6 +199,23 @@ def counts(session: Session, upgrade_id: str) -> Counts:
     )
 
 
+def items_done(session: Session) -> Mapping[str, int]:
+    """Items that upgrades transformed, by gallery."""
+    rows = session.execute(
+        select(UpgradeRow.gallery_name, func.sum(UpgradeSegmentRow.rows))
+        .join(UpgradeSegmentRow, UpgradeSegmentRow.upgrade_id == UpgradeRow.id)
+        .where(UpgradeSegmentRow.state == "done")
+        .group_by(UpgradeRow.gallery_name)
+    )
+    return {gallery: int(items) for gallery, items in rows}
+
+
+def by_state(session: Session) -> Mapping[str, int]:
+    """Number of upgrades in each state that one is in."""
+    rows = session.execute(select(UpgradeRow.state, func.count()).group_by(UpgradeRow.state))
+    return dict(row._tuple() for row in rows)
+
+
 def in_state(session: Session, upgrade_id: str, state: str) -> list[UpgradeSegmentRow]:
     """Segments of an upgrade whose work is in a state, in the order of the work."""
     return list(
