@@ -1,0 +1,117 @@
+"""Is it alive, is it ready, what are its limits, what are its numbers."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.schema import is_current
+from service.auth import MaySearch
+from service.documents import documented, problems
+from service.errors import Unavailable
+from service.process import Process, ProcessDep
+
+router = APIRouter(tags=["operations"])
+
+
+class Health(BaseModel):
+    """It is well."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Limits(BaseModel):
+    """Past one of these a request is refused with 413 or 422 that names it."""
+
+    max_body_bytes: int
+    max_arrow_bytes: int
+    max_artifact_bytes: int
+    max_items_per_upsert: int
+    max_items_per_arrow: int
+    max_k: int
+    max_dimension: int
+    max_queries: int
+
+
+class Info(BaseModel):
+    """What is running."""
+
+    name: Literal["forwardfill"] = "forwardfill"
+    version: str
+    limits: Limits
+
+
+@router.get("/health/live")
+async def live() -> Health:
+    """Whether the process runs; it asks nothing else."""
+    return Health()
+
+
+@router.get("/health/ready", responses=problems([Unavailable]))
+def ready(process: ProcessDep) -> Health:
+    """Whether requests can be served: the catalog answers and has the schema of this version."""
+    try:
+        current = is_current(process.store.catalog)
+    except SQLAlchemyError as error:
+        raise Unavailable(repr(error)) from error
+    if not current or process.closing.is_set():
+        raise Unavailable("the catalog has another schema, or the process is being stopped")
+    return Health()
+
+
+@router.get("/info", **documented())
+def info(_: MaySearch, process: ProcessDep) -> Info:
+    """Version and limits."""
+    known = {**process.store.settings.model_dump(), **process.settings.model_dump()}
+    return Info(version=version("forwardfill"), limits=Limits(**{name: known[name] for name in Limits.model_fields}))
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    **{
+        **documented(),
+        "responses": {**documented()["responses"], 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    },
+)
+def metrics(_: MaySearch, process: ProcessDep) -> Response:
+    """Numbers for Prometheus: of this process, and of the galleries and upgrades as they stand."""
+    own = generate_latest(process.metrics.registry)
+    shared = generate_latest(_Once(_shared(process)))
+    return Response(own + shared, media_type=CONTENT_TYPE_LATEST)
+
+
+class _Once:
+    """Just enough of a registry to write metrics that were counted for this one answer."""
+
+    def __init__(self, found: list[Metric]) -> None:
+        self._found = found
+
+    def collect(self) -> list[Metric]:
+        return self._found
+
+
+def _shared(process: Process) -> list[Metric]:
+    """What every process would answer alike, counted from memory and from rows."""
+    items = GaugeMetricFamily("forwardfill_gallery_items", "Live items.", labels=["gallery"])
+    segments = GaugeMetricFamily("forwardfill_gallery_segments", "Segments.", labels=["gallery"])
+    for name, snapshot in process.galleries.current.galleries.items():
+        items.add_metric([name], snapshot.live)
+        segments.add_metric([name], len(snapshot.segments))
+    done = CounterMetricFamily("forwardfill_upgrade_items", "Items that upgrades transformed.", labels=["gallery"])
+    states = GaugeMetricFamily("forwardfill_upgrades", "Upgrades by state.", labels=["state"])
+    with process.store.catalog.reading() as session:
+        for gallery, count in upgrade_rows.items_done(session).items():
+            done.add_metric([gallery], count)
+        for state, count in upgrade_rows.by_state(session).items():
+            states.add_metric([state], count)
+    found: list[Any] = [items, segments, done, states]
+    return found

@@ -1,0 +1,319 @@
+"""A search, from JSON to JSON. It takes one snapshot and keeps it; only payloads are read from the database."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import orjson
+from fastapi import APIRouter, Depends, Response
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import WithJsonSchema as JsonSchema
+
+from gallery import errors
+from gallery.catalog import items as item_rows
+from gallery.errors import GalleryError
+from gallery.index.base import Vectors
+from gallery.search.request import Answer, Hit, SearchRequest
+from gallery.snapshot import World
+from gallery.vectors import accept
+from service.auth import MaySearch
+from service.bodies import VECTOR_SCHEMA, Body, Json, Reference, Vector, stack, within
+from service.documents import documented
+from service.errors import InvalidRequest
+from service.process import Process, ProcessDep, SearchSlot
+
+router = APIRouter(tags=["search"])
+
+# Candidates of one call: queries times hits times oversample. A larger batch is asked in parts, all of one snapshot.
+_CANDIDATES_AT_ONCE = 1 << 20
+
+
+def _storable(value: Any, depth: int = 16) -> Any:
+    """No database is asked for a NUL."""
+    if depth == 0:
+        raise ValueError("the filter is nested too deep")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("text without NUL characters")
+    for inner in (
+        (*value.keys(), *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        _storable(inner, depth - 1)
+    return value
+
+
+Filter = Annotated[dict[str, Any], AfterValidator(_storable)]
+Companions = dict[Reference, Vector]
+
+
+class _Options(Body):
+    """What a search and a batch have in common."""
+
+    model: Reference = Field(description="The model that embedded the query; it is never guessed.")
+    k: int = Field(default=10, ge=1, description="Hits per query.")
+    filter: Filter | None = Field(
+        default=None, description="Condition on the payload.", examples=[{"price": {"lt": 50}}]
+    )
+    include: list[Literal["payload"]] = Field(default=[], max_length=1)
+    allow_partial: bool = Field(default=False, description="Answer from the segments that can be reached.")
+    oversample: int | None = Field(default=None, ge=1, le=100, description="Candidates per hit that are transformed.")
+
+
+class SearchBody(_Options):
+    """One query."""
+
+    vector: Vector
+    companions: Companions = Field(default={}, description="The same query embedded by other models.")
+
+
+class QueryBody(Body):
+    """One query of a batch."""
+
+    vector: Vector
+    companions: Companions = Field(default={})
+
+
+def _bare(value: Any) -> Any:
+    """A vector alone stands for a query without companions."""
+    return value if isinstance(value, dict) else {"vector": value}
+
+
+_QUERY_SCHEMA = {
+    "anyOf": [
+        VECTOR_SCHEMA,
+        {
+            "type": "object",
+            "properties": {
+                "vector": VECTOR_SCHEMA,
+                "companions": {"type": "object", "additionalProperties": VECTOR_SCHEMA},
+            },
+            "required": ["vector"],
+            "additionalProperties": False,
+        },
+    ]
+}
+
+
+class BatchBody(_Options):
+    """Several queries of one model. Companions come with all of them or with none."""
+
+    queries: list[Annotated[QueryBody, BeforeValidator(_bare), JsonSchema(_QUERY_SCHEMA)]] = Field(min_length=1)
+
+
+class Found(BaseModel):
+    """One hit."""
+
+    id: str
+    score: float
+    origin: Literal["native", "derived"] = Field(
+        description="Whether the model itself made the vector that was scored."
+    )
+    payload: dict[str, Any] | None = Field(default=None, description="With `include: [payload]`.")
+
+
+class Routes(BaseModel):
+    """Live items by the route that reached them."""
+
+    direct: int
+    forward: int
+    backward: int
+    unreachable: int
+
+
+class Served(BaseModel):
+    """What answered: one space, one version."""
+
+    model: str
+    score_space: str
+    gallery_version: int
+    routes: Routes
+
+
+class SearchAnswer(BaseModel):
+    """The best items, best first; all scores are in the score space."""
+
+    hits: list[Found]
+    served: Served
+    took_ms: float
+
+
+class Hits(BaseModel):
+    """The hits of one query."""
+
+    hits: list[Found]
+
+
+class BatchAnswer(BaseModel):
+    """The hits of each query, in the order of the queries."""
+
+    results: list[Hits]
+    served: Served
+    took_ms: float
+
+
+_REFUSES: tuple[type[GalleryError], ...] = (
+    errors.GalleryNotFound,
+    errors.ModelNotFound,
+    errors.NoRoute,
+    errors.ModelRetired,
+    errors.DimensionMismatch,
+    errors.InvalidVector,
+    errors.InvalidFilter,
+    errors.LimitExceeded,
+)
+_SEARCH = {
+    "model": "resnet50-v2",
+    "vector": [0.1, 0.2, 0.3],
+    "companions": {"resnet18-v1": [0.4, 0.5]},
+    "k": 10,
+    "filter": {"category": "shoes", "price": {"lt": 50}},
+    "include": ["payload"],
+}
+_BATCH = {"model": "resnet50-v2", "queries": [[0.1, 0.2, 0.3], {"vector": [0.4, 0.5, 0.6]}], "k": 10}
+
+
+@router.post(
+    "/galleries/{gallery}/search",
+    response_model=SearchAnswer,
+    **documented(*_REFUSES, takes=SearchBody, example=_SEARCH),
+)
+def search(
+    _: MaySearch,
+    gallery: str,
+    body: Annotated[SearchBody, Depends(Json(SearchBody))],
+    process: ProcessDep,
+    __: SearchSlot,
+) -> Response:
+    """Find the items nearest to a query, wherever an upgrade of the gallery is."""
+    started = time.perf_counter()
+    within(body.k, process.store.settings.max_k, "max_k", "/k")
+    answers = _answers(process, gallery, body, lambda world: _single(body, world))
+    (hits,) = _hits(process, answers, payload="payload" in body.include)
+    return _json({"hits": hits, **_about(body, answers[0], started)})
+
+
+@router.post(
+    "/galleries/{gallery}/search/batch",
+    response_model=BatchAnswer,
+    **documented(*_REFUSES, takes=BatchBody, example=_BATCH),
+)
+def search_batch(
+    _: MaySearch,
+    gallery: str,
+    body: Annotated[BatchBody, Depends(Json(BatchBody))],
+    process: ProcessDep,
+    __: SearchSlot,
+) -> Response:
+    """Answer several queries of one model from one snapshot."""
+    started = time.perf_counter()
+    within(body.k, process.store.settings.max_k, "max_k", "/k")
+    within(len(body.queries), process.store.settings.max_queries, "max_queries", "/queries")
+    answers = _answers(process, gallery, body, lambda world: _several(body, world))
+    results = [{"hits": hits} for hits in _hits(process, answers, payload="payload" in body.include)]
+    return _json({"results": results, **_about(body, answers[0], started)})
+
+
+class _Queries(NamedTuple):
+    """The queries as arrays, each (queries, dimension)."""
+
+    vectors: Vectors
+    companions: Mapping[str, Vectors]
+
+
+def _single(body: SearchBody, world: World) -> _Queries:
+    def one(vector: NDArray[Any], name: str, at: str) -> Vectors:
+        return accept(vector.reshape(1, -1), world.model(name), pointer=at)
+
+    companions = {name: one(vector, name, f"/companions/{name}") for name, vector in body.companions.items()}
+    return _Queries(one(body.vector, body.model, "/vector"), companions)
+
+
+def _several(body: BatchBody, world: World) -> _Queries:
+    def all_of(vectors: Sequence[NDArray[Any]], name: str, at: str) -> Vectors:
+        model = world.model(name)
+        return accept(stack(vectors, model.dimension, name, at), model, pointer=at)
+
+    names = body.queries[0].companions.keys()
+    for row, query in enumerate(body.queries):
+        if query.companions.keys() != names:
+            raise InvalidRequest(
+                "companions come with all queries or with none, in the same models",
+                pointer=f"/queries/{row}/companions",
+            )
+    companions = {
+        name: all_of([query.companions[name] for query in body.queries], name, "/queries/{row}/companions/" + name)
+        for name in names
+    }
+    return _Queries(all_of([query.vector for query in body.queries], body.model, "/queries/{row}/vector"), companions)
+
+
+def _answers(process: Process, gallery: str, body: _Options, queries_of: Callable[[World], _Queries]) -> list[Answer]:
+    """Search, in as many calls as keep the memory bounded; nearly always one."""
+
+    def ask(world: World) -> list[Answer]:
+        world.snapshot(gallery)  # a gallery that is not there is said before a model that is not
+        queries = queries_of(world)
+        at_once = max(1, _CANDIDATES_AT_ONCE // (body.k * (body.oversample or process.searcher.oversample)))
+        parts = [slice(at, at + at_once) for at in range(0, len(queries.vectors), at_once)]
+        return [process.searcher.search(world, gallery, _request(body, queries, part)) for part in parts]
+
+    started, outcome = time.perf_counter(), "failed"
+    try:
+        answers = process.seen(ask)
+        outcome = "partial" if answers[0].coverage.unreachable else "answered"
+    except GalleryError:
+        outcome = "refused"
+        raise
+    finally:
+        process.metrics.searches.labels(outcome).inc()
+    seconds = time.perf_counter() - started
+    process.metrics.search_seconds.observe(seconds)
+    process.metrics.latencies.record(answers[0].snapshot.gallery_id, seconds)
+    for route, items in answers[0].coverage._asdict().items():
+        process.metrics.searched.labels(route).inc(items)
+    return answers
+
+
+def _request(body: _Options, queries: _Queries, part: slice) -> SearchRequest:
+    return SearchRequest(
+        model=body.model,
+        vectors=queries.vectors[part],
+        k=body.k,
+        companions={name: vectors[part] for name, vectors in queries.companions.items()},
+        filter=body.filter,
+        allow_partial=body.allow_partial,
+        oversample=body.oversample,
+    )
+
+
+def _hits(process: Process, answers: Sequence[Answer], *, payload: bool) -> list[list[dict[str, Any]]]:
+    """The hits of each query, as JSON will have them."""
+    found = [answer.hits(query) for answer in answers for query in range(len(answer.rows))]
+    if not payload:
+        return [[{"id": hit.id, "score": hit.score, "origin": hit.origin} for hit in hits] for hits in found]
+    with process.store.catalog.reading() as session:
+        payloads = item_rows.payloads(session, (hit.place for hits in found for hit in hits))
+    return [[_with_payload(hit, payloads) for hit in hits] for hits in found]
+
+
+def _with_payload(hit: Hit, payloads: Mapping[tuple[int, int], Mapping[str, Any] | None]) -> dict[str, Any]:
+    return {"id": hit.id, "score": hit.score, "origin": hit.origin, "payload": payloads.get(hit.place)}
+
+
+def _about(body: _Options, answer: Answer, started: float) -> dict[str, Any]:
+    return {
+        "served": {
+            "model": body.model,
+            "score_space": answer.score_space,
+            "gallery_version": answer.snapshot.version,
+            "routes": answer.coverage._asdict(),
+        },
+        "took_ms": round((time.perf_counter() - started) * 1000, 3),
+    }
+
+
+def _json(answer: dict[str, Any]) -> Response:
+    """Written at once: no schema walks over the hits."""
+    return Response(orjson.dumps(answer), media_type="application/json")

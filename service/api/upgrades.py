@@ -1,0 +1,406 @@
+"""Upgrades: start, read, steer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Depends, Header, Response
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gallery import errors
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import UpgradeRow, UpgradeSegmentRow
+from gallery.upgrade import lifecycle, progress
+from gallery.upgrade.lifecycle import Changed, NewUpgrade
+from gallery.upgrade.states import State, allowed
+from service.auth import MayAdmin
+from service.bodies import Body, Json, Reference
+from service.documents import documented
+from service.errors import InvalidRequest, NoUncertainty, UnsupportedOrder
+from service.paging import PageDep, fetch, token
+from service.process import Process, ProcessDep, RequestSlot, once_more
+from service.refinement import least_certain
+
+router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
+
+Cutover = Literal["progressive", "automatic", "manual"]
+ORDERS = ("stored",)  # what the workers follow today; the others are accepted by the schema and refused by name
+
+
+class Throttle(Body):
+    """How fast it may go; null removes a limit."""
+
+    items_per_second: float | None = Field(default=None, gt=0)
+    duty_cycle: float | None = Field(default=None, gt=0, le=1, description="Share of the time that a worker works.")
+    max_search_p99_ms: float | None = Field(default=None, gt=0, description="Held back while searches are slower.")
+
+
+class Gate(Body):
+    """What the probes must be expected to reach, or the upgrade does not begin."""
+
+    min_cmc1: float | None = Field(default=None, ge=0, le=1)
+    min_recall_at_10: float | None = Field(default=None, ge=0, le=1)
+
+
+class UpgradeBody(Body):
+    """Which gallery to upgrade, and by which transformation, or to which model by the latest one."""
+
+    gallery: Reference
+    transformation: Reference | None = None
+    target_model: Reference | None = None
+    cutover: Cutover = "progressive"
+    order: Literal["stored", "uncertainty", "most_searched"] = "stored"
+    throttle: Throttle = Throttle()
+    gate: Gate = Gate()
+    on_missing_side_information: Literal["fail", "zeros", "skip"] = "fail"
+    dry_run: bool = Field(default=False, description="Check and report, and change nothing.")
+
+
+class ThrottleBody(Body):
+    """New limits."""
+
+    throttle: Throttle
+
+
+class UndoBody(Body):
+    """Consent to what an undo would cost."""
+
+    accept_unreachable: bool = Field(
+        default=False, description="Items that came natively in the target model may be lost to source-model queries."
+    )
+
+
+class Progress(BaseModel):
+    """Counted from rows."""
+
+    items_total: int
+    items_done: int
+    segments_total: int
+    segments_done: int
+    segments_failed: int
+    fraction: float
+    items_per_second: float | None
+    eta_seconds: float | None
+
+
+class Quality(BaseModel):
+    """What was measured with probes; null where there is nothing to measure with."""
+
+    before: dict[str, float] | None
+    now: dict[str, float] | None
+    expected_after: dict[str, float] | None
+
+
+class Condition(BaseModel):
+    """Why it does not go at full speed."""
+
+    type: str
+    since: datetime
+    reason: str
+    detail: str
+
+
+class Upgrade(BaseModel):
+    """An upgrade as it stands."""
+
+    id: str
+    gallery: str
+    source_model: str
+    target_model: str
+    transformation: str
+    artifact_sha256: str
+    state: State
+    cutover: Cutover
+    order: str
+    on_missing_side_information: str
+    dry_run: bool
+    throttle: dict[str, float]
+    gate: dict[str, float]
+    progress: Progress
+    quality: Quality
+    report: dict[str, Any] = Field(
+        description="What validation found: items, bytes needed and free, seconds estimated."
+    )
+    conditions: list[Condition]
+    allowed: list[str] = Field(description="Verbs that it takes now.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: str | None
+
+
+class Upgrades(BaseModel):
+    """A page of upgrades, the newest first."""
+
+    upgrades: list[Upgrade]
+    next_page_token: str | None
+
+
+class Failure(BaseModel):
+    """A segment that was set aside."""
+
+    segment: int
+    items: int
+    attempts: int
+    error: str | None
+
+
+class Failures(BaseModel):
+    """A page of failed segments."""
+
+    failures: list[Failure]
+    next_page_token: str | None
+
+
+class Refinement(BaseModel):
+    """Ids in the order in which embedding them from raw data pays most."""
+
+    ids: list[str]
+    next_page_token: str | None
+
+
+@router.post(
+    "",
+    status_code=202,
+    **documented(
+        errors.GalleryNotFound,
+        errors.ModelNotFound,
+        errors.TransformationNotFound,
+        errors.UpgradeInProgress,
+        errors.WrongTransformation,
+        errors.SameModel,
+        errors.IdempotencyKeyReused,
+        UnsupportedOrder,
+        takes=UpgradeBody,
+        example={"gallery": "photos", "transformation": "r18-to-r50", "throttle": {"duty_cycle": 0.5}},
+    ),
+)
+def start_upgrade(
+    caller: MayAdmin,
+    _: RequestSlot,
+    body: Annotated[UpgradeBody, Depends(Json(UpgradeBody))],
+    process: ProcessDep,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=255, description="The same request with the same key starts nothing new."),
+    ] = None,
+) -> Upgrade:
+    """Start an upgrade; workers take it from there, and searches go on. `Location` says where to watch it."""
+    if (body.transformation is None) == (body.target_model is None):
+        raise InvalidRequest("name either `transformation` or `target_model`", pointer="/transformation")
+    if body.order not in ORDERS:
+        raise UnsupportedOrder(
+            f"the order {body.order} is not built yet; take {' or '.join(ORDERS)}",
+            pointer="/order",
+            supported=list(ORDERS),
+        )
+    new = NewUpgrade(
+        gallery=body.gallery,
+        transformation=body.transformation,
+        target_model=body.target_model,
+        cutover=body.cutover,
+        on_missing_side_information=body.on_missing_side_information,
+        throttle=body.throttle.model_dump(exclude_none=True),
+        gate=body.gate.model_dump(exclude_none=True),
+        dry_run=body.dry_run,
+        idempotency_key=idempotency_key,
+        request_sha256=_fingerprint(body),
+    )
+    started = once_more(lambda: lifecycle.start(process.store, new, actor=caller.name))
+    process.written(nudge=True)
+    response.headers["Location"] = f"/admin/upgrades/{started.upgrade_id}"
+    return read_upgrade(process, started.upgrade_id)
+
+
+@router.get("", **documented())
+def list_upgrades(_: MayAdmin, __: RequestSlot, page: PageDep, process: ProcessDep) -> Upgrades:
+    """List upgrades, the newest first."""
+    with process.store.catalog.reading() as session:
+        rows, after = fetch(session, select(UpgradeRow), UpgradeRow.id, page, newest=True)
+        return Upgrades(upgrades=[_upgrade(session, row) for row in rows], next_page_token=after)
+
+
+@router.get("/{upgrade}", **documented(errors.UpgradeNotFound))
+def get_upgrade(_: MayAdmin, __: RequestSlot, upgrade: str, process: ProcessDep) -> Upgrade:
+    """Read an upgrade. Its progress is counted from rows, so it is true after any crash."""
+    return read_upgrade(process, upgrade)
+
+
+@router.patch(
+    "/{upgrade}",
+    **documented(
+        errors.UpgradeNotFound,
+        errors.InvalidStateTransition,
+        takes=ThrottleBody,
+        example={"throttle": {"items_per_second": 5000, "max_search_p99_ms": 50}},
+    ),
+)
+def change_throttle(
+    caller: MayAdmin,
+    _: RequestSlot,
+    upgrade: str,
+    body: Annotated[ThrottleBody, Depends(Json(ThrottleBody))],
+    process: ProcessDep,
+) -> Upgrade:
+    """Change the throttle while it runs. What is not named stays; null removes a limit."""
+    with process.store.catalog.reading() as session:
+        row = upgrade_rows.upgrade_row(session, upgrade)
+    if not row.active:
+        can = allowed(State(row.state), dry_run=row.dry_run)
+        raise errors.InvalidStateTransition(f"an upgrade that is {row.state} has nothing to throttle", allowed=can)
+    throttle = body.throttle.model_dump(exclude_unset=True)
+    lifecycle.change_throttle(process.store, upgrade, throttle, actor=caller.name)
+    process.written(nudge=True)
+    return read_upgrade(process, upgrade)
+
+
+_VERB = {"status_code": 202, **documented(errors.UpgradeNotFound, errors.InvalidStateTransition)}
+_UNDO = {
+    "status_code": 202,
+    **documented(
+        errors.UpgradeNotFound,
+        errors.InvalidStateTransition,
+        errors.NativeItemsWouldBeUnreachable,
+        takes=UndoBody,
+        example={"accept_unreachable": True},
+        optional=True,
+    ),
+}
+_Undo = Annotated[UndoBody, Depends(Json(UndoBody, optional=True))]
+
+
+@router.post("/{upgrade}/pause", **_VERB)
+def pause(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+    """Lease no more segments; the one under way finishes. 200 if it is paused already."""
+    return _done(process, response, lambda: lifecycle.pause(process.store, upgrade, actor=caller.name))
+
+
+@router.post("/{upgrade}/resume", **_VERB)
+def resume(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+    """Go on where it stopped; after a failure, with another try for what failed. 200 if it runs already."""
+    return _done(process, response, lambda: lifecycle.resume(process.store, upgrade, actor=caller.name))
+
+
+@router.post("/{upgrade}/retry", **_VERB)
+def retry(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+    """Try the failed segments again, and only those. 200 if none failed."""
+    return _done(process, response, lambda: lifecycle.retry(process.store, upgrade, actor=caller.name))
+
+
+@router.post("/{upgrade}/cutover", **_VERB)
+def cutover(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+    """Let all transformed segments serve at once, where `cutover` is `manual`. 200 if they do already."""
+    return _done(process, response, lambda: lifecycle.cutover(process.store, upgrade, actor=caller.name))
+
+
+@router.post("/{upgrade}/finalize", **_VERB)
+def finalize(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+    """Let go of the source model's columns: no way back, and their bytes are free. 200 if it was done before."""
+    return _done(process, response, lambda: lifecycle.finalize(process.store, upgrade, actor=caller.name))
+
+
+@router.post("/{upgrade}/cancel", **_UNDO)
+def cancel(
+    caller: MayAdmin, _: RequestSlot, upgrade: str, body: _Undo, process: ProcessDep, response: Response
+) -> Upgrade:
+    """Go back to the state before; the columns that it made are dropped, and no item is. 200 if it is cancelled already."""
+    accept = body.accept_unreachable
+    return _done(
+        process,
+        response,
+        lambda: lifecycle.cancel(process.store, upgrade, accept_unreachable=accept, actor=caller.name),
+    )
+
+
+@router.post("/{upgrade}/rollback", **_UNDO)
+def rollback(
+    caller: MayAdmin, _: RequestSlot, upgrade: str, body: _Undo, process: ProcessDep, response: Response
+) -> Upgrade:
+    """Undo a completed upgrade, byte for byte, until it is finalized. 200 if it is rolled back already."""
+    accept = body.accept_unreachable
+    return _done(
+        process,
+        response,
+        lambda: lifecycle.rollback(process.store, upgrade, accept_unreachable=accept, actor=caller.name),
+    )
+
+
+@router.get("/{upgrade}/failures", **documented(errors.UpgradeNotFound))
+def list_failures(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, process: ProcessDep) -> Failures:
+    """List the segments that were set aside, with the last error of each."""
+    with process.store.catalog.reading() as session:
+        upgrade_rows.upgrade_row(session, upgrade)
+        statement = select(UpgradeSegmentRow).where(
+            UpgradeSegmentRow.upgrade_id == upgrade, UpgradeSegmentRow.state == "failed"
+        )
+        rows, after = fetch(session, statement, UpgradeSegmentRow.segment_id, page)
+    failures = [Failure(segment=r.segment_id, items=r.rows, attempts=r.attempts, error=r.error) for r in rows]
+    return Failures(failures=failures, next_page_token=after)
+
+
+@router.get("/{upgrade}/refinement", **documented(errors.UpgradeNotFound, NoUncertainty))
+def get_refinement(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, process: ProcessDep) -> Refinement:
+    """List ids in the order in which embedding them again from raw data pays most: the least certain first."""
+    with process.store.catalog.reading() as session:
+        row = upgrade_rows.upgrade_row(session, upgrade)
+    start = page.after if isinstance(page.after, int) else 0
+    end = start + page.size
+    ids, total = least_certain(process, row, slice(start, end))
+    return Refinement(ids=ids, next_page_token=token(end) if end < total else None)
+
+
+def read_upgrade(process: Process, upgrade_id: str) -> Upgrade:
+    """The document of an upgrade.
+
+    Raises:
+        UpgradeNotFound: none has the id.
+    """
+    with process.store.catalog.reading() as session:
+        return _upgrade(session, upgrade_rows.upgrade_row(session, upgrade_id))
+
+
+def _done(process: Process, response: Response, verb: Callable[[], Changed]) -> Upgrade:
+    """Say that it was done, or that it was so already."""
+    done = verb()
+    response.status_code = 202 if done.changed else 200
+    process.written(nudge=done.changed)
+    return read_upgrade(process, done.upgrade_id)
+
+
+def _fingerprint(body: UpgradeBody) -> str:
+    """What an idempotency key stands for: the request's meaning, not its spelling."""
+    return hashlib.sha256(b"upgrade\n" + orjson.dumps(body.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _upgrade(session: Session, row: UpgradeRow) -> Upgrade:
+    return Upgrade(
+        id=row.id,
+        gallery=row.gallery_name,
+        source_model=row.source.name,
+        target_model=row.target.name,
+        transformation=row.transformation.name,
+        artifact_sha256=row.artifact,
+        state=State(row.state),
+        cutover=row.cutover,  # type: ignore[arg-type]
+        order=row.order,
+        on_missing_side_information=row.missing_side,
+        dry_run=row.dry_run,
+        throttle=row.throttle,
+        gate=row.gate,
+        progress=Progress.model_validate(progress.progress(session, row), from_attributes=True),
+        quality=Quality(**progress.quality(row)),
+        report=row.report,
+        conditions=[Condition.model_validate(each, from_attributes=True) for each in progress.conditions(session, row)],
+        allowed=allowed(State(row.state), dry_run=row.dry_run),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        error=row.error,
+    )

@@ -1,0 +1,107 @@
+"""The composition root of the API process: what it is made of, and in which order it starts and stops."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import anyio.to_thread
+from fastapi import FastAPI
+
+from gallery.catalog.transaction import Catalog
+from gallery.files import Files
+from gallery.search.mapped import MappedColumns
+from gallery.search.run import Searcher
+from gallery.settings import GallerySettings
+from gallery.snapshot import Galleries
+from gallery.store import Store
+from gallery.transforms import Transforms
+from models.runtime import load_transform
+from service import documents, errors
+from service.api import events, galleries, health, models, search, upgrades
+from service.auth import Keyring
+from service.process import Process
+from service.refresh import Refresher
+from service.settings import ServiceSettings
+from service.slots import Slots
+from service.telemetry import Metrics, Telemetry
+
+_SPARE_THREADS = 8  # for health, and for streams that look at the catalog
+_DESCRIPTION = "A gallery of embeddings that stays searchable while it moves to another embedding model."
+
+
+def build_store(settings: GallerySettings) -> Store:
+    """Where facts are kept, and transformations that run on this process's CPU."""
+    files = Files(settings.data)
+    return Store(Catalog(settings.database), files, Transforms(files, load_transform), settings)
+
+
+def create_app(
+    store: Store, settings: ServiceSettings | None = None, *, nudge: Callable[[], None] = lambda: None
+) -> FastAPI:
+    """The application. The catalog must have the schema of this version.
+
+    Args:
+        store: where facts are kept; whoever built it closes it.
+        settings: of the service.
+        nudge: tells workers to look for work; called after a commit, must neither raise nor block for long.
+    """
+    process = _process(store, settings or ServiceSettings(), nudge)
+    app = FastAPI(
+        title="Forwardfill",
+        description=_DESCRIPTION,
+        version=version("forwardfill"),
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        docs_url=None,  # the page would load its scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    app.state.process = process
+    for subject in (models, galleries, search, upgrades, events, health):
+        app.include_router(subject.router)
+    errors.install(app)
+    documents.install(app)
+    app.add_middleware(Telemetry, metrics=process.metrics)
+    return app
+
+
+def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None]) -> Process:
+    mapped = MappedColumns(store.transforms, store.settings.mapped_cache_bytes)
+    return Process(
+        store=store,
+        galleries=Galleries(store.catalog, store.files),
+        searcher=Searcher(
+            store.catalog, store.transforms, mapped, store.settings.oversample, store.settings.min_candidates
+        ),
+        keyring=Keyring(store.catalog),
+        metrics=Metrics(),
+        settings=settings,
+        nudge=nudge,
+        searches=Slots(settings.max_concurrent_searches, settings.max_waiting_searches),
+        requests=Slots(settings.max_concurrent_requests, settings.max_waiting_requests),
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    process: Process = app.state.process
+    settings = process.settings
+    # Every slot has its thread, so that what holds a slot never waits for one that waits for a slot.
+    anyio.to_thread.current_default_thread_limiter().total_tokens = (
+        settings.max_concurrent_searches + settings.max_concurrent_requests + _SPARE_THREADS
+    )
+    refresher = Refresher(
+        process.store,
+        process.galleries,
+        process.keyring,
+        process.metrics.latencies,
+        every_seconds=settings.refresh_seconds,
+    )
+    await anyio.to_thread.run_sync(refresher.start)
+    try:
+        yield
+    finally:
+        process.closing.set()
+        await anyio.to_thread.run_sync(refresher.stop)

@@ -1,0 +1,174 @@
+"""Items as an Arrow IPC stream. Read from a file that was mapped, so a fixed-size column is never copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gallery import errors
+from gallery.ingest import NewItems
+from service.errors import InvalidArrow
+
+MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+_REQUIRED = ("id", "embedding")
+_COLUMNS = (*_REQUIRED, "side_information", "payload")
+
+
+def read_items(path: Path, *, model: str | None, max_items: int, max_bytes: int) -> NewItems:
+    """The items of a stream.
+
+    Args:
+        path: the stream.
+        model: which model embedded them; if null, the schema's metadata says so under the key `model`.
+        max_items: rows that a stream may have.
+        max_bytes: bytes that it may have in memory, since its buffers may be compressed.
+
+    Raises:
+        InvalidArrow: it is not a whole stream, or not of the documented columns.
+        LimitExceeded: it has too many rows.
+        InvalidItem, InvalidVector, DimensionMismatch: an item cannot be stored; the pointer names it.
+    """
+    try:
+        table = _table(path, max_items, max_bytes)
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        raise InvalidArrow(f"not a whole Arrow IPC stream: {error}") from error
+    _check_columns(table.schema)
+    ids = _strings(table, "id")
+    if any(each is None for each in ids):
+        raise errors.InvalidItem("an item needs an id", pointer=f"/items/{ids.index(None)}/id")
+    side, has_side = _side(table)
+    return NewItems(
+        model=model if model is not None else _model(table.schema),
+        ids=[each for each in ids if each is not None],
+        embeddings=_vectors(_column(table, "embedding"), np.arange(len(table)), "embedding"),
+        payloads=_payloads(table),
+        side=side,
+        has_side=has_side,
+    )
+
+
+def _table(path: Path, max_items: int, max_bytes: int) -> Any:
+    rows = size = 0
+    batches = []
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+        for batch in stream:
+            batch.validate(full=True)  # offsets that point elsewhere must be found before anyone follows them
+            rows, size = rows + len(batch), size + batch.nbytes
+            if rows > max_items:
+                raise errors.LimitExceeded(
+                    f"a stream may have {max_items} items (max_items_per_arrow)",
+                    limit="max_items_per_arrow",
+                    maximum=max_items,
+                )
+            if size > max_bytes:
+                raise errors.LimitExceeded(
+                    f"a stream may take {max_bytes} bytes (max_arrow_bytes)", limit="max_arrow_bytes", maximum=max_bytes
+                )
+            batches.append(batch)
+        return pa.Table.from_batches(batches, stream.schema)
+
+
+def _check_columns(schema: Any) -> None:
+    for name in schema.names:
+        if name not in _COLUMNS or schema.names.count(name) > 1:
+            raise InvalidArrow(f"the column {name!r} is not one of {', '.join(_COLUMNS)}, or is there twice")
+    for name in _REQUIRED:
+        if name not in schema.names:
+            raise InvalidArrow(f"the column {name!r} is missing")
+
+
+def _model(schema: Any) -> str:
+    named = (schema.metadata or {}).get(b"model")
+    if named is None:
+        raise InvalidArrow(
+            "name the model: with the query parameter `model`, or in the schema's metadata under `model`"
+        )
+    return str(named.decode(errors="replace"))
+
+
+def _column(table: Any, name: str) -> Any:
+    return table.column(name).combine_chunks()
+
+
+def _strings(table: Any, name: str) -> list[str | None]:
+    kind = table.schema.field(name).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InvalidArrow(f"the column {name!r} is of type {kind}; it must be string")
+    found: list[str | None] = _column(table, name).to_pylist()
+    return found
+
+
+def _side(table: Any) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
+    """The vectors of the items that have some, and which these are."""
+    if "side_information" not in table.schema.names or not len(table):
+        return None, None
+    column = _column(table, "side_information")
+    has_side = column.is_valid().to_numpy(zero_copy_only=False)
+    if not has_side.any():
+        return None, None
+    return _vectors(column.drop_null(), np.flatnonzero(has_side), "side_information"), has_side
+
+
+def _vectors(column: Any, items: NDArray[np.intp], name: str) -> NDArray[Any]:
+    """A list column as (n, dimension); `items` are the items that its rows belong to."""
+    kind = column.type
+    fixed = pa.types.is_fixed_size_list(kind)
+    if not (fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_floating(
+        kind.value_type
+    ):
+        raise InvalidArrow(f"the column {name!r} is of type {kind}; it must be a list of floats, best of a fixed size")
+    if column.null_count:
+        missing = int(np.argmin(column.is_valid().to_numpy(zero_copy_only=False)))
+        raise errors.InvalidVector("an item needs a vector", pointer=f"/items/{items[missing]}/{name}")
+    width = kind.list_size if fixed else _width(column, items, name)
+    numbers = column.flatten()
+    if numbers.null_count:
+        row = int(np.argmin(numbers.is_valid().to_numpy(zero_copy_only=False))) // width
+        raise errors.InvalidVector("a vector has no nulls", pointer=f"/items/{items[row]}/{name}")
+    vectors: NDArray[Any] = numbers.to_numpy(zero_copy_only=False).reshape(len(column), width)
+    return vectors
+
+
+def _width(column: Any, items: NDArray[np.intp], name: str) -> int:
+    """The length of all lists, which must be one."""
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    if not len(lengths):
+        return 0
+    other = np.flatnonzero(lengths != lengths[0])
+    if other.size:
+        raise errors.DimensionMismatch(
+            f"vectors of dimension {lengths[0]} and {lengths[other[0]]}", pointer=f"/items/{items[other[0]]}/{name}"
+        )
+    return int(lengths[0])
+
+
+def _payloads(table: Any) -> list[Mapping[str, Any] | None]:
+    if "payload" not in table.schema.names:
+        return [None] * len(table)
+    if pa.types.is_struct(table.schema.field("payload").type):
+        return [_plain(value, at) for at, value in enumerate(_column(table, "payload").to_pylist())]
+    return [_parsed(text, at) for at, text in enumerate(_strings(table, "payload"))]
+
+
+def _plain(value: Any, at: int) -> Mapping[str, Any] | None:
+    """What the struct is in JSON: a date becomes text, bytes are refused."""
+    try:
+        return _parsed(orjson.dumps(value), at)
+    except TypeError as error:
+        raise errors.InvalidItem(f"a payload is JSON: {error}", pointer=f"/items/{at}/payload") from error
+
+
+def _parsed(text: str | bytes | None, at: int) -> Mapping[str, Any] | None:
+    try:
+        payload = None if text is None else orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise errors.InvalidItem(f"a payload is JSON: {error}", pointer=f"/items/{at}/payload") from error
+    if payload is not None and not isinstance(payload, dict):
+        raise errors.InvalidItem("a payload is a JSON object", pointer=f"/items/{at}/payload")
+    return payload

@@ -1,0 +1,215 @@
+"""What comes in: bodies read within a limit, JSON parsed once, vectors as arrays.
+
+FastAPI would read a body before it checks the key, and parse it on the event loop. Here a body is a dependency: it comes
+after the key, and a large one is parsed in a thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Annotated, Any, Generic, TypeVar
+
+import numpy as np
+import orjson
+from fastapi import Request
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, StringConstraints, ValidationError
+from pydantic import WithJsonSchema as JsonSchema
+from pydantic_core import PydanticCustomError
+from starlette.concurrency import run_in_threadpool
+
+from gallery import errors
+from service.errors import BodyTooLarge, InvalidJson, UnsupportedMediaType, invalid, pointer
+from service.process import ProcessDep
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+_PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
+_NUMBERS = frozenset({int, float})
+
+
+class Body(BaseModel):
+    """A request body: no unknown fields, no conversion between JSON types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+T = TypeVar("T", bound=Body)
+
+
+def _vector(value: object) -> NDArray[Any]:
+    """Numbers as they came, finite or not: the gallery's door judges them, with the model at hand."""
+    if isinstance(value, list):
+        if not _NUMBERS.issuperset(map(type, value)):
+            raise PydanticCustomError("invalid_vector", "a vector is a list of numbers")
+        return np.array(value, dtype=np.float64)
+    if isinstance(value, str):
+        try:
+            return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4")
+        except (binascii.Error, ValueError):
+            raise PydanticCustomError("invalid_vector", "not the base64 of little-endian float32 numbers") from None
+    raise PydanticCustomError("invalid_vector", "a vector is a list of numbers, or base64 of little-endian float32")
+
+
+def _without_nul(value: str) -> str:
+    """PostgreSQL cannot even be asked for text with a NUL."""
+    if "\0" in value:
+        raise ValueError("text without NUL characters")
+    return value
+
+
+VECTOR_SCHEMA = {
+    "anyOf": [
+        {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 8192},
+        {"type": "string", "contentEncoding": "base64", "description": "little-endian float32"},
+    ],
+    "description": "A list of numbers, or the base64 of little-endian float32 numbers.",
+    "examples": [[0.1, 0.2, 0.3]],
+}
+Vector = Annotated[NDArray[Any], PlainValidator(_vector), JsonSchema(VECTOR_SCHEMA)]
+#: the name of something that is made
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+#: the name of something that should be there
+Reference = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_without_nul)]
+
+
+class Json(Generic[T]):
+    """A dependency that gives the parsed body."""
+
+    def __init__(self, model: type[T], *, optional: bool = False) -> None:
+        """Parse into `model`; an empty body stands for `{}` where it is optional."""
+        self._model = model
+        self._optional = optional
+
+    async def __call__(self, request: Request, process: ProcessDep) -> T:
+        """Read, and parse where it hurts nobody."""
+        raw = await read(request, process.settings.max_body_bytes)
+        if self._optional and not raw:
+            return self._model()
+        require_type(request, "application/json")
+        if len(raw) <= _PARSED_AT_ONCE:
+            return parse(self._model, raw)
+        return await run_in_threadpool(parse, self._model, raw)
+
+
+def parse(model: type[T], raw: bytes) -> T:
+    """Parse JSON into a body.
+
+    Raises:
+        InvalidJson: it is not JSON.
+        InvalidRequest, InvalidVector: it does not have the documented shape.
+    """
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise _not_json(raw, error) from None
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise invalid([(each["loc"], each["type"], each["msg"]) for each in found]) from None
+
+
+async def read(request: Request, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        BodyTooLarge: it is larger than the limit, said or sent.
+    """
+    return b"".join([chunk async for chunk in chunks(request, limit, "max_body_bytes")])
+
+
+async def chunks(request: Request, limit: int, name: str) -> AsyncIterator[bytes]:
+    """The body as it comes, counted.
+
+    Raises:
+        BodyTooLarge: it is larger than the limit, said or sent.
+        UnsupportedMediaType: it is compressed.
+    """
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMediaType("a compressed body is not read; send it as it is")
+    too_large = BodyTooLarge(f"the body may have {limit} bytes ({name})", limit=name, maximum=limit)
+    said = request.headers.get("content-length", "")
+    if said.isdecimal() and int(said) > limit:
+        raise too_large
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        yield chunk
+
+
+def require_type(request: Request, *allowed: str) -> str:
+    """The body's media type; JSON if the client did not say.
+
+    Raises:
+        UnsupportedMediaType: it is another one.
+    """
+    given = media_type(request)
+    if given not in allowed:
+        raise UnsupportedMediaType(f"the body is {given}; send {' or '.join(allowed)}", supported=list(allowed))
+    return given
+
+
+def media_type(request: Request) -> str:
+    """The body's media type without parameters; JSON if the client did not say."""
+    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+
+def stack(vectors: Sequence[NDArray[Any] | None], dimension: int, model: str, at: str) -> NDArray[Any]:
+    """Vectors as one (n, dimension) array, without those that are null.
+
+    Args:
+        vectors: of any width.
+        dimension: what each must have.
+        model: whose dimension it is, for the message.
+        at: JSON pointer of a vector; `{row}` in it is replaced by its position.
+
+    Raises:
+        DimensionMismatch: one has another dimension.
+    """
+    for row, vector in enumerate(vectors):
+        if vector is not None and len(vector) != dimension:
+            raise errors.DimensionMismatch(
+                f"vectors of {model} have dimension {dimension}, this has {len(vector)}", pointer=at.format(row=row)
+            )
+    present = [vector for vector in vectors if vector is not None]
+    return np.stack(present) if present else np.empty((0, dimension), np.float32)
+
+
+def within(value: int, maximum: int, name: str, at: str) -> None:
+    """Hold a published limit.
+
+    Raises:
+        LimitExceeded: it is passed.
+    """
+    if value > maximum:
+        raise errors.LimitExceeded(f"{value} is more than {name}, {maximum}", pointer=at, limit=name, maximum=maximum)
+
+
+def _not_json(raw: bytes, error: orjson.JSONDecodeError) -> errors.GalleryError:
+    """JSON has no NaN and no infinity, but many writers make them; tell that apart from broken JSON."""
+    if not raw:
+        return InvalidJson("the body is empty; send JSON")
+    try:
+        where = next(_not_finite(json.loads(raw), ()), None)
+    except (ValueError, RecursionError):
+        where = None
+    if where is not None:
+        return errors.InvalidVector("NaN, infinity, or a number beyond float64", pointer=pointer(where))
+    return InvalidJson(f"the body is not JSON: {error}")
+
+
+def _not_finite(value: object, at: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _not_finite(inner, (*at, name))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _not_finite(inner, (*at, place))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield at

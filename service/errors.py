@@ -1,0 +1,228 @@
+"""Refusals as problem+json (RFC 9457): one table from classes to statuses, one way to answer.
+
+ServiceError: what only HTTP can refuse
+  x Unauthenticated, Forbidden
+  x PageNotFound, MethodNotAllowed
+  x InvalidJson, InvalidRequest, UnsupportedMediaType, BodyTooLarge, InvalidArrow
+  x UnsupportedOrder, NoUncertainty
+  x Overloaded, Unavailable, InternalError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from gallery import errors
+from gallery.errors import GalleryError
+
+log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
+TYPE = "urn:forwardfill:problem:"
+MAX_ERRORS = 20
+
+
+class ServiceError(GalleryError):
+    """Refused before the gallery was asked."""
+
+
+class Unauthenticated(ServiceError):
+    """No valid key came with the request."""
+
+
+class Forbidden(ServiceError):
+    """The key's scope does not allow this."""
+
+
+class PageNotFound(ServiceError):
+    """There is nothing at this path."""
+
+    @property
+    def code(self) -> str:
+        """There are many things that may not be found; this is the page."""
+        return "not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path does not take this method."""
+
+
+class InvalidJson(ServiceError):
+    """The body is not JSON."""
+
+
+class InvalidRequest(ServiceError):
+    """The request does not have the documented shape."""
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is of a type that this call does not read."""
+
+
+class BodyTooLarge(ServiceError):
+    """The body is larger than the published limit."""
+
+
+class InvalidArrow(ServiceError):
+    """The body is not an Arrow IPC stream with the documented columns."""
+
+
+class UnsupportedOrder(ServiceError):
+    """This order of the work is not built yet."""
+
+
+class NoUncertainty(ServiceError):
+    """The upgrade's transformation predicts no uncertainty."""
+
+
+class Overloaded(ServiceError):
+    """Too many requests wait already; try again later."""
+
+
+class Unavailable(ServiceError):
+    """The catalog does not answer; try again later."""
+
+
+class InternalError(ServiceError):
+    """Something went wrong that is not the request's fault; the log knows more under the request id."""
+
+
+#: the nearest class decides
+STATUS: Mapping[type[GalleryError], int] = {
+    InvalidJson: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
+    errors.NotFound: 404,
+    PageNotFound: 404,
+    MethodNotAllowed: 405,
+    errors.Conflict: 409,
+    NoUncertainty: 409,
+    BodyTooLarge: 413,
+    UnsupportedMediaType: 415,
+    errors.Invalid: 422,
+    InvalidRequest: 422,
+    InvalidArrow: 422,
+    UnsupportedOrder: 422,
+    Overloaded: 429,
+    GalleryError: 500,
+    Unavailable: 503,
+}
+_HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
+    Unauthenticated: {"WWW-Authenticate": "Bearer"},
+    Overloaded: {"Retry-After": "1"},
+    Unavailable: {"Retry-After": "1"},
+}
+
+
+class PointedError(BaseModel):
+    """One thing that is wrong with the request."""
+
+    pointer: str = Field(description="JSON pointer into the body, or `/name` of a query parameter.")
+    detail: str
+
+
+class Problem(BaseModel):
+    """Why a request was refused (RFC 9457). Programs read `code`; `detail` is for people and may change."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[PointedError] | None = None
+
+
+def status_of(kind: type[GalleryError]) -> int:
+    """The HTTP status of an error class."""
+    return next(STATUS[each] for each in kind.__mro__ if each in STATUS)
+
+
+def code_of(kind: type[GalleryError]) -> str:
+    """The code of an error class, without an instance."""
+    return kind("").code
+
+
+def problem(error: GalleryError, request_id: str) -> Response:
+    """The answer to a refused request."""
+    status = status_of(type(error))
+    # What went wrong inside may name files; clients get the class's docstring and the request id.
+    detail = str(error) if status < 500 else type(error).__doc__
+    body: dict[str, Any] = {
+        "type": TYPE + error.code,
+        "title": error.code.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.pointer is not None:
+        body["errors"] = [{"pointer": error.pointer, "detail": detail}]
+    if status < 500:
+        body = {**error.details, **body} if "errors" in body else {**error.details, **body, **_errors_of(error)}
+    headers = {"X-Request-Id": request_id, **_HEADERS.get(type(error), {})}
+    return Response(orjson.dumps(body, default=str), status, headers, MEDIA_TYPE)
+
+
+def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]]) -> GalleryError:
+    """What a schema refused, as one error; one about vectors only has their code.
+
+    Args:
+        found: location, type and message of each thing that is wrong; never what was sent, which may be a vector.
+    """
+    pointed = [{"pointer": pointer(location), "detail": message} for location, _, message in found[:MAX_ERRORS]]
+    detail = f"{pointed[0]['pointer'] or 'the body'}: {pointed[0]['detail']}"
+    if all(kind == "invalid_vector" for _, kind, _ in found):
+        return errors.InvalidVector(detail, errors=pointed)
+    return InvalidRequest(detail, errors=pointed)
+
+
+def pointer(location: tuple[int | str, ...]) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of a handler with a problem."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        found = _translated(error)
+        if status_of(type(found)) >= 500:
+            log.error("request_failed", code=found.code, error=repr(error))
+        return problem(found, request.state.request_id)
+
+    for kind in (GalleryError, HTTPException, RequestValidationError, DBAPIError, PoolTimeout):
+        app.add_exception_handler(kind, refused)
+
+
+def _translated(error: Exception) -> GalleryError:
+    """What another library raised, as one of ours."""
+    match error:
+        case GalleryError():
+            found: GalleryError = error
+        case RequestValidationError():
+            found = invalid([(each["loc"][1:], each["type"], each["msg"]) for each in error.errors()])
+        case HTTPException(status_code=404):
+            found = PageNotFound("there is nothing at this path; /openapi.json lists what there is")
+        case HTTPException(status_code=405):
+            found = MethodNotAllowed("this path does not take this method; /openapi.json lists what it takes")
+        case DBAPIError() | PoolTimeout():
+            found = Unavailable(repr(error))
+        case _:
+            found = InternalError(repr(error))
+    return found
+
+
+def _errors_of(error: GalleryError) -> dict[str, Any]:
+    return {"errors": error.details["errors"]} if "errors" in error.details else {}

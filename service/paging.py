@@ -1,0 +1,79 @@
+"""Lists in pages: ordered by a key that never changes, continued after the last key that was seen."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import orjson
+from fastapi import Depends, Query
+from sqlalchemy import Select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from service.errors import InvalidRequest
+
+T = TypeVar("T")
+MAX_PAGE = 1000
+
+
+class Page(NamedTuple):
+    """What a client asks for."""
+
+    size: int
+    #: the last key of the page before
+    after: Any
+
+
+def asked(
+    page_size: Annotated[int, Query(ge=1, description="At most 1000; more is taken as 1000.")] = 50,
+    page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
+) -> Page:
+    """The page that the query parameters ask for."""
+    return Page(min(page_size, MAX_PAGE), None if page_token is None else _after(page_token))
+
+
+PageDep = Annotated[Page, Depends(asked)]
+
+
+def fetch(
+    session: Session, statement: Select[T], key: InstrumentedAttribute[Any], page: Page, *, newest: bool = False
+) -> tuple[Sequence[T], str | None]:
+    """Rows of a page in the order of a unique key, and the token of the next page.
+
+    Args:
+        session: to read with.
+        statement: selects rows that have the key.
+        key: a unique column.
+        page: which page.
+        newest: largest keys first.
+
+    Raises:
+        InvalidRequest: the token is of another list.
+    """
+    if page.after is not None:
+        if not isinstance(page.after, key.type.python_type):
+            raise _bad_token()
+        statement = statement.where(key < page.after if newest else key > page.after)
+    rows = session.scalars(statement.order_by(key.desc() if newest else key).limit(page.size + 1)).all()
+    return rows[: page.size], token(getattr(rows[page.size - 1], key.key)) if len(rows) > page.size else None
+
+
+def token(key: Any) -> str:
+    """An opaque token that stands for a key."""
+    return base64.urlsafe_b64encode(orjson.dumps(key)).decode().rstrip("=")
+
+
+def _after(given: str) -> Any:
+    try:
+        key = orjson.loads(base64.urlsafe_b64decode(given + "=" * (-len(given) % 4)))
+    except (ValueError, binascii.Error):
+        raise _bad_token() from None
+    if not (isinstance(key, str) and "\0" not in key) and not (isinstance(key, int) and abs(key) < 1 << 63):
+        raise _bad_token()
+    return key
+
+
+def _bad_token() -> InvalidRequest:
+    return InvalidRequest("page_token is not one that this list gave", pointer="/page_token")

@@ -1,0 +1,97 @@
+"""What an API process has at hand, built once by the composition root and given to every handler."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from fastapi import Depends, Request
+from sqlalchemy.exc import IntegrityError
+
+from gallery.errors import NotFound
+from gallery.search.run import Searcher
+from gallery.snapshot import Galleries, World
+from gallery.store import Store
+from service.settings import ServiceSettings
+from service.slots import Slots
+from service.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from service.auth import Keyring
+
+T = TypeVar("T")
+_LOOK_AGAIN_SECONDS = 0.05
+
+
+@dataclass(slots=True)
+class Process:
+    """One per application."""
+
+    store: Store
+    galleries: Galleries
+    searcher: Searcher
+    keyring: Keyring
+    metrics: Metrics
+    settings: ServiceSettings
+    nudge: Callable[[], None]
+    searches: Slots
+    requests: Slots
+    #: set when the process is asked to stop; streams end then
+    closing: threading.Event = field(default_factory=threading.Event)
+    _looked: float = 0.0
+
+    def seen(self, read: Callable[[World], T]) -> T:
+        """Read from what is in memory; where something is missing, look once whether another process has just added it.
+
+        A client that asks for what does not exist must not make every search read the catalog, so this is done at most
+        every 50 ms.
+        """
+        try:
+            return read(self.galleries.current)
+        except NotFound:
+            if time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
+                raise
+            self._looked = time.monotonic()
+            return read(self.galleries.refresh())
+
+    def written(self, *, nudge: bool = False) -> World:
+        """Follow a commit: what was written is seen by the next search here, and workers are told if it concerns them."""
+        world = self.galleries.refresh()
+        if nudge:
+            self.nudge()
+        return world
+
+
+def of(request: Request) -> Process:
+    """The process of a request."""
+    process: Process = request.app.state.process
+    return process
+
+
+ProcessDep = Annotated[Process, Depends(of)]
+
+
+async def _search_slot(process: ProcessDep) -> AsyncIterator[None]:
+    async with process.searches.taken():
+        yield
+
+
+async def _request_slot(process: ProcessDep) -> AsyncIterator[None]:
+    async with process.requests.taken():
+        yield
+
+
+# Given back when the handler is done, not when a slow client has read the answer.
+SearchSlot = Annotated[None, Depends(_search_slot, scope="function")]
+RequestSlot = Annotated[None, Depends(_request_slot, scope="function")]
+
+
+def once_more(act: Callable[[], T]) -> T:
+    """Do it again if another process made the same row at the same moment: now its row is seen, and judged."""
+    try:
+        return act()
+    except IntegrityError:
+        return act()

@@ -1,0 +1,38 @@
+"""Run the application until it is told to stop."""
+
+from __future__ import annotations
+
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.process import Process
+
+
+class _Server(uvicorn.Server):
+    """Ends event streams as soon as the signal comes: uvicorn waits for open answers, and those would never end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take the signal."""
+        process: Process = self.config.app.state.process  # type: ignore[union-attr]
+        process.closing.set()
+        super().handle_exit(sig, frame)
+
+
+def run(app: FastAPI) -> None:
+    """Serve on the host and port of the settings; returns after SIGTERM or SIGINT, with no request cut short.
+
+    Call `service.auth.require_safe_binding` before, and `service.telemetry.configure_logs`.
+    """
+    settings = app.state.process.settings
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,  # `Telemetry` logs each request
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+    _Server(config).run()

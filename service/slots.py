@@ -1,0 +1,34 @@
+"""How many requests run at once, and how many may wait: overload is refused, never queued without end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from service.errors import Overloaded
+
+
+class Slots:
+    """A semaphore with a bounded queue; used from one event loop."""
+
+    def __init__(self, concurrent: int, waiting: int) -> None:
+        """Let `concurrent` in at once, and `waiting` more wait."""
+        self._semaphore = asyncio.Semaphore(concurrent)
+        self._free = concurrent + waiting
+
+    @asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """Hold a slot.
+
+        Raises:
+            Overloaded: too many wait already.
+        """
+        if self._free == 0:
+            raise Overloaded("too many requests wait already; try again in a second")
+        self._free -= 1
+        try:
+            async with self._semaphore:
+                yield
+        finally:
+            self._free += 1

@@ -1,0 +1,168 @@
+"""What an operator sees: a request id on every answer, one log event per request, metrics. Never vectors, never keys."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from ulid import ULID
+
+from service.errors import InternalError, PageNotFound, problem
+
+log = structlog.get_logger()
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_WINDOW_SECONDS = 5.0
+_QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
+
+
+class Metrics:
+    """The counters of one application, in a registry of its own."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.registry = CollectorRegistry()
+        self.search_seconds = Histogram(
+            "forwardfill_search_seconds",
+            "Time from a parsed search to its answer.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.searches = Counter(
+            "forwardfill_searches", "Searches by how they ended.", ["outcome"], registry=self.registry
+        )
+        self.searched = Counter(
+            "forwardfill_searched_items", "Items that searches reached, by route.", ["route"], registry=self.registry
+        )
+        self.requests = Counter(
+            "forwardfill_http_requests",
+            "Requests by route and status.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.upserted = Counter("forwardfill_upserted_items", "Items that were written.", registry=self.registry)
+        self.latencies = Latencies()
+
+
+class Latencies:
+    """How slow the searches of each gallery were of late; written without a lock, since appending to a deque is atomic."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._recent: dict[int, deque[tuple[float, float]]] = {}
+
+    def record(self, gallery_id: int, seconds: float) -> None:
+        """One search was answered."""
+        recent = self._recent.get(gallery_id)
+        if recent is None:
+            recent = self._recent.setdefault(gallery_id, deque(maxlen=8192))
+        recent.append((time.monotonic(), seconds * 1000))
+
+    def p99_ms(self, gallery_id: int) -> float:
+        """The 99th percentile of the last seconds; 0 where nobody searched, and so nobody suffers."""
+        since = time.monotonic() - _WINDOW_SECONDS
+        taken = sorted(took for at, took in self._recent.get(gallery_id, deque()).copy() if at >= since)
+        return taken[min(len(taken) - 1, int(len(taken) * 0.99))] if taken else 0.0
+
+
+class Telemetry:
+    """Outermost: names each request, logs it, counts it, and answers what no handler caught."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        """Wrap `app`."""
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = next(_sane_ids(scope), None) or str(ULID())
+        scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        answer = _Answer(send, request_id)
+        started = time.perf_counter()
+        try:
+            await self._answered(scope, receive, answer)
+        finally:
+            self._account(scope, answer.status, time.perf_counter() - started)
+
+    async def _answered(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        try:
+            if "\0" in scope["path"]:  # no name holds one, and PostgreSQL cannot even be asked for it
+                await problem(PageNotFound("there is nothing at this path"), answer.request_id)(scope, receive, answer)
+                return
+            await self._app(scope, receive, answer)
+        except ClientDisconnect:
+            answer.status = answer.status or 499  # nobody is left to hear it
+        except Exception as error:
+            log.exception("request_crashed", error=repr(error))
+            if answer.status:
+                raise  # part of the answer is gone already; the server closes the connection
+            await problem(InternalError(""), answer.request_id)(scope, receive, answer)
+
+    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.requests.labels(scope["method"], route, str(status)).inc()
+        if scope["path"] not in _QUIET:
+            log.info(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                milliseconds=round(seconds * 1000, 2),
+            )
+
+
+class _Answer:
+    """Sends, with the request id in the headers, and remembers the status."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.request_id = request_id
+        self.status = 0
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"x-request-id"]
+            message = {**message, "headers": [*headers, (b"x-request-id", self.request_id.encode())]}
+        await self._send(message)
+
+
+def _sane_ids(scope: Scope) -> Iterator[str]:
+    """The client's own request id, if it can be logged and sent back as it is."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SANE_ID.fullmatch(text := value.decode("latin-1")):
+            yield text
+
+
+def configure_logs() -> None:
+    """One JSON object per line on standard output, events with fields."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _dumps(event: Any, **_: Any) -> str:
+    return orjson.dumps(event, default=repr).decode()

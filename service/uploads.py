@@ -1,0 +1,88 @@
+"""Large bodies: streamed to a file in the data folder while they are hashed, and removed unless they are kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from gallery import errors
+from gallery.files import PART, Files, digest
+from gallery.transforms import ARTIFACTS
+from models import artifacts
+from service.bodies import chunks
+
+_WRITTEN_AT_ONCE = 1 << 20  # fewer hops to a thread than one per chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A body that arrived whole."""
+
+    path: Path
+    sha256: str
+    size: int
+
+
+@asynccontextmanager
+async def spooled(request: Request, files: Files, limit: int, name: str) -> AsyncIterator[Upload]:
+    """Give the body as a file for the length of the block.
+
+    Its name ends as an unfinished file's does, so that after a crash the sweep takes it.
+
+    Raises:
+        BodyTooLarge: it is larger than `limit`, the setting `name`.
+    """
+    path = files.path(files.new(ARTIFACTS, PART))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hashed, size, waiting = hashlib.sha256(), 0, bytearray()
+    try:
+        with path.open("xb") as handle:
+
+            def flush() -> None:
+                hashed.update(waiting)
+                handle.write(waiting)
+                waiting.clear()
+
+            async for chunk in chunks(request, limit, name):
+                size += len(chunk)
+                waiting += chunk
+                if len(waiting) >= _WRITTEN_AT_ONCE:
+                    await run_in_threadpool(flush)
+            await run_in_threadpool(flush)
+        yield Upload(path, hashed.hexdigest(), size)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def judged(path: Path) -> dict[str, Any]:
+    """The architecture that a file declares, with what the catalog looks for.
+
+    Raises:
+        UnsafeArtifact: it is not a well-formed artifact.
+    """
+    try:
+        info = artifacts.check(path)
+    except artifacts.UnsafeArtifact as error:
+        raise errors.UnsafeArtifact(str(error)) from error
+    return {**info.architecture, "side_dimension": info.side_dimension}
+
+
+def keep(files: Files, upload: Upload, name: str) -> None:
+    """Make an upload durable under a name that its digest decides, so that whoever comes first wrote the same bytes."""
+    stored = files.path(name)
+    if stored.exists() and digest(stored) == upload.sha256:
+        return
+    try:
+        with files.writing(name) as part:
+            upload.path.rename(part)
+    except FileNotFoundError:
+        # Another upload of the same bytes took the unfinished file's name, and finished it.
+        if not stored.exists():
+            raise
