@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +13,7 @@ from rich.table import Table
 from forwardfill import remote
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
+from gallery.errors import GalleryError
 from gallery.settings import GallerySettings
 
 app = typer.Typer(
@@ -40,13 +38,15 @@ def serve(
     insecure: Annotated[bool, typer.Option(help="Listen beyond loopback although there is no API key.")] = False,
 ) -> None:
     """Run the API, and one worker beside it."""
-    from service.main import run
-
     from forwardfill import processes
+    from service.auth import UnsafeBinding
+    from service.main import OldSchemaError, run
 
     _environment(HOST=host, PORT=port, DATA=data, INSECURE=insecure or None)
-    _log()
-    run(beside=processes.worker_child if worker else None)
+    try:
+        run(beside=processes.worker_child if worker else None)
+    except (UnsafeBinding, OldSchemaError) as error:
+        _refuse(str(error))
 
 
 @app.command()
@@ -56,10 +56,11 @@ def worker(
 ) -> None:
     """Run a worker: it transforms segments and builds indexes. Any number may run."""
     from forwardfill import processes
+    from service.telemetry import configure_logs
     from workers.main import run
 
     _environment(DATA=data)
-    _log()
+    configure_logs()
     if parent is not None:
         processes.become_child(parent)
     run()
@@ -100,7 +101,7 @@ def create_key(
     try:
         # Nothing but the key, so that a script can take it.
         print(auth.create_key(_migrated(), name, scope))
-    except ValueError as error:
+    except (ValueError, GalleryError) as error:
         _refuse(str(error))
 
 
@@ -124,7 +125,7 @@ def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], dat
     _environment(DATA=data)
     try:
         auth.revoke_key(_migrated(), name)
-    except (ValueError, LookupError) as error:
+    except (ValueError, GalleryError) as error:
         _refuse(str(error))
     console.print(f"{name} is revoked.")
 
@@ -144,20 +145,6 @@ def _migrated() -> Catalog:
     catalog = _catalog()
     schema.migrate(catalog)
     return catalog
-
-
-def _log() -> None:
-    """One JSON object per line on stderr; fields, no prose."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def _refuse(message: str) -> None:
