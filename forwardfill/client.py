@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NotRequired, Self, TypedDict
@@ -122,10 +122,16 @@ class Answer(TypedDict):
     took_ms: float
 
 
+class Hits(TypedDict):
+    """The hits of one query, best first."""
+
+    hits: list[Hit]
+
+
 class BatchAnswer(TypedDict):
     """The answers to several queries, in their order, all from one gallery version."""
 
-    results: list[list[Hit]]
+    results: list[Hits]
     served: Served
     took_ms: float
 
@@ -396,7 +402,8 @@ class Client:
             ForwardfillError: an item was refused; `errors` points at it, counted within its request.
         """
         rows = _Rows(ids, embeddings, side_information, payloads)
-        size = min(batch or len(ids) or 1, self._upsert_limit(rows))
+        by_bytes = self._limit("max_body_bytes") * 9 // 10 // rows.bytes_per_item()
+        size = max(1, min(batch or len(ids), self._limit("max_items_per_upsert"), by_bytes))
         version = 0
         for start in range(0, len(ids), size):
             body = {"model": model, "items": rows.items(start, min(start + size, len(ids)))}
@@ -405,7 +412,14 @@ class Client:
 
     def delete_items(self, gallery: str, ids: Sequence[str]) -> Json:
         """Delete items; returns `deleted`, a number, and `missing`, the ids that were not there."""
-        return self._call("POST", f"/galleries/{_quoted(gallery)}/items/delete", {"ids": list(ids)})
+        deleted, missing = 0, list[str]()
+        size = self._limit("max_items_per_upsert")
+        for start in range(0, len(ids), size):
+            body = {"ids": list(ids[start : start + size])}
+            answer = self._call("POST", f"/galleries/{_quoted(gallery)}/items/delete", body)
+            deleted += answer["deleted"]
+            missing += answer["missing"]
+        return {"deleted": deleted, "missing": missing}
 
     def item(self, gallery: str, item_id: str, *, vectors: bool = False) -> Json:
         """Return an item: its payload and columns, with their vectors if asked for."""
@@ -425,6 +439,7 @@ class Client:
         filter: Json | None = None,  # noqa: A002 - the contract's word
         include: Sequence[str] = (),
         allow_partial: bool = False,
+        oversample: int | None = None,
     ) -> Answer:
         """Find the k items nearest to a query.
 
@@ -438,8 +453,9 @@ class Client:
             filter: a condition on payloads.
             include: `payload`.
             allow_partial: answer from what can be reached, rather than be refused.
+            oversample: candidates per hit that are transformed where the gallery has not arrived.
         """
-        body = {"model": model, **_query(vector, companions), **_options(k, filter, include, allow_partial)}
+        body = {"model": model, **_query(vector, companions), **_options(k, filter, include, allow_partial, oversample)}
         answer: Any = self._call("POST", f"/galleries/{_quoted(gallery)}/search", body)
         return answer  # type: ignore[no-any-return]
 
@@ -454,11 +470,12 @@ class Client:
         filter: Json | None = None,  # noqa: A002
         include: Sequence[str] = (),
         allow_partial: bool = False,
+        oversample: int | None = None,
     ) -> BatchAnswer:
         """Find the k items nearest to each of n queries, all in one gallery version.
 
         Args:
-            gallery, model, k, filter, include, allow_partial: as for `search`.
+            gallery, model, k, filter, include, allow_partial, oversample: as for `search`.
             vectors: (n, dimension).
             companions: (n, dimension) by model name.
         """
@@ -466,7 +483,7 @@ class Client:
         queries = [
             _query(row, {name: each[at] for name, each in others.items()}) for at, row in enumerate(_matrix(vectors))
         ]
-        body = {"model": model, "queries": queries, **_options(k, filter, include, allow_partial)}
+        body = {"model": model, "queries": queries, **_options(k, filter, include, allow_partial, oversample)}
         answer: Any = self._call("POST", f"/galleries/{_quoted(gallery)}/search/batch", body)
         return answer  # type: ignore[no-any-return]
 
@@ -574,7 +591,7 @@ class Client:
         """Return the segments that failed, with error and attempts."""
         return list(self._pages(f"/admin/upgrades/{_quoted(upgrade_id)}/failures"))
 
-    def events(self, upgrade_id: str, *, after: str | None = None) -> Iterator[Event]:
+    def events(self, upgrade_id: str, *, after: str | None = None) -> Generator[Event, None, None]:
         """Follow an upgrade, event by event, until the service ends the stream.
 
         Args:
@@ -637,12 +654,11 @@ class Client:
         time.sleep(RECONNECT_SECONDS)  # the stream ended without news
         return seen
 
-    def _upsert_limit(self, rows: _Rows) -> int:
-        """Items of one request, by the service's limits of items and of bytes."""
+    def _limit(self, name: str) -> int:
+        """One of the service's published limits, asked for once."""
         if self._limits is None:
             self._limits = self.info()["limits"]
-        by_bytes = self._limits["max_body_bytes"] * 9 // 10 // rows.bytes_per_item()
-        return max(1, min(self._limits["max_items_per_upsert"], by_bytes))
+        return self._limits[name]
 
     def _verb(self, upgrade_id: str, verb: str, **options: bool) -> Upgrade:
         body = {name: True for name, value in options.items() if value} or None
@@ -810,7 +826,9 @@ def _query(vector: Vectors, companions: Mapping[str, Vectors] | None) -> Json:
     return query
 
 
-def _options(k: int, condition: Json | None, include: Sequence[str], allow_partial: bool) -> Json:
+def _options(
+    k: int, condition: Json | None, include: Sequence[str], allow_partial: bool, oversample: int | None
+) -> Json:
     options: Json = {"k": k}
     if condition is not None:
         options["filter"] = condition
@@ -818,6 +836,8 @@ def _options(k: int, condition: Json | None, include: Sequence[str], allow_parti
         options["include"] = list(include)
     if allow_partial:
         options["allow_partial"] = True
+    if oversample is not None:
+        options["oversample"] = oversample
     return options
 
 

@@ -1,0 +1,86 @@
+"""The demo's story as values: what it works on, how much is measured, and what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from forwardfill.client import Upgrade
+from forwardfill.quality import Measurement, Queries
+from forwardfill.traffic import Record
+
+Floats = npt.NDArray[np.float32]
+
+OLD, NEW = "old", "new"
+SEGMENTS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much is measured; the whole test split is always the gallery."""
+
+    #: queries for CMC-1 and for mAP, None for one per item
+    short_queries: int | None = None
+    whole_queries: int | None = None
+    #: searches that must have been answered during the upgrade
+    searches: int = 1000
+    #: the upgrade is throttled to take at least this long, so that its middle can be seen
+    seconds: float = 30.0
+    #: finished training stages are kept from one run to the next
+    cached: bool = False
+
+
+class Items(NamedTuple):
+    """The test split as a gallery holds it, in random order, so that each segment is a sample of all classes."""
+
+    ids: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    images: npt.NDArray[Any]
+    #: (items, dimension) each
+    old: Floats
+    side: Floats
+    new: Floats
+
+    @property
+    def batch(self) -> int:
+        """Items of one request, so that the requests make `SEGMENTS` segments."""
+        return max(1, len(self.ids) // SEGMENTS)
+
+    @property
+    def old_queries(self) -> Queries:
+        return Queries(OLD, self.old, {})
+
+    @property
+    def new_queries(self) -> Queries:
+        """As a client sends them that runs both encoders during the move."""
+        return Queries(NEW, self.new, {OLD: self.old})
+
+    @property
+    def naive_queries(self) -> Queries:
+        """The swap that one must not do: new vectors under the old name, cut or padded to its dimension."""
+        width = self.old.shape[1]
+        swapped = np.zeros_like(self.old)
+        swapped[:, : min(width, self.new.shape[1])] = self.new[:, :width]
+        return Queries(OLD, swapped, {})
+
+
+@dataclass(slots=True)
+class Story:
+    """What happened so far."""
+
+    items: Items
+    scale: Scale
+    notes: list[str] = field(default_factory=list)
+    measured: dict[str, Measurement] = field(default_factory=dict)
+    by_progress: list[Measurement] = field(default_factory=list)
+    #: as it was watched, and once more at full speed
+    upgrade: Upgrade = field(init=False)
+    unthrottled: Upgrade = field(init=False)
+    searches: list[Record] = field(default_factory=list)
+    #: seconds of the encoder, and of the requests
+    reembedding: tuple[float, float] = (0.0, 0.0)
+    #: searches after the rollback, and how many of them answered as before the upgrade
+    undone: tuple[int, int] = (0, 0)
