@@ -93,7 +93,7 @@ def made_by(session: Session, segment_id: int) -> dict[str, str | None]:
         .outerjoin(TransformationRow, TransformationRow.id == ColumnRow.transformation_id)
         .where(ColumnRow.segment_id == segment_id)
     )
-    return dict(row._tuple() for row in rows)
+    return dict(rows.all())
 
 
 def without_model(session: Session, gallery_id: int, model_id: int) -> list[SegmentRow]:

@@ -213,7 +213,7 @@ def items_done(session: Session) -> Mapping[str, int]:
 def by_state(session: Session) -> Mapping[str, int]:
     """Number of upgrades in each state that one is in."""
     rows = session.execute(select(UpgradeRow.state, func.count()).group_by(UpgradeRow.state))
-    return dict(row._tuple() for row in rows)
+    return dict(rows.all())
 
 
 def in_state(session: Session, upgrade_id: str, state: str) -> list[UpgradeSegmentRow]:
