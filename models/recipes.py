@@ -273,7 +273,7 @@ DIGITS = Recipe(
         augmentation=_DIGIT_VIEW,
     ),
     temperature=0.2,
-    views=2,
+    views=3,
     view=_DIGIT_VIEW,
     hidden=2048,
     forward=Plan(epochs=80, batch=256, learning_rate=5e-4, optimizer="adam", schedule="epoch"),
@@ -306,10 +306,10 @@ CIFAR100 = Recipe(
         augmentation=_CIFAR_VIEW,
     ),
     temperature=0.2,
-    views=2,
+    views=1,
     view=_CIFAR_VIEW,
     hidden=2048,
-    forward=Plan(epochs=24, batch=1024, learning_rate=5e-4, optimizer="adam", schedule="epoch", bfloat16=True),
+    forward=Plan(epochs=20, batch=1024, learning_rate=5e-4, optimizer="adam", schedule="epoch"),
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, CIFAR100)}
