@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gallery import errors
@@ -49,6 +50,8 @@ def documented(
     example: dict[str, Any] | None = None,
     optional: bool = False,
     other_content: dict[str, Any] | None = None,
+    already: type[BaseModel] | None = None,
+    answers: dict[int | str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of a route that document its body and its errors.
 
@@ -58,6 +61,8 @@ def documented(
         example: one.
         optional: the body may be left out.
         other_content: what else is taken, by media type.
+        already: what is answered with 200 if there was nothing to do.
+        answers: good answers beside the route's own, by status.
     """
     content = dict(other_content or {})
     if takes is not None:
@@ -67,7 +72,10 @@ def documented(
             **({"example": example} if example is not None else {}),
         }
     extra = {"openapi_extra": {"requestBody": {"required": not optional, "content": content}}} if content else {}
-    return {"responses": problems((*_ALWAYS, *refuses, *(_WITH_BODY if content else ()))), **extra}
+    responses = problems((*_ALWAYS, *refuses, *(_WITH_BODY if content else ())))
+    if already is not None:
+        responses[200] = {"model": already, "description": "It was so already."}
+    return {"responses": {**responses, **(answers or {})}, **extra}
 
 
 def problems(kinds: Iterable[type[GalleryError]]) -> dict[int | str, dict[str, Any]]:

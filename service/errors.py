@@ -18,7 +18,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -199,10 +199,13 @@ def install(app: FastAPI) -> None:
     async def refused(request: Request, error: Exception) -> Response:
         found = _translated(error)
         if status_of(type(found)) >= 500:
-            log.error("request_failed", code=found.code, error=repr(error))
-        return problem(found, request.state.request_id)
+            log.error("request_failed", code=found.code, error=str(found))
+        answer = problem(found, request.state.request_id)
+        if isinstance(error, HTTPException) and error.headers is not None:
+            answer.headers.update(error.headers)  # which methods a path takes
+        return answer
 
-    for kind in (GalleryError, HTTPException, RequestValidationError, DBAPIError, PoolTimeout):
+    for kind in (GalleryError, HTTPException, RequestValidationError, SQLAlchemyError):
         app.add_exception_handler(kind, refused)
 
 
@@ -217,8 +220,12 @@ def _translated(error: Exception) -> GalleryError:
             found = PageNotFound("there is nothing at this path; /openapi.json lists what there is")
         case HTTPException(status_code=405):
             found = MethodNotAllowed("this path does not take this method; /openapi.json lists what it takes")
-        case DBAPIError() | PoolTimeout():
-            found = Unavailable(repr(error))
+        case OperationalError() | InterfaceError():
+            found = Unavailable(repr(error.orig))  # the error itself repeats the parameters, which may be anything
+        case PoolTimeout():
+            found = Unavailable("every connection to the catalog is in use")
+        case DBAPIError():
+            found = InternalError(repr(error.orig))
         case _:
             found = InternalError(repr(error))
     return found

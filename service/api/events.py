@@ -87,17 +87,16 @@ class _Follower:
 @router.get(
     "/{upgrade}/events",
     response_class=StreamingResponse,
-    **{
-        **documented(errors.UpgradeNotFound),
-        "responses": {
-            **documented(errors.UpgradeNotFound)["responses"],
+    **documented(
+        errors.UpgradeNotFound,
+        answers={
             200: {
                 "description": "Events.",
                 "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": _EXAMPLE}},
             },
             204: {"description": "It is over, and the client has seen all of it."},
         },
-    },
+    ),
 )
 async def follow(
     _: MayAdmin,

@@ -85,7 +85,7 @@ class ProbesBody(Body):
     probes: list[Probe]
 
 
-class SideInformation(BaseModel):
+class StoredSideInformation(BaseModel):
     """How much side-information is stored."""
 
     items: int
@@ -113,7 +113,7 @@ class Gallery(BaseModel):
     storage_dtype: str
     index: dict[str, Any] = Field(description="The settings that it was created with.")
     columns: list[Column]
-    side_information: SideInformation
+    side_information: StoredSideInformation
     active_upgrade: str | None
     created_at: datetime
 
@@ -447,7 +447,7 @@ def _gallery(session: Session, row: GalleryRow) -> Gallery:
         storage_dtype=row.storage_dtype,
         index=row.index,
         columns=[_column(found) for found in gallery_rows.models_of(session, row.id)],
-        side_information=SideInformation(items=side_items, bytes=side_bytes),
+        side_information=StoredSideInformation(items=side_items, bytes=side_bytes),
         active_upgrade=active.id if active is not None else None,
         created_at=row.created_at,
     )

@@ -74,14 +74,12 @@ def info(_: MaySearch, process: ProcessDep) -> Info:
     return Info(version=version("forwardfill"), limits=Limits(**{name: known[name] for name in Limits.model_fields}))
 
 
-@router.get(
-    "/metrics",
-    response_class=Response,
-    **{
-        **documented(),
-        "responses": {**documented()["responses"], 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-    },
-)
+_TEXT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "In Prometheus's text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+
+
+@router.get("/metrics", response_class=Response, **documented(answers=_TEXT))
 def metrics(_: MaySearch, process: ProcessDep) -> Response:
     """Numbers for Prometheus: of this process, and of the galleries and upgrades as they stand."""
     own = generate_latest(process.metrics.registry)

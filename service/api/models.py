@@ -159,6 +159,7 @@ _TRANSFORMATION = {
         errors.LimitExceeded,
         takes=ModelBody,
         example=_MODEL,
+        already=Model,
     ),
 )
 def register_model(
@@ -219,6 +220,7 @@ def get_model(_: MaySearch, __: RequestSlot, model: str, process: ProcessDep) ->
     **documented(
         errors.DigestMismatch,
         errors.UnsafeArtifact,
+        already=Artifact,
         other_content={"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     ),
 )
@@ -253,6 +255,7 @@ async def put_artifact(
         errors.WrongTransformation,
         takes=TransformationBody,
         example=_TRANSFORMATION,
+        already=Transformation,
     ),
 )
 def register_transformation(

@@ -261,7 +261,7 @@ def change_throttle(
     return read_upgrade(process, upgrade)
 
 
-_VERB = {"status_code": 202, **documented(errors.UpgradeNotFound, errors.InvalidStateTransition)}
+_VERB = {"status_code": 202, **documented(errors.UpgradeNotFound, errors.InvalidStateTransition, already=Upgrade)}
 _UNDO = {
     "status_code": 202,
     **documented(
@@ -271,6 +271,7 @@ _UNDO = {
         takes=UndoBody,
         example={"accept_unreachable": True},
         optional=True,
+        already=Upgrade,
     ),
 }
 _Undo = Annotated[UndoBody, Depends(Json(UndoBody, optional=True))]

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import uvicorn
 from fastapi import FastAPI
+
 from gallery.catalog.schema import migrate
 from gallery.search.mapped import MappedColumns
 from gallery.search.run import Searcher
@@ -32,6 +33,7 @@ from models.artifacts import save
 from models.transformations import Linear, Transformation, build
 from service.app import build_store, create_app
 from service.settings import ServiceSettings
+from service.telemetry import configure_logs
 
 OLD, NEW, SIDE = 4, 5, 2  # dimensions
 GALLERY = "photos"
@@ -71,7 +73,9 @@ class World:
 
     def post(self, path: str, body: Any = None, *, status: int | tuple[int, ...] = (200, 201, 202), **kw: Any) -> Any:
         """POST, and the parsed answer."""
-        return self._parsed(self.client.post(path, json=body, **kw) if body is not None else self.client.post(path, **kw), status)
+        return self._parsed(
+            self.client.post(path, json=body, **kw) if body is not None else self.client.post(path, **kw), status
+        )
 
     def get(self, path: str, *, status: int = 200, **kw: Any) -> Any:
         """GET, and the parsed answer."""
@@ -167,7 +171,7 @@ class World:
             due = drive.due(self.store)
             if not due or (until is not None and self.upgrade(due[0])["state"] == until):
                 break
-            if not any([drive.advance(self.store, galleries, searcher, each, "test") for each in due]):
+            if not drive.advance(self.store, galleries, searcher, due[0], "test"):
                 break
             done += 1
         self.app.state.process.galleries.refresh()
@@ -219,6 +223,7 @@ def served(app: FastAPI, **config: Any) -> Iterator[str]:
 @contextmanager
 def opened(folder: Path, *, gallery: dict[str, Any] | None = None, **service: Any) -> Iterator[World]:
     """A service on a folder of its own."""
+    configure_logs()
     store = build_store(GallerySettings(data=folder / "data", **(gallery or {})))
     migrate(store.catalog)
     nudges: list[float] = []
