@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from sqlalchemy import ColumnElement, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, exists, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
@@ -127,6 +127,31 @@ def only_native_in(session: Session, gallery_id: int, model_id: int) -> int:
         )
         or 0
     )
+
+
+def without_side(session: Session, gallery_id: int, model_id: int) -> int:
+    """Live items that have neither side-information nor a column of a model."""
+    column = exists().where(ColumnRow.segment_id == ItemRow.segment_id, ColumnRow.model_id == model_id)
+    return (
+        session.scalar(
+            select(func.count())
+            .select_from(ItemRow)
+            .join(SegmentRow, SegmentRow.id == ItemRow.segment_id)
+            .where(
+                ItemRow.gallery_id == gallery_id,
+                ItemRow.deleted_version.is_(None),
+                SegmentRow.side_file.is_(None),
+                ~column,
+            )
+        )
+        or 0
+    )
+
+
+def any_live(session: Session, segment_id: int) -> bool:
+    """Whether a segment has a live item."""
+    live = select(ItemRow.row).where(ItemRow.segment_id == segment_id, ItemRow.deleted_version.is_(None))
+    return session.scalar(live.limit(1)) is not None
 
 
 def _chunks(things: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
-from gallery.catalog.tables import ColumnRow, ModelRow, SegmentRow, TransformationRow
+from gallery.catalog.tables import ColumnRow, ItemRow, ModelRow, SegmentRow, TransformationRow
 from gallery.columns import Written
 
 Origin = Literal["native", "derived"]
@@ -97,9 +97,12 @@ def made_by(session: Session, segment_id: int) -> dict[str, str | None]:
 
 
 def without_model(session: Session, gallery_id: int, model_id: int) -> list[SegmentRow]:
-    """Segments of a gallery that have no column of a model: found by a join, never by comparing counts."""
+    """Segments of a gallery that have live items and no column of a model: found by a join, never by comparing counts."""
     column = aliased(ColumnRow)
     has = exists().where(column.segment_id == SegmentRow.id, column.model_id == model_id)
+    live = exists().where(ItemRow.segment_id == SegmentRow.id, ItemRow.deleted_version.is_(None))
     return list(
-        session.scalars(select(SegmentRow).where(SegmentRow.gallery_id == gallery_id, ~has).order_by(SegmentRow.id))
+        session.scalars(
+            select(SegmentRow).where(SegmentRow.gallery_id == gallery_id, live, ~has).order_by(SegmentRow.id)
+        )
     )

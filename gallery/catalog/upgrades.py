@@ -19,7 +19,6 @@ from gallery.catalog.tables import (
     EventRow,
     ProbeRow,
     SearchLatencyRow,
-    SegmentRow,
     UpgradeRow,
     UpgradeSegmentRow,
     now,
@@ -239,16 +238,6 @@ def slowest_search_ms(session: Session, gallery_id: int | None) -> float | None:
             SearchLatencyRow.gallery_id == gallery_id, SearchLatencyRow.at > now() - _FRESH
         )
     )
-
-
-def rows_with_side(session: Session, gallery_id: int) -> Mapping[bool, int]:
-    """Rows of a gallery by whether they have side-information."""
-    rows = session.execute(
-        select(SegmentRow.side_file.is_not(None), func.sum(SegmentRow.rows))
-        .where(SegmentRow.gallery_id == gallery_id)
-        .group_by(SegmentRow.side_file.is_not(None))
-    )
-    return {bool(has): int(count) for has, count in rows}
 
 
 def probes(session: Session, gallery_id: int) -> list[ProbeRow]:

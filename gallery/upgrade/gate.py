@@ -18,6 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, ProbeRow, SegmentRow, UpgradeRow
@@ -113,10 +114,10 @@ def _report(store: Store, row: UpgradeRow) -> dict[str, Any]:
     """
     transformation = model_rows.as_transformation(row.transformation)
     with store.catalog.reading() as session:
-        sides = upgrade_rows.rows_with_side(session, row.gallery_id or 0)
+        bare = item_rows.without_side(session, row.gallery_id or 0, row.target_id)
         items = sum(upgrade_rows.counts(session, row.id).items.values())
         itemsize = np.dtype(session.get_one(GalleryRow, row.gallery_id).storage_dtype).itemsize
-    missing = sides.get(False, 0) if transformation.side_dimension is not None else 0
+    missing = bare if transformation.side_dimension is not None else 0
     if missing and row.missing_side == "fail":
         raise errors.MissingSideInformation(
             f"{missing} items have no side-information, which {transformation.name} needs: store it, or start the upgrade "

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.catalog import galleries as gallery_rows
+from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
@@ -127,7 +128,7 @@ def heartbeat(store: Store, held: Lease) -> Iterator[None]:
 
 
 def _read(store: Store, held: Lease) -> _Job | None:
-    """What the segment needs; None if it lacks side-information and the upgrade skips such segments."""
+    """What the segment needs; None if it lacks side-information and the upgrade skips such segments, or its items are gone."""
     with store.catalog.reading() as session:
         upgrade = upgrade_rows.upgrade_row(session, held.upgrade_id)
         segment = session.get(SegmentRow, held.segment_id)
@@ -138,8 +139,9 @@ def _read(store: Store, held: Lease) -> _Job | None:
         # The digest that the upgrade was started with decides, whatever the transformation's name stands for.
         transformation = replace(model_rows.as_transformation(upgrade.transformation), artifact=upgrade.artifact)
         target = model_rows.as_model(upgrade.target)
+        live = item_rows.any_live(session, segment.id)
     if transformation.side_dimension is not None and segment.side_file is None:
-        if upgrade.missing_side == "skip":
+        if upgrade.missing_side == "skip" or not live:
             return None
         if upgrade.missing_side == "fail":
             raise errors.MissingSideInformation(f"segment {segment.id} has no side-information")
