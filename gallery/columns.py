@@ -6,7 +6,6 @@ Ids are a column too: item ids never change within a segment, so a search turns 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,22 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery import errors
-from gallery.files import Files, digest
+from gallery.arrays import Stored
+from gallery.files import Files, Written, digest, written
 
 Dtype = Literal["float32", "float16"]
-Stored = NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A file that is durable, and what the catalog records of it."""
-
-    #: name relative to the data folder
-    name: str
-    #: SHA-256 of the whole file, header included
-    sha256: str
-    #: size on disk
-    bytes: int
 
 
 def write(files: Files, folder: str, vectors: NDArray[Any], dtype: Dtype) -> Written:
@@ -62,12 +49,6 @@ def write_blocks(
         out.flush()
         del out
     return written(files, name)
-
-
-def written(files: Files, name: str) -> Written:
-    """What the catalog should record of a file that is there."""
-    path = files.path(name)
-    return Written(name=name, sha256=digest(path), bytes=path.stat().st_size)
 
 
 def open_column(path: Path, *, rows: int, dimension: int) -> Stored:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ulid import ULID
@@ -18,6 +19,18 @@ from ulid import ULID
 from gallery import errors
 
 PART = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that is durable, and what the catalog records of it."""
+
+    #: name relative to the data folder
+    name: str
+    #: SHA-256 of the whole file, header included
+    sha256: str
+    #: size on disk
+    bytes: int
 
 
 class Files:
@@ -89,6 +102,12 @@ class Files:
                 path.unlink(missing_ok=True)
                 removed.append(name)
         return removed
+
+
+def written(files: Files, name: str) -> Written:
+    """What the catalog should record of a file that is there."""
+    path = files.path(name)
+    return Written(name=name, sha256=digest(path), bytes=path.stat().st_size)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import select
 
+from gallery.arrays import Space, Stored
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow
-from gallery.columns import Stored, Written, open_column, written
-from gallery.index.base import Space
+from gallery.columns import open_column
+from gallery.files import Written, written
 from gallery.index.choose import EXACT, choose
 from gallery.index.registry import backend
 from gallery.store import Store, indexes_folder

@@ -16,14 +16,15 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.arrays import Mask, Rows, Stored, Vectors
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import GalleryRow, SegmentRow, UpgradeRow
-from gallery.columns import Dtype, Stored, Written, write, write_ids
-from gallery.index.base import Mask, Rows, Vectors
+from gallery.columns import Dtype, write, write_ids
+from gallery.files import Written
 from gallery.spaces import EmbeddingModel, Registry
 from gallery.store import Store, columns_folder
 from gallery.upgrade.states import TRANSFORMED, WORKING, State

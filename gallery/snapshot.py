@@ -16,15 +16,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.arrays import Mask, Rows, Stored
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.segments import Origin
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.catalog.transaction import Catalog
-from gallery.columns import Ids, Stored, open_column, open_ids
+from gallery.columns import Ids, open_column, open_ids
 from gallery.files import Files
-from gallery.index.base import Index, Mask, Rows
+from gallery.index.base import Index
 from gallery.index.registry import backend
 from gallery.spaces import EmbeddingModel, Registry
 

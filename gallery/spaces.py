@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from gallery.index.base import Metric, Space
+from gallery.arrays import Metric, Space
 
 Direction = Literal["forward", "backward"]
 

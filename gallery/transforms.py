@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery import errors
+from gallery.arrays import Vectors
 from gallery.columns import verify
 from gallery.files import Files
-from gallery.index.base import Vectors
 from gallery.index.scores import unit
 from gallery.spaces import EmbeddingModel, Transformation
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery import errors
-from gallery.index.base import Vectors
+from gallery.arrays import Vectors
 from gallery.index.scores import unit
 from gallery.spaces import EmbeddingModel
 

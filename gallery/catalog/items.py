@@ -15,8 +15,8 @@ from sqlalchemy import ColumnElement, exists, func, insert, select, tuple_, upda
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.arrays import Rows
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow
-from gallery.index.base import Rows
 
 T = TypeVar("T")
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766

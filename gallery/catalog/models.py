@@ -10,8 +10,8 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.arrays import Metric
 from gallery.catalog.tables import ArtifactRow, ModelRow, TransformationRow
-from gallery.index.base import Metric
 from gallery.spaces import Direction, EmbeddingModel, Registry, Transformation
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
 from gallery.catalog.tables import ColumnRow, ItemRow, ModelRow, SegmentRow, TransformationRow
-from gallery.columns import Written
+from gallery.files import Written
 
 Origin = Literal["native", "derived"]
 

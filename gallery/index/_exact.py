@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from gallery.arrays import Mask, Metric, Rows, Space, Stored, Vectors
 from gallery.index._library import faiss
-from gallery.index.base import Found, Mask, Metric, Rows, Space, Stored, Vectors
+from gallery.index.base import Found
 from gallery.index.scores import cut, score, unit
 
 # How many rows are converted to float32 at a time: 16 MB at 512 dimensions.

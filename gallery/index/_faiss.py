@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gallery.arrays import Mask, Space, Stored, Vectors
 from gallery.index import _exact
 from gallery.index._library import faiss
-from gallery.index.base import Found, Mask, Space, Stored, Vectors
+from gallery.index.base import Found
 
 # How many rows can be compared exactly in the time that it takes to propose one. Measured with 50,000 x 128 on two
 # cores: an HNSW search with one row in five selected takes as long as comparing those 10,000, 0.5 ms; IVF is slower.

@@ -7,23 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-Metric = Literal["cosine", "inner_product", "euclidean"]
-Vectors = NDArray[np.float32]
-Stored = NDArray[np.floating[Any]]  # float32 or float16, usually memory-mapped
-Rows = NDArray[np.int64]
-Mask = NDArray[np.bool_]
-
-
-class Space(NamedTuple):
-    """What decides a score: the metric, and whether stored vectors already have unit length."""
-
-    metric: Metric
-    normalized: bool
+from gallery.arrays import Mask, Rows, Space, Stored, Vectors
 
 
 class Found(NamedTuple):

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gallery.arrays import Mask, Space, Stored, Vectors
 from gallery.index import _exact, _parameters
-from gallery.index.base import Found, Mask, Space, Stored, Vectors
+from gallery.index.base import Found
 
 
 class FlatIndex:

@@ -8,10 +8,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from gallery.arrays import Space, Stored
 from gallery.index import _exact, _faiss, _parameters
 from gallery.index._library import faiss
 from gallery.index._parameters import Whole
-from gallery.index.base import Space, Stored
 
 PARAMETERS = {
     "m": Whole(default=16, low=2, high=128),

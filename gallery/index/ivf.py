@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gallery.arrays import Space, Stored, Vectors
 from gallery.index import _exact, _faiss, _parameters
 from gallery.index._library import faiss
 from gallery.index._parameters import Whole
-from gallery.index.base import Space, Stored, Vectors
 
 # FAISS asks for at least 39 training rows for each centroid; more than this many do not make better ones.
 TRAINING_ROWS_PER_LIST = 64

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gallery.index.base import Metric, Rows, Stored, Vectors
+from gallery.arrays import Metric, Rows, Stored, Vectors
 
 
 def score(queries: Vectors, vectors: Stored, metric: Metric) -> Vectors:

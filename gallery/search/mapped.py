@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from gallery.index.base import Index, Stored
+from gallery.arrays import Stored
+from gallery.index.base import Index
 from gallery.index.registry import backend
 from gallery.snapshot import Column
 from gallery.spaces import EmbeddingModel, Transformation

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gallery.index.base import Metric, Rows, Vectors
+from gallery.arrays import Metric, Rows, Vectors
 
 
 class Part(NamedTuple):

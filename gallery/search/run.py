@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery import errors
+from gallery.arrays import Mask, Rows, Vectors
 from gallery.catalog import items as item_rows
 from gallery.catalog.filters import compile_filter
 from gallery.catalog.segments import Origin
 from gallery.catalog.transaction import Catalog
-from gallery.index.base import Mask, Rows, Vectors
 from gallery.index.scores import score, unit, worst
 from gallery.search.mapped import MappedColumns
 from gallery.search.merge import Part, merge, single

@@ -18,12 +18,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.arrays import Vectors
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, ProbeRow, SegmentRow, UpgradeRow
 from gallery.columns import open_column
-from gallery.index.base import Vectors
 from gallery.search.request import SearchRequest
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries, World

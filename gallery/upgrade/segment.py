@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.arrays import Stored
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
@@ -22,7 +23,8 @@ from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow, UpgradeRow, now
 from gallery.catalog.upgrades import Lease
-from gallery.columns import Dtype, Stored, Written, blocks, open_column, write_blocks
+from gallery.columns import Dtype, blocks, open_column, write_blocks
+from gallery.files import Written
 from gallery.indexing import Built, build
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store, columns_folder

@@ -13,9 +13,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic import WithJsonSchema as JsonSchema
 
 from gallery import errors
+from gallery.arrays import Vectors
 from gallery.catalog import items as item_rows
 from gallery.errors import GalleryError
-from gallery.index.base import Vectors
 from gallery.search.request import Answer, Hit, SearchRequest
 from gallery.snapshot import World
 from gallery.vectors import accept

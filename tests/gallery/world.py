@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery import ingest
+from gallery.arrays import Metric, Vectors
 from gallery.catalog import models as model_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.schema import migrate
@@ -23,7 +24,6 @@ from gallery.catalog.tables import ArtifactRow, GalleryRow
 from gallery.catalog.transaction import Catalog
 from gallery.catalog.upgrades import upgrade_row
 from gallery.files import Files, digest
-from gallery.index.base import Metric, Vectors
 from gallery.search.mapped import MappedColumns
 from gallery.search.request import Answer, Hit, SearchRequest
 from gallery.search.run import Searcher

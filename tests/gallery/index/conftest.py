@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gallery.arrays import Mask, Metric, Space, Stored, Vectors
 from gallery.index import registry
-from gallery.index.base import Index, Mask, Metric, Space, Stored, Vectors
+from gallery.index.base import Index
 
 ROWS, DIMENSION, CLUSTERS = 6000, 24, 60
 

@@ -9,8 +9,8 @@ import faiss
 import numpy as np
 import pytest
 
+from gallery.arrays import Space, Vectors
 from gallery.index import registry
-from gallery.index.base import Space, Vectors
 from tests.gallery.index.conftest import best, build, reference
 
 EUCLIDEAN = Space("euclidean", normalized=False)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gallery.arrays import Mask, Metric, Space, Stored, Vectors
 from gallery.index import registry
-from gallery.index.base import Found, Mask, Metric, Space, Stored, Vectors
+from gallery.index.base import Found
 from tests.gallery.index.conftest import Built, best, build, column_of, reference, unit_length
 
 EXACT = {"flat"}

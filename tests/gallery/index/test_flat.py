@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gallery.index.base import Space, Vectors
+from gallery.arrays import Space, Vectors
 from gallery.index.flat import FlatIndex
 from tests.gallery.index.conftest import best, build, reference
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gallery.index.base import Metric
+from gallery.arrays import Metric
 from gallery.index.scores import better_first_order, cut, score, unit, worst
 from tests.gallery.index.conftest import reference, unit_length
 
