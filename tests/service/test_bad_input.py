@@ -1,0 +1,331 @@
+"""What cannot be right is refused with a problem that names it, and changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+
+from models.artifacts import save
+from tests.service.world import GALLERY, World, backward, linear, opened
+
+ITEMS = f"/galleries/{GALLERY}/items"
+SEARCH = f"/galleries/{GALLERY}/search"
+UNIT = [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One world for all these tests, which is possible because none of them may change it."""
+    with opened(tmp_path_factory.mktemp("shared")) as world:
+        yield world.prepared().filled()
+
+
+@pytest.fixture
+def unchanged(shared: World) -> Iterator[World]:
+    """A world that must be the same after the test, to the last byte."""
+    before = shared.everything()
+    yield shared
+    assert shared.everything() == before
+
+
+def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
+    return {"model": model, "items": [{"id": f"new-{at}", "embedding": each} for at, each in enumerate(embeddings)]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "pointer"),
+    [
+        (ITEMS, items(UNIT, [1.0, 0.0]), 422, "dimension_mismatch", "/items/1/embedding"),
+        (ITEMS, items(UNIT, []), 422, "dimension_mismatch", "/items/1/embedding"),
+        (ITEMS, items(UNIT, [1.0, 0.0, 0.0, True]), 422, "invalid_vector", "/items/1/embedding"),
+        (ITEMS, items(UNIT, [1.0, 0.0, 0.0, "0"]), 422, "invalid_vector", "/items/1/embedding"),
+        (ITEMS, items(UNIT, [1.0, 0.0, 0.0, None]), 422, "invalid_vector", "/items/1/embedding"),
+        (ITEMS, items(UNIT, [1.0, 0.0, 0.0, 1e39]), 422, "invalid_vector", "/items/1/embedding"),
+        (ITEMS, items(UNIT, "not base64!"), 422, "invalid_vector", "/items/1/embedding"),
+        (ITEMS, items(UNIT, "AAAAAAA="), 422, "invalid_vector", "/items/1/embedding"),
+        (ITEMS, items(UNIT, 7), 422, "invalid_vector", "/items/1/embedding"),
+        (ITEMS, items(UNIT, model="nobody"), 404, "model_not_found", None),
+        (ITEMS, items(UNIT, model="new"), 422, "dimension_mismatch", "/items/0/embedding"),
+        (ITEMS, items([0.0, *UNIT], model="new"), 409, "no_route", "/model"),
+        (ITEMS, items(), 422, "invalid_item", "/items"),
+        (ITEMS, {}, 422, "invalid_request", "/model"),
+        (ITEMS, [], 422, "invalid_request", ""),
+        (ITEMS, {**items(UNIT), "colour": 1}, 422, "invalid_request", "/colour"),
+        (ITEMS, {"model": "old", "items": [{"id": "a"}]}, 422, "invalid_request", "/items/0/embedding"),
+        (ITEMS, {"model": "old", "items": [{"id": "", "embedding": UNIT}]}, 422, "invalid_item", "/items/0/id"),
+        (ITEMS, {"model": "old", "items": [{"id": 7, "embedding": UNIT}]}, 422, "invalid_request", "/items/0/id"),
+        (ITEMS, {"model": "old", "items": [{"id": "a", "embedding": UNIT}] * 2}, 422, "duplicate_id", "/items/1/id"),
+        (
+            ITEMS,
+            {"model": "old", "items": [{"id": "a", "embedding": UNIT, "payload": [1]}]},
+            422,
+            "invalid_request",
+            "/items/0/payload",
+        ),
+        (
+            ITEMS,
+            {"model": "old", "items": [{"id": "a", "embedding": UNIT, "payload": {"a": "\0"}}]},
+            422,
+            "invalid_item",
+            "/items/0/payload",
+        ),
+        (
+            ITEMS,
+            {"model": "old", "items": [{"id": "a", "embedding": UNIT, "side_information": [1.0]}]},
+            422,
+            "dimension_mismatch",
+            "/items/0/side_information",
+        ),
+        ("/galleries/nowhere/items", items(UNIT), 404, "gallery_not_found", None),
+        (SEARCH, {"model": "old", "vector": [1.0]}, 422, "dimension_mismatch", "/vector"),
+        (SEARCH, {"model": "old", "vector": [1.0, False, 0, 0]}, 422, "invalid_vector", "/vector"),
+        (SEARCH, {"vector": UNIT}, 422, "invalid_request", "/model"),
+        (SEARCH, {"model": "nobody", "vector": UNIT}, 404, "model_not_found", None),
+        (SEARCH, {"model": "NoBody!", "vector": UNIT}, 404, "model_not_found", None),
+        (SEARCH, {"model": "new", "vector": [0.0, *UNIT]}, 409, "no_route", None),
+        (SEARCH, {"model": "old", "vector": UNIT, "k": 0}, 422, "invalid_request", "/k"),
+        (SEARCH, {"model": "old", "vector": UNIT, "k": "3"}, 422, "invalid_request", "/k"),
+        (SEARCH, {"model": "old", "vector": UNIT, "k": 1001}, 422, "limit_exceeded", "/k"),
+        (SEARCH, {"model": "old", "vector": UNIT, "include": ["everything"]}, 422, "invalid_request", "/include/0"),
+        (SEARCH, {"model": "old", "vector": UNIT, "companions": {"x": [1]}}, 404, "model_not_found", None),
+        (
+            SEARCH,
+            {"model": "old", "vector": UNIT, "companions": {"new": [1]}},
+            422,
+            "dimension_mismatch",
+            "/companions/new",
+        ),
+        (SEARCH, {"model": "old", "vector": UNIT, "filter": {"a": {"near": 1}}}, 422, "invalid_filter", "/filter/a/near"),
+        (SEARCH, {"model": "old", "vector": UNIT, "filter": {"a": "\0"}}, 422, "invalid_request", "/filter"),
+        (SEARCH, {"model": "old", "vector": UNIT, "filter": []}, 422, "invalid_request", "/filter"),
+        ("/galleries/nowhere/search", {"model": "old", "vector": UNIT}, 404, "gallery_not_found", None),
+        (SEARCH + "/batch", {"model": "old", "queries": []}, 422, "invalid_request", "/queries"),
+        (SEARCH + "/batch", {"model": "old", "queries": [UNIT, [1.0]]}, 422, "dimension_mismatch", "/queries/1/vector"),
+        (SEARCH + "/batch", {"model": "old", "queries": [UNIT] * 1001}, 422, "limit_exceeded", "/queries"),
+        (
+            SEARCH + "/batch",
+            {"model": "old", "queries": [UNIT, {"vector": UNIT, "companions": {"new": [0.0, *UNIT]}}]},
+            422,
+            "invalid_request",
+            "/queries/1/companions",
+        ),
+        ("/models", {"name": "Old", "dimension": 4, "metric": "cosine"}, 422, "invalid_request", "/name"),
+        ("/models", {"name": "../x", "dimension": 4, "metric": "cosine"}, 422, "invalid_request", "/name"),
+        ("/models", {"name": "x", "dimension": 0, "metric": "cosine"}, 422, "invalid_request", "/dimension"),
+        ("/models", {"name": "x", "dimension": 8193, "metric": "cosine"}, 422, "limit_exceeded", "/dimension"),
+        ("/models", {"name": "x", "dimension": 4, "metric": "hamming"}, 422, "invalid_request", "/metric"),
+        ("/models", {"name": "old", "dimension": 5, "metric": "euclidean"}, 409, "model_exists", None),
+        ("/galleries", {"name": "photos", "model": "old"}, 409, "gallery_exists", "/name"),
+        ("/galleries", {"name": "x", "model": "nobody"}, 404, "model_not_found", None),
+        ("/galleries", {"name": "x", "model": "old", "index": {"kind": "magic"}}, 422, "invalid_index", "/index"),
+        ("/galleries", {"name": "x", "model": "old", "storage_dtype": "int8"}, 422, "invalid_request", "/storage_dtype"),
+        ("/admin/upgrades", {"gallery": GALLERY}, 422, "invalid_request", "/transformation"),
+        ("/admin/upgrades", {"gallery": "nowhere", "target_model": "new"}, 404, "gallery_not_found", None),
+        ("/admin/upgrades", {"gallery": GALLERY, "transformation": "none"}, 404, "transformation_not_found", None),
+        ("/admin/upgrades", {"gallery": GALLERY, "target_model": "none"}, 404, "model_not_found", None),
+        ("/admin/upgrades", {"gallery": GALLERY, "target_model": "old"}, 422, "same_model", "/target_model"),
+        (
+            "/admin/upgrades",
+            {"gallery": GALLERY, "target_model": "new", "order": "uncertainty"},
+            422,
+            "unsupported_order",
+            "/order",
+        ),
+        (
+            "/admin/upgrades",
+            {"gallery": GALLERY, "target_model": "new", "throttle": {"duty_cycle": 1.5}},
+            422,
+            "invalid_request",
+            "/throttle/duty_cycle",
+        ),
+        (
+            "/admin/upgrades",
+            {"gallery": GALLERY, "target_model": "new", "throttle": {"items_per_second": 0}},
+            422,
+            "invalid_request",
+            "/throttle/items_per_second",
+        ),
+        (
+            "/admin/upgrades",
+            {"gallery": GALLERY, "target_model": "new", "gate": {"min_luck": 0.5}},
+            422,
+            "invalid_request",
+            "/gate/min_luck",
+        ),
+    ],
+)
+def test_a_bad_body_is_refused_by_name(
+    unchanged: World, path: str, body: Any, status: int, code: str, pointer: str | None
+) -> None:
+    problem = unchanged.refused(unchanged.client.post(path, json=body), status, code)
+    if pointer is not None:
+        assert problem["errors"][0]["pointer"] == pointer
+
+
+def test_the_refused_item_is_named(unchanged: World) -> None:
+    problem = unchanged.refused(unchanged.client.post(ITEMS, json=items(UNIT, [1.0])), 422, "dimension_mismatch")
+    assert problem["item"] == "new-1"
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("path", [ITEMS, SEARCH])
+def test_numbers_that_are_none_are_refused(unchanged: World, literal: str, path: str) -> None:
+    vector = f"[1.0, 0.0, {literal}, 0.0]"
+    search, upsert = f'"vector": {vector}', f'"items": [{{"id": "a", "embedding": {vector}}}]'
+    content = f'{{"model": "old", {search if path == SEARCH else upsert}}}'
+    answer = unchanged.client.post(path, content=content, headers={"content-type": "application/json"})
+    problem = unchanged.refused(answer, 422, "invalid_vector")
+    assert problem["errors"][0]["pointer"] == ("/vector/2" if path == SEARCH else "/items/0/embedding/2")
+
+
+def test_a_base64_vector_with_a_nan_is_refused(unchanged: World) -> None:
+    body = {"model": "old", "vector": "AADAfwAAAAAAAAAAAAAAAA=="}
+    unchanged.refused(unchanged.client.post(SEARCH, json=body), 422, "invalid_vector")
+
+
+def test_a_zero_vector_is_refused_under_cosine(world: World) -> None:
+    world.model("angles", 2, metric="cosine")
+    world.post("/galleries", {"name": "turned", "model": "angles"})
+    before = world.everything()
+    body = {"model": "angles", "items": [{"id": "a", "embedding": [0.0, 0.0]}]}
+    world.refused(world.client.post("/galleries/turned/items", json=body), 422, "invalid_vector")
+    search = world.client.post("/galleries/turned/search", json={"model": "angles", "vector": [0.0, 0.0]})
+    world.refused(search, 422, "invalid_vector")
+    assert world.everything() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"model": "old",}', b"\xff\xfe", b'{"model": "\\ud800"}', b"[" * 100_000, b'{"a": 1} x'],
+    ids=["empty", "cut", "comma", "bytes", "surrogate", "deep", "more"],
+)
+@pytest.mark.parametrize("path", [ITEMS, SEARCH, "/models", "/admin/upgrades"])
+def test_a_body_that_is_not_json_is_refused(unchanged: World, path: str, content: bytes) -> None:
+    unchanged.refused(unchanged.client.post(path, content=content), 400, "invalid_json")
+
+
+def test_a_payload_that_is_nested_too_deep_is_refused(unchanged: World) -> None:
+    payload = b'{"a":' * 900 + b"1" + b"}" * 900
+    content = b'{"model": "old", "items": [{"id": "a", "embedding": [1, 0, 0, 0], "payload": ' + payload + b"}]}"
+    unchanged.refused(unchanged.client.post(ITEMS, content=content), 422, "invalid_item")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/octet-stream"])
+def test_a_body_of_another_media_type_is_refused(unchanged: World, kind: str) -> None:
+    headers = {"content-type": kind}
+    for path, body in ((ITEMS, items(UNIT)), (SEARCH, {"model": "old", "vector": UNIT})):
+        answer = unchanged.client.post(path, content=orjson.dumps(body), headers=headers)
+        unchanged.refused(answer, 415, "unsupported_media_type")
+
+
+def test_a_compressed_body_is_refused(unchanged: World) -> None:
+    answer = unchanged.client.post(ITEMS, content=b"x", headers={"content-encoding": "gzip"})
+    unchanged.refused(answer, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
+def test_a_body_of_65_mib_is_refused(unchanged: World, chunked: bool) -> None:
+    mib = b" " * (1 << 20)
+    content = (mib for _ in range(65)) if chunked else mib * 65
+    problem = unchanged.refused(unchanged.client.post(ITEMS, content=content), 413, "body_too_large")
+    assert problem["limit"] == "max_body_bytes"
+    assert problem["maximum"] == 64 << 20
+    assert unchanged.get("/health/live") == {"status": "ok"}
+
+
+def put(world: World, content: bytes, sha256: str | None = None) -> Any:
+    return world.client.put(f"/artifacts/{sha256 or hashlib.sha256(content).hexdigest()}", content=content)
+
+
+def artifact(world: World) -> bytes:
+    save(world.folder / "other.safetensors", linear([[2.0, 0, 0, 0]]))
+    return (world.folder / "other.safetensors").read_bytes()
+
+
+def test_a_pickle_is_no_artifact(unchanged: World) -> None:
+    unchanged.refused(put(unchanged, pickle.dumps({"weight": [1.0] * 100})), 422, "unsafe_artifact")
+
+
+def test_a_truncated_safetensors_file_is_no_artifact(unchanged: World) -> None:
+    whole = artifact(unchanged)
+    for end in (0, 4, 40, len(whole) - 1):
+        unchanged.refused(put(unchanged, whole[:end]), 422, "unsafe_artifact")
+
+
+def test_a_safetensors_file_of_no_declared_architecture_is_no_artifact(unchanged: World) -> None:
+    header = b'{"__metadata__": {"format": "forwardfill.transformation/1", "architecture": "{\\"kind\\": \\"exec\\"}"}}'
+    unchanged.refused(put(unchanged, len(header).to_bytes(8, "little") + header), 422, "unsafe_artifact")
+
+
+def test_an_artifact_under_another_digest_is_refused(unchanged: World) -> None:
+    content = artifact(unchanged)
+    problem = unchanged.refused(put(unchanged, content, "0" * 64), 422, "digest_mismatch")
+    assert problem["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("sha256", ["0" * 63, "0" * 63 + "A", "0" * 63 + "g", "..%2F" + "0" * 61])
+def test_what_is_no_digest_names_no_artifact(unchanged: World, sha256: str) -> None:
+    assert put(unchanged, b"x", sha256).status_code in (404, 422)
+
+
+def test_a_transformation_in_the_wrong_direction_is_refused(world: World) -> None:
+    """Registered with source and target exchanged; used although it maps queries; used although it starts elsewhere."""
+    digest = world.artifact(backward())
+    world.transformation("new-to-old", "new", "old", "backward", backward())
+    world.model("other", 4)
+    world.transformation("other-to-new", "other", "new", "forward", linear([[0] * 4] * 5))
+    before = world.everything()
+    body = {"name": "x", "source": "old", "target": "new", "direction": "forward", "method": "test", "artifact": digest}
+    world.refused(world.client.post("/transformations", json=body), 422, "wrong_transformation")
+    for name in ("new-to-old", "other-to-new"):
+        start = world.client.post("/admin/upgrades", json={"gallery": GALLERY, "transformation": name})
+        world.refused(start, 422, "wrong_transformation")
+    assert world.everything() == before
+
+
+def test_a_second_upgrade_of_the_gallery_is_refused(world: World) -> None:
+    upgrade = world.start()
+    before = world.everything()
+    body = {"gallery": GALLERY, "transformation": "old-to-new"}
+    problem = world.refused(world.client.post("/admin/upgrades", json=body), 409, "upgrade_in_progress")
+    assert problem["upgrade"] == upgrade
+    assert world.everything() == before
+
+
+def test_what_is_not_there_is_said_in_the_same_way(unchanged: World) -> None:
+    get = unchanged.client.get
+    unchanged.refused(get("/nothing"), 404, "not_found")
+    unchanged.refused(get("/models/%00"), 404, "not_found")
+    unchanged.refused(get("/models/nobody"), 404, "model_not_found")
+    unchanged.refused(get("/transformations/none"), 404, "transformation_not_found")
+    unchanged.refused(get(f"{ITEMS}/none"), 404, "item_not_found")
+    unchanged.refused(get("/admin/upgrades/none"), 404, "upgrade_not_found")
+    unchanged.refused(get("/admin/upgrades/none/events"), 404, "upgrade_not_found")
+    unchanged.refused(unchanged.client.post("/admin/upgrades/none/pause"), 404, "upgrade_not_found")
+    answer = unchanged.client.delete("/models")
+    unchanged.refused(answer, 405, "method_not_allowed")
+    assert "POST" in answer.headers["allow"]
+
+
+def test_a_page_token_that_no_list_gave_is_refused(unchanged: World) -> None:
+    for token in ("x", "bnVsbA", "NQ", "Ilx1MDAwMCI"):
+        unchanged.refused(unchanged.client.get("/models", params={"page_token": token}), 422, "invalid_request")
+
+
+def test_nothing_that_was_sent_comes_back_in_a_refusal(unchanged: World) -> None:
+    answer = unchanged.client.post(SEARCH, json={"model": "old", "vector": [0.123456, "secret"]})
+    unchanged.refused(answer, 422, "invalid_vector")
+    assert "0.123456" not in answer.text
+    assert "secret" not in answer.text
+
+
+def test_the_clients_request_id_is_used_if_it_is_sane(unchanged: World) -> None:
+    assert unchanged.client.get("/nothing", headers={"x-request-id": "abc-1"}).json()["request_id"] == "abc-1"
+    for bad in ("a b", "x" * 200, "é".encode()):
+        answer = unchanged.client.get("/nothing", headers={"x-request-id": bad})
+        assert answer.json()["request_id"] == answer.headers["x-request-id"] != bad
