@@ -39,10 +39,13 @@ def serve(
 ) -> None:
     """Run the API, and one worker beside it."""
     from forwardfill import processes
+
+    _environment(HOST=host, PORT=port, DATA=data, INSECURE=insecure or None)
+    _limit_threads()
+    from forwardfill import processes
     from service.auth import UnsafeBinding
     from service.main import OldSchemaError, run
 
-    _environment(HOST=host, PORT=port, DATA=data, INSECURE=insecure or None)
     try:
         run(beside=processes.worker_child if worker else None)
     except (UnsafeBinding, OldSchemaError) as error:
@@ -55,11 +58,12 @@ def worker(
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a worker: it transforms segments and builds indexes. Any number may run."""
+    _environment(DATA=data)
+    _limit_threads()
     from forwardfill import processes
     from service.telemetry import configure_logs
     from workers.main import run
 
-    _environment(DATA=data)
     configure_logs()
     if parent is not None:
         processes.become_child(parent)
@@ -133,6 +137,11 @@ def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], dat
 def _environment(**values: object) -> None:
     """Options win over the environment, and reach child processes by it."""
     os.environ.update({f"FORWARDFILL_{name}": str(value) for name, value in values.items() if value is not None})
+
+
+def _limit_threads() -> None:
+    """Must come before PyTorch and FAISS are imported: both ask OpenMP, which asks the environment once."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(GallerySettings().threads_used))
 
 
 def _catalog() -> Catalog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import FrameType
 
 import uvicorn
@@ -35,4 +36,8 @@ def run(app: FastAPI) -> None:
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
+    # When it has ended, uvicorn raises the signal again for whoever had it before. Here that is nobody: the caller has
+    # more to put in order, and the default would end the process on the spot.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     _Server(config).run()

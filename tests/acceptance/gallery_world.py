@@ -20,7 +20,6 @@ from models.runtime import load_transform
 from models.transformations import Fct, build
 
 OLD, NEW, SIDE = 16, 24, 8
-GALLERY = "photos"
 
 
 def base64_of(vector: np.ndarray) -> str:
@@ -32,6 +31,8 @@ class World:
     """Items that were acknowledged, by id, and the transformation as the library computes it."""
 
     artifact: Path
+    #: names of the gallery and of both models, unique in the system
+    gallery: str
     hidden: int = 64
     seed: int = 0
     items: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -42,12 +43,13 @@ class World:
         architecture = Fct(source_dimension=OLD, target_dimension=NEW, side_dimension=SIDE, hidden=self.hidden)
         artifacts.save(self.artifact, build(architecture))
         self.transform = load_transform(self.artifact)
+        self.old, self.new, self.transformation = (f"{self.gallery}-{name}" for name in ("old", "new", "old-to-new"))
 
     def register(self, http: httpx.Client) -> None:
         """Both models, the artifact, the transformation, and an empty gallery, over REST."""
         body = self.artifact.read_bytes()
         sha256 = hashlib.sha256(body).hexdigest()
-        for name, dimension, side in (("old", OLD, {"dimension": SIDE}), ("new", NEW, None)):
+        for name, dimension, side in ((self.old, OLD, {"dimension": SIDE}), (self.new, NEW, None)):
             model = {"name": name, "dimension": dimension, "metric": "euclidean", "normalized": False}
             ok(http.post("/models", json={**model, "side_information": side, "fingerprint": None}))
         ok(http.put(f"/artifacts/{sha256}", content=body))
@@ -58,8 +60,12 @@ class World:
             "direction": "forward",
             "method": "fct",
         }
-        ok(http.post("/transformations", json={**transformation, "artifact": sha256}))
-        ok(http.post("/galleries", json={"name": GALLERY, "model": "old"}))
+        ok(
+            http.post(
+                "/transformations", json={**transformation, "direction": "forward", "method": "fct", "artifact": sha256}
+            )
+        )
+        ok(http.post("/galleries", json={"name": self.gallery, "model": self.old}))
 
     def make(self, ids: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """New vectors for some ids; not yet acknowledged."""
@@ -74,12 +80,12 @@ class World:
             {"id": item, "embedding": base64_of(old), "side_information": base64_of(side), "payload": {"name": item}}
             for item, (old, side) in made.items()
         ]
-        answer = ok(http.post(f"/galleries/{GALLERY}/items", json={"model": "old", "items": items}))
+        answer = ok(http.post(f"/galleries/{self.gallery}/items", json={"model": self.old, "items": items}))
         assert answer["upserted"] == len(ids)
         self.items.update(made)
 
     def delete(self, http: httpx.Client, ids: Sequence[str]) -> None:
-        answer = ok(http.post(f"/galleries/{GALLERY}/items/delete", json={"ids": list(ids)}))
+        answer = ok(http.post(f"/galleries/{self.gallery}/items/delete", json={"ids": list(ids)}))
         assert answer == {"deleted": len(ids), "missing": []}
         for item in ids:
             del self.items[item]
@@ -97,15 +103,21 @@ class World:
         noise = self.random.standard_normal(OLD).astype(np.float32) * 0.05
         return old + noise, self.transform((old + noise)[None], side[None])[0]
 
+    def search(self, http: httpx.Client, model: str, vector: np.ndarray, *, k: int, **more: Any) -> dict[str, Any]:
+        companions = {name: base64_of(other) for name, other in more.pop("companions", {}).items()}
+        body = {"model": model, "vector": base64_of(vector), "companions": companions, "k": k, **more}
+        answer: dict[str, Any] = ok(http.post(f"/galleries/{self.gallery}/search", json=body))
+        return answer
+
     def check(self, http: httpx.Client) -> dict[str, Any]:
         """Every acknowledged item exactly once, with the right score, for queries of both models. The new model's answer."""
         old, new = self.query()
         n = len(self.items)
-        by_old = search(http, model="old", vector=old, k=n + 10)
-        by_new = search(http, model="new", vector=new, companions={"old": old}, k=n + 10)
+        by_old = self.search(http, self.old, old, k=n + 10)
+        by_new = self.search(http, self.new, new, k=n + 10, companions={self.old: old})
         self._same(by_old, {item: vectors[0] for item, vectors in self.items.items()}, old)
         self._same(by_new, self.derived(), new)
-        assert by_new["served"]["score_space"] == "new"
+        assert by_new["served"]["score_space"] == self.new
         return by_new
 
     def _same(self, answer: dict[str, Any], vectors: dict[str, np.ndarray], query: np.ndarray) -> None:
@@ -119,19 +131,13 @@ class World:
         assert sum(answer["served"]["routes"].values()) == len(vectors)
 
 
-def search(http: httpx.Client, *, model: str, vector: np.ndarray, k: int, **more: Any) -> dict[str, Any]:
-    companions = {name: base64_of(other) for name, other in more.pop("companions", {}).items()}
-    body = {"model": model, "vector": base64_of(vector), "companions": companions, "k": k, **more}
-    answer: dict[str, Any] = ok(http.post(f"/galleries/{GALLERY}/search", json=body))
-    return answer
-
-
 class Traffic:
     """Searches without pause from a thread of their own, over every API process; what went wrong is kept."""
 
     def __init__(self, world: World, urls: Sequence[str]) -> None:
         self.searches = 0
         self.failures: list[str] = []
+        self._world = world
         self._queries = [world.query() for _ in range(16)]
         self._clients = [httpx.Client(base_url=url, timeout=60) for url in urls]
         self._stop = threading.Event()
@@ -144,6 +150,8 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        for http in self._clients:
+            http.close()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -151,9 +159,9 @@ class Traffic:
             old, new = self._queries[self.searches % len(self._queries)]
             try:
                 if self.searches % 3:
-                    answer = search(http, model="new", vector=new, companions={"old": old}, k=10)
+                    answer = self._world.search(http, self._world.new, new, k=10, companions={self._world.old: old})
                 else:
-                    answer = search(http, model="old", vector=old, k=10)
+                    answer = self._world.search(http, self._world.old, old, k=10)
                 self._judge(answer)
             except (AssertionError, httpx.HTTPError) as error:
                 self.failures.append(repr(error))

@@ -64,6 +64,10 @@ class Api(Process):
     def wait_ready(self) -> None:
         wait_for(self._ready, READY_SECONDS, lambda: f"{self.arguments} is not ready: {self.log.read_text()[-3000:]}")
 
+    def stop(self) -> int:
+        self.http.close()
+        return super().stop()
+
     def _ready(self) -> bool:
         if self.popen.poll() is not None:
             raise AssertionError(f"it ended: {self.log.read_text()[-3000:]}")
