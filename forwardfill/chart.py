@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 OLD_COLOUR, NEW_COLOUR, FAILED_COLOUR, GREY = "#8a6d3b", "#1f6fb2", "#c0392b", "#777777"
 #: a line in the latencies is the median of so many searches
-MEDIAN_OF = 25
+MEDIAN_OF = 51
 
 
 class Search(NamedTuple):
@@ -36,36 +36,31 @@ def draw(path: Path, *, title: str, quality: Mapping[str, Any], searches: Sequen
         searches: in the order they were sent.
         seconds: how long the upgrade took.
     """
-    figure = Figure(figsize=(9, 7.2), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9, 7.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 2))
     figure.suptitle(title, fontsize=12)
-    _quality(figure.add_subplot(grid[0, 0]), quality, "cmc1", "CMC-1")
-    _quality(figure.add_subplot(grid[0, 1]), quality, "map", "mAP")
+    left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+    _quality(left, quality, "cmc1", "CMC-1")
+    _quality(right, quality, "map", "mAP")
     _latency(figure.add_subplot(grid[1, :]), searches, seconds)
+    figure.legend(handles=left.get_lines()[:3], loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
 
 def _quality(axes: Axes, quality: Mapping[str, Any], measure: str, name: str) -> None:
     """One measure of new-model queries over the progress, between full re-embedding and the old model."""
-    points = quality["by_progress"]
-    axes.plot(
-        [100 * point["fraction"] for point in points],
-        [100 * point[measure] for point in points],
-        marker="o",
-        markersize=4,
-        color=NEW_COLOUR,
-        label="new queries, during the upgrade",
-    )
-    for key, style, colour, label in (
-        ("new_new", "--", GREY, "new/new: full re-embedding"),
-        ("old_old", "--", OLD_COLOUR, "old/old: before"),
-        ("new_old_naive", ":", FAILED_COLOUR, "new/old: naive swap"),
-    ):
-        axes.axhline(100 * quality[key][measure], linestyle=style, color=colour, linewidth=1.2, label=label)
-    axes.set(xlabel="items upgraded, %", ylabel=f"{name}, %", xlim=(-2, 102), ylim=(0, 102))
+    points = [(100 * point["fraction"], 100 * point[measure]) for point in quality["by_progress"]]
+    best, before, naive = (100 * quality[key][measure] for key in ("new_new", "old_old", "new_old_naive"))
+    axes.plot(*zip(*points, strict=True), "o-", markersize=4, color=NEW_COLOUR, label="new-model queries, upgrading")
+    axes.axhline(best, linestyle="--", color=GREY, linewidth=1.2, label="new/new: full re-embedding")
+    axes.axhline(before, linestyle="--", color=OLD_COLOUR, linewidth=1.2, label="old/old: before")
+    shown = [best, before, *(value for _, value in points)]
+    margin = max(1.0, 0.25 * (max(shown) - min(shown)))
+    axes.set(xlabel="items upgraded, %", ylabel=f"{name}, %", xlim=(-2, 102))
+    axes.set_ylim(min(shown) - margin, min(100 + margin / 4, max(shown) + margin))
+    axes.text(0.02, 0.03, f"naive swap: {naive:.1f} %", transform=axes.transAxes, color=FAILED_COLOUR, fontsize=8)
     axes.grid(alpha=0.2)
-    axes.legend(fontsize=7, loc="center right", framealpha=0.9)
 
 
 def _latency(axes: Axes, searches: Sequence[Search], seconds: float) -> None:

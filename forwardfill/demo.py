@@ -40,16 +40,17 @@ GALLERY, REEMBEDDED = "photos", "photos-reembedded"
 TENTHS = 10
 K = 10
 FIRST_SEARCHES = 20
-MOST_SECONDS = 60.0
+FITS = 1.25
+MOST_SECONDS = 45.0
 PATIENCE = 300.0
 
 console = Console()
 
 
+# For mAP a fixed sample of the queries is enough: each asks for a ranking of the whole gallery.
 SCALES = {
-    "digits": Scale(),
-    # A whole ranking of CIFAR-100 is 10,000 ids: for mAP a fixed sample of the queries asks for it.
-    "cifar100": Scale(short_queries=5000, whole_queries=500, seconds=60.0, cached=True),
+    "digits": Scale(whole_queries=300),
+    "cifar100": Scale(whole_queries=500, seconds=60.0, cached=True),
 }
 
 
@@ -271,7 +272,7 @@ def _watch(client: Client, exam: Exam, story: Story, traffic: Traffic) -> Upgrad
             reached = _tenths(client, story.items, upgrade)
             if reached > measured:
                 measured = reached
-                story.by_progress.append(_measure(client, exam, story, upgrade["id"]))
+                story.by_progress.append(_measure(client, exam, story, upgrade["id"], pausing=pace.is_too_fast))
                 _say(story.by_progress[-1], traffic)
                 pace.keep(upgrade["id"], reached)
             if measured == TENTHS:
@@ -288,24 +289,32 @@ def _tenths(client: Client, items: Items, upgrade: Upgrade) -> int:
     return min(TENTHS - 1, int((fraction_of(answer["served"]["routes"]) + half_a_segment) * TENTHS))
 
 
-def _measure(client: Client, exam: Exam, story: Story, upgrade_id: str) -> Measurement:
+def _measure(client: Client, exam: Exam, story: Story, upgrade_id: str, *, pausing: bool) -> Measurement:
     """Measure one version of the gallery; where it moves on too fast, the upgrade is paused meanwhile."""
     queries = story.items.new_queries
+    if not pausing:
+        try:
+            return exam.take(GALLERY, queries, attempts=2)
+        except GalleryMovedError:
+            pass
+    if not _paused(client, upgrade_id):
+        return exam.take(GALLERY, queries)  # it is done, and moves no more
     try:
-        return exam.take(GALLERY, queries, attempts=2)
-    except GalleryMovedError:
-        pass
+        story.pauses += 1
+        return exam.take(GALLERY, queries)  # the segment under way may still come, once
+    finally:
+        client.resume(upgrade_id)
+
+
+def _paused(client: Client, upgrade_id: str) -> bool:
+    """Pause the upgrade, unless it is past that."""
     try:
         client.pause(upgrade_id)
     except ForwardfillError as error:
-        if error.code != "invalid_state_transition":
-            raise
-        return exam.take(GALLERY, queries)  # it is done, and moves no more
-    try:
-        story.notes.append(f"The upgrade was paused after {len(story.by_progress) - 1} tenths, to measure one version.")
-        return exam.take(GALLERY, queries)
-    finally:
-        client.resume(upgrade_id)
+        if error.code == "invalid_state_transition":
+            return False
+        raise
+    return True
 
 
 class _Pace:
@@ -320,10 +329,13 @@ class _Pace:
         records = traffic.records
         rate = len(records) / max(1e-3, time.time() - records[0].at)  # while quality was measured, as it will be again
         scale = story.scale
-        # A measurement fits between two segments, unless that would take too long; then the upgrade is paused for each.
-        fitting = min(1.2 * SEGMENTS * story.by_progress[0].seconds, MOST_SECONDS)
+        measuring = story.by_progress[0].seconds
+        # A measurement fits between two segments, unless that would take too long.
+        fitting = min(FITS * SEGMENTS * measuring, MOST_SECONDS)
         seconds = max(scale.seconds, 1.2 * scale.searches / rate, fitting)
         self.items_per_second = len(story.items.ids) / seconds
+        #: the upgrade must be paused while it is measured, or it would be a tenth further by then
+        self.is_too_fast = FITS * measuring > seconds / SEGMENTS
 
     def keep(self, upgrade_id: str, tenth: int) -> None:
         """Go slower if too few searches would be answered by the end."""

@@ -120,7 +120,11 @@ class Exam:
 
     def _ask(self, gallery: str, queries: Queries, rows: npt.NDArray[np.int64], k: int) -> BatchAnswer:
         companions = {name: vectors[rows] for name, vectors in queries.companions.items()}
-        return self.client.search_batch(gallery, queries.model, queries.vectors[rows], k=k, companions=companions)
+        # When every item is asked for, there are no more candidates than hits.
+        oversample = 1 if k == len(self.ids) else None
+        return self.client.search_batch(
+            gallery, queries.model, queries.vectors[rows], k=k, companions=companions, oversample=oversample
+        )
 
 
 def fraction_of(routes: Routes) -> float:

@@ -59,7 +59,7 @@ def make(story: Story) -> Json:
         "upgrade_unthrottled": _speed(items, seconds_of(story.unthrottled)),
         "reembed": {**_speed(items, encoder + requests), "encoder_seconds": round(encoder, 3)},
         "rollback": {"searches": story.undone[0], "same": story.undone[1]},
-        "notes": [*_protocol(story), *story.notes],
+        "notes": _protocol(story),
     }
 
 
@@ -97,14 +97,15 @@ def _protocol(story: Story) -> list[str]:
     short, whole = (min(items, count or items) for count in (scale.short_queries, scale.whole_queries))
     old, new = story.items.old.shape[1], story.items.new.shape[1]
     swap = "" if old == new else f", {'cut' if new > old else 'padded with zeros'} from {new} to {old} dimensions"
+    pauses = f"was paused for {story.pauses} of them" if story.pauses else "went on meanwhile"
     return [
         "Queries are the items themselves; each one's own item is left out of its answer. Relevant is the same label.",
-        f"CMC-1: {short} searches for {SHORT - 1} hits and the own item, as a user searches; before an item is "
-        "transformed, the service looks at its default number of candidates.",
-        f"mAP: {whole} searches for all {items} items.",
+        f"CMC-1: {short} searches for {SHORT - 1} hits and the own item, as a user searches: by the `forward` route "
+        "the service looks at its default number of candidates.",
+        f"mAP: {whole} searches, the same ones each time, for all {items} items.",
         "new/old naive: vectors of the new model, sent as if they were the old model's" + swap + ".",
-        f"Each line is of one gallery version; its fraction is what `served.routes` said. The {SEGMENTS} segments hold "
-        "the test split in random order.",
+        f"Each line is of one gallery version; its fraction is what `served.routes` said. The upgrade {pauses}. The "
+        f"{SEGMENTS} segments hold the test split in random order.",
         "upgrade: as it was watched, throttled so that its middle can be seen. upgrade_unthrottled: the same work after a "
         "rollback, at full speed. Both from the request to the end, by the service's clock.",
         "reembed: the new model over the same images, and writing the result in as many requests; image files would have "

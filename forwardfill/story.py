@@ -47,7 +47,7 @@ class Items(NamedTuple):
     @property
     def batch(self) -> int:
         """Items of one request, so that the requests make `SEGMENTS` segments."""
-        return max(1, len(self.ids) // SEGMENTS)
+        return -(-len(self.ids) // SEGMENTS)
 
     @property
     def old_queries(self) -> Queries:
@@ -73,7 +73,6 @@ class Story:
 
     items: Items
     scale: Scale
-    notes: list[str] = field(default_factory=list)
     measured: dict[str, Measurement] = field(default_factory=dict)
     by_progress: list[Measurement] = field(default_factory=list)
     #: as it was watched, and once more at full speed
@@ -84,3 +83,5 @@ class Story:
     reembedding: tuple[float, float] = (0.0, 0.0)
     #: searches after the rollback, and how many of them answered as before the upgrade
     undone: tuple[int, int] = (0, 0)
+    #: measurements for which the upgrade was paused
+    pauses: int = 0
