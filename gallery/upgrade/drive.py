@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -107,7 +109,8 @@ def _do(store: Store, held: Lease) -> bool:
         log.warning("segment_failed", upgrade=held.upgrade_id, segment=held.segment_id, error=repr(error))
         _record_failure(store, held, error)
     except BaseException:
-        segment.release(store, held)  # the process is being told to stop
+        with suppress(errors.LeaseLost):  # it may have been published before the process was told to stop
+            segment.release(store, held)
         raise
     return True
 
