@@ -8,22 +8,30 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
+from kombu.entity import Exchange, Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from workers.settings import WorkerSettings
 
 WORK = "forwardfill.work"
 _QUEUE = "forwardfill"
+_LOCAL = "files"
+TRANSPORT_ALIASES[_LOCAL] = "workers.local_broker:Transport"
 # Files are looked for, not waited for; a tenth of a second is not felt and costs nothing.
 _LOCAL_POLLING_SECONDS = 0.1
 
 
 def create_app(settings: WorkerSettings) -> Celery:
     """An app that sends to, or takes from, the settings' broker."""
-    app = Celery("forwardfill", broker=settings.broker_url or "filesystem://")
+    app = Celery("forwardfill", broker=settings.broker_url or f"{_LOCAL}://localhost")
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
+        # The nameless exchange leads to the queue itself, so nothing has to be bound, or can be found unbound.
+        task_queues=[Queue(_QUEUE, Exchange(""), routing_key=_QUEUE)],
         task_default_queue=_QUEUE,
+        task_default_exchange="",
+        task_default_routing_key=_QUEUE,
         task_ignore_result=True,
         task_acks_late=True,
         worker_prefetch_multiplier=1,

@@ -1,0 +1,67 @@
+"""Messages as files in a folder, for one host without a broker: kombu's transport, made safe for several processes.
+
+kombu's own reader can meet a message that its writer has only begun, and then ends the worker. Here a message appears whole,
+by a rename, and is taken by another, so exactly one reader has it. A message that cannot be read is dropped: a nudge carries
+nothing that the catalog does not know.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from queue import Empty
+from typing import Any
+from uuid import uuid4
+
+from kombu.transport import filesystem
+from kombu.utils.json import dumps
+
+_MESSAGE = ".msg"
+_TAKEN = ".taken"
+
+
+class Channel(filesystem.Channel):  # type: ignore[misc,unused-ignore]
+    """Puts and gets by rename."""
+
+    def _put(self, queue: str, message: Any, **_: Any) -> None:
+        folder = Path(self.data_folder_out)
+        name = f"{queue}.{time.time_ns():020d}.{uuid4().hex}"
+        part = folder / f"{name}.part"
+        part.write_text(dumps(message))
+        part.rename(folder / f"{name}{_MESSAGE}")
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:  # noqa: ARG002 - polled
+        for path in self._waiting(queue):
+            taken = path.with_suffix(_TAKEN)
+            try:
+                path.rename(taken)
+            except FileNotFoundError:
+                continue  # another worker was faster
+            text = taken.read_text()
+            taken.unlink()
+            try:
+                return json.loads(text)
+            except ValueError:
+                continue
+        raise Empty
+
+    def _size(self, queue: str) -> int:
+        return len(self._waiting(queue))
+
+    def _purge(self, queue: str) -> int:
+        waiting = self._waiting(queue)
+        for path in waiting:
+            path.unlink(missing_ok=True)
+        return len(waiting)
+
+    def _waiting(self, queue: str) -> list[Path]:
+        """The messages of a queue, oldest first."""
+        folder = Path(self.data_folder_in)
+        return sorted(folder.glob(f"{queue}.*{_MESSAGE}"))
+
+
+class Transport(filesystem.Transport):  # type: ignore[misc,unused-ignore]
+    """What Celery is given as a broker."""
+
+    Channel = Channel
