@@ -24,11 +24,11 @@ _TAKEN = ".taken"
 class Channel(filesystem.Channel):  # type: ignore[misc,unused-ignore]
     """Puts and gets by rename."""
 
-    def _put(self, queue: str, message: Any, **_: Any) -> None:
+    def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override,unused-ignore]
         folder = Path(self.data_folder_out)
         name = f"{queue}.{time.time_ns():020d}.{uuid4().hex}"
         part = folder / f"{name}.part"
-        part.write_text(dumps(message))
+        part.write_text(dumps(payload))
         part.rename(folder / f"{name}{_MESSAGE}")
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:  # noqa: ARG002 - polled

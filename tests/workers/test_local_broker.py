@@ -32,7 +32,7 @@ def test_a_message_that_is_only_begun_is_not_seen_and_a_broken_one_is_dropped(
 ) -> None:
     channel, folder = connection.channel(), tmp_path / "broker" / "messages"
     (folder / "q.0.begun.part").write_text('{"number":')
-    (folder / "q.1.broken.msg").write_text("")
+    (folder / "q.0.broken.msg").write_text("")
     channel._put("q", {"number": 7})
     assert channel._get("q") == {"number": 7}
     assert [path.name for path in folder.iterdir()] == ["q.0.begun.part"]
