@@ -36,9 +36,9 @@ def read_items(path: Path, *, model: str | None, max_items: int, max_bytes: int)
     """
     try:
         table = _table(path, max_items, max_bytes)
+        _check_columns(table.schema.names)
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise InvalidArrow(f"not a whole Arrow IPC stream: {error}") from error
-    _check_columns(table.schema)
     ids = _strings(table, "id")
     if any(each is None for each in ids):
         raise errors.InvalidItem("an item needs an id", pointer=f"/items/{ids.index(None)}/id")
@@ -74,12 +74,12 @@ def _table(path: Path, max_items: int, max_bytes: int) -> Any:
         return pa.Table.from_batches(batches, stream.schema)
 
 
-def _check_columns(schema: Any) -> None:
-    for name in schema.names:
-        if name not in _COLUMNS or schema.names.count(name) > 1:
+def _check_columns(names: list[str]) -> None:
+    for name in names:
+        if name not in _COLUMNS or names.count(name) > 1:
             raise InvalidArrow(f"the column {name!r} is not one of {', '.join(_COLUMNS)}, or is there twice")
     for name in _REQUIRED:
-        if name not in schema.names:
+        if name not in names:
             raise InvalidArrow(f"the column {name!r} is missing")
 
 

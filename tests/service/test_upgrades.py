@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tests.service.world import GALLERY, World
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.service.world import GALLERY, UNITS, World, backward
+
+
+def answers(world: World) -> list[Any]:
+    """What every old-model query finds."""
+    return [world.old_search(axis)["hits"] for axis in range(len(UNITS))]
 
 
 def test_a_search_is_right_at_every_step_of_an_upgrade(world: World) -> None:
@@ -27,3 +37,251 @@ def test_a_search_is_right_at_every_step_of_an_upgrade(world: World) -> None:
     assert document["state"] == "completed"
     assert document["progress"]["fraction"] == 1.0
     assert world.get(f"/galleries/{GALLERY}")["model"] == "new"
+
+
+def test_the_document_counts_from_rows(world: World) -> None:
+    answer = world.client.post("/admin/upgrades", json={"gallery": GALLERY, "target_model": "new"})
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/admin/upgrades/{answer.json()['id']}"
+    assert answer.json()["state"] == "pending"
+    world.work(steps=2)
+    document = world.get(answer.headers["location"])
+    assert document["gallery"] == GALLERY
+    assert (document["source_model"], document["target_model"]) == ("old", "new")
+    assert document["transformation"] == "old-to-new"
+    assert document["artifact_sha256"] == world.get("/transformations/old-to-new")["artifact"]
+    progress = document["progress"]
+    assert (progress["items_total"], progress["items_done"], progress["fraction"]) == (4, 1, 0.25)
+    assert (progress["segments_total"], progress["segments_done"], progress["segments_failed"]) == (4, 1, 0)
+    assert document["quality"] == {"before": None, "now": None, "expected_after": None}
+    assert document["started_at"].endswith("Z")
+    assert document["finished_at"] is None
+    assert document["allowed"] == ["pause", "cancel", "retry"]
+    assert world.get("/admin/upgrades")["upgrades"] == [document]
+
+
+def test_every_change_nudges_the_workers(world: World) -> None:
+    before = len(world.nudges)
+    upgrade = world.start()
+    assert len(world.nudges) == before + 1
+    world.verb(upgrade, "pause")
+    world.verb(upgrade, "resume")
+    world.client.patch(f"/admin/upgrades/{upgrade}", json={"throttle": {"duty_cycle": 0.5}})
+    assert len(world.nudges) == before + 4
+    world.upsert({"id": "late", "embedding": [1, 1, 1, 1]})
+    assert len(world.nudges) == before + 5
+
+
+def test_an_idempotency_key_starts_one_upgrade(world: World) -> None:
+    headers = {"Idempotency-Key": "once"}
+    body = {"gallery": GALLERY, "transformation": "old-to-new"}
+    first = world.client.post("/admin/upgrades", json=body, headers=headers)
+    again = world.client.post("/admin/upgrades", json=dict(reversed(body.items())), headers=headers)
+    assert first.status_code == again.status_code == 202
+    assert first.json()["id"] == again.json()["id"]
+    assert first.headers["location"] == again.headers["location"]
+    other = world.client.post("/admin/upgrades", json={**body, "cutover": "manual"}, headers=headers)
+    world.refused(other, 422, "idempotency_key_reused")
+    assert len(world.get("/admin/upgrades")["upgrades"]) == 1
+
+
+def test_a_verb_is_accepted_once_and_then_already_so(world: World) -> None:
+    upgrade = world.start()
+    world.work(steps=2)
+    assert world.verb(upgrade, "pause")["state"] == "paused"
+    paused = world.verb(upgrade, "pause", status=200)
+    assert paused["conditions"][0]["type"] == "paused"
+    assert world.work() == 0
+    assert world.verb(upgrade, "resume")["state"] == "running"
+    world.verb(upgrade, "resume", status=200)
+    world.verb(upgrade, "retry", status=200)
+    assert world.verb(upgrade, "cancel")["state"] == "cancelled"
+    world.verb(upgrade, "cancel", status=200)
+
+
+def test_an_impossible_verb_names_what_is_possible(world: World) -> None:
+    upgrade = world.start()
+    for verb in ("rollback", "finalize", "cutover"):
+        problem = world.refused(world.client.post(f"/admin/upgrades/{upgrade}/{verb}"), 409, "invalid_state_transition")
+        assert problem["allowed"] == ["pause", "cancel"]
+    world.work()
+    problem = world.refused(world.client.post(f"/admin/upgrades/{upgrade}/pause"), 409, "invalid_state_transition")
+    assert problem["allowed"] == ["rollback", "finalize"]
+    throttle = world.client.patch(f"/admin/upgrades/{upgrade}", json={"throttle": {"duty_cycle": 1}})
+    world.refused(throttle, 409, "invalid_state_transition")
+
+
+def test_the_throttle_changes_while_it_runs(world: World) -> None:
+    upgrade = world.start(throttle={"items_per_second": 0.001})
+    world.work()
+    document = world.upgrade(upgrade)
+    assert document["progress"]["items_done"] == 1
+    assert document["conditions"][0]["type"] == "throttled"
+    assert document["conditions"][0]["reason"] == "items_per_second"
+    body = {"throttle": {"items_per_second": None, "duty_cycle": 1}}
+    changed = world.client.patch(f"/admin/upgrades/{upgrade}", json=body)
+    assert changed.status_code == 200
+    assert changed.json()["throttle"] == {"duty_cycle": 1}
+    world.work()
+    assert world.upgrade(upgrade)["state"] == "completed"
+
+
+def test_a_rollback_gives_the_same_answers_to_the_last_bit(world: World) -> None:
+    before, files = answers(world), world.everything()["files"]
+    upgrade = world.upgraded()
+    assert world.verb(upgrade, "rollback")["state"] == "rolled_back"
+    assert answers(world) == before
+    assert world.everything()["files"] == files
+    assert world.get(f"/galleries/{GALLERY}")["model"] == "old"
+    world.verb(upgrade, "rollback", status=200)
+
+
+def test_a_cancelled_upgrade_leaves_the_gallery_as_it_was(world: World) -> None:
+    before, files = answers(world), world.everything()["files"]
+    upgrade = world.start()
+    world.work(steps=3)
+    world.verb(upgrade, "cancel")
+    assert answers(world) == before
+    assert world.everything()["files"] == files
+
+
+@pytest.mark.parametrize(("verb", "state"), [("cancel", "cancelled"), ("rollback", "rolled_back")])
+def test_native_items_are_not_made_unreachable_without_consent(world: World, verb: str, state: str) -> None:
+    upgrade = world.start()
+    if verb == "rollback":
+        world.work()
+    world.upsert({"id": "native", "embedding": [7, 0, 0, 0, 0]}, model="new")
+    problem = world.refused(
+        world.client.post(f"/admin/upgrades/{upgrade}/{verb}"), 409, "native_items_would_be_unreachable"
+    )
+    assert problem["items"] == 1
+    refused = world.client.post(f"/admin/upgrades/{upgrade}/{verb}", json={"accept_unreachable": False})
+    assert refused.status_code == 409
+    assert world.verb(upgrade, verb, {"accept_unreachable": True})["state"] == state
+    found = world.search([7, 0, 0, 0, 0], "new", allow_partial=True)
+    assert [hit["id"] for hit in found["hits"]] == ["native"]
+    assert "native" in world.get(f"/galleries/{GALLERY}/items/native")["id"]
+
+
+def test_after_finalize_the_source_model_is_retired(world: World) -> None:
+    upgrade = world.upgraded()
+    assert world.verb(upgrade, "finalize")["state"] == "finalized"
+    world.verb(upgrade, "finalize", status=200)
+    search = {"model": "old", "vector": UNITS[0].tolist()}
+    world.refused(world.client.post(f"/galleries/{GALLERY}/search", json=search), 409, "model_retired")
+    items = {"model": "old", "items": [{"id": "late", "embedding": UNITS[0].tolist()}]}
+    world.refused(world.client.post(f"/galleries/{GALLERY}/items", json=items), 409, "model_retired")
+    columns = world.get(f"/galleries/{GALLERY}")["columns"]
+    assert [column["model"] for column in columns] == ["new"]
+    assert [hit["id"] for hit in world.search([0, 1, 0, 0, 0], "new", k=1)["hits"]] == ["item-0"]
+
+
+def test_a_backward_transformation_serves_the_retired_model_no_more_than_it_can(world: World) -> None:
+    world.transformation("new-to-old", "new", "old", "backward", backward())
+    upgrade = world.upgraded()
+    world.verb(upgrade, "finalize")
+    answer = world.old_search(2)
+    assert answer["served"]["routes"]["backward"] == 4
+    assert answer["hits"][0]["id"] == "item-2"
+
+
+def test_a_source_model_write_after_completion_is_upgraded_at_once(world: World) -> None:
+    world.upgraded()
+    world.upsert({"id": "late", "embedding": [0, 0, 8, 0]})
+    answer = world.search([0, 0, 0, 8, 0], "new", k=1)
+    assert answer["hits"] == [{"id": "late", "score": 0.0, "origin": "derived"}]
+    assert answer["served"]["routes"]["direct"] == 5
+
+
+def test_what_is_written_during_an_upgrade_is_upgraded_too(world: World) -> None:
+    upgrade = world.start()
+    world.work(steps=2)
+    world.upsert({"id": "late", "embedding": [0, 0, 8, 0]})
+    world.upsert({"id": "native", "embedding": [9, 0, 0, 0, 0]}, model="new")
+    world.work()
+    document = world.upgrade(upgrade)
+    assert document["state"] == "completed"
+    assert document["progress"]["items_done"] == 5
+    answer = world.search([0, 0, 0, 8, 0], "new")
+    assert answer["served"]["routes"]["direct"] == 6
+    assert {hit["id"]: hit["origin"] for hit in answer["hits"]}["native"] == "native"
+
+
+def test_an_upgrade_of_an_empty_gallery_completes_at_once(empty: World) -> None:
+    empty.prepared()
+    upgrade = empty.start()
+    assert empty.upgrade(upgrade)["state"] == "completed"
+    assert empty.upgrade(upgrade)["progress"]["fraction"] == 1.0
+    assert empty.get(f"/galleries/{GALLERY}")["model"] == "new"
+
+
+def test_a_manual_cutover_waits_to_be_asked(world: World) -> None:
+    upgrade = world.start(cutover="manual")
+    world.work()
+    assert world.upgrade(upgrade)["state"] == "awaiting_cutover"
+    assert world.new_search(0)["served"]["routes"]["forward"] == 4
+    assert world.verb(upgrade, "cutover")["state"] == "completed"
+    assert world.new_search(0)["served"]["routes"]["direct"] == 4
+
+
+def test_a_dry_run_reports_and_changes_nothing(world: World) -> None:
+    upgrade = world.start(dry_run=True)
+    files = world.everything()["files"]
+    world.work()
+    document = world.upgrade(upgrade)
+    assert document["state"] == "completed"
+    assert document["dry_run"]
+    assert document["report"]["bytes_needed"] > 0
+    assert world.everything()["files"] == files
+    assert world.get(f"/galleries/{GALLERY}")["model"] == "old"
+    world.refused(world.client.post(f"/admin/upgrades/{upgrade}/finalize"), 409, "invalid_state_transition")
+
+
+def test_a_gate_that_is_missed_fails_the_upgrade_and_says_by_how_much(world: World) -> None:
+    upgrade = world.start(gate={"min_cmc1": 0.9})
+    world.work()
+    document = world.upgrade(upgrade)
+    assert document["state"] == "failed"
+    assert "probes" in document["error"]
+    world.verb(upgrade, "cancel")
+
+
+def test_failed_segments_are_listed_with_their_error_and_can_be_retried(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade = world.start()
+    world.work(steps=2)
+    apply: Callable[..., Any] = world.store.transforms.apply
+
+    def fail(*_: Any) -> Any:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(world.store.transforms, "apply", fail)
+    world.work()
+    assert world.upgrade(upgrade)["state"] == "failed"
+    page = world.get(f"/admin/upgrades/{upgrade}/failures", params={"page_size": 2})
+    assert len(page["failures"]) == 2
+    assert "the disk is gone" in page["failures"][0]["error"]
+    assert page["failures"][0]["attempts"] == 3
+    rest = world.get(f"/admin/upgrades/{upgrade}/failures", params={"page_token": page["next_page_token"]})
+    assert len(rest["failures"]) == 1
+    monkeypatch.setattr(world.store.transforms, "apply", apply)
+    assert world.verb(upgrade, "retry")["state"] == "running"
+    world.work()
+    assert world.upgrade(upgrade)["state"] == "completed"
+
+
+def test_upgrades_are_listed_newest_first(world: World) -> None:
+    first = world.start()
+    world.verb(first, "cancel")
+    second = world.start()
+    page = world.get("/admin/upgrades", params={"page_size": 1})
+    assert [each["id"] for each in page["upgrades"]] == [second]
+    page = world.get("/admin/upgrades", params={"page_token": page["next_page_token"]})
+    assert [each["id"] for each in page["upgrades"]] == [first]
+
+
+def test_without_an_uncertainty_head_there_is_no_refinement_list(world: World) -> None:
+    upgrade = world.upgraded()
+    problem = world.refused(world.client.get(f"/admin/upgrades/{upgrade}/refinement"), 409, "no_uncertainty")
+    assert "uncertainty head" in problem["detail"]

@@ -1,0 +1,173 @@
+"""Bulk upserts as Arrow IPC streams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.service.world import GALLERY, OLD, World, opened
+
+ITEMS = f"/galleries/{GALLERY}/items"
+TYPE = {"content-type": "application/vnd.apache.arrow.stream"}
+
+
+def fixed(vectors: Any, kind: Any = None) -> Any:
+    """A fixed-size list column."""
+    array = np.asarray(vectors, np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel(), kind or pa.float32()), array.shape[1])
+
+
+def stream(columns: dict[str, Any], *, batches: int = 1, model: str | None = None) -> bytes:
+    """An IPC stream of a table."""
+    table = pa.table(columns)
+    if model is not None:
+        table = table.replace_schema_metadata({"model": model})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(1, len(table) // batches))
+    return bytes(sink.getvalue())
+
+
+def send(world: World, content: bytes, model: str | None = "old") -> Any:
+    params = {} if model is None else {"model": model}
+    return world.client.post(ITEMS, content=content, headers=TYPE, params=params)
+
+
+@pytest.fixture
+def vectors() -> Any:
+    return np.random.default_rng(0).normal(size=(100, OLD)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "list", "large_list", "float16", "float64"])
+@pytest.mark.parametrize("batches", [1, 7])
+def test_a_stream_is_written_like_json(empty: World, vectors: Any, kind: str, batches: int) -> None:
+    empty.prepared()
+    if kind == "float16":
+        vectors = vectors.astype(np.float16)
+    column = {
+        "fixed": lambda: fixed(vectors),
+        "list": lambda: pa.array(vectors.tolist(), pa.list_(pa.float32())),
+        "large_list": lambda: pa.array(vectors.tolist(), pa.large_list(pa.float32())),
+        "float16": lambda: pa.array(list(vectors), pa.list_(pa.float16())),
+        "float64": lambda: fixed(vectors, pa.float64()),
+    }[kind]()
+    ids = [f"a-{at}" for at in range(100)]
+    payload = [f'{{"at": {at}}}' if at % 2 else None for at in range(100)]
+    content = stream({"id": ids, "embedding": column, "payload": payload}, batches=batches)
+    assert send(empty, content).json() == {"upserted": 100, "version": 1}
+    hit = empty.search(vectors[41].astype(np.float32), k=1, include=["payload"])["hits"][0]
+    assert (hit["id"], hit["payload"]) == ("a-41", {"at": 41})
+    assert empty.get(f"{ITEMS}/a-42")["payload"] is None
+
+
+def test_the_model_may_stand_in_the_schema(empty: World, vectors: Any) -> None:
+    empty.prepared()
+    content = stream({"id": ["a"], "embedding": fixed(vectors[:1])}, model="old")
+    assert send(empty, content, model=None).json()["upserted"] == 1
+    bare = stream({"id": ["a"], "embedding": fixed(vectors[:1])})
+    empty.refused(send(empty, bare, model=None), 422, "invalid_arrow")
+    empty.refused(send(empty, bare, model="nobody"), 404, "model_not_found")
+
+
+def test_side_information_may_be_null_and_payloads_structs(empty: World, vectors: Any) -> None:
+    empty.model("old", OLD, side_information={"dimension": 2})
+    empty.post("/galleries", {"name": GALLERY, "model": "old"})
+    content = stream(
+        {
+            "id": ["a", "b", "c"],
+            "embedding": fixed(vectors[:3]),
+            "side_information": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.float32(), 2)),
+            "payload": [{"n": 1, "s": "x"}, None, {"n": 2, "s": None}],
+        }
+    )
+    assert send(empty, content).json()["upserted"] == 3
+    read = [empty.get(f"{ITEMS}/{each}?include=vectors") for each in "abc"]
+    assert [item["side_information"] for item in read] == [[1, 2], None, [3, 4]]
+    assert [item["payload"] for item in read] == [{"n": 1, "s": "x"}, None, {"n": 2, "s": None}]
+
+
+def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
+    good = {"id": ["a", "b"], "embedding": fixed(vectors[:2])}
+    whole = stream(good)
+    lists = pa.list_(pa.float32())
+    nan = vectors[:2].copy()
+    nan[1, 2] = np.nan
+    return {
+        "empty": (b"", "invalid_arrow", None),
+        "noise": (b"noise" * 100, "invalid_arrow", None),
+        "cut": (whole[: len(whole) // 2], "invalid_arrow", None),
+        "file": (b"ARROW1\0\0" + whole, "invalid_arrow", None),
+        "no rows": (
+            stream({"id": pa.array([], pa.string()), "embedding": fixed(vectors[:0])}),
+            "invalid_item",
+            "/items",
+        ),
+        "no ids": (stream({"embedding": good["embedding"]}), "invalid_arrow", None),
+        "more": (stream({**good, "colour": [1, 2]}), "invalid_arrow", None),
+        "numbers as ids": (stream({**good, "id": [1, 2]}), "invalid_arrow", None),
+        "text as vectors": (stream({**good, "embedding": ["x", "y"]}), "invalid_arrow", None),
+        "null id": (stream({**good, "id": ["a", None]}), "invalid_item", "/items/1/id"),
+        "same id": (stream({**good, "id": ["a", "a"]}), "duplicate_id", "/items/1/id"),
+        "null vector": (
+            stream({**good, "embedding": pa.array([[1.0] * OLD, None], lists)}),
+            "invalid_vector",
+            "/items/1/embedding",
+        ),
+        "null number": (
+            stream({**good, "embedding": pa.array([[1.0] * OLD, [1.0, None, 1.0, 1.0]], lists)}),
+            "invalid_vector",
+            "/items/1/embedding",
+        ),
+        "nan": (stream({**good, "embedding": fixed(nan)}), "invalid_vector", "/items/1/embedding"),
+        "width": (stream({**good, "embedding": fixed(vectors[:2, :3])}), "dimension_mismatch", "/items/0/embedding"),
+        "widths": (
+            stream({**good, "embedding": pa.array([[1.0] * OLD, [1.0]], lists)}),
+            "dimension_mismatch",
+            "/items/1/embedding",
+        ),
+        "no json": (stream({**good, "payload": ["{}", "{"]}), "invalid_item", "/items/1/payload"),
+        "json list": (stream({**good, "payload": ["{}", "[]"]}), "invalid_item", "/items/1/payload"),
+        "bytes": (stream({**good, "payload": [{"x": b"\xff"}, None]}), "invalid_item", "/items/0/payload"),
+    }
+
+
+@pytest.mark.parametrize("name", bad(np.ones((2, OLD), np.float32)))
+def test_a_bad_stream_is_refused_and_changes_nothing(empty: World, vectors: Any, name: str) -> None:
+    empty.prepared()
+    before = empty.everything()
+    content, code, pointer = bad(vectors)[name]
+    problem = empty.refused(send(empty, content), 422, code)
+    if pointer is not None:
+        assert problem["errors"][0]["pointer"] == pointer
+    assert empty.everything() == before
+
+
+def test_offsets_that_lead_elsewhere_are_not_followed(empty: World, vectors: Any) -> None:
+    """Every byte of a small stream is changed once: it is refused or written, and nothing crashes."""
+    empty.prepared()
+    whole = stream({"id": ["ab", "cd"], "embedding": pa.array(vectors[:2].tolist(), pa.list_(pa.float32()))})
+    for at in range(0, len(whole), 11):
+        changed = bytearray(whole)
+        changed[at] ^= 0xFF
+        assert send(empty, bytes(changed)).status_code in (200, 422)
+
+
+def test_limits_of_a_stream_are_held_and_named(tmp_path: Path, vectors: Any) -> None:
+    with opened(tmp_path, gallery={"max_items_per_arrow": 99}, max_arrow_bytes=10_000) as world:
+        world.prepared()
+        ids = [str(at) for at in range(100)]
+        problem = world.refused(send(world, stream({"id": ids, "embedding": fixed(vectors)})), 422, "limit_exceeded")
+        assert problem["limit"] == "max_items_per_arrow"
+        problem = world.refused(send(world, b"x" * 10_001), 413, "body_too_large")
+        assert problem["limit"] == "max_arrow_bytes"
+        # Compressed buffers that swell are counted as they are in memory.
+        table = pa.table({"id": ["a"], "embedding": fixed(np.zeros((1, 8192)))})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(table)
+        problem = world.refused(send(world, bytes(sink.getvalue())), 422, "limit_exceeded")
+        assert problem["limit"] == "max_arrow_bytes"

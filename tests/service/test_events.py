@@ -1,0 +1,123 @@
+"""An upgrade as Server-Sent Events."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import httpx
+import pytest
+
+from tests.service.world import World, events
+
+
+def follow(world: World, upgrade: str, last: int | None = None) -> httpx.Response:
+    """The whole stream of an upgrade that ends."""
+    headers = {} if last is None else {"Last-Event-ID": str(last)}
+    return world.client.get(f"/admin/upgrades/{upgrade}/events", headers=headers)
+
+
+def states(text: str) -> list[str]:
+    return [data["state"] for _, name, data in events(text) if name == "state"]
+
+
+@pytest.fixture
+def later() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Do something in another thread, while the test reads a stream."""
+    threads: list[threading.Thread] = []
+
+    def start(act: Callable[[], object]) -> None:
+        threads.append(threading.Thread(target=act))
+        threads[-1].start()
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+def test_a_newcomer_is_told_how_it_stands_and_then_every_change(
+    world: World, later: Callable[[Callable[[], object]], None]
+) -> None:
+    upgrade = world.start()
+
+    def story() -> None:
+        time.sleep(0.6)
+        world.work()
+        time.sleep(0.6)
+        world.verb(upgrade, "finalize")
+
+    later(story)
+    answer = follow(world, upgrade)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert states(answer.text) == ["pending", "validating", "running", "verifying", "completed", "finalized"]
+    found = events(answer.text)
+    assert found[0][1] == "state"
+    assert [event_id for event_id, _, _ in found] == sorted(event_id for event_id, _, _ in found)
+    progress = [data for _, name, data in found if name == "progress"]
+    assert progress[0]["fraction"] == 0.0
+    assert progress[-1]["fraction"] == 1.0
+    assert all(data["id"] == upgrade for _, name, data in found if name == "state")
+
+
+def test_what_was_missed_is_sent_after_the_last_event_id(world: World) -> None:
+    upgrade = world.upgraded()
+    world.verb(upgrade, "rollback")
+    whole = follow(world, upgrade, 0)
+    assert states(whole.text) == [
+        "pending",
+        "validating",
+        "running",
+        "verifying",
+        "completed",
+        "rolling_back",
+        "rolled_back",
+    ]
+    ids = [event_id for event_id, name, _ in events(whole.text) if name == "state"]
+    assert states(follow(world, upgrade, ids[4]).text) == ["rolling_back", "rolled_back"]
+    assert states(follow(world, upgrade).text) == ["rolled_back"]
+
+
+def test_a_client_that_has_seen_all_of_it_need_not_come_again(world: World) -> None:
+    upgrade = world.start()
+    world.verb(upgrade, "cancel")
+    last = events(follow(world, upgrade).text)[-1][0]
+    assert follow(world, upgrade, last).status_code == 204
+
+
+def test_progress_comes_at_least_each_second_while_it_moves(world: World) -> None:
+    upgrade = world.start(throttle={"items_per_second": 0.001})
+    world.work()
+    at = []
+    with world.client.stream("GET", f"/admin/upgrades/{upgrade}/events") as answer:
+        for line in answer.iter_lines():
+            if line == "event: progress":
+                at.append(time.monotonic())
+            if len(at) == 4:
+                break
+    assert max(later - earlier for earlier, later in pairwise(at[1:])) < 1.5
+
+
+def test_a_stream_ends_when_the_process_is_asked_to_stop(
+    world: World, later: Callable[[Callable[[], object]], None]
+) -> None:
+    upgrade = world.start()
+
+    def close() -> None:
+        time.sleep(0.3)
+        world.app.state.process.closing.set()
+
+    later(close)
+    started = time.monotonic()
+    assert states(follow(world, upgrade).text) == ["pending"]
+    assert time.monotonic() - started < 2
+
+
+def test_a_stream_does_not_hold_up_other_requests(world: World) -> None:
+    upgrade = world.start()
+    with world.client.stream("GET", f"/admin/upgrades/{upgrade}/events") as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        other = httpx.get(world.client.base_url.join("/health/live"))
+        assert other.json() == {"status": "ok"}

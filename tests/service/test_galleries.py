@@ -1,0 +1,172 @@
+"""Galleries and items over REST."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.service.world import GALLERY, OLD, UNITS, World, opened
+
+ITEMS = f"/galleries/{GALLERY}/items"
+
+
+def test_a_gallery_says_what_it_holds(world: World) -> None:
+    document = world.get(f"/galleries/{GALLERY}")
+    created = document.pop("created_at")
+    assert created.endswith("Z")
+    assert document.pop("columns") == [
+        {
+            "model": "old",
+            "native_items": 4,
+            "derived_items": 0,
+            "bytes": 4 * (128 + 4 * OLD),
+            "index": {"kind": "flat", "bytes": 0},
+        }
+    ]
+    assert document == {
+        "name": GALLERY,
+        "model": "old",
+        "items": 4,
+        "segments": 4,
+        "version": 4,
+        "storage_dtype": "float32",
+        "index": {"kind": "auto"},
+        "side_information": {"items": 0, "bytes": 0},
+        "active_upgrade": None,
+    }
+    assert world.get("/galleries")["galleries"][0]["name"] == GALLERY
+
+
+def test_native_and_derived_items_are_counted_while_an_upgrade_runs(world: World) -> None:
+    upgrade = world.start()
+    world.work(steps=3)
+    document = world.get(f"/galleries/{GALLERY}")
+    assert document["active_upgrade"] == upgrade
+    assert {c["model"]: (c["native_items"], c["derived_items"]) for c in document["columns"]} == {
+        "old": (4, 0),
+        "new": (0, 2),
+    }
+
+
+def test_an_upsert_is_seen_by_the_next_search_and_replaces_by_id(world: World) -> None:
+    assert world.upsert({"id": "item-0", "embedding": [0, 0, 0, 2]}) == {"upserted": 1, "version": 5}
+    answer = world.search([0, 0, 0, 2], k=1)
+    assert answer["hits"] == [{"id": "item-0", "score": 0.0, "origin": "native"}]
+    assert answer["served"]["gallery_version"] == 5
+    assert world.get(f"/galleries/{GALLERY}")["items"] == 4
+
+
+def test_vectors_may_come_as_base64(world: World) -> None:
+    vector = base64.b64encode(np.array([0, 3, 0, 0], "<f4").tobytes()).decode()
+    world.upsert({"id": "b64", "embedding": vector})
+    body = {"model": "old", "vector": vector, "k": 1}
+    assert world.post(f"/galleries/{GALLERY}/search", body)["hits"][0]["id"] == "b64"
+
+
+def test_an_item_is_read_with_its_columns_and_their_makers(world: World) -> None:
+    upgrade = world.upgraded()
+    item = world.get(f"{ITEMS}/item-1")
+    assert item == {
+        "id": "item-1",
+        "payload": {"axis": 1, "even": False},
+        "side_information": None,
+        "columns": [
+            {"model": "new", "origin": "derived", "transformation": "old-to-new", "vector": None},
+            {"model": "old", "origin": "native", "transformation": None, "vector": None},
+        ],
+    }
+    vectors = [column["vector"] for column in world.get(f"{ITEMS}/item-1?include=vectors")["columns"]]
+    assert vectors == [[0, 0, 1, 0, 0], [0, 1, 0, 0]]
+    world.verb(upgrade, "rollback")
+    assert [column["model"] for column in world.get(f"{ITEMS}/item-1")["columns"]] == ["old"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "ä ö", "delete", "%", "日本"])
+def test_an_id_may_be_any_printable_text(world: World, name: str) -> None:
+    from urllib.parse import quote
+
+    world.upsert({"id": name, "embedding": [9, 9, 9, 9]})
+    assert world.get(f"{ITEMS}/{quote(name, safe='')}")["id"] == name
+    assert world.search([9, 9, 9, 9], k=1)["hits"][0]["id"] == name
+
+
+def test_deleted_items_are_gone_and_unknown_ids_are_reported(world: World) -> None:
+    answer = world.post(f"{ITEMS}/delete", {"ids": ["item-0", "nobody", "item-0", "\0"]})
+    assert answer == {"deleted": 1, "missing": ["nobody", "\0"]}
+    assert [hit["id"] for hit in world.old_search(0)["hits"]] == ["item-1", "item-2", "item-3"]
+    world.refused(world.client.get(f"{ITEMS}/item-0"), 404, "item_not_found")
+
+
+def test_one_request_takes_items_with_and_without_side_information(empty: World) -> None:
+    empty.model("old", OLD, side_information={"dimension": 2})
+    empty.post("/galleries", {"name": GALLERY, "model": "old", "storage_dtype": "float16"})
+    items = [{"id": str(at), "embedding": unit.tolist()} for at, unit in enumerate(UNITS)]
+    items[1]["side_information"], items[3]["side_information"] = [1, 2], [3, 4]
+    empty.upsert(*items)
+    assert empty.get(f"/galleries/{GALLERY}")["side_information"]["items"] == 2
+    sides = [empty.get(f"{ITEMS}/{at}?include=vectors")["side_information"] for at in range(4)]
+    assert sides == [None, [1, 2], None, [3, 4]]
+    items[3]["side_information"] = [3]
+    problem = empty.refused(empty.client.post(ITEMS, json={"model": "old", "items": items}), 422, "dimension_mismatch")
+    assert problem["errors"][0]["pointer"] == "/items/3/side_information"
+    assert problem["item"] == "3"
+
+
+def test_a_deleted_gallery_is_gone_and_its_upgrade_is_cancelled(world: World) -> None:
+    upgrade = world.start()
+    world.work(steps=2)
+    assert world.client.delete(f"/galleries/{GALLERY}").status_code == 204
+    world.refused(world.client.get(f"/galleries/{GALLERY}"), 404, "gallery_not_found")
+    body = {"model": "old", "vector": [1, 0, 0, 0]}
+    world.refused(world.client.post(f"/galleries/{GALLERY}/search", json=body), 404, "gallery_not_found")
+    assert world.upgrade(upgrade)["state"] == "cancelled"
+    assert not list((world.folder / "data" / "columns").glob("**/*.npy"))
+    world.post("/galleries", {"name": GALLERY, "model": "old"})
+    assert world.old_search(0)["hits"] == []
+
+
+def test_limits_of_items_are_held_and_named(tmp_path: Path) -> None:
+    with opened(tmp_path, gallery={"max_items_per_upsert": 2}) as world:
+        world.prepared()
+        items = [{"id": str(at), "embedding": [1, 0, 0, 0]} for at in range(3)]
+        problem = world.refused(world.client.post(ITEMS, json={"model": "old", "items": items}), 422, "limit_exceeded")
+        assert (problem["limit"], problem["maximum"]) == ("max_items_per_upsert", 2)
+        assert world.get("/info")["limits"]["max_items_per_upsert"] == 2
+
+
+def test_another_process_sees_a_write_within_a_second(world: World) -> None:
+    """Both have the same store here, but each has its own snapshots."""
+    import time
+
+    from service.app import create_app
+    from tests.service.world import served
+
+    other = create_app(world.store)
+    with served(other) as address:
+        world.upsert({"id": "fresh", "embedding": [5, 5, 5, 5]})
+        time.sleep(1)
+        seen = other.state.process.galleries.current.snapshot(GALLERY)
+        assert seen.version == 5
+        world.post("/galleries", {"name": "second", "model": "old"})
+        # What is not known yet is looked for at once.
+        answer = world.client.post(f"{address}/galleries/second/search", json={"model": "old", "vector": [1, 0, 0, 0]})
+        assert answer.status_code == 200
+
+
+def test_probes_are_kept_and_measure_the_upgrade(world: World) -> None:
+    probes = [
+        {"vectors": {"old": unit.tolist(), "new": [0, *unit.tolist()]}, "relevant": [f"item-{at}"]}
+        for at, unit in enumerate(UNITS)
+    ]
+    answer = world.client.put(f"/galleries/{GALLERY}/probes", json={"probes": probes})
+    assert answer.json() == {"probes": 4}
+    upgrade = world.start(gate={"min_cmc1": 0.9})
+    world.work()
+    quality = world.upgrade(upgrade)["quality"]
+    assert quality["before"]["cmc1"] == quality["expected_after"]["cmc1"] == quality["now"]["cmc1"] == 1.0
+    wrong = {"probes": [probes[0], {"vectors": {"old": [1.0]}}]}
+    problem = world.refused(world.client.put(f"/galleries/{GALLERY}/probes", json=wrong), 422, "dimension_mismatch")
+    assert problem["errors"][0]["pointer"] == "/probes/1/vectors/old"

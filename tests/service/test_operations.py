@@ -1,0 +1,156 @@
+"""Health, limits, metrics, overload, failures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from sqlalchemy import select, text
+
+from gallery.catalog.tables import SearchLatencyRow
+from service.telemetry import Latencies
+from tests.service.world import GALLERY, UNITS, World, opened
+
+SEARCH = f"/galleries/{GALLERY}/search"
+QUERY = {"model": "old", "vector": UNITS[0].tolist()}
+
+
+def test_info_publishes_version_and_limits(empty: World) -> None:
+    info = empty.get("/info")
+    assert info["name"] == "forwardfill"
+    assert info["limits"] == {
+        "max_body_bytes": 64 << 20,
+        "max_arrow_bytes": 1 << 30,
+        "max_artifact_bytes": 1 << 30,
+        "max_items_per_upsert": 10_000,
+        "max_items_per_arrow": 1_000_000,
+        "max_k": 1000,
+        "max_dimension": 8192,
+        "max_queries": 1000,
+    }
+
+
+def test_metrics_count_searches_and_upgraded_items(world: World) -> None:
+    world.old_search(0)
+    world.client.post(SEARCH, json={**QUERY, "vector": [1]})
+    world.upgraded()
+    lines = world.client.get("/metrics").text.splitlines()
+    assert "forwardfill_search_seconds_count 1.0" in lines
+    assert 'forwardfill_searches_total{outcome="answered"} 1.0' in lines
+    assert 'forwardfill_searches_total{outcome="refused"} 1.0' in lines
+    assert 'forwardfill_searched_items_total{route="direct"} 4.0' in lines
+    assert 'forwardfill_upgrade_items_total{gallery="photos"} 4.0' in lines
+    assert 'forwardfill_upgrades{state="completed"} 1.0' in lines
+    assert 'forwardfill_gallery_items{gallery="photos"} 4.0' in lines
+    route = "/galleries/{gallery}/search"
+    assert f'forwardfill_http_requests_total{{method="POST",route="{route}",status="422"}} 1.0' in lines
+
+
+def test_a_catalog_that_does_not_answer_is_not_ready_but_searches_go_on(world: World) -> None:
+    catalog = world.folder / "data" / "catalog.sqlite3"
+    moved = catalog.with_suffix(".away")
+    catalog.rename(moved)
+    world.store.catalog.engine.dispose()
+    try:
+        world.refused(world.client.get("/health/ready"), 503, "unavailable")
+        assert world.get("/health/live") == {"status": "ok"}
+        assert len(world.old_search(0)["hits"]) == 4
+    finally:
+        world.store.catalog.engine.dispose()
+        for made in catalog.parent.glob("catalog.sqlite3*"):
+            made.unlink()
+        moved.rename(catalog)
+
+
+def test_overload_is_refused_and_not_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path, max_concurrent_searches=2, max_waiting_searches=1) as world:
+        world.prepared().filled()
+        release, find = threading.Event(), type(world.app.state.process.searcher).search
+
+        def slow(*given: Any) -> Any:
+            release.wait(20)
+            return find(*given)
+
+        monkeypatch.setattr(type(world.app.state.process.searcher), "search", slow)
+        with ThreadPoolExecutor(4) as threads:
+            sent = [threads.submit(world.client.post, SEARCH, json=QUERY) for _ in range(4)]
+            while not any(each.done() for each in sent):
+                time.sleep(0.01)
+            # Others are not held up: searches have slots of their own.
+            assert world.get(f"/galleries/{GALLERY}")["items"] == 4
+            release.set()
+            answers = [each.result() for each in sent]
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 429]
+        (refused,) = (answer for answer in answers if answer.status_code == 429)
+        world.refused(refused, 429, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        assert world.client.post(SEARCH, json=QUERY).status_code == 200
+
+
+def test_a_crash_answers_with_a_problem_that_says_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: Any) -> Any:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(type(world.app.state.process.searcher), "search", crash)
+    answer = world.client.post(SEARCH, json=QUERY)
+    world.refused(answer, 500, "internal_error")
+    assert "secret" not in answer.text
+
+
+def test_damage_is_not_the_clients_fault_and_names_no_file(world: World) -> None:
+    for artifact in (world.folder / "data" / "artifacts").iterdir():
+        artifact.write_bytes(b"other bytes")
+    world.app.state.process.store.transforms._loaded.clear()
+    body = {"model": "new", "vector": [0, *UNITS[0].tolist()], "companions": {"old": UNITS[0].tolist()}}
+    answer = world.client.post(SEARCH, json=body)
+    world.refused(answer, 500, "damaged")
+    assert "safetensors" not in answer.text
+
+
+def test_search_latency_is_published_only_while_an_upgrade_asks(world: World) -> None:
+    def published() -> list[SearchLatencyRow]:
+        with world.store.catalog.reading() as session:
+            return list(session.scalars(select(SearchLatencyRow)))
+
+    world.old_search(0)
+    time.sleep(1.5)
+    assert published() == []
+    world.start(throttle={"max_search_p99_ms": 1000})
+    world.old_search(0)
+    time.sleep(2)
+    (row,) = published()
+    assert row.p99_ms > 0
+
+
+def test_a_published_latency_is_taken_back_when_the_process_ends(tmp_path: Path) -> None:
+    with opened(tmp_path) as world:
+        world.prepared().filled().start(throttle={"max_search_p99_ms": 1000})
+        time.sleep(1.5)
+    with world.store.catalog.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM search_latencies")).scalar() == 0
+    world.store.catalog.close()
+
+
+def test_p99_is_of_the_slowest_hundredth() -> None:
+    latencies = Latencies()
+    assert latencies.p99_ms(1) == 0.0
+    for at in range(1, 201):
+        latencies.record(1, at / 1000)
+    assert latencies.p99_ms(1) == pytest.approx(199)
+    assert latencies.p99_ms(2) == 0.0
+
+
+def test_each_request_is_one_event_without_what_was_sent(world: World) -> None:
+    with structlog.testing.capture_logs() as events:
+        world.client.post(SEARCH, json={**QUERY, "vector": [0.987654, 0, 0, 0]}, headers={"x-request-id": "mine"})
+        while not events:  # it is written after the answer was sent
+            time.sleep(0.01)
+    (event,) = (event for event in events if event["event"] == "request")
+    assert event["path"] == SEARCH
+    assert event["status"] == 200
+    assert "0.987654" not in str(events)

@@ -1,0 +1,133 @@
+"""A search over REST."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sqlalchemy import event
+
+from tests.service.world import GALLERY, UNITS, World, backward
+
+SEARCH = f"/galleries/{GALLERY}/search"
+
+
+@pytest.fixture
+def statements(world: World) -> list[str]:
+    """Every statement that the database is asked, by searches only: the refresher is silenced."""
+    world.app.state.process.galleries.refresh()
+    asked: list[str] = []
+
+    def listen(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        import threading
+
+        if threading.current_thread().name != "refresher":
+            asked.append(statement)
+
+    event.listen(world.store.catalog.engine, "before_cursor_execute", listen)
+    return asked
+
+
+def test_a_search_does_not_touch_the_database(world: World, statements: list[str]) -> None:
+    world.old_search(0)
+    world.new_search(1)
+    world.post(f"{SEARCH}/batch", {"model": "old", "queries": UNITS.tolist(), "k": 2})
+    world.refused(world.client.post(SEARCH, json={"model": "old", "vector": [1.0]}), 422, "dimension_mismatch")
+    assert statements == []
+    world.old_search(0, include=["payload"])
+    assert statements
+
+
+def test_hits_carry_payloads_on_request(world: World) -> None:
+    hits = world.old_search(2, k=1, include=["payload"])["hits"]
+    assert hits == [{"id": "item-2", "score": 0.0, "origin": "native", "payload": {"axis": 2, "even": True}}]
+    assert "payload" not in world.old_search(2, k=1)["hits"][0]
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [
+        ({"axis": 1}, {"item-1"}),
+        ({"even": True}, {"item-0", "item-2"}),
+        ({"axis": {"lt": 2}}, {"item-0", "item-1"}),
+        ({"axis": {"gte": 1, "lte": 2}}, {"item-1", "item-2"}),
+        ({"or": [{"axis": 0}, {"axis": {"in": [3, 4]}}]}, {"item-0", "item-3"}),
+        ({"not": {"even": True}}, {"item-1", "item-3"}),
+        ({"colour": {"exists": True}}, set()),
+    ],
+)
+def test_a_filter_holds_on_every_route(world: World, condition: object, found: set[str]) -> None:
+    world.start()
+    world.work(steps=3)  # half of the segments are direct, half are forward
+    for answer in (world.old_search(0, filter=condition), world.new_search(0, filter=condition)):
+        assert {hit["id"] for hit in answer["hits"]} == found
+
+
+def test_without_a_companion_the_refusal_says_what_would_help(world: World) -> None:
+    problem = world.refused(
+        world.client.post(SEARCH, json={"model": "new", "vector": [0, 1, 0, 0, 0]}), 409, "no_route"
+    )
+    assert "old" in problem["detail"]
+    assert "new" in problem["detail"]
+    assert "companions" in problem["detail"]
+
+
+def test_a_partial_answer_states_its_coverage(world: World) -> None:
+    world.start()
+    world.work(steps=3)
+    answer = world.search([0, 1, 0, 0, 0], "new", allow_partial=True)
+    assert answer["served"]["routes"] == {"direct": 2, "forward": 0, "backward": 0, "unreachable": 2}
+    assert {hit["id"] for hit in answer["hits"]} == {"item-0", "item-1"}
+
+
+def test_a_backward_transformation_answers_new_queries_in_the_old_space(world: World) -> None:
+    world.model("compatible", 5)
+    world.transformation("compatible-to-old", "compatible", "old", "backward", backward())
+    answer = world.search([0, 0, 1, 0, 0], "compatible")
+    assert answer["served"]["model"] == "compatible"
+    assert answer["served"]["score_space"] == "old"
+    assert answer["hits"][0] == {"id": "item-1", "score": 0.0, "origin": "native"}
+
+
+def test_a_backward_transformation_stands_in_for_a_companion(world: World) -> None:
+    world.transformation("new-to-old", "new", "old", "backward", backward())
+    answer = world.search([0, 0, 1, 0, 0], "new")
+    assert answer["served"]["score_space"] == "new"
+    assert answer["served"]["routes"]["forward"] == 4
+    assert answer["hits"][0] == {"id": "item-1", "score": 0.0, "origin": "derived"}
+
+
+def test_a_batch_answers_as_single_searches_do(world: World) -> None:
+    world.start()
+    world.work(steps=3)
+    queries = [
+        {"vector": [0, *unit.tolist()], "companions": {"old": unit.tolist()}} for unit in UNITS + np.float32(0.25)
+    ]
+    batch = world.post(f"{SEARCH}/batch", {"model": "new", "queries": queries, "k": 3, "include": ["payload"]})
+    for query, result in zip(queries, batch["results"], strict=True):
+        single = world.post(SEARCH, {"model": "new", "k": 3, "include": ["payload"], **query})
+        assert result["hits"] == single["hits"]
+        assert batch["served"] == single["served"]
+
+
+def test_a_large_batch_is_answered_in_parts_of_one_snapshot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = UNITS.tolist() * 5
+    body = {"model": "old", "queries": queries, "k": 2}
+    whole = world.post(f"{SEARCH}/batch", body)
+    monkeypatch.setattr("service.api.search._CANDIDATES_AT_ONCE", 3 * 2 * 10)
+    parts = world.post(f"{SEARCH}/batch", body)
+    assert parts["results"] == whole["results"]
+    assert len(parts["results"]) == len(queries)
+
+
+def test_an_empty_gallery_answers_with_nothing(empty: World) -> None:
+    empty.prepared()
+    assert empty.old_search(0)["hits"] == []
+    assert empty.search([0, 1, 0, 0, 0], "new")["hits"] == []
+
+
+def test_more_hits_are_not_invented(world: World) -> None:
+    assert len(world.old_search(0, k=1000)["hits"]) == 4
+
+
+def test_integers_are_numbers(world: World) -> None:
+    assert world.post(SEARCH, {"model": "old", "vector": [1, 0, 0, 0], "k": 1})["hits"][0]["score"] == 0.0
