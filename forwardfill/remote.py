@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -14,13 +13,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from forwardfill.client import RESTING, Client, ForwardfillError, Throttle, Upgrade
+from forwardfill.settings import ClientSettings
 
 models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
 galleries = typer.Typer(no_args_is_help=True, help="Galleries of a running service.")
 upgrade = typer.Typer(no_args_is_help=True, help="Upgrades of a running service: start, watch, steer.")
 console = Console()
-
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 @models.command("list")
@@ -170,8 +168,9 @@ def rollback(upgrade_id: str, accept_unreachable: bool = False) -> None:
 @contextmanager
 def _client() -> Iterator[Client]:
     """Talk to FORWARDFILL_URL with FORWARDFILL_API_KEY; say what went wrong in one line."""
-    url = os.environ.get("FORWARDFILL_URL", DEFAULT_URL)
-    with Client(url, os.environ.get("FORWARDFILL_API_KEY")) as client:
+    settings = ClientSettings()
+    url, key = settings.url, settings.api_key
+    with Client(url, key.get_secret_value() if key else None) as client:
         try:
             yield client
         except ForwardfillError as error:

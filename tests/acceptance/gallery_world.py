@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from system import ok
 
 from models import artifacts
 from models.runtime import load_transform
 from models.transformations import Fct, build
+from tests.acceptance.system import ok
 
 OLD, NEW, SIDE = 16, 24, 8
 
@@ -53,18 +53,8 @@ class World:
             model = {"name": name, "dimension": dimension, "metric": "euclidean", "normalized": False}
             ok(http.post("/models", json={**model, "side_information": side, "fingerprint": None}))
         ok(http.put(f"/artifacts/{sha256}", content=body))
-        transformation = {
-            "name": "old-to-new",
-            "source": "old",
-            "target": "new",
-            "direction": "forward",
-            "method": "fct",
-        }
-        ok(
-            http.post(
-                "/transformations", json={**transformation, "direction": "forward", "method": "fct", "artifact": sha256}
-            )
-        )
+        transformation = {"name": self.transformation, "source": self.old, "target": self.new, "artifact": sha256}
+        ok(http.post("/transformations", json={**transformation, "direction": "forward", "method": "fct"}))
         ok(http.post("/galleries", json={"name": self.gallery, "model": self.old}))
 
     def make(self, ids: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -14,9 +14,10 @@ import httpx
 import numpy as np
 import pytest
 import redis
-from gallery_world import Traffic, World
 from sqlalchemy import text
-from system import Process, System, ok, running, wait_for
+
+from tests.acceptance.gallery_world import Traffic, World
+from tests.acceptance.system import Process, System, ok, running, wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
