@@ -38,8 +38,6 @@ def serve(
     insecure: Annotated[bool, typer.Option(help="Listen beyond loopback although there is no API key.")] = False,
 ) -> None:
     """Run the API, and one worker beside it."""
-    from forwardfill import processes
-
     _environment(HOST=host, PORT=port, DATA=data, INSECURE=insecure or None)
     _limit_threads()
     from forwardfill import processes

@@ -120,9 +120,10 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 
 def test_every_command_that_is_named_exists_with_its_options() -> None:
-    from forwardfill.cli import app
     from typer.core import TyperGroup
     from typer.main import get_command
+
+    from forwardfill.cli import app
 
     named = list(commands("forwardfill"))
     assert {"serve", "worker", "keys", "migrate", "demo"} <= {words[0] for _, words in named if words}
