@@ -72,8 +72,10 @@ VECTOR_SCHEMA = {
 Vector = Annotated[NDArray[Any], PlainValidator(_vector), JsonSchema(VECTOR_SCHEMA)]
 #: the name of something that is made
 Name = Annotated[str, StringConstraints(pattern=NAME)]
+#: what people write
+Text = Annotated[str, AfterValidator(_without_nul)]
 #: the name of something that should be there
-Reference = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_without_nul)]
+Reference = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
 
 
 class Json(Generic[T]):

@@ -29,7 +29,7 @@ from gallery.upgrade import gate, lifecycle
 from gallery.vectors import accept
 from service import arrow, uploads
 from service.auth import MayAdmin, MaySearch, MayWrite
-from service.bodies import Body, Json, Name, Reference, Vector, media_type, require_type, stack, within
+from service.bodies import Body, Json, Name, Reference, Text, Vector, media_type, require_type, stack, within
 from service.documents import documented
 from service.errors import InvalidArrow
 from service.paging import PageDep, fetch
@@ -76,7 +76,7 @@ class Probe(Body):
     """A query with its vector in each model, and the ids that are relevant to it, if they are known."""
 
     vectors: dict[Reference, Vector] = Field(min_length=1)
-    relevant: list[str] | None = None
+    relevant: list[Text] | None = None
 
 
 class ProbesBody(Body):

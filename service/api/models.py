@@ -24,7 +24,7 @@ from gallery.vectors import accept, accept_side
 from models.evaluation import evaluate_pairs
 from service import uploads
 from service.auth import MayAdmin, MaySearch
-from service.bodies import Body, Json, Name, Reference, Vector, stack, within
+from service.bodies import Body, Json, Name, Reference, Text, Vector, stack, within
 from service.documents import documented
 from service.paging import PageDep, fetch
 from service.process import Process, ProcessDep, RequestSlot, once_more
@@ -63,12 +63,12 @@ class ModelBody(Body):
     metric: Metric
     normalized: bool = False
     side_information: SideInformation | None = None
-    fingerprint: str | None = Field(
+    fingerprint: Text | None = Field(
         default=None,
         max_length=512,
         description="Of weights, preprocessing and normalisation: whatever makes its vectors.",
     )
-    description: str | None = Field(default=None, max_length=4096)
+    description: Text | None = Field(default=None, max_length=4096)
     transformations: list[TransformationBody] = Field(
         default=[], max_length=100, description="Registered in the same transaction."
     )

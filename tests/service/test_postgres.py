@@ -1,0 +1,69 @@
+"""What could differ on the other database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.service.world import GALLERY, World, opened
+
+SEARCH = f"/galleries/{GALLERY}/search"
+
+
+@pytest.fixture
+def world(tmp_path: Path, postgres_url: str) -> Iterator[World]:
+    """The filled gallery, on PostgreSQL."""
+    with opened(tmp_path, gallery={"database_url": postgres_url}) as opened_world:
+        yield opened_world.prepared().filled()
+
+
+def test_the_story_is_the_same(world: World) -> None:
+    assert [hit["id"] for hit in world.old_search(1, filter={"even": False})["hits"]] == ["item-1", "item-3"]
+    upgrade = world.start()
+    world.work(steps=3)
+    assert world.new_search(1)["served"]["routes"] == {"direct": 2, "forward": 2, "backward": 0, "unreachable": 0}
+    world.work()
+    assert world.upgrade(upgrade)["state"] == "completed"
+    item = world.get(f"/galleries/{GALLERY}/items/item-1")
+    assert [column["model"] for column in item["columns"]] == ["new", "old"]
+    assert world.verb(upgrade, "rollback")["state"] == "rolled_back"
+    assert world.post(f"/galleries/{GALLERY}/items/delete", {"ids": ["item-0", "\0"]})["deleted"] == 1
+    assert "forwardfill_upgrade_items_total" in world.client.get("/metrics").text
+    assert world.client.delete(f"/galleries/{GALLERY}").status_code == 204
+
+
+def test_text_that_it_cannot_hold_is_refused(world: World) -> None:
+    query = {"model": "old", "vector": [1, 0, 0, 0]}
+    for body in ({**query, "filter": {"a": "\0"}}, {**query, "filter": {"\0": 1}}, {**query, "model": "\0"}):
+        world.refused(world.client.post(SEARCH, json=body), 422, "invalid_request")
+    item = {"id": "a\0", "embedding": [1, 0, 0, 0]}
+    items = {"model": "old", "items": [item]}
+    world.refused(world.client.post(f"/galleries/{GALLERY}/items", json=items), 422, "invalid_item")
+    model = {"name": "x", "dimension": 2, "metric": "cosine", "description": "\0"}
+    world.refused(world.client.post("/models", json=model), 422, "invalid_request")
+    model = {"name": "x", "dimension": 2, "metric": "cosine", "fingerprint": "\0"}
+    world.refused(world.client.post("/models", json=model), 422, "invalid_request")
+    index = {"name": "x", "model": "old", "index": {"kind": "\0"}}
+    world.refused(world.client.post("/galleries", json=index), 422, "invalid_index")
+    probes = {"probes": [{"vectors": {"old": [1, 0, 0, 0]}, "relevant": ["\0"]}]}
+    world.refused(world.client.put(f"/galleries/{GALLERY}/probes", json=probes), 422, "invalid_request")
+
+
+def test_of_many_that_make_the_same_thing_at_once_one_makes_it(world: World) -> None:
+    model = {"name": "x", "dimension": 2, "metric": "cosine"}
+    start = {"gallery": GALLERY, "transformation": "old-to-new"}
+    with ThreadPoolExecutor(8) as threads:
+        made = [threads.submit(world.client.post, "/models", json=model) for _ in range(8)]
+        assert sorted(each.result().status_code for each in made) == [200] * 7 + [201]
+        headers = {"Idempotency-Key": "once"}
+        begun = [threads.submit(world.client.post, "/admin/upgrades", json=start, headers=headers) for _ in range(8)]
+        assert len({each.result().json()["id"] for each in begun}) == 1
+        others = [threads.submit(world.client.post, "/admin/upgrades", json=start) for _ in range(8)]
+        assert {each.result().status_code for each in others} == {409}
+        made = [
+            threads.submit(world.client.post, "/galleries", json={"name": "second", "model": "x"}) for _ in range(8)
+        ]
+        assert sorted(each.result().status_code for each in made) == [201] + [409] * 7
