@@ -166,11 +166,14 @@ def registry(session: Session) -> Registry:
 
 
 def registry_mark(session: Session) -> tuple[int, int]:
-    """Changes whenever a model or a transformation is added; both are never changed or removed."""
+    """Changes whenever a model or a transformation is added; both are never changed or removed.
+
+    Their number, not the largest id: of two that are added at once, the one with the smaller id may be committed last.
+    """
     models, transformations = session.execute(
         select(
-            select(func.coalesce(func.max(ModelRow.id), 0)).scalar_subquery(),
-            select(func.coalesce(func.max(TransformationRow.id), 0)).scalar_subquery(),
+            select(func.count(ModelRow.id)).scalar_subquery(),
+            select(func.count(TransformationRow.id)).scalar_subquery(),
         )
     ).one()
     return models, transformations
