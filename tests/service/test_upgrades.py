@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
-from tests.service.world import GALLERY, UNITS, World, backward
+from models.transformations import Fct, build
+from tests.service.world import GALLERY, NEW, OLD, UNITS, World, backward
 
 
 def answers(world: World) -> list[Any]:
@@ -285,3 +287,22 @@ def test_without_an_uncertainty_head_there_is_no_refinement_list(world: World) -
     upgrade = world.upgraded()
     problem = world.refused(world.client.get(f"/admin/upgrades/{upgrade}/refinement"), 409, "no_uncertainty")
     assert "uncertainty head" in problem["detail"]
+
+
+def test_the_refinement_list_puts_the_least_certain_first(world: World) -> None:
+    architecture = Fct(source_dimension=OLD, target_dimension=NEW, side_dimension=None, hidden=8)
+    torch.manual_seed(0)
+    module = build(architecture, optional={"uncertainty.weight", "uncertainty.bias"}).eval()
+    world.transformation("fastfill", "old", "new", "forward", module)
+    upgrade = world.upgraded(transformation="fastfill")
+    world.post(f"/galleries/{GALLERY}/items/delete", {"ids": ["item-2"]})
+    with torch.inference_mode():
+        predicted = module.log_variance(module.raw(torch.as_tensor(UNITS))).tolist()
+    expected = [f"item-{at}" for at in sorted((0, 1, 3), key=lambda at: -predicted[at])]
+    assert world.get(f"/admin/upgrades/{upgrade}/refinement")["ids"] == expected
+    page = world.get(f"/admin/upgrades/{upgrade}/refinement", params={"page_size": 2})
+    rest = world.get(f"/admin/upgrades/{upgrade}/refinement", params={"page_token": page["next_page_token"]})
+    assert page["ids"] + rest["ids"] == expected
+    assert rest["next_page_token"] is None
+    world.verb(upgrade, "finalize")
+    world.refused(world.client.get(f"/admin/upgrades/{upgrade}/refinement"), 409, "no_uncertainty")
