@@ -8,6 +8,7 @@ Side-information is uniform in a segment: a request whose items have it only in 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -247,8 +248,8 @@ def _storable(value: Any) -> bool:
     """What both databases can keep: PostgreSQL's JSONB refuses NUL, and JSON itself NaN."""
     if isinstance(value, str):
         return ("\0" not in value and value.isascii()) or not any("\ud800" <= c <= "\udfff" or c == "\0" for c in value)
-    if isinstance(value, float):
-        return bool(np.isfinite(value))
+    if isinstance(value, int | float):
+        return abs(value) <= sys.float_info.max  # a larger integer would break every filter on its field
     if isinstance(value, Mapping):
         return all(_storable(key) and _storable(inner) for key, inner in value.items())
     if isinstance(value, list):

@@ -10,6 +10,8 @@ equal and never ordered: the type is compared first, so a string in one payload 
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,13 +47,33 @@ class _Text(FunctionElement[str]):
     inherit_cache = True
 
 
+class _EachKind(_Kind):
+    """The same on SQLite for a name that JSON writes with escapes: its paths compare names as they are written."""
+
+    inherit_cache = True
+
+
+class _EachText(_Text):
+    """Likewise."""
+
+    inherit_cache = True
+
+
+_SQLITE_KIND = (
+    "CASE {type} WHEN 'integer' THEN 'number' WHEN 'real' THEN 'number' WHEN 'text' THEN 'string' "
+    "WHEN 'true' THEN 'boolean' WHEN 'false' THEN 'boolean' ELSE {type} END"
+)
+_SQLITE_TEXT = "CASE {type} WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE {value} END"
+
+
 @compiles(_Kind, "sqlite")
 def _kind_sqlite(element: _Kind, compiler: SQLCompiler, **kw: Any) -> str:
-    kind = f"json_type({compiler.process(element.clauses, **kw)})"
-    return (
-        f"CASE {kind} WHEN 'integer' THEN 'number' WHEN 'real' THEN 'number' WHEN 'text' THEN 'string' "
-        f"WHEN 'true' THEN 'boolean' WHEN 'false' THEN 'boolean' ELSE {kind} END"
-    )
+    return _SQLITE_KIND.format(type=f"json_type({compiler.process(element.clauses, **kw)})")
+
+
+@compiles(_EachKind, "sqlite")
+def _each_kind_sqlite(element: _EachKind, compiler: SQLCompiler, **kw: Any) -> str:
+    return _each(element, _SQLITE_KIND.format(type="type"), compiler, **kw)
 
 
 @compiles(_Kind, "postgresql")
@@ -63,7 +85,17 @@ def _kind_postgresql(element: _Kind, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(_Text, "sqlite")
 def _text_sqlite(element: _Text, compiler: SQLCompiler, **kw: Any) -> str:
     inner = compiler.process(element.clauses, **kw)
-    return f"CASE json_type({inner}) WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE json_extract({inner}) END"
+    return _SQLITE_TEXT.format(type=f"json_type({inner})", value=f"json_extract({inner})")
+
+
+@compiles(_EachText, "sqlite")
+def _each_text_sqlite(element: _EachText, compiler: SQLCompiler, **kw: Any) -> str:
+    return _each(element, _SQLITE_TEXT.format(type="type", value="value"), compiler, **kw)
+
+
+def _each(element: FunctionElement[str], wanted: str, compiler: SQLCompiler, **kw: Any) -> str:
+    payload, field = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"(SELECT {wanted} FROM json_each({payload}) WHERE key = {field})"  # noqa: S608 - bound parameters
 
 
 @compiles(_Text, "postgresql")
@@ -103,11 +135,28 @@ def _part(name: str, value: Any, dialect: str, pointer: str, depth: int) -> Colu
         return and_(*parts) if name == "and" else or_(*parts)
     if name == "not":
         return not_(func.coalesce(_all(value, dialect, pointer, depth - 1), false()))
+    _storable(name, pointer)
     operators = value if isinstance(value, Mapping) else {"eq": value}
     if not operators:
         raise errors.InvalidFilter(f"field {name!r} has no condition", pointer=pointer)
     field = _Field(name, dialect)
     return and_(*(_operator(field, op, operand, f"{pointer}/{op}") for op, operand in operators.items()))
+
+
+def _storable(text: str, pointer: str) -> None:
+    """No payload holds such text, and a database would stumble over it."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise errors.InvalidFilter("text in a filter has no NUL and no lone surrogates", pointer=pointer)
+
+
+def _number(value: float, pointer: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise errors.InvalidFilter("a number in a filter is finite in double precision", pointer=pointer)
+    return number
 
 
 def _operator(field: _Field, op: str, operand: Any, pointer: str) -> ColumnElement[bool]:
@@ -121,7 +170,7 @@ def _operator(field: _Field, op: str, operand: Any, pointer: str) -> ColumnEleme
     if op == "in" and isinstance(operand, list):
         return or_(false(), *(field.equals(value, pointer) for value in operand))
     if op in _ORDER and isinstance(operand, int | float | str) and not isinstance(operand, bool):
-        return field.ordered(_ORDER[op], operand)
+        return field.ordered(_ORDER[op], operand, pointer)
     if op not in _OPERATORS:
         raise errors.InvalidFilter(f"{op!r} is not one of {', '.join(_OPERATORS)}", pointer=pointer)
     raise errors.InvalidFilter(f"{op!r} does not take {type(operand).__name__}", pointer=pointer)
@@ -131,10 +180,14 @@ class _Field:
     """One top-level field of the payload."""
 
     def __init__(self, name: str, dialect: str) -> None:
-        # SQLite addresses a field by a JSON path, in which a quoted label may hold anything but a quote.
-        key = literal(name if dialect == "postgresql" else '$."' + name.replace('"', '\\"') + '"')
-        self.kind = _Kind(ItemRow.payload, key)
-        self._text = _Text(ItemRow.payload, key)
+        if dialect == "postgresql":
+            kind, text, key = _Kind, _Text, name
+        elif json.dumps(name) == f'"{name}"':
+            kind, text, key = _Kind, _Text, f'$."{name}"'
+        else:
+            kind, text, key = _EachKind, _EachText, name
+        self.kind = kind(ItemRow.payload, literal(key))
+        self._text = text(ItemRow.payload, literal(key))
 
     def equals(self, value: Any, pointer: str) -> ColumnElement[bool]:
         if value is None:
@@ -142,15 +195,18 @@ class _Field:
         if isinstance(value, bool):
             return self._when("boolean", self._text == str(value).lower())
         if isinstance(value, int | float):
-            return self.ordered(lambda field, number: field == number, value)
+            return self.ordered(lambda field, number: field == number, value, pointer)
         if isinstance(value, str):
-            return self._when("string", self._text == value)
+            return self.ordered(lambda field, text: field == text, value, pointer)
         raise errors.InvalidFilter(f"a field cannot be compared with {type(value).__name__}", pointer=pointer)
 
-    def ordered(self, compare: Callable[[Any, Any], ColumnElement[bool]], value: float | str) -> ColumnElement[bool]:
+    def ordered(
+        self, compare: Callable[[Any, Any], ColumnElement[bool]], value: float | str, pointer: str
+    ) -> ColumnElement[bool]:
         if isinstance(value, str):
+            _storable(value, pointer)
             return self._when("string", compare(self._text, value))
-        return self._when("number", compare(self._text.cast(Float(53)), float(value)))
+        return self._when("number", compare(self._text.cast(Float(53)), _number(value, pointer)))
 
     def _when(self, kind: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
         """The condition, evaluated only where the field has the JSON type: a cast of another type may fail."""
