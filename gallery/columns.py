@@ -59,7 +59,7 @@ def open_column(path: Path, *, rows: int, dimension: int) -> Stored:
     """
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise errors.Damaged(f"{path.name} is not a whole column: {error}") from error
     if vectors.shape != (rows, dimension):
         raise errors.Damaged(f"{path.name} has shape {vectors.shape}, the catalog says ({rows}, {dimension})")
@@ -103,11 +103,20 @@ def write_ids(files: Files, folder: str, ids: Sequence[str]) -> Written:
 
 
 def open_ids(path: Path, rows: int) -> Ids:
-    """Map the ids of a segment."""
+    """Map the ids of a segment.
+
+    Raises:
+        Damaged: the file is not whole, or holds another number of ids.
+    """
     try:
         packed = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise errors.Damaged(f"{path.name} is not a whole column of ids: {error}") from error
+    head = 8 * (rows + 1)
+    if packed.dtype != np.uint8 or packed.ndim != 1 or len(packed) < head:
+        raise errors.Damaged(f"{path.name} is not a column of {rows} ids")
+    if packed[head - 8 : head].view("<i8")[0] != len(packed) - head:
+        raise errors.Damaged(f"{path.name} is a column of ids, but not of {rows}")
     return Ids(packed, rows)
 
 
