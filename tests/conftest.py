@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,15 +62,28 @@ def postgres_admin(postgres_server: URL) -> Iterator[Any]:
     engine.dispose()
 
 
+@pytest.fixture(scope="module")
+def postgres_copy(postgres_server: URL, postgres_admin: Any) -> Iterator[Callable[[str], str]]:
+    """Makes databases that nobody else has, as copies of another; `template0` is empty."""
+    names: list[str] = []
+
+    def make(template: str) -> str:
+        name = f"test_{os.getpid()}_{next(_numbers)}"
+        with postgres_admin.connect() as connection:
+            connection.execute(text(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'))
+        names.append(name)
+        return postgres_server.set(database=name).render_as_string(hide_password=False)
+
+    yield make
+    with postgres_admin.connect() as connection:
+        for name in names:
+            connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
 @pytest.fixture
-def postgres_url(postgres_server: URL, postgres_admin: Any) -> Iterator[str]:
+def postgres_url(postgres_copy: Callable[[str], str]) -> str:
     """The URL of an empty database that only this test has."""
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    with postgres_admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    yield postgres_server.set(database=name).render_as_string(hide_password=False)
-    with postgres_admin.connect() as connection:
-        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    return postgres_copy("template0")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -7,6 +7,7 @@ too and no cleaning up happens; an interrupted one unwinds through its `except` 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -116,9 +117,39 @@ class MortalCatalog(Catalog):
             yield session
 
 
-def mortal(bomb: Bomb, folder: Path, url: str = "", **settings: Any) -> World:
-    """A process with a bomb, over a data folder that exists."""
-    return World.open(folder, url, files=partial(MortalFiles, bomb), catalog=partial(MortalCatalog, bomb), **settings)
+class Stage:
+    """One data folder whose contents come and go, and processes over it.
+
+    SQLAlchemy compiles each statement once per engine, which takes longer than to run it: so each kind of process keeps its
+    engine, without its connections.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Play in a folder below this one."""
+        self.folder = folder / "data"
+        url = f"sqlite:///{self.folder / 'catalog.sqlite3'}"
+        self._mortal = MortalCatalog(Bomb(-1), url)
+        self._catalogs = {"main": Catalog(url), "other": Catalog(url)}
+
+    def set(self, template: Path) -> None:
+        """Begin with a copy of another data folder."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(template, self.folder)
+
+    def open(self, process: str = "main", **settings: Any) -> World:
+        """A process that starts."""
+        return World.open(self.folder, catalog=lambda _: self._catalogs[process], **settings)
+
+    def mortal(self, bomb: Bomb, **settings: Any) -> World:
+        """A process with a bomb."""
+        self._mortal.bomb = bomb
+        return World.open(self.folder, files=partial(MortalFiles, bomb), catalog=lambda _: self._mortal, **settings)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for catalog in (self._mortal, *self._catalogs.values()):
+            catalog.close()
 
 
 def stored_files(folder: Path) -> set[str]:

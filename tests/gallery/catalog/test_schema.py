@@ -1,0 +1,83 @@
+"""One history of migrations, on both databases."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from gallery.catalog.schema import is_current, migrate
+from gallery.catalog.tables import Base
+from gallery.catalog.transaction import Catalog
+
+
+@pytest.fixture
+def catalog(catalog_url: str) -> Iterator[Catalog]:
+    """An empty database, once of each kind."""
+    opened = Catalog(catalog_url)
+    yield opened
+    opened.close()
+
+
+def test_an_empty_database_comes_to_the_tables_of_this_code(catalog: Catalog) -> None:
+    assert not is_current(catalog)
+    migrate(catalog)
+    assert is_current(catalog)
+    with catalog.engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+        tables = set(inspect(connection).get_table_names())
+    assert differences == []
+    assert tables == {*Base.metadata.tables, "alembic_version"}
+
+
+def test_migrating_twice_is_migrating_once(catalog: Catalog) -> None:
+    migrate(catalog)
+    with catalog.transaction() as tx:
+        tx.session.execute(text("INSERT INTO events (at, action, detail) VALUES ('2026-01-01', 'kept', '{}')"))
+    migrate(catalog)
+    with catalog.reading() as session:
+        assert session.scalars(text("SELECT action FROM events")).all() == ["kept"]
+
+
+def test_processes_that_migrate_at_once_wait_for_each_other(catalog: Catalog, catalog_url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    started = context.Barrier(3)
+    processes = [context.Process(target=_migrate_at_once, args=(catalog_url, started)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert is_current(catalog)
+
+
+def test_the_database_itself_keeps_ids_live_once_and_upgrades_alone(catalog: Catalog) -> None:
+    migrate(catalog)
+    with catalog.engine.connect() as connection:
+        inspected = inspect(connection)
+        unique = {
+            index["name"]: index["unique"] for table in ("items", "upgrades") for index in inspected.get_indexes(table)
+        }
+    assert unique["items_live"]
+    assert unique["upgrades_active"]
+
+
+@pytest.mark.parametrize("table", ["galleries", "segments", "columns", "models", "transformations", "events"])
+def test_ids_are_never_given_out_again(catalog: Catalog, table: str) -> None:
+    migrate(catalog)
+    if catalog.engine.dialect.name == "sqlite":
+        with catalog.reading() as session:
+            statement = session.scalar(text("SELECT sql FROM sqlite_master WHERE name = :table"), {"table": table})
+        assert "AUTOINCREMENT" in statement
+
+
+def _migrate_at_once(url: str, started: object) -> None:
+    catalog = Catalog(url)
+    started.wait()  # type: ignore[attr-defined]
+    migrate(catalog)
+    assert is_current(catalog)
+    catalog.close()

@@ -1,0 +1,100 @@
+"""Columns and ids: what was written is read, and what is not whole is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gallery import columns, errors
+from gallery.files import Files, digest
+
+IDS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), min_size=1, max_size=30)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """An empty folder."""
+    return Files(tmp_path / "data")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_column_is_read_as_it_was_written(files: Files, dtype: Any) -> None:
+    vectors = np.random.default_rng(0).standard_normal((100, 7))
+    whole = columns.write(files, "c", vectors, dtype)
+    blocks = columns.write_blocks(files, "c", columns.blocks(vectors, 33), rows=100, dimension=7, dtype=dtype)
+    for one in (whole, blocks):
+        read = columns.open_column(files.path(one.name), rows=100, dimension=7)
+        assert read.dtype == dtype
+        assert np.array_equal(read, vectors.astype(dtype))
+        assert not read.flags.writeable
+        assert (one.sha256, one.bytes) == (digest(files.path(one.name)), files.path(one.name).stat().st_size)
+    assert whole.sha256 == blocks.sha256
+    assert whole.name != blocks.name
+
+
+@pytest.mark.parametrize("given_rows", [99, 0])
+def test_a_column_that_is_given_too_few_rows_leaves_nothing(files: Files, given_rows: int) -> None:
+    with pytest.raises(errors.Damaged, match=f"a column of 100 rows was given {given_rows}"):
+        columns.write_blocks(files, "c", [np.zeros((given_rows, 2))], rows=100, dimension=2, dtype="float32")
+    assert [path for path in files.root.rglob("*") if path.is_file()] == []
+
+
+def test_a_column_that_is_cut_off_anywhere_is_damaged(files: Files) -> None:
+    path = files.path(columns.write(files, "c", np.ones((3, 2)), "float32").name)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(errors.Damaged):
+            columns.open_column(path, rows=3, dimension=2)
+        with pytest.raises(errors.Damaged):
+            columns.open_ids(path, 3)
+
+
+@pytest.mark.parametrize(("rows", "dimension"), [(4, 2), (3, 3), (2, 3)])
+def test_a_column_of_another_shape_than_recorded_is_damaged(files: Files, rows: int, dimension: int) -> None:
+    path = files.path(columns.write(files, "c", np.ones((3, 2)), "float32").name)
+    with pytest.raises(errors.Damaged, match="has shape"):
+        columns.open_column(path, rows=rows, dimension=dimension)
+
+
+def test_a_column_that_holds_a_pickle_is_refused_and_not_run(files: Files) -> None:
+    path = files.path("evil.npy")
+    np.save(path, np.array([[print]], dtype=object), allow_pickle=True)
+    with pytest.raises(errors.Damaged):
+        columns.open_column(path, rows=1, dimension=1)
+
+
+def test_a_changed_byte_is_found_by_the_digest_wherever_it_is(files: Files) -> None:
+    written = columns.write(files, "c", np.ones((3, 2)), "float32")
+    path = files.path(written.name)
+    columns.verify(files, written.name, written.sha256)
+    content = path.read_bytes()
+    for at in range(0, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(errors.Damaged, match="does not have its recorded SHA-256"):
+            columns.verify(files, written.name, written.sha256)
+    path.unlink()
+    with pytest.raises(errors.Damaged, match="missing on disk"):
+        columns.verify(files, written.name, written.sha256)
+
+
+@given(ids=IDS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ids_are_read_as_they_were_written(files: Files, ids: list[str]) -> None:
+    written = columns.write_ids(files, "c", ids)
+    read = columns.open_ids(files.path(written.name), len(ids))
+    assert len(read) == len(ids)
+    assert list(read) == ids
+    assert [read[row] for row in np.arange(len(ids))] == ids
+
+
+def test_ids_of_fewer_rows_than_recorded_are_damaged(files: Files) -> None:
+    path = files.path(columns.write_ids(files, "c", ["a", "b"]).name)
+    for rows in (1, 3, 100):
+        with pytest.raises(errors.Damaged):
+            columns.open_ids(path, rows)

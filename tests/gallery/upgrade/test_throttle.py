@@ -1,0 +1,66 @@
+"""When the next segment may be leased."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gallery.upgrade.throttle import SEARCH_P99, after_lease, after_segment, held_back
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def later(seconds: float) -> datetime:
+    """A moment after NOW."""
+    return NOW + timedelta(seconds=seconds)
+
+
+@given(rows=st.lists(st.integers(1, 10_000), min_size=1, max_size=20), rate=st.integers(1, 5000))
+def test_leases_never_exceed_the_rate_however_many_workers_share_it(rows: list[int], rate: int) -> None:
+    moment, not_before, leased = NOW, None, 0
+    for count in rows:
+        moment = max(moment, not_before or moment)
+        not_before = after_lease({"items_per_second": rate}, count, not_before, moment)
+        leased += count
+        assert not_before is not None
+        assert (not_before - NOW).total_seconds() == pytest.approx(leased / rate, abs=1e-4)
+
+
+def test_time_that_passed_unused_is_not_saved_up() -> None:
+    assert after_lease({"items_per_second": 10}, 20, later(-100), NOW) == later(2)
+
+
+def test_a_duty_cycle_rests_in_proportion_to_the_work() -> None:
+    assert after_segment({"duty_cycle": 0.25}, 2, None, NOW) == later(6)
+    assert after_segment({"duty_cycle": 0.25}, 2, later(60), NOW) == later(60)
+
+
+@pytest.mark.parametrize("throttle", [{}, {"items_per_second": None}, {"duty_cycle": 1.0}, {"max_search_p99_ms": 5}])
+def test_what_does_not_limit_the_speed_leaves_the_moment_alone(throttle: dict[str, float]) -> None:
+    for before in (None, later(3)):
+        assert after_lease(throttle, 10, before, NOW) == before
+        assert after_segment(throttle, 10, before, NOW) == before
+
+
+@pytest.mark.parametrize(
+    ("throttle", "not_before", "p99", "reason"),
+    [
+        ({}, None, None, None),
+        ({}, later(-1), None, None),
+        ({"items_per_second": 5}, later(2), None, "items_per_second"),
+        ({"duty_cycle": 0.5}, later(2), None, "duty_cycle"),
+        ({"max_search_p99_ms": 10}, None, None, None),
+        ({"max_search_p99_ms": 10}, None, 10.0, None),
+        ({"max_search_p99_ms": 10}, None, 10.1, SEARCH_P99),
+        ({"max_search_p99_ms": 10, "items_per_second": 5}, later(2), 50.0, SEARCH_P99),
+    ],
+)
+def test_an_upgrade_is_held_back_with_a_reason(
+    throttle: dict[str, float], not_before: datetime | None, p99: float | None, reason: str | None
+) -> None:
+    held = held_back(throttle, not_before, NOW, p99)
+    assert (held[0] if held else None) == reason
+    assert held is None or held[1]
