@@ -44,7 +44,7 @@ def draw(path: Path, *, title: str, quality: Mapping[str, Any], searches: Sequen
     _quality(left, quality, "cmc1", "CMC-1")
     _quality(right, quality, "map", "mAP")
     _latency(figure.add_subplot(grid[1, :]), searches, seconds)
-    figure.legend(handles=left.get_lines()[:3], loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles=left.get_lines()[:3], loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
 

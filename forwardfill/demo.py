@@ -40,7 +40,7 @@ GALLERY, REEMBEDDED = "photos", "photos-reembedded"
 TENTHS = 10
 K = 10
 FIRST_SEARCHES = 20
-FITS = 1.25
+MARGIN = 1.25
 MOST_SECONDS = 45.0
 PATIENCE = 300.0
 
@@ -49,7 +49,7 @@ console = Console()
 
 # For mAP a fixed sample of the queries is enough: each asks for a ranking of the whole gallery.
 SCALES = {
-    "digits": Scale(whole_queries=300),
+    "digits": Scale(whole_queries=200),
     "cifar100": Scale(whole_queries=500, seconds=60.0, cached=True),
 }
 
@@ -272,7 +272,7 @@ def _watch(client: Client, exam: Exam, story: Story, traffic: Traffic) -> Upgrad
             reached = _tenths(client, story.items, upgrade)
             if reached > measured:
                 measured = reached
-                story.by_progress.append(_measure(client, exam, story, upgrade["id"], pausing=pace.is_too_fast))
+                story.by_progress.append(_measure(client, exam, story, upgrade["id"], pausing=pace.pausing))
                 _say(story.by_progress[-1], traffic)
                 pace.keep(upgrade["id"], reached)
             if measured == TENTHS:
@@ -329,19 +329,21 @@ class _Pace:
         records = traffic.records
         rate = len(records) / max(1e-3, time.time() - records[0].at)  # while quality was measured, as it will be again
         scale = story.scale
-        measuring = story.by_progress[0].seconds
-        # A measurement fits between two segments, unless that would take too long.
-        fitting = min(FITS * SEGMENTS * measuring, MOST_SECONDS)
-        seconds = max(scale.seconds, 1.2 * scale.searches / rate, fitting)
+        measuring, searching = story.by_progress[0].seconds, MARGIN * scale.searches / rate
+        fitting = MARGIN * SEGMENTS * measuring
+        #: a measurement does not fit between two segments of an upgrade of bearable length: it must be paused for each
+        self.pausing = fitting > MOST_SECONDS
+        if self.pausing:
+            seconds = max(scale.seconds, searching - (TENTHS - 1) * measuring)
+        else:
+            seconds = max(scale.seconds, searching, fitting)
         self.items_per_second = len(story.items.ids) / seconds
-        #: the upgrade must be paused while it is measured, or it would be a tenth further by then
-        self.is_too_fast = FITS * measuring > seconds / SEGMENTS
 
     def keep(self, upgrade_id: str, tenth: int) -> None:
         """Go slower if too few searches would be answered by the end."""
         left = 1 - tenth / TENTHS
         sent = len(self._traffic) - self._first
-        wanted = 1.1 * self._story.scale.searches - sent
+        wanted = MARGIN * self._story.scale.searches - sent
         if left <= 0 or wanted <= 0 or sent == 0:
             return
         seconds = wanted * (time.monotonic() - self._start) / sent

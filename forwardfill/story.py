@@ -28,7 +28,7 @@ class Scale:
     #: searches that must have been answered during the upgrade
     searches: int = 1000
     #: the upgrade is throttled to take at least this long, so that its middle can be seen
-    seconds: float = 30.0
+    seconds: float = 25.0
     #: finished training stages are kept from one run to the next
     cached: bool = False
 

@@ -1,0 +1,271 @@
+"""The client against a service that answers as told: what it sends, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+
+from forwardfill.client import Client, ForwardfillError, UpgradeStoppedError, encoded, parse_events
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+LIMITS = {"limits": {"max_items_per_upsert": 4, "max_body_bytes": 1 << 20}}
+
+
+def client_of(handler: Handler, **options: Any) -> Client:
+    return Client("http://service", transport=httpx.MockTransport(handler), **options)
+
+
+def upgrade(state: str, **more: Any) -> dict[str, Any]:
+    return {"id": "01JD", "state": state, "error": None, **more}
+
+
+class Recorder:
+    """Answers every request alike and keeps the bodies; `/info` gives small limits."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/info":
+            return httpx.Response(200, json=LIMITS)
+        self.requests.append(request)
+        return httpx.Response(200, json=self.answer)
+
+    @property
+    def bodies(self) -> list[Any]:
+        return [orjson.loads(request.content) for request in self.requests]
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_problem_becomes_an_error_with_its_code_its_pointers_and_its_request() -> None:
+    problem = {
+        "type": "about:blank",
+        "title": "Conflict",
+        "status": 409,
+        "detail": "an upgrade that is paused takes no cutover",
+        "code": "invalid_state_transition",
+        "request_id": "01JD5K",
+        "errors": [{"pointer": "/id", "detail": "no"}],
+        "allowed": ["resume", "cancel"],
+    }
+    with client_of(lambda _: httpx.Response(409, json=problem)) as client, pytest.raises(ForwardfillError) as caught:
+        client.cutover("01JD")
+    error = caught.value
+    assert (error.status, error.code, error.request_id) == (409, "invalid_state_transition", "01JD5K")
+    assert error.errors == [{"pointer": "/id", "detail": "no"}]
+    assert error.problem["allowed"] == ["resume", "cancel"]
+    assert "takes no cutover" in str(error)
+
+
+def test_an_error_page_of_something_before_the_service_is_an_error_too() -> None:
+    client = client_of(lambda _: httpx.Response(502, text="<h1>Bad gateway</h1>"))
+    with client, pytest.raises(ForwardfillError, match="Bad gateway") as caught:
+        client.info()
+    assert (caught.value.status, caught.value.code) == (502, "not_a_problem")
+
+
+def test_a_stream_of_events_that_is_refused_is_an_error_like_any_other() -> None:
+    problem = {"status": 404, "code": "upgrade_not_found", "detail": "no such upgrade"}
+    client = client_of(lambda _: httpx.Response(404, json=problem))
+    with client, pytest.raises(ForwardfillError, match="upgrade_not_found"):
+        list(client.events("01JD"))
+
+
+# --- what is sent -----------------------------------------------------------------------------------------------------
+
+
+def test_the_key_is_sent_as_a_bearer_token() -> None:
+    service = Recorder({})
+    with client_of(service, api_key="secret") as client:
+        client.health()
+    assert service.requests[0].headers["authorization"] == "Bearer secret"
+
+
+def test_names_and_ids_cannot_leave_their_place_in_the_path() -> None:
+    service = Recorder({})
+    with client_of(service) as client:
+        client.item("photos", "../a b?c/ü")
+    assert service.requests[0].url.raw_path == b"/galleries/photos/items/..%2Fa%20b%3Fc%2F%C3%BC"
+
+
+def test_vectors_travel_as_base64_of_little_endian_float32() -> None:
+    assert encoded([1.5, -2.0]) == base64.b64encode(np.array([1.5, -2.0], "<f4").tobytes()).decode()
+    assert encoded(np.eye(2, dtype=np.float64)) == [encoded([1, 0]), encoded([0, 1])]
+    with pytest.raises(ValueError, match="shape"):
+        encoded(3.0)
+
+
+def test_an_upsert_is_split_at_the_limit_of_items() -> None:
+    service = Recorder({"upserted": 4, "version": 7})
+    ids = [f"i{at}" for at in range(10)]
+    with client_of(service) as client:
+        version = client.upsert("photos", "old", ids=ids, embeddings=np.eye(10), side_information=np.ones((10, 3)))
+    assert version == 7
+    assert [[item["id"] for item in body["items"]] for body in service.bodies] == [ids[:4], ids[4:8], ids[8:]]
+    assert service.bodies[2]["items"][1] == {
+        "id": "i9",
+        "embedding": encoded(np.eye(10)[9]),
+        "side_information": encoded(np.ones(3)),
+    }
+
+
+def test_an_upsert_is_split_at_the_limit_of_bytes() -> None:
+    service = Recorder({"upserted": 1, "version": 1})
+    with client_of(service) as client:
+        client.upsert("photos", "old", ids=["a", "b", "c"], embeddings=np.ones((3, 100_000)))
+    assert [len(body["items"]) for body in service.bodies] == [1, 1, 1]
+    assert all(len(request.content) < LIMITS["limits"]["max_body_bytes"] for request in service.requests)
+
+
+def test_an_upsert_of_nothing_sends_nothing() -> None:
+    service = Recorder({})
+    with client_of(service) as client:
+        assert client.upsert("photos", "old", ids=[], embeddings=np.empty((0, 3))) == 0
+    assert service.requests == []
+
+
+def test_an_upsert_of_columns_of_different_length_sends_nothing() -> None:
+    service = Recorder({})
+    with client_of(service) as client, pytest.raises(ValueError, match="2 ids, but 3 embeddings"):
+        client.upsert("photos", "old", ids=["a", "b"], embeddings=np.eye(3))
+    assert service.requests == []
+
+
+def test_a_delete_is_split_and_its_answers_are_added() -> None:
+    service = Recorder({"deleted": 3, "missing": ["x"]})
+    with client_of(service) as client:
+        assert client.delete_items("photos", [str(at) for at in range(6)]) == {"deleted": 6, "missing": ["x", "x"]}
+    assert [len(body["ids"]) for body in service.bodies] == [4, 2]
+
+
+def test_an_artifact_is_put_under_the_digest_of_its_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "h.safetensors"
+    file.write_bytes(bytes(range(256)) * 5000)
+    service = Recorder({})
+    with client_of(service) as client:
+        digest = client.upload_artifact(file)
+    assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert service.requests[0].url.path == f"/artifacts/{digest}"
+    assert service.requests[0].content == file.read_bytes()
+    assert "transfer-encoding" not in service.requests[0].headers
+
+
+def test_a_batch_carries_the_companions_of_each_query() -> None:
+    service = Recorder({"results": []})
+    with client_of(service) as client:
+        client.search_batch("photos", "new", np.eye(2), companions={"old": np.ones((2, 3))}, k=5)
+    assert service.bodies[0] == {
+        "model": "new",
+        "k": 5,
+        "queries": [{"vector": encoded(row), "companions": {"old": encoded(np.ones(3))}} for row in np.eye(2)],
+    }
+
+
+def test_probes_carry_their_vectors_of_every_model_and_what_is_relevant() -> None:
+    service = Recorder({})
+    with client_of(service) as client:
+        client.set_probes("photos", {"old": np.ones((1, 2)), "new": np.zeros((1, 3))}, relevant=[["a", "b"]])
+    vectors = {"old": encoded(np.ones(2)), "new": encoded(np.zeros(3))}
+    assert service.bodies[0] == {"probes": [{"vectors": vectors, "relevant": ["a", "b"]}]}
+
+
+def test_a_list_is_read_to_its_last_page() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        second = request.url.params.get("page_token") == "more"
+        page = {"models": [{"name": "b" if second else "a"}], "next_page_token": None if second else "more"}
+        return httpx.Response(200, json=page)
+
+    with client_of(answer) as client:
+        assert [model["name"] for model in client.models()] == ["a", "b"]
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+STREAM = (
+    ': a comment\n\nid: 41\nevent: state\ndata: {"state":"running",\ndata: "at":"\u2028now"}\n\n'
+    'event: progress\ndata: {"fraction":0.5}\r\n\r\nevent: nothing\n\ndata: {"unfinished":1}\n'
+)
+
+
+class Drops(httpx.SyncByteStream):
+    """A stream in awkward pieces, which breaks at its end if asked to."""
+
+    def __init__(self, text: str, *, breaks: bool = False) -> None:
+        self._bytes = text.encode()
+        self._breaks = breaks
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._bytes), 3):
+            yield self._bytes[start : start + 3]
+        if self._breaks:
+            raise httpx.ReadError("the connection was lost")
+
+
+def test_events_have_a_name_data_and_the_last_id_and_an_unfinished_one_is_none() -> None:
+    events = list(parse_events(STREAM.replace("\r", "").removesuffix("\n").split("\n")))
+    assert [(event.name, event.data, event.id) for event in events] == [
+        ("state", {"state": "running", "at": "\u2028now"}, "41"),
+        ("progress", {"fraction": 0.5}, "41"),
+    ]
+
+
+def test_events_survive_any_cut_of_the_stream() -> None:
+    with client_of(lambda _: httpx.Response(200, stream=Drops(STREAM))) as client:
+        assert [event.name for event in client.events("01JD")] == ["state", "progress"]
+
+
+class Upgrades:
+    """An upgrade that is in the next state each time it is asked for; its streams tell so, or break."""
+
+    def __init__(self, *states: str, breaks: bool = False) -> None:
+        self._states = list(states)
+        self._breaks = breaks
+        self.seen: list[str | None] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/events"):
+            state = self._states.pop(0) if len(self._states) > 1 else self._states[0]
+            return httpx.Response(200, json=upgrade(state))
+        self.seen.append(request.headers.get("last-event-id"))
+        number = len(self.seen)
+        news = f'id: {number}\nevent: progress\ndata: {{"fraction":0.1}}\n\n'
+        if not self._breaks:
+            news += f'id: {number}\nevent: state\ndata: {{"state":"?"}}\n\n'
+        return httpx.Response(200, stream=Drops(news, breaks=self._breaks))
+
+
+def test_waiting_ends_in_the_state_that_was_asked_for() -> None:
+    service = Upgrades("pending", "running", "verifying", "completed")
+    with client_of(service) as client:
+        assert client.wait("01JD")["state"] == "completed"
+    assert service.seen == [None, "1", "2"]
+
+
+def test_a_broken_stream_is_taken_up_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forwardfill.client.RECONNECT_SECONDS", 0.0)
+    service = Upgrades("running", "running", "paused", breaks=True)
+    with client_of(service) as client:
+        assert client.wait("01JD", until={"paused", "completed"})["state"] == "paused"
+    assert service.seen == [None, "1"]
+
+
+def test_waiting_for_what_cannot_come_any_more_is_an_error() -> None:
+    with client_of(Upgrades("running", "failed")) as client, pytest.raises(UpgradeStoppedError, match="failed"):
+        client.wait("01JD")
+
+
+def test_waiting_has_a_limit() -> None:
+    with client_of(Upgrades("running")) as client, pytest.raises(TimeoutError, match="running"):
+        client.wait("01JD", timeout=0.0)
