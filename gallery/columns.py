@@ -20,8 +20,12 @@ Dtype = Literal["float32", "float16"]
 
 
 def write(files: Files, folder: str, vectors: NDArray[Any], dtype: Dtype) -> Written:
-    """Write (rows, dimension) vectors as one immutable `.npy` file."""
-    return _save(files, folder, np.ascontiguousarray(vectors, dtype=dtype))
+    """Write (rows, dimension) vectors as one immutable `.npy` file.
+
+    Raises:
+        InvalidVector: a number is not finite as it is stored.
+    """
+    return _save(files, folder, np.ascontiguousarray(_stored(vectors, dtype)))
 
 
 def write_blocks(
@@ -36,13 +40,16 @@ def write_blocks(
         rows: rows of the column.
         dimension: width of the column.
         dtype: how it is stored.
+
+    Raises:
+        InvalidVector: a number is not finite as it is stored.
     """
     name = files.new(folder, ".npy")
     with files.writing(name) as path:
         out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(rows, dimension))
         at = 0
         for block in blocks:
-            out[at : at + len(block)] = block
+            out[at : at + len(block)] = _stored(block, dtype)
             at += len(block)
         if at != rows:
             raise errors.Damaged(f"a column of {rows} rows was given {at}")
@@ -131,6 +138,15 @@ def verify(files: Files, name: str, sha256: str) -> None:
         raise errors.Damaged(f"{name} is recorded in the catalog but missing on disk", file=name)
     if digest(path) != sha256:
         raise errors.Damaged(f"{name} does not have its recorded SHA-256", file=name)
+
+
+def _stored(vectors: NDArray[Any], dtype: Dtype) -> Stored:
+    """As they are stored. A transformation may give NaN, or more than float16 holds: such a row would never be found."""
+    with np.errstate(over="ignore"):
+        stored: Stored = vectors.astype(dtype, copy=False)
+    if not np.isfinite(stored).all():
+        raise errors.InvalidVector(f"a vector is NaN or infinite when stored as {dtype}")
+    return stored
 
 
 def _save(files: Files, folder: str, array: NDArray[Any]) -> Written:

@@ -156,9 +156,16 @@ def _probe_answer(store: Store, row: UpgradeRow) -> float | None:
         side = open_column(store.files.path(segment.side_file), rows=segment.rows, dimension=segment.side_dimension)
         side = side[:_SAMPLE_ROWS]
     started = time.perf_counter()
-    mapped = store.transforms.apply(
-        model_rows.as_transformation(row.transformation), model_rows.as_model(row.target), sample, side
-    )
+    try:
+        mapped = store.transforms.apply(
+            model_rows.as_transformation(row.transformation), model_rows.as_model(row.target), sample, side
+        )
+    except errors.GalleryError:
+        raise
+    except Exception as error:
+        raise errors.WrongTransformation(
+            f"{row.transformation.name} cannot map stored vectors of {row.source.name}: {error!r}"
+        ) from error
     seconds = time.perf_counter() - started
     if mapped.shape != (len(sample), row.target.dimension) or not np.isfinite(mapped).all():
         raise errors.WrongTransformation(

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from gallery import errors
@@ -32,6 +34,7 @@ from gallery.upgrade import throttle
 from gallery.upgrade.states import PUBLISHING, State
 
 BLOCK_ROWS = 8192
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +119,12 @@ def heartbeat(store: Store, held: Lease) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(store.settings.lease_seconds / 3):
-            with store.catalog.transaction() as tx:
-                if not upgrade_rows.renew(tx.session, held, store.settings.lease_seconds):
-                    return
+            try:
+                with store.catalog.transaction() as tx:
+                    if not upgrade_rows.renew(tx.session, held, store.settings.lease_seconds):
+                        return
+            except SQLAlchemyError as error:  # the database may be back before the lease ends
+                log.warning("heartbeat_missed", segment=held.segment_id, error=repr(error))
 
     thread = threading.Thread(target=beat, name=f"lease-{held.segment_id}", daemon=True)
     thread.start()
