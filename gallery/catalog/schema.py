@@ -25,7 +25,8 @@ def migrate(catalog: Catalog) -> None:
 
 def is_current(catalog: Catalog) -> bool:
     """Whether the database has the schema of this code."""
-    with catalog.engine.connect() as connection:
+    with catalog.reading() as session:
+        connection = session.connection()
         config = _config(connection)
         head = ScriptDirectory.from_config(config).get_current_head()
         return MigrationContext.configure(connection).get_current_revision() == head
