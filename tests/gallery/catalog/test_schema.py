@@ -55,6 +55,12 @@ def test_processes_that_migrate_at_once_wait_for_each_other(catalog: Catalog, ca
     assert is_current(catalog)
 
 
+def test_looking_at_the_schema_waits_for_no_writer(catalog: Catalog) -> None:
+    migrate(catalog)
+    with catalog.transaction():
+        assert is_current(catalog)
+
+
 def test_the_database_itself_keeps_ids_live_once_and_upgrades_alone(catalog: Catalog) -> None:
     migrate(catalog)
     with catalog.engine.connect() as connection:
