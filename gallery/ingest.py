@@ -160,6 +160,12 @@ def _role(gallery: GalleryRow, model: EmbeddingModel, upgrades: Sequence[Upgrade
         return _Role(queue=current.id if current.state in WORKING else None)
     if model.id == gallery.model_id or (current is not None and model.name == current.target.name):
         return _Role()
+    if current is not None and current.active:
+        raise errors.NoRoute(
+            f"{gallery.name} is being upgraded from {current.source.name} to {current.target.name}, which has no way for "
+            f"vectors of {model.name}: send them in one of these two, or once the upgrade is over",
+            pointer="/model",
+        )
     if registry.between(model.name, gallery.model.name, "backward", {}) is not None:
         return _Role()
     if any(u.source.name == model.name and u.state == State.FINALIZED for u in upgrades):
