@@ -179,7 +179,7 @@ def _stage(title: str, train: Callable[[OnStep], T]) -> T:
 def _quick(images: Dataset, recipe: Recipe) -> tuple[Dataset, Recipe, Scale]:
     """Hardly any images, epochs and searches."""
     train, test = (
-        np.random.default_rng(0).permutation(len(labels))[:400] for labels in (images.train_labels, images.test_labels)
+        np.random.default_rng(0).permutation(len(labels))[:200] for labels in (images.train_labels, images.test_labels)
     )
     images = replace(
         images,
@@ -193,14 +193,14 @@ def _quick(images: Dataset, recipe: Recipe) -> tuple[Dataset, Recipe, Scale]:
         old=_shortened(recipe.old),
         side=_shortened(recipe.side),
         new=_shortened(recipe.new),
-        forward=replace(recipe.forward, epochs=4, batch=64),
+        forward=replace(recipe.forward, epochs=20, batch=64),
         hidden=128,
     )
-    return images, recipe, Scale(searches=100, seconds=5.0)
+    return images, recipe, Scale(short_queries=100, whole_queries=50, searches=100, seconds=4.0)
 
 
 def _shortened(encoder: EncoderRecipe) -> EncoderRecipe:
-    return replace(encoder, plan=replace(encoder.plan, epochs=2))
+    return replace(encoder, plan=replace(encoder.plan, epochs=6))
 
 
 # --- the service ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def test_a_shrunken_demo_upgrades_a_gallery_and_no_search_fails(tmp_path: Path) 
     report = orjson.loads((tmp_path / "report.json").read_bytes())
     assert report["searches"]["failed"] == 0
     assert report["searches"]["during_upgrade"] >= 100
-    assert report["rollback"]["same"] == report["rollback"]["searches"] == report["items"] == 400
+    assert report["rollback"]["same"] == report["rollback"]["searches"] == report["items"] == 200
     fractions = [point["fraction"] for point in report["quality"]["by_progress"]]
     assert fractions == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0.0, 1.0)
