@@ -1,50 +1,125 @@
-"""Columns mapped into another space in memory, for queries that are not known in the column's own space.
+"""Stored vectors mapped into another space at query time, kept within a bound.
 
-Only backward routes come here, and only for the query of an older model over items that are native in a newer one: every
-row is then a candidate. The mapped columns are kept, within a bound, because a column never changes.
+A column never changes and neither does a transformation, so what was mapped once is right for ever; the same candidates come
+back with similar queries. A column's mapped rows are kept as one array and a mask of what is known; the columns that were
+used longest ago go first.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from gallery.arrays import Stored
+import numpy as np
+
+from gallery.arrays import Rows, Stored, Vectors
 from gallery.index.base import Index
 from gallery.index.registry import backend
 from gallery.snapshot import Column
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.transforms import Transforms
 
-Key = tuple[int, int]
+
+class Asked(NamedTuple):
+    """Some rows of one column."""
+
+    column: Column
+    #: of the column's segment; None where it has none
+    side: Stored | None
+    rows: Rows
+
+
+class _Known:
+    """What is known of one column in another space.
+
+    Two threads may map the same row at once and write the same numbers. A row is written before it is said to be known.
+    """
+
+    __slots__ = ("known", "vectors")
+
+    def __init__(self, rows: int, dimension: int) -> None:
+        self.vectors: Vectors = np.empty((rows, dimension), dtype=np.float32)
+        self.known = np.zeros(rows, dtype=np.bool_)
+
+    def missing(self, rows: Rows) -> Rows:
+        return rows[~self.known[rows]]
+
+    def learn(self, rows: Rows, vectors: Vectors) -> None:
+        self.vectors[rows] = vectors
+        self.known[rows] = True
 
 
 class MappedColumns:
-    """A bounded cache of mapped columns; the least recently used go first."""
+    """A bounded cache of mapped rows; safe from many threads."""
 
     def __init__(self, transforms: Transforms, limit_bytes: int) -> None:
-        """Keep at most `limit_bytes` of vectors, but always the latest column."""
+        """Keep at most `limit_bytes` of vectors. A column that alone is larger is mapped anew each time."""
         self._transforms = transforms
         self._limit = limit_bytes
         self._lock = threading.Lock()
-        self._indexes: OrderedDict[Key, tuple[Index, int]] = OrderedDict()
+        self._columns: OrderedDict[tuple[int, int], _Known] = OrderedDict()
         self._bytes = 0
 
-    def index(self, column: Column, by: Transformation, target: EmbeddingModel, side: Stored | None) -> Index:
-        """An exact index over the column mapped into the target's space."""
-        key = (column.id, by.id)
+    def take(self, asked: Sequence[Asked], by: Transformation, target: EmbeddingModel) -> Vectors:
+        """The asked rows in the target's space, in the order in which they are asked: (rows of all, dimension) float32.
+
+        What is not known is mapped by one call, however many segments it comes from.
+        """
+        places = [self._place(each.column, by, target) for each in asked]
+        wanted = [
+            each.rows if known is None else known.missing(each.rows) for each, known in zip(asked, places, strict=True)
+        ]
+        mapped = self._map([each._replace(rows=rows) for each, rows in zip(asked, wanted, strict=True)], by, target)
+        taken = []
+        for each, known, rows, vectors in zip(asked, places, wanted, mapped, strict=True):
+            if known is None:
+                taken.append(vectors)
+            else:
+                known.learn(rows, vectors)
+                taken.append(known.vectors[each.rows])
+        return np.concatenate(taken) if taken else np.empty((0, target.dimension), dtype=np.float32)
+
+    def index(self, column: Column, side: Stored | None, by: Transformation, target: EmbeddingModel) -> Index:
+        """An exact index over a whole column in the target's space.
+
+        For queries that are not known in the column's own space: every row is then a candidate.
+        """
+        vectors = self.take([Asked(column, side, np.arange(len(column.vectors)))], by, target)
+        return backend("flat").open(vectors, space=target.space, path=None, parameters={})
+
+    def _place(self, column: Column, by: Transformation, target: EmbeddingModel) -> _Known | None:
+        """Where the mapped rows of a column are kept; None if it is too large to be kept."""
+        key, size = (column.id, by.id), len(column.vectors) * target.dimension * 4
+        if size > self._limit:
+            return None
         with self._lock:
-            if key in self._indexes:
-                self._indexes.move_to_end(key)
-                return self._indexes[key][0]
-        # Outside the lock: two threads may map the same column at once, which wastes work but blocks nobody.
-        mapped = self._transforms.apply(by, target, column.vectors, side)
-        index = backend("flat").open(mapped, space=target.space, path=None, parameters={})
-        with self._lock:
-            if key not in self._indexes:
-                self._indexes[key] = (index, mapped.nbytes)
-                self._bytes += mapped.nbytes
-            while self._bytes > self._limit and len(self._indexes) > 1:
-                _, (_, size) = self._indexes.popitem(last=False)
-                self._bytes -= size
-        return index
+            known = self._columns.get(key)
+            if known is None:
+                known = self._columns[key] = _Known(len(column.vectors), target.dimension)
+                self._bytes += size
+            self._columns.move_to_end(key)
+            while self._bytes > self._limit:
+                _, oldest = self._columns.popitem(last=False)
+                self._bytes -= oldest.vectors.nbytes
+        return known
+
+    def _map(self, asked: Sequence[Asked], by: Transformation, target: EmbeddingModel) -> list[Vectors]:
+        """Map rows of several segments: those with side-information in one call, those without in another."""
+        mapped: list[Vectors] = [np.empty((0, target.dimension), dtype=np.float32)] * len(asked)
+        for with_side in (True, False):
+            chosen = [
+                at
+                for at, each in enumerate(asked)
+                if len(each.rows) and (each.side is not None and by.side_dimension is not None) is with_side
+            ]
+            if not chosen:
+                continue
+            sides = [side[asked[at].rows] for at in chosen if with_side and (side := asked[at].side) is not None]
+            vectors = np.concatenate([asked[at].column.vectors[asked[at].rows] for at in chosen])
+            result = self._transforms.apply(by, target, vectors, np.concatenate(sides) if sides else None)
+            ends = np.cumsum([len(asked[at].rows) for at in chosen])
+            for at, part in zip(chosen, np.split(result, ends[:-1]), strict=True):
+                mapped[at] = part
+        return mapped

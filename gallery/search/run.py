@@ -19,7 +19,7 @@ from gallery.catalog.filters import compile_filter
 from gallery.catalog.segments import Origin
 from gallery.catalog.transaction import Catalog
 from gallery.index.scores import score, unit, worst
-from gallery.search.mapped import MappedColumns
+from gallery.search.mapped import Asked, MappedColumns
 from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.routes import Known, Plan, Reach, Route, Way, plan
@@ -177,7 +177,7 @@ class _Run:
     def _ask_mapped(self, at: int, column: str, transformation: Transformation) -> Part:
         """The best rows of one segment, all of which are mapped: the query has no vector in the column's space."""
         view = self.snapshot.segments[at]
-        index = self.searcher.mapped.index(view.columns[column], transformation, self.target, view.side)
+        index = self.searcher.mapped.index(view.columns[column], view.side, transformation, self.target)
         found = index.search(self._query(self.target.name), min(self.request.k, view.rows), self._selected(view))
         return single(at, found.scores, found.rows)
 
@@ -195,31 +195,16 @@ class _Run:
         return Part(scores, best.segments, best.rows)
 
     def _map(self, places: Rows, column: str, by: Transformation) -> Vectors:
-        """The candidates at (segment, row) places in the score space; the place (-1, -1) stands for none."""
+        """The candidates at (segment, row) places, sorted, in the score space; the place (-1, -1) stands for none."""
+        found = places[places[:, 0] >= 0]
+        segments, starts = np.unique(found[:, 0], return_index=True)
+        asked = [
+            Asked(self.snapshot.segments[at].columns[column], self.snapshot.segments[at].side, rows)
+            for at, rows in zip(segments.tolist(), np.split(found[:, 1], starts[1:]), strict=True)
+        ]
         mapped = np.zeros((len(places), self.target.dimension), dtype=np.float32)
-        runs: dict[bool, list[tuple[slice, Vectors, Vectors | None]]] = {True: [], False: []}
-        starts = np.flatnonzero(np.r_[True, places[1:, 0] != places[:-1, 0]]) if len(places) else np.empty(0, np.int64)
-        for start, end in zip(starts, [*starts[1:], len(places)], strict=True):
-            at = int(places[start, 0])
-            if at < 0:
-                continue
-            view, rows = self.snapshot.segments[at], places[start:end, 1]
-            side = None if view.side is None or by.side_dimension is None else view.side[rows]
-            runs[side is None].append((slice(start, end), view.columns[column].vectors[rows], side))
-        for gathered in runs.values():
-            if gathered:
-                _fill(mapped, self._apply(by, gathered), (place for place, _, _ in gathered))
+        mapped[len(places) - len(found) :] = self.searcher.mapped.take(asked, by, self.target)
         return unit(mapped) if self.target.metric == "cosine" else mapped
-
-    def _apply(self, by: Transformation, gathered: list[tuple[slice, Vectors, Vectors | None]]) -> Vectors:
-        """One call for all segments alike."""
-        sides = [side for _, _, side in gathered if side is not None]
-        return self.searcher.transforms.apply(
-            by,
-            self.target,
-            np.concatenate([vectors for _, vectors, _ in gathered]),
-            np.concatenate(sides) if sides else None,
-        )
 
     def _score(self, mapped: Vectors, inverse: NDArray[np.intp]) -> Vectors:
         """Score (queries, candidates) given as positions in `mapped`, a bounded number at once."""
@@ -230,11 +215,3 @@ class _Run:
             part = slice(start, start + step)
             scores[part] = score(queries[part], mapped[inverse[part]], self.target.metric)
         return scores
-
-
-def _fill(into: Vectors, rows: Vectors, places: Iterable[slice]) -> None:
-    at = 0
-    for place in places:
-        size = place.stop - place.start
-        into[place] = rows[at : at + size]
-        at += size

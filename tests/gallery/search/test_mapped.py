@@ -1,0 +1,120 @@
+"""Rows that were mapped at query time are kept: right, within a bound, and mapped once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gallery.arrays import Space
+from gallery.files import Files, digest
+from gallery.index.registry import backend
+from gallery.search.mapped import Asked, MappedColumns
+from gallery.snapshot import Column
+from gallery.spaces import EmbeddingModel, Transformation
+from gallery.transforms import Transforms, artifact_file
+
+WIDTH = 4
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+NEW = EmbeddingModel(2, "new", WIDTH, "euclidean", False, None, None, None, NOW)
+
+
+class Doubling:
+    """The transformation: twice the embedding, plus the side-information if there is any; it counts what it maps."""
+
+    def __init__(self) -> None:
+        self.mapped = 0
+
+    def __call__(self, embeddings: Any, side: Any = None) -> Any:
+        self.mapped += len(embeddings)
+        return (2 * embeddings + (0 if side is None else side)).astype(np.float32)
+
+
+@pytest.fixture
+def doubling() -> Doubling:
+    return Doubling()
+
+
+@pytest.fixture
+def transforms(tmp_path: Path, doubling: Doubling) -> Transforms:
+    return Transforms(Files(tmp_path), lambda _: doubling)
+
+
+@pytest.fixture
+def forward(tmp_path: Path) -> Transformation:
+    part = tmp_path / "artifacts" / "part"
+    part.parent.mkdir()
+    part.write_bytes(b"doubling")
+    sha256 = digest(part)
+    part.rename(tmp_path / artifact_file(sha256))
+    return Transformation(1, "f", "old", "new", "forward", "linear", sha256, None, None, NOW)
+
+
+def column(number: int, rows: int) -> Column:
+    vectors = np.arange(rows * WIDTH, dtype=np.float32).reshape(rows, WIDTH) + number * 1000
+    index = backend("flat").open(vectors, space=Space("euclidean", normalized=False), path=None, parameters={})
+    return Column(number, "old", "native", vectors, index, None)
+
+
+def asked(from_: Column, rows: Sequence[int]) -> Asked:
+    return Asked(from_, None, np.array(rows, dtype=np.int64))
+
+
+def test_rows_come_in_the_order_in_which_they_are_asked_from_all_columns(
+    transforms: Transforms, forward: Transformation
+) -> None:
+    first, second = column(1, 5), column(2, 3)
+    taken = MappedColumns(transforms, 1 << 20).take([asked(second, [2, 0]), asked(first, [4, 4, 1])], forward, NEW)
+    assert np.array_equal(taken, 2 * np.concatenate([second.vectors[[2, 0]], first.vectors[[4, 4, 1]]]))
+
+
+def test_a_row_that_is_known_is_not_mapped_again(
+    transforms: Transforms, forward: Transformation, doubling: Doubling
+) -> None:
+    mapped, one = MappedColumns(transforms, 1 << 20), column(1, 10)
+    mapped.take([asked(one, [1, 2, 3])], forward, NEW)
+    mapped.take([asked(one, [3, 2, 5])], forward, NEW)
+    assert doubling.mapped == 4
+
+
+def test_what_is_kept_stays_within_the_bound_and_the_oldest_goes_first(
+    transforms: Transforms, forward: Transformation, doubling: Doubling
+) -> None:
+    size = 10 * WIDTH * 4
+    mapped = MappedColumns(transforms, 2 * size)
+    columns = [column(number, 10) for number in range(3)]
+    for each in columns:
+        mapped.take([asked(each, [0])], forward, NEW)
+    mapped.take([asked(columns[2], [0]), asked(columns[1], [0])], forward, NEW)
+    assert doubling.mapped == 3
+    mapped.take([asked(columns[0], [0])], forward, NEW)
+    assert doubling.mapped == 4
+
+
+def test_a_column_larger_than_the_bound_is_mapped_each_time_and_rightly(
+    transforms: Transforms, forward: Transformation, doubling: Doubling
+) -> None:
+    mapped, large = MappedColumns(transforms, 8), column(1, 10)
+    for _ in range(2):
+        assert np.array_equal(mapped.take([asked(large, [7])], forward, NEW), 2 * large.vectors[[7]])
+    assert doubling.mapped == 2
+
+
+def test_many_threads_get_the_right_rows(transforms: Transforms, forward: Transformation) -> None:
+    mapped, one = MappedColumns(transforms, 1 << 20), column(1, 2000)
+
+    def take(seed: int) -> bool:
+        rows = np.random.default_rng(seed).integers(0, 2000, 300)
+        return bool(np.array_equal(mapped.take([asked(one, rows)], forward, NEW), 2 * one.vectors[rows]))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(take, range(64)))
+
+
+def test_nothing_asked_gives_no_rows(transforms: Transforms, forward: Transformation) -> None:
+    assert MappedColumns(transforms, 8).take([], forward, NEW).shape == (0, WIDTH)
