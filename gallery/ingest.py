@@ -185,6 +185,8 @@ def _accept(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) -> _Acc
         raise errors.InvalidItem("there are no items; send at least one", pointer="/items")
     _accept_ids(items.ids)
     _accept_payloads(items.payloads)
+    if not len(items.ids) == len(items.embeddings) == len(items.payloads):
+        raise errors.InvalidItem("every item has an id, an embedding and a payload or null", pointer="/items")
     embeddings = accept(items.embeddings, model, pointer="/items/{row}/embedding")
     _fits_storage(gallery, embeddings, "/items/{row}/embedding")
     n = len(items.ids)
@@ -196,6 +198,8 @@ def _accept(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) -> _Acc
                 f"{model.name} was registered without side-information, but these items have some",
                 pointer=f"/items/{int(np.argmax(has_side))}/side_information",
             )
+        if len(items.side) != np.count_nonzero(has_side):
+            raise errors.InvalidItem("side-information and the items that have it differ in number", pointer="/items")
         side = _accept_side_of(items.side, model.side_dimension, has_side)
         _fits_storage(gallery, side, "/items/{row}/side_information")
     return _Accepted(gallery, model, items, embeddings, side, has_side)

@@ -19,6 +19,7 @@ from gallery.catalog.tables import (
     EventRow,
     ProbeRow,
     SearchLatencyRow,
+    SegmentRow,
     UpgradeRow,
     UpgradeSegmentRow,
     now,
@@ -224,6 +225,18 @@ def in_state(session: Session, upgrade_id: str, state: str) -> list[UpgradeSegme
             .order_by(UpgradeSegmentRow.position)
         )
     )
+
+
+def set_aside(session: Session, upgrade_id: str, segment_id: int, error: str) -> None:
+    """Record that a segment's work is to be done again; an item that was upgraded as it was written had none before."""
+    row = session.get(UpgradeSegmentRow, (upgrade_id, segment_id))
+    if row is None:
+        rows = session.get_one(SegmentRow, segment_id).rows
+        row = UpgradeSegmentRow(
+            upgrade_id=upgrade_id, segment_id=segment_id, rows=rows, position=segment_id, fence=0, attempts=0
+        )
+        session.add(row)
+    row.state, row.error, row.done_at = "failed", error, None
 
 
 def failures(session: Session, upgrade_id: str) -> list[UpgradeSegmentRow]:

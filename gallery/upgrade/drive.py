@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 import structlog
@@ -18,7 +19,7 @@ from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import gate, segment
-from gallery.upgrade.lifecycle import complete, locked, move
+from gallery.upgrade.lifecycle import complete, drop, locked, move
 from gallery.upgrade.states import DRIVEN, State
 
 log = structlog.get_logger()
@@ -67,8 +68,10 @@ def settle(store: Store, upgrade_id: str) -> bool:
 
 def finish(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str) -> bool:
     """Read every new column again, look for segments without one, measure, then complete or wait for the cutover."""
+    damaged = _damaged(store, upgrade_id)
+    if damaged:
+        return _set_aside(store, upgrade_id, damaged)
     try:
-        _verify_files(store, upgrade_id)
         quality = gate.measure_now(store, galleries, searcher, upgrade_id)
     except Exception as error:  # noqa: BLE001 - whatever cannot be verified is a reason not to complete
         return fail(store, upgrade_id, State.VERIFYING, f"{type(error).__name__}: {error}")
@@ -131,11 +134,32 @@ def _due(session: Session, row: UpgradeRow) -> bool:
     return segment.hold(session, row) is None and upgrade_rows.has_free_segment(session, row.id)
 
 
-def _verify_files(store: Store, upgrade_id: str) -> None:
+def _damaged(store: Store, upgrade_id: str) -> dict[int, str]:
+    """Columns of an upgrade whose bytes are not those that were written, and why; by id."""
     with store.catalog.reading() as session:
         columns = list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == upgrade_id)))
+    found: dict[int, str] = {}
     for column in columns:
-        verify(store.files, column.file, column.sha256)
+        try:
+            verify(store.files, column.file, column.sha256)
+        except errors.Damaged as error:
+            found[column.id] = str(error)
+    return found
+
+
+def _set_aside(store: Store, upgrade_id: str, damaged: Mapping[int, str]) -> bool:
+    """Drop damaged columns and fail; a retry makes them anew from the source columns, which an upgrade never touches."""
+    with store.catalog.transaction() as tx:
+        row, _ = locked(tx.session, upgrade_id)
+        if row.state != State.VERIFYING:
+            return False
+        columns = [column for key in damaged if (column := tx.session.get(ColumnRow, key)) is not None]
+        for column in columns:
+            upgrade_rows.set_aside(tx.session, row.id, column.segment_id, damaged[column.id])
+        drop(store, tx, columns)
+        row.error = f"{len(columns)} columns were damaged; see failures, then retry or cancel"
+        move(tx.session, row, State.FAILED, error=row.error)
+    return True
 
 
 def _without_target(session: Session, row: UpgradeRow) -> list[int]:

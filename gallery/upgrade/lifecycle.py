@@ -177,7 +177,7 @@ def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Chan
             .where(SegmentRow.gallery_id == gallery.id, ColumnRow.model_id == row.target_id, ColumnRow.published)
         )
         old = select(ColumnRow).where(ColumnRow.model_id == row.source_id, ColumnRow.segment_id.in_(has_target))
-        freed = _drop(store, tx, list(tx.session.scalars(old)))
+        freed = drop(store, tx, list(tx.session.scalars(old)))
         row.report = {**row.report, "bytes_freed": freed}
         move(tx.session, row, State.FINALIZED, actor=actor, bytes_freed=freed)
     return Changed(row.id, changed=True)
@@ -403,13 +403,13 @@ def _undo(
                 items=unreachable,
             )
         move(session, row, steps[0], actor=actor, accept_unreachable=accept_unreachable)
-        _drop(store, tx, list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == row.id))))
+        drop(store, tx, list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == row.id))))
         gallery.model_id = row.source_id
         move(session, row, steps[1], actor=actor)
     return Changed(row.id, changed=True)
 
 
-def _drop(store: Store, tx: Transaction, columns: list[ColumnRow]) -> int:
+def drop(store: Store, tx: Transaction, columns: list[ColumnRow]) -> int:
     """Delete columns; their files go once no row names them. Returns the bytes that this frees."""
     names = [name for column in columns for name in (column.file, column.index_file) if name]
     freed = sum(column.bytes + (column.index_bytes or 0) for column in columns)
