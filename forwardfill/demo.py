@@ -6,6 +6,8 @@ Every number that is shown is taken from answers of the running service, as any 
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -84,12 +86,13 @@ def run(
     """
     began = time.monotonic()
     try:
-        story = _tell(data, root, out, seed, quick)
+        with _terminable():
+            story = _tell(data, root, out, seed, quick)
     except KeyboardInterrupt:
         console.print("[red]Stopped; the processes that this started are stopped too.[/red]")
         return 130
     except (ValueError, FileNotFoundError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False)
         return 2
     except (
         ServiceDiedError,
@@ -100,7 +103,7 @@ def run(
         TimeoutError,
         httpx.HTTPError,
     ) as error:
-        console.print(f"[red]{type(error).__name__}: {error}[/red]", highlight=False, markup=True)
+        console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
         return 1
     title = f"{data}: {len(story.items.ids):,} items upgraded in place"
     return report.tell(console, story, out, title=title, seconds=time.monotonic() - began)
@@ -132,6 +135,19 @@ def _tell(data: str, root: Path | None, out: Path, seed: int, quick: bool) -> St
         _chapter(5, "The same without the throttle, and by re-embedding")
         _compare(client, story, trained.new)
     return story
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, so that the processes that were started are stopped then too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

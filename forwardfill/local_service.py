@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ START_SECONDS = 120.0
 STOP_SECONDS = 40.0
 LOOK_SECONDS = 0.1
 TAIL_LINES = 25
+_ANSWERED = re.compile(r'"status":[1-4]\d\d,.*"event":"request"')
 
 
 class ServiceDiedError(Exception):
@@ -76,8 +78,9 @@ class LocalService:
             raise ServiceDiedError(f"the service ended with code {code}; the end of {self._log}:\n{self.tail()}")
 
     def tail(self) -> str:
-        """The end of its log."""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+        """The end of its log, without the lines of requests that went well."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return "\n".join([line for line in lines if line and not _ANSWERED.search(line)][-TAIL_LINES:])
 
     def stop(self) -> None:
         """Let it finish what it does, and end it; once is enough."""

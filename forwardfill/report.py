@@ -159,5 +159,5 @@ def _verdict(console: Console, report: Json, searches: Sequence[Record]) -> int:
     if report["rollback"]["same"] != report["rollback"]["searches"]:
         wrong.append("after the rollback, some searches had other answers than before the upgrade")
     for sentence in wrong:
-        console.print(f"[red]{sentence}[/red]", highlight=False)
+        console.print(sentence, style="red", markup=False, highlight=False)
     return 1 if wrong else 0
