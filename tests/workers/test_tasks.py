@@ -1,0 +1,99 @@
+"""What a worker does when it is told to look."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gallery.upgrade.states import State
+from tests.gallery.world import WITH_SIDE, World
+from workers.settings import WorkerSettings
+from workers.tasks import Worker, watch
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    opened = World.open(tmp_path / "data", exact_below=4).prepare(
+        ("forward", "old", "new", WITH_SIDE), index={"kind": "hnsw"}
+    )
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def worker(world: World) -> Worker:
+    return Worker(world.store, WorkerSettings(data=world.store.settings.data, orphan_seconds=60))
+
+
+def fill(world: World) -> None:
+    random = np.random.default_rng(0)
+    world.upsert("old", [f"i{row}" for row in range(50)], random.random((50, 4)), side=random.random((50, 2)))
+
+
+def kinds(world: World) -> dict[str, str]:
+    (snapshot,) = world.galleries.refresh().galleries.values()
+    (segment,) = snapshot.segments
+    return {model: column.index.kind for model, column in segment.columns.items()}
+
+
+def test_it_builds_the_index_of_a_large_segment_and_searches_find_the_same(world: World, worker: Worker) -> None:
+    fill(world)
+    query = np.full((1, 4), 0.5)
+    exact = [hit.id for hit in world.search("old", query, k=5).hits(0)]
+    assert kinds(world) == {"old": "flat"}
+    worker.work()
+    assert kinds(world) == {"old": "hnsw"}
+    assert [hit.id for hit in world.search("old", query, k=5).hits(0)] == exact
+    assert not worker.has_work()
+
+
+def test_it_takes_an_upgrade_from_its_start_to_its_end(world: World, worker: Worker) -> None:
+    fill(world)
+    upgrade = world.start()
+    assert worker.has_work()
+    worker.work()
+    assert world.state(upgrade) is State.COMPLETED
+    assert kinds(world) == {"old": "hnsw", "new": "hnsw"}
+    assert not worker.has_work()
+
+
+def test_it_stops_between_two_steps_when_it_is_told_to(world: World, worker: Worker) -> None:
+    fill(world)
+    upgrade = world.start()
+    worker.stopping.set()
+    worker.work()
+    assert world.state(upgrade) is State.PENDING
+
+
+def test_it_looks_by_itself_so_that_a_lost_message_costs_only_time(world: World, worker: Worker) -> None:
+    nudged = threading.Event()
+    thread = watch(worker, nudged.set, seconds=0.01)
+    fill(world)
+    world.start()
+    assert nudged.wait(20)
+    worker.stopping.set()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_it_reclaims_what_a_crash_left_behind_and_nothing_else(world: World, worker: Worker) -> None:
+    fill(world)
+    root = world.store.files.root
+    known = {path for path in root.rglob("*") if path.is_file() and path.parent.parent.name == "columns"}
+    orphan, young = (root / "columns" / "1" / name for name in ("orphan.npy", "young.npy.part"))
+    for path in (orphan, young):
+        path.write_bytes(b"x")
+    long_ago = time.time() - 3600
+    for path in (orphan, *known):
+        os.utime(path, (long_ago, long_ago))
+    worker._swept = -1e9
+    worker.work()
+    assert not orphan.exists()
+    assert young.exists()
+    assert all(path.exists() for path in known)
