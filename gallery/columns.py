@@ -86,8 +86,9 @@ class Ids(Sequence[str]):
     def __init__(self, packed: NDArray[np.uint8], rows: int) -> None:
         """Read `packed`, which is `rows + 1` little-endian int64 offsets, then the UTF-8 bytes of all ids."""
         head = 8 * (rows + 1)
-        self._offsets = packed[:head].view("<i8")
-        self._bytes = packed[head:]
+        # Views of the same bytes: reading an item of them makes no array, which would cost more than the id itself.
+        self._offsets = packed[:head].data.cast("q")
+        self._text = packed[head:].data
         self._rows = rows
 
     def __len__(self) -> int:
@@ -96,8 +97,7 @@ class Ids(Sequence[str]):
 
     def __getitem__(self, row: Any) -> Any:
         """The id of one row."""
-        start, end = self._offsets[row], self._offsets[row + 1]
-        return self._bytes[start:end].tobytes().decode()
+        return str(self._text[self._offsets[row] : self._offsets[row + 1]], "utf-8")
 
 
 def write_ids(files: Files, folder: str, ids: Sequence[str]) -> Written:
