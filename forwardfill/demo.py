@@ -129,7 +129,7 @@ def _tell(data: str, root: Path | None, out: Path, seed: int, quick: bool) -> St
     ):
         _register(client, trained)
         _fill(client, GALLERY, OLD, story.items, story.items.old, side=story.items.side)
-        console.print(f"  {items:,} items in {client.gallery(GALLERY)['segments']} segments; {service.url}/dashboard")
+        console.print(f"  {items:,} items in {client.gallery(GALLERY)['segments']} segments, served on {service.url}")
         _chapter(4, "The upgrade, under searches")
         _upgrade_in_use(client, service, story, out)
         _chapter(5, "The same without the throttle, and by re-embedding")

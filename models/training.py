@@ -145,12 +145,16 @@ def progress_bar(title: str) -> Iterator[OnStep]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns) as progress:
-        bar = progress.add_task(title, total=None, loss=math.nan)
-        yield lambda step: progress.update(bar, completed=step.done, total=step.total, loss=step.losses["total"])
+        bar = progress.add_task(title, total=None, note="")
+        yield lambda step: progress.update(
+            bar, completed=step.done, total=step.total, note=f"loss {step.losses['total']:.3f}"
+        )
+        if progress.tasks[0].total is None:
+            progress.update(bar, completed=1, total=1, note="kept from an earlier run")
 
 
 class Classification(Task):
