@@ -45,7 +45,6 @@ BESIDE = {
     ("pending", "failed"),
     ("pending", "completed"),  # an empty gallery
     ("validating", "completed"),  # a dry run
-    ("verifying", "running"),
 }
 TAKES = {
     "pending": "pause cancel",
