@@ -83,11 +83,12 @@ def demo(
     root: Annotated[Path | None, typer.Option(help="Folder of the data set, for cifar100.")] = None,
     out: Annotated[Path, typer.Option(help="Where report and picture go.")] = Path("build/demo"),
     seed: Annotated[int, typer.Option(help="Seed of all training.")] = 0,
+    quick: Annotated[bool, typer.Option(help="Hardly train or measure: see in a minute that all of it runs.")] = False,
 ) -> None:
     """Train two models and a transformation, fill a gallery, and upgrade it while it is searched."""
     from forwardfill.demo import run
 
-    raise typer.Exit(run(data=data, root=root, out=out, seed=seed))
+    raise typer.Exit(run(data=data, root=root, out=out, seed=seed, quick=quick))
 
 
 @keys.command("create")
