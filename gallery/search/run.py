@@ -28,6 +28,7 @@ from gallery.spaces import Transformation
 from gallery.transforms import Transforms
 from gallery.vectors import as_query
 
+_ROW_BITS = 32  # a segment has fewer rows than this holds
 _SCORED_AT_ONCE = 1 << 24  # numbers; 64 MiB of float32 while candidates are scored
 
 
@@ -187,20 +188,20 @@ class _Run:
         metric = self.models[column].metric
         best = merge(asked, self.candidates, metric, len(self.request.vectors))
         missing = best.rows < 0
-        places = np.stack([best.segments, best.rows], axis=-1)
-        places[missing] = -1
-        distinct, inverse = np.unique(places.reshape(-1, 2), axis=0, return_inverse=True)
-        scores = self._score(self._map(distinct, column, transformation), inverse.reshape(best.rows.shape))
+        places = np.where(missing, -1, (best.segments << _ROW_BITS) | best.rows)
+        distinct, inverse = np.unique(places, return_inverse=True)
+        scores = self._score(self._map(distinct, column, transformation), inverse.reshape(places.shape))
         scores[missing] = worst(self.target.metric)
         return Part(scores, best.segments, best.rows)
 
     def _map(self, places: Rows, column: str, by: Transformation) -> Vectors:
-        """The candidates at (segment, row) places, sorted, in the score space; the place (-1, -1) stands for none."""
-        found = places[places[:, 0] >= 0]
-        segments, starts = np.unique(found[:, 0], return_index=True)
+        """The candidates at sorted places, of segment and row in one number, in the score space; -1 stands for none."""
+        found = places[places >= 0]
+        segments, starts = np.unique(found >> _ROW_BITS, return_index=True)
+        parts = np.split(found & ((1 << _ROW_BITS) - 1), starts)[1:]  # what is before the first start is nothing
         asked = [
             Asked(self.snapshot.segments[at].columns[column], self.snapshot.segments[at].side, rows)
-            for at, rows in zip(segments.tolist(), np.split(found[:, 1], starts[1:]), strict=True)
+            for at, rows in zip(segments.tolist(), parts, strict=True)
         ]
         mapped = np.zeros((len(places), self.target.dimension), dtype=np.float32)
         mapped[len(places) - len(found) :] = self.searcher.mapped.take(asked, by, self.target)

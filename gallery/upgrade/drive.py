@@ -157,7 +157,8 @@ def _set_aside(store: Store, upgrade_id: str, damaged: Mapping[int, str]) -> boo
         for column in columns:
             upgrade_rows.set_aside(tx.session, row.id, column.segment_id, damaged[column.id])
         drop(store, tx, columns)
-        row.error = f"{len(columns)} columns were damaged; see failures, then retry or cancel"
+        why = next(iter(damaged.values()))
+        row.error = f"{len(damaged)} columns were damaged ({why}); see failures, then retry or cancel"
         move(tx.session, row, State.FAILED, error=row.error)
     return True
 
