@@ -229,8 +229,13 @@ def list_upgrades(_: MayAdmin, __: RequestSlot, page: PageDep, process: ProcessD
 
 @router.get("/{upgrade}", **documented(errors.UpgradeNotFound))
 def get_upgrade(_: MayAdmin, __: RequestSlot, upgrade: str, process: ProcessDep) -> Upgrade:
-    """Read an upgrade. Its progress is counted from rows, so it is true after any crash."""
-    return read_upgrade(process, upgrade)
+    """Read an upgrade. Its progress is counted from rows, so it is true after any crash.
+
+    What the answer says is done serves the next search of the same process.
+    """
+    document = read_upgrade(process, upgrade)
+    process.galleries.refresh()
+    return document
 
 
 @router.patch(

@@ -106,6 +106,8 @@ def test_a_gallery_is_upgraded_in_place_while_it_is_searched_and_processes_are_k
         stack.system.workers[0].start()
         stack.lose_messages()
         wait_for(lambda: state(stack.last, upgrade) == "completed", 90, lambda: str(document(stack.last, upgrade)))
+        # What the process said, its next search knows.
+        assert world.check(stack.last)["served"]["routes"]["forward"] == 0
 
     assert traffic.failures == []
     assert traffic.searches > 20
