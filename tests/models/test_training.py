@@ -131,9 +131,13 @@ def test_fcts_plan_is_the_papers_and_few_rows_still_make_steps() -> None:
     assert small.batch == 112
 
 
-def test_a_progress_bar_takes_steps() -> None:
+def test_a_progress_bar_shows_the_loss_or_that_nothing_had_to_be_done(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("a line") as on_step:
         train(Line(), line(), PLAN, on_step=on_step)
+    assert "loss 0." in capsys.readouterr().out
+    with progress_bar("another"):
+        pass
+    assert "kept from" in capsys.readouterr().out
 
 
 VIEW = Augmentation(shift=0.1, rotation=10)
