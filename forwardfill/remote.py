@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -116,39 +116,20 @@ def throttle(
         _say(client.set_throttle(upgrade_id, wanted))
 
 
-@upgrade.command("pause")
-def pause(upgrade_id: str) -> None:
-    """Start no more segments."""
-    with _client() as client:
-        _say(client.pause(upgrade_id))
+def _verb(name: str, does: str, call: Callable[[Client, str], Upgrade]) -> None:
+    """A command that asks for one verb of one upgrade and says what came of it."""
+
+    @upgrade.command(name, help=does)
+    def command(upgrade_id: str) -> None:
+        with _client() as client:
+            _say(call(client, upgrade_id))
 
 
-@upgrade.command("resume")
-def resume(upgrade_id: str) -> None:
-    """Go on."""
-    with _client() as client:
-        _say(client.resume(upgrade_id))
-
-
-@upgrade.command("retry")
-def retry(upgrade_id: str) -> None:
-    """Try the failed segments again."""
-    with _client() as client:
-        _say(client.retry(upgrade_id))
-
-
-@upgrade.command("cutover")
-def cutover(upgrade_id: str) -> None:
-    """Let all transformed segments serve."""
-    with _client() as client:
-        _say(client.cutover(upgrade_id))
-
-
-@upgrade.command("finalize")
-def finalize(upgrade_id: str) -> None:
-    """Let go of the older model's columns: no way back."""
-    with _client() as client:
-        _say(client.finalize(upgrade_id))
+_verb("pause", "Start no more segments.", Client.pause)
+_verb("resume", "Go on.", Client.resume)
+_verb("retry", "Try the failed segments again.", Client.retry)
+_verb("cutover", "Let all transformed segments serve.", Client.cutover)
+_verb("finalize", "Let go of the older model's columns: no way back.", Client.finalize)
 
 
 @upgrade.command("cancel")

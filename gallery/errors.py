@@ -6,7 +6,7 @@ GalleryError
   x Conflict
       ModelExists, TransformationExists, GalleryExists, KeyExists
       NoRoute, ModelRetired
-      UpgradeInProgress, InvalidStateTransition, NativeItemsWouldBeUnreachable, IdempotencyKeyInUse
+      UpgradeInProgress, InvalidStateTransition, NativeItemsWouldBeUnreachable
   x Invalid
       InvalidVector, DimensionMismatch, DuplicateId, InvalidItem, InvalidFilter, InvalidIndex
       MissingSideInformation
@@ -115,10 +115,6 @@ class InvalidStateTransition(Conflict):
 
 class NativeItemsWouldBeUnreachable(Conflict):
     """Items that came natively in the target model would not answer source-model queries."""
-
-
-class IdempotencyKeyInUse(Conflict):
-    """The first request with this key is still being handled."""
 
 
 class Invalid(GalleryError):
