@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -227,6 +229,31 @@ def test_serve_runs_a_worker_of_its_own_and_replaces_it_when_it_dies(tmp_path: P
         assert workers
         assert api.stop() == 0
         assert not any(alive(pid) for pid in workers), "the worker outlived its parent"
+
+
+def test_an_upgrade_is_run_from_the_command_line(stack: Stack, world: World) -> None:
+    world.upsert(stack.http, [f"item-{n}" for n in range(30)])
+
+    def forwardfill(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "forwardfill.cli", *words],
+            env={**os.environ, "FORWARDFILL_URL": str(stack.http.base_url), "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    started = forwardfill("upgrade", "start", world.gallery, "--target", world.new)
+    assert f"{world.gallery}: completed, 100%" in started
+    upgrade = started.split()[1]
+    assert upgrade in forwardfill("upgrade", "list")
+    assert world.new in forwardfill("models", "list")
+    assert world.gallery in forwardfill("galleries", "list")
+    assert '"derived_items": 30' in forwardfill("galleries", "show", world.gallery)
+    assert "completed" in forwardfill("upgrade", "watch", upgrade)
+    assert "rolled_back" in forwardfill("upgrade", "rollback", upgrade)
 
 
 def document(http: httpx.Client, upgrade: str) -> dict[str, Any]:
