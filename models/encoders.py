@@ -23,7 +23,7 @@ EMBED_BATCH = 500
 class Encoder(nn.Module):
     """A residual network: images (n, channels, height, width) in [0, 1] to embeddings (n, dimension), none negative."""
 
-    def __init__(self, channels: int, widths: Sequence[int], blocks: int) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], blocks: int, *, ends_in_relu: bool = True) -> None:
         super().__init__()
         self.dimension = widths[-1]
         self.stem = _convolution(channels, widths[0], kernel=3)
@@ -35,6 +35,8 @@ class Encoder(nn.Module):
                 for block in range(blocks)
             )
         )
+        if not ends_in_relu:
+            self.stages[-1].activation = nn.Identity()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,17 +60,18 @@ class Classifier(nn.Module):
         return logits
 
 
-def residual_network(*, channels: int, widths: Sequence[int], blocks: int = 1) -> Encoder:
+def residual_network(*, channels: int, widths: Sequence[int], blocks: int = 1, ends_in_relu: bool = True) -> Encoder:
     """Make a residual network with fresh weights.
 
     Args:
         channels: of the images, 1 or 3.
         widths: of the stages, each after the first at half the resolution; the last is the embedding's dimension.
         blocks: residual blocks a stage.
+        ends_in_relu: False leaves the last block's sum as it is, so that embeddings have both signs (OCA, MixBCT).
     """
     if not widths or blocks < 1:
         raise ValueError(f"a residual network needs a stage and a block, not widths {widths} and {blocks} blocks")
-    return Encoder(channels, widths, blocks)
+    return Encoder(channels, widths, blocks, ends_in_relu=ends_in_relu)
 
 
 def embed(
@@ -101,10 +104,12 @@ class _Residual(nn.Module):
         self.second = _convolution(width, width, kernel=3)
         changes = stride != 1 or inputs != width
         self.skip = _convolution(inputs, width, kernel=1, stride=stride) if changes else nn.Identity()
+        self.activation: nn.Module = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
         output = self.second(F.relu(self.first(features)))
-        return F.relu(output + self.skip(features))
+        joined: Tensor = self.activation(output + self.skip(features))
+        return joined
 
 
 def _convolution(inputs: int, width: int, *, kernel: int, stride: int = 1) -> nn.Sequential:

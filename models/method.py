@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from models.evaluation import METRICS, Metric
+from models.plan import Plan, transformation_plan
 from models.transformations import Transformation
 
 
@@ -26,6 +28,10 @@ class Batch:
     old: Tensor | None = None
     new: Tensor | None = None
     side: Tensor | None = None
+    #: (n, feature_dimension): what the backbone that is being trained says of these images
+    features: Tensor | None = None
+    #: (n,) int64: places in the training set; the training loop fills it in
+    index: Tensor | None = None
 
     def __len__(self) -> int:
         return len(next(tensor for tensor in self.tensors().values()))
@@ -54,12 +60,43 @@ class Transformations:
     backward: Transformation | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What is known before a method is trained: the widths of the spaces, and what the frozen models leave behind."""
+
+    old_dimension: int
+    new_dimension: int
+    #: None where no side-information is stored
+    side_dimension: int | None = None
+    #: K, the classes of the new training set; labels are 0 to K - 1. None where there are no labels
+    classes: int | None = None
+    #: how the new model's vectors are compared when they are searched: what a map on pairs is trained for
+    metric: Metric = "euclidean"
+    #: (classes the old model knows, d_old) and (K, d_new): the models' own linear classifiers, where there are any
+    old_head: Tensor | None = None
+    new_head: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"the metric {self.metric!r} is not one of {', '.join(METRICS)}")
+
+
 class Task(nn.Module, ABC):
     """Anything the training loop trains: named losses over batches."""
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return named scalar terms, already weighted; their sum is minimised."""
+
+    def prepare(self, rows: Batch) -> None:
+        """See the whole training set once, before the first epoch: class means, closed forms, checks.
+
+        Must depend on nothing but the rows, so that a training that is resumed prepares as the first one did.
+
+        Raises:
+            ValueError: this task cannot be trained on these rows; says what they lack.
+        """
+        del rows
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Prepare for an epoch, counted from 0: train mode, unless a task's paper says otherwise."""
@@ -68,17 +105,48 @@ class Task(nn.Module, ABC):
 
 
 class Method(Task):
-    """A way to make a new embedding space compatible with an old one."""
+    """A way to make a new embedding space compatible with an old one.
+
+    A subclass takes a `Setting` and its hyperparameters as keywords, the paper's values as defaults.
+    """
 
     name: ClassVar[str]
+    #: the new model's backbone is trained by this method, through `batch.features`;
+    #: otherwise the method sees vectors of frozen models only, `batch.old` and `batch.new`
+    trains_backbone: ClassVar[bool] = False
+    #: a backbone that is trained ends in a ReLU, so that its features are not negative
+    ends_in_relu: ClassVar[bool] = True
+    #: labels are needed, and useless without
+    needs_labels: ClassVar[bool] = False
+    #: how the papers compare vectors; None: as the setting says
+    metric: ClassVar[Metric | None] = None
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+
+    @property
+    def feature_dimension(self) -> int:
+        """Width that the backbone must have, where one is trained."""
+        return self.setting.new_dimension
+
+    @property
+    def dimension(self) -> int:
+        """Width of the new model's vectors as they are stored: of what `embed` returns."""
+        return self.setting.new_dimension
 
     def embed(self, features: Tensor) -> Tensor:
-        """Map the new model's features to what the new model stores; the features themselves unless overridden."""
+        """Map the backbone's features to what the new model stores; the features themselves unless overridden."""
         return features
 
     @abstractmethod
     def transformations(self) -> Transformations:
         """Return the trained maps, ready for `models.artifacts.save`."""
+
+    @classmethod
+    def plan(cls, rows: int) -> Plan:
+        """Say how to train on so many pairs of vectors, unless the caller knows better."""
+        return transformation_plan(rows)
 
 
 def needed(tensor: Tensor | None, name: str) -> Tensor:

@@ -21,8 +21,10 @@ from models.artifacts import load, save
 from models.augmentation import Augmentation
 from models.data import Dataset, as_floats, as_tensor, cifar100, digits
 from models.encoders import Encoder, embed, residual_network
+from models.method import Setting
 from models.methods.fct import Fct
-from models.training import OnStep, Plan, train_classifier, train_simclr, train_transformation
+from models.plan import Plan
+from models.training import OnStep, train_classifier, train_simclr, train_transformation
 from models.transformations import Transformation
 
 Floats = npt.NDArray[np.float32]
@@ -114,12 +116,8 @@ def train_forward(
         return load(place)
     with _stage(recipe, seed):
         olds, sides, news = embedded_views([old, side, new], data, views=recipe.views, view=recipe.view, seed=seed)
-        method = Fct(
-            source_dimension=old.dimension,
-            target_dimension=new.dimension,
-            side_dimension=side.dimension,
-            hidden=recipe.hidden,
-        )
+        widths = Setting(old_dimension=old.dimension, new_dimension=new.dimension, side_dimension=side.dimension)
+        method = Fct(widths, hidden=recipe.hidden)
         train_transformation(method, old=olds, new=news, side=sides, plan=recipe.forward, seed=seed, on_step=on_step)
     if place is not None:
         save(place, method.transformation)

@@ -1,13 +1,14 @@
-"""The one training loop, and the three tasks it is used for here: classify, contrast, transform."""
+"""The one training loop, and what it is used for here: classify, contrast, transform, train a compatible backbone."""
 
 from __future__ import annotations
 
-import math
+import csv
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.augmentation import Augmentation
+from models.checkpoints import Checkpoints
 from models.data import Images, as_floats, as_tensor
 from models.encoders import Classifier, Encoder
 from models.method import Batch, Method, Task, needed
+from models.plan import Plan, rate_factor
 from models.side_information import SimClr
-
-WEIGHT_DECAY = 2.0**-15  # methods.md 3.1, on every parameter, BatchNorm's too
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +34,6 @@ class Step:
 
 
 OnStep = Callable[[Step], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How to train."""
-
-    epochs: int
-    batch: int
-    learning_rate: float
-    optimizer: Literal["adam", "sgd"]
-    weight_decay: float = WEIGHT_DECAY
-    momentum: float = 0.9
-    #: epochs, at most; a short training warms up over a fifth of its epochs
-    warmup: int = 5
-    #: the schedule moves each epoch as in FCT's code, or smoothly with each step, which a dozen epochs need
-    schedule: Literal["epoch", "step"] = "step"
-    #: multiply in bfloat16 where the device does so natively, which is several times faster there
-    bfloat16: bool = False
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 2:
-            raise ValueError(f"training needs an epoch and batches of at least 2, not {self.epochs} and {self.batch}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,51 +52,119 @@ def train(
     augment: Callable[[Batch, torch.Generator], Batch] | None = None,
     device: str | torch.device = "cpu",
     on_step: OnStep | None = None,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
 ) -> History:
     """Train a task in place: shuffled batches, warm-up, cosine to zero.
 
-    The last, incomplete batch of an epoch is left out, as in the authors' code: its BatchNorm statistics are poor.
+    The last, incomplete batch of an epoch is left out, as in the authors' code: its BatchNorm statistics are poor. A task
+    without a parameter to train is a closed form: `prepare` solved it, and the history is one evaluation of its losses.
 
     Args:
         task: what to train; it is in eval mode afterwards.
         rows: the whole training set, in memory.
         plan: how.
-        seed: of the order of rows and of the augmentation; fresh weights are the caller's own draw.
+        seed: of the order of rows, of the augmentation and of what the task draws; fresh weights are the caller's own draw.
         augment: applied to each batch on the CPU.
         device: where to compute.
         on_step: told after each step.
+        checkpoint: a file that keeps the state after each epoch; where it exists already, the training goes on from it,
+            and ends as if it had never been interrupted. The caller removes it.
+        log: a CSV file that gets a line per epoch: the losses, the learning rate and the seconds.
 
     Returns:
         The losses, epoch by epoch.
 
     Raises:
-        ValueError: fewer than two rows.
+        ValueError: fewer than two rows, rows that the task cannot be trained on, or a checkpoint of another training.
         FloatingPointError: a loss stopped being finite.
     """
-    if len(rows) < 2:
-        raise ValueError(f"training needs at least two rows, not {len(rows)}")
+    _check_rows(rows)
+    rows = rows if rows.index is not None else replace(rows, index=torch.arange(len(rows)))
     device = torch.device(device)
-    generator = torch.Generator().manual_seed(seed)
+    task.prepare(rows)
     task.to(device)
-    optimizer = _optimizer(task, plan)
-    batch = min(plan.batch, len(rows))
-    steps = len(rows) // batch
-    history = []
-    for epoch in range(plan.epochs):
-        task.start_epoch(epoch, plan.epochs)
-        order = torch.randperm(len(rows), generator=generator)
-        sums: dict[str, float] = {}
-        for step in range(steps):
-            _set_rate(optimizer, plan, epoch, step, steps)
-            part = rows.take(order[step * batch : (step + 1) * batch])
-            part = part if augment is None else augment(part, generator)
-            losses = _step(task, part.to(device), optimizer, plan, device)
-            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
-            if on_step is not None:
-                on_step(Step(epoch * steps + step + 1, plan.epochs * steps, losses))
-        history.append({name: value / steps for name, value in sums.items()})
+    if not any(parameter.requires_grad for parameter in task.parameters()):
+        return _solved(task, rows.to(device), on_step)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = _optimizer(task, plan)
+        kept = None if checkpoint is None else Checkpoints(checkpoint, f"{type(task).__name__} {plan} seed {seed}")
+        history = [] if kept is None else kept.resume(task, optimizer, generator)
+        for epoch in range(len(history), plan.epochs):
+            start = time.perf_counter()
+            history.append(_epoch(epoch, task, rows, plan, optimizer, generator, augment, device, on_step))
+            if kept is not None:
+                kept.save(task, optimizer, generator, history)
+            if log is not None:
+                rate = float(optimizer.param_groups[0]["lr"])
+                _write(log, {"epoch": epoch, **history[-1], "rate": rate, "seconds": time.perf_counter() - start})
     task.eval()
     return History(tuple(history))
+
+
+def _check_rows(rows: Batch) -> None:
+    tensors = rows.tensors()
+    length = max(map(len, tensors.values()))
+    if length < 2:
+        raise ValueError(f"training needs at least two rows, not {length}")
+    for name, tensor in tensors.items():
+        if len(tensor) != length:
+            raise ValueError(
+                f"`{name}` has {len(tensor)} rows, others have {length}: row i must be the same item in all"
+            )
+        if name in ("old", "new", "side") and not tensor.isfinite().all():
+            row = int((~tensor.isfinite()).any(dim=1).nonzero()[0])
+            raise ValueError(f"`{name}` holds a NaN or an infinity, first in row {row}: drop such rows from all")
+
+
+def _epoch(
+    epoch: int,
+    task: Task,
+    rows: Batch,
+    plan: Plan,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    augment: Callable[[Batch, torch.Generator], Batch] | None,
+    device: torch.device,
+    on_step: OnStep | None,
+) -> dict[str, float]:
+    """Train on each row once; returns the mean of each loss."""
+    task.start_epoch(epoch, plan.epochs)
+    order = torch.randperm(len(rows), generator=generator)
+    batch = min(plan.batch, len(rows))
+    steps = len(rows) // batch
+    sums: dict[str, float] = {}
+    for step in range(steps):
+        _set_rate(optimizer, plan, epoch, step, steps)
+        part = rows.take(order[step * batch : (step + 1) * batch])
+        part = part if augment is None else augment(part, generator)
+        losses = _step(task, part.to(device), optimizer, plan, device)
+        sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
+        if on_step is not None:
+            on_step(Step(epoch * steps + step + 1, plan.epochs * steps, losses))
+    return {name: value / steps for name, value in sums.items()}
+
+
+def _solved(task: Task, rows: Batch, on_step: OnStep | None) -> History:
+    task.eval()
+    with torch.inference_mode():
+        losses = {name: value.item() for name, value in task.losses(rows).items()}
+    losses["total"] = sum(losses.values())
+    if on_step is not None:
+        on_step(Step(1, 1, losses))
+    return History((losses,))
+
+
+def _write(log: Path, line: dict[str, float]) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    first = not log.exists()
+    with log.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, line)
+        if first:
+            writer.writeheader()
+        writer.writerow(line)
 
 
 @cache
@@ -129,13 +176,6 @@ def native_bfloat16(device: str) -> bool:
         torch.cpu, "get_capabilities", dict
     )()  # torch before 2.9 does not say: float32 then
     return device == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
-def rate_factor(unit: int, units: int, warmup: int) -> float:
-    """Return the learning rate's factor: (unit + 1) / warmup, then half a cosine to zero (methods.md 3.1)."""
-    if unit < warmup:
-        return (unit + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (unit - warmup) / max(1, units - warmup)))
 
 
 @contextmanager
@@ -184,6 +224,8 @@ def train_classifier(
     seed: int = 0,
     device: str | torch.device = "cpu",
     on_step: OnStep | None = None,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
 ) -> Classifier:
     """Train an encoder as a classifier, untouched by any compatibility term; returns it with its head, in eval mode."""
     classifier = Classifier(encoder, classes)
@@ -193,8 +235,105 @@ def train_classifier(
         shown = augmentation(as_floats(needed(batch.images, "images")), generator)
         return Batch(images=shown, labels=batch.labels)
 
-    train(Classification(classifier), rows, plan, seed=seed, augment=view, device=device, on_step=on_step)
+    train(
+        Classification(classifier),
+        rows,
+        plan,
+        seed=seed,
+        augment=view,
+        device=device,
+        on_step=on_step,
+        checkpoint=checkpoint,
+        log=log,
+    )
     return classifier
+
+
+class CompatibleTraining(Task):
+    """A backbone with a method that trains it: the method sees features, the backbone sees images."""
+
+    def __init__(self, encoder: nn.Module, method: Method) -> None:
+        """Join them.
+
+        Args:
+            encoder: from images to (n, method.feature_dimension).
+            method: one that `trains_backbone`.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.method = method
+        self.dimension = method.dimension
+
+    def prepare(self, rows: Batch) -> None:
+        self.method.prepare(rows)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self.train()
+        self.method.start_epoch(epoch, epochs)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the method's losses, in float32 whatever the backbone computes in."""
+        features = self.encoder(needed(batch.images, "images")).float()
+        with torch.autocast(features.device.type, enabled=False):
+            return self.method.losses(replace(batch, features=features))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images (n, channels, height, width) as the new model stores them: (n, dimension)."""
+        return self.method.embed(self.encoder(images).float())
+
+
+def train_backbone(
+    encoder: nn.Module,
+    method: Method,
+    images: Images,
+    labels: Images,
+    plan: Plan,
+    *,
+    old: Images,
+    new: Images | None = None,
+    augmentation: Augmentation,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    on_step: OnStep | None = None,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
+) -> CompatibleTraining:
+    """Train a new model to be compatible with an old one; returns it, from images to stored vectors, in eval mode.
+
+    Args:
+        encoder: the new backbone, `method.feature_dimension` wide.
+        method: one that `trains_backbone`.
+        images: (n, channels, height, width).
+        labels: (n,).
+        plan: how.
+        old: (n, d_old), by the old model, of the images as they are.
+        new: (n, d_new), by an independently trained new model, where the method wants it.
+        augmentation: of the images that the backbone sees.
+        seed, device, on_step, checkpoint, log: as for `train`.
+    """
+    task = CompatibleTraining(encoder, method)
+    rows = Batch(
+        images=as_tensor(images),
+        labels=as_tensor(labels),
+        old=as_tensor(old).float(),
+        new=None if new is None else as_tensor(new).float(),
+    )
+
+    def view(batch: Batch, generator: torch.Generator) -> Batch:
+        return replace(batch, images=augmentation(as_floats(needed(batch.images, "images")), generator))
+
+    train(
+        task,
+        rows,
+        plan,
+        seed=seed,
+        augment=view,
+        device=device,
+        on_step=on_step,
+        checkpoint=checkpoint,
+        log=log,
+    )
+    return task
 
 
 def train_simclr(
@@ -207,6 +346,8 @@ def train_simclr(
     seed: int = 0,
     device: str | torch.device = "cpu",
     on_step: OnStep | None = None,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
 ) -> Encoder:
     """Train an encoder without labels by SimCLR on two strong views of each image; returns it in eval mode."""
 
@@ -215,14 +356,18 @@ def train_simclr(
         return Batch(images=augmentation(shown, generator), views=augmentation(shown, generator))
 
     task = SimClr(encoder, temperature=temperature)
-    train(task, Batch(images=as_tensor(images)), plan, seed=seed, augment=views, device=device, on_step=on_step)
+    train(
+        task,
+        Batch(images=as_tensor(images)),
+        plan,
+        seed=seed,
+        augment=views,
+        device=device,
+        on_step=on_step,
+        checkpoint=checkpoint,
+        log=log,
+    )
     return encoder
-
-
-def transformation_plan(rows: int, *, epochs: int = 80) -> Plan:
-    """Return FCT's plan (methods.md 3.1), with batches small enough that few rows still make several steps an epoch."""
-    batch = min(1024, max(64, rows // 8))
-    return Plan(epochs=epochs, batch=batch, learning_rate=5e-4, optimizer="adam", schedule="epoch")
 
 
 def train_transformation(
@@ -236,27 +381,24 @@ def train_transformation(
     seed: int = 0,
     device: str | torch.device = "cpu",
     on_step: OnStep | None = None,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
 ) -> History:
     """Train a method on cached embeddings of the same (augmented) images by the frozen models.
 
     Args:
         method: what to train, in place.
         old: (n, d_old), new: (n, d_new), side: (n, d_side), labels: (n,).
-        plan: FCT's own unless given.
+        plan: the method's own unless given.
 
     Raises:
         ValueError: lengths differ, or a value is not finite.
     """
     given = {"old": old, "new": new, "side": side, "labels": labels}
     tensors = {name: as_tensor(values) for name, values in given.items() if values is not None}
-    for name, tensor in tensors.items():
-        if len(tensor) != len(old):
-            raise ValueError(f"{name} has {len(tensor)} rows, old has {len(old)}: row i must be the same image in all")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} holds a NaN or an infinity: drop those rows from all")
     rows = Batch(**{name: tensor if name == "labels" else tensor.float() for name, tensor in tensors.items()})
-    plan = plan or transformation_plan(len(rows))
-    return train(method, rows, plan, seed=seed, device=device, on_step=on_step)
+    plan = plan or method.plan(len(rows))
+    return train(method, rows, plan, seed=seed, device=device, on_step=on_step, checkpoint=checkpoint, log=log)
 
 
 def _step(
@@ -271,6 +413,8 @@ def _step(
         raise FloatingPointError(f"the loss is {total.item()}: lower the learning rate, or look for bad rows")
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(total)
+    if plan.clip is not None:
+        torch.nn.utils.clip_grad_norm_(task.parameters(), plan.clip)
     optimizer.step()
     return {**{name: value.item() for name, value in losses.items()}, "total": total.item()}
 

@@ -5,45 +5,44 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from models import transformations
-from models.method import Batch, Method, Transformations, needed
+from models.functional import alignment
+from models.method import Batch, Method, Setting, Transformations, needed
 
 
 class Fct(Method):
     """Learns h(old embedding, side-information) -> new embedding; the new model stays exactly the independent one.
 
-    The loss is the mean over all B * d_new elements of (n - h(o, s))^2: no normalisation, no label, no weight.
+    Under the Euclidean distance, the paper's, the loss is the mean over all B * d_new elements of (n - h(o, s))^2: no
+    normalisation, no label, no weight. Under cosine h's output is normalised, and the loss is 1 - cos (methods.md 4.12:
+    an h trained for one metric loses much of its gain under the other).
     """
 
     name: ClassVar[str] = "fct"
 
-    def __init__(
-        self, *, source_dimension: int, target_dimension: int, side_dimension: int | None, hidden: int = 2048
-    ) -> None:
+    def __init__(self, setting: Setting, *, hidden: int = 2048) -> None:
         """Make a fresh h.
 
         Args:
-            source_dimension: width of the old embedding.
-            target_dimension: width of the new embedding.
-            side_dimension: width of the side-information; None feeds the old embedding to both branches.
+            setting: without a side dimension the old embedding is fed to both branches, the paper's "no side-info".
             hidden: width of the mixer, the authors' `inner_dim`.
         """
-        super().__init__()
+        super().__init__(setting)
         self.transformation = transformations.build(
             transformations.Fct(
-                source_dimension=source_dimension,
-                target_dimension=target_dimension,
-                side_dimension=side_dimension,
+                source_dimension=setting.old_dimension,
+                target_dimension=setting.new_dimension,
+                side_dimension=setting.side_dimension,
                 hidden=hidden,
+                normalize_output=setting.metric == "cosine",
             )
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `mse` over `batch.old`, `batch.new`, and `batch.side` where h takes it."""
+        """Return `alignment` over `batch.old`, `batch.new`, and `batch.side` where h takes it."""
         predicted = self.transformation(needed(batch.old, "old"), batch.side)
-        return {"mse": F.mse_loss(predicted, needed(batch.new, "new"))}
+        return {"alignment": alignment(predicted, needed(batch.new, "new"), metric=self.setting.metric).mean()}
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Switch h to eval mode for the second half: weights keep training, BatchNorm's statistics stand still.

@@ -5,17 +5,18 @@ import pytest
 import torch
 
 from models.evaluation import cross_test, fraction_closed
-from models.method import Batch
+from models.method import Batch, Setting
 from models.methods.fct import Fct
+from models.plan import Plan
 from models.runtime import Transform
-from models.training import Plan, train_transformation
+from models.training import train_transformation
 
 EMBEDDINGS = Path(__file__).parents[3] / "shared/data/cifar100_embeddings.npz"
 
 
 def method(side: int | None = 3, hidden: int = 16) -> Fct:
     torch.manual_seed(0)
-    return Fct(source_dimension=6, target_dimension=4, side_dimension=side, hidden=hidden)
+    return Fct(Setting(old_dimension=6, new_dimension=4, side_dimension=side), hidden=hidden)
 
 
 def batch(rows: int = 20) -> Batch:
@@ -53,21 +54,21 @@ def test_the_loss_is_the_mean_square_over_all_elements_of_the_papers_network(sid
     old, new = rows.old.double().numpy(), rows.new.double().numpy()
     predicted = formula(old, old if side is None else rows.side.double().numpy(), state)
     expected = sum((p - n) ** 2 for p, n in zip(predicted.ravel(), new.ravel(), strict=True)) / (20 * 4)
-    assert fct.losses(rows)["mse"].item() == pytest.approx(expected, rel=1e-4)
+    assert fct.losses(rows)["alignment"].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_loss_does_not_depend_on_the_order_of_rows() -> None:
     fct, rows = method(), batch()
     shuffled = rows.take(torch.randperm(20, generator=torch.Generator().manual_seed(2)))
-    torch.testing.assert_close(fct.losses(shuffled)["mse"], fct.losses(rows)["mse"])
+    torch.testing.assert_close(fct.losses(shuffled)["alignment"], fct.losses(rows)["alignment"])
 
 
 def test_an_error_twice_as_large_costs_four_times_as_much() -> None:
     fct, rows = method().eval(), batch()
     assert rows.old is not None
     predicted = fct.transformation(rows.old, rows.side).detach()
-    once = fct.losses(Batch(old=rows.old, side=rows.side, new=predicted + 0.5))["mse"]
-    twice = fct.losses(Batch(old=rows.old, side=rows.side, new=predicted + 1.0))["mse"]
+    once = fct.losses(Batch(old=rows.old, side=rows.side, new=predicted + 0.5))["alignment"]
+    twice = fct.losses(Batch(old=rows.old, side=rows.side, new=predicted + 1.0))["alignment"]
     torch.testing.assert_close(twice, 4 * once)
 
 
@@ -85,7 +86,7 @@ def test_the_second_half_of_training_is_in_eval_mode_and_still_trains() -> None:
         modes.append(fct.transformation.training)
     assert modes == [True, True, True, False, False]
     before = fct.transformation.state_dict()["old.0.norm.running_mean"].clone()
-    fct.losses(batch())["mse"].backward()
+    fct.losses(batch())["alignment"].backward()
     torch.testing.assert_close(fct.transformation.state_dict()["old.0.norm.running_mean"], before)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in fct.transformation.parameters())
 
@@ -106,7 +107,7 @@ def test_a_short_training_on_real_embeddings_closes_most_of_the_distance() -> No
         old, side, new = (files[f"{role}_test"][::4].astype(np.float32) for role in ("old", "side", "new"))
         labels = files["labels_test"][::4]
     torch.manual_seed(0)
-    fct = Fct(source_dimension=128, target_dimension=128, side_dimension=128, hidden=256)
+    fct = Fct(Setting(old_dimension=128, new_dimension=128, side_dimension=128), hidden=256)
     plan = Plan(epochs=12, batch=128, learning_rate=1e-3, optimizer="adam", schedule="epoch")
     train_transformation(fct, **train, plan=plan)
     upgraded = cross_test(new, Transform(fct.transformation)(old, side), labels)

@@ -9,9 +9,10 @@ from models import recipes
 from models.data import Dataset, digits
 from models.encoders import Encoder, embed
 from models.evaluation import cross_test, fraction_closed
+from models.plan import Plan
 from models.recipes import CIFAR100, DIGITS, RECIPES, EncoderRecipe, Recipe, embedded_views, load_data
 from models.runtime import Transform
-from models.training import Plan, Step
+from models.training import Step
 
 
 def quick(recipe: Recipe, epochs: int) -> Recipe:

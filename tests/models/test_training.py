@@ -11,16 +11,8 @@ from models.data import digits
 from models.encoders import embed, residual_network
 from models.evaluation import cross_test
 from models.method import Batch, Task
-from models.training import (
-    Plan,
-    Step,
-    progress_bar,
-    rate_factor,
-    train,
-    train_classifier,
-    train_simclr,
-    transformation_plan,
-)
+from models.plan import Plan, rate_factor, transformation_plan
+from models.training import Step, progress_bar, train, train_classifier, train_simclr
 
 
 class Line(Task):

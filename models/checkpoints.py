@@ -1,0 +1,80 @@
+"""A training that was killed goes on where it was: its state after an epoch, in one safetensors file.
+
+Weights, the optimizer's moments, both random states and the history; nothing is pickled. The file is replaced whole or not
+at all, so that a kill leaves the last epoch's or the one before.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """Where a training's state is kept, and what the training is: the state of another one is refused."""
+
+    path: Path
+    #: everything the training depends on, as text
+    identity: str
+
+    def save(
+        self,
+        task: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        history: list[dict[str, float]],
+    ) -> None:
+        """Keep the state after an epoch."""
+        tensors = {f"task.{name}": tensor for name, tensor in task.state_dict().items()}
+        for place, state in optimizer.state_dict()["state"].items():
+            kept = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+            tensors |= {f"optimizer.{place}.{name}": value for name, value in kept.items()}
+        tensors["random.generator"] = generator.get_state()
+        tensors["random.torch"] = torch.get_rng_state()
+        metadata = {"identity": self.identity, "history": json.dumps(history)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(self.path.name + ".unfinished")
+        # A copy each: safetensors refuses tensors that share their memory.
+        save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, beside, metadata)
+        beside.replace(self.path)
+
+    def resume(
+        self, task: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> list[dict[str, float]]:
+        """Take up the state after the last epoch that was kept; returns its history, empty where nothing was kept.
+
+        Raises:
+            ValueError: the file is of another training.
+        """
+        if not self.path.exists():
+            return []
+        with safe_open(self.path, framework="pt") as file:
+            metadata = file.metadata()
+            if metadata["identity"] != self.identity:
+                raise ValueError(f"{self.path} is the state of another training: remove it, or name another place")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        task.load_state_dict(_part(tensors, "task."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "optimizer.").items():
+            place, _, key = name.partition(".")
+            state.setdefault(int(place), {})[key] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        generator.set_state(tensors["random.generator"])
+        torch.set_rng_state(tensors["random.torch"])
+        history: list[dict[str, float]] = json.loads(metadata["history"])
+        return history
+
+    def forget(self) -> None:
+        """Remove the state, once what was trained is kept elsewhere."""
+        self.path.unlink(missing_ok=True)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

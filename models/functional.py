@@ -1,0 +1,50 @@
+"""Pieces of losses that several methods share. Each is a formula: no state, no parameter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.evaluation import Metric
+
+
+def alignment(predicted: Tensor, target: Tensor, *, metric: Metric) -> Tensor:
+    """Return how far each predicted vector is from its target, as the metric that will search them sees it.
+
+    Args:
+        predicted: (n, d).
+        target: (n, d).
+        metric: Euclidean and inner product: the mean over the d elements of the squared difference (FCT's loss).
+            Cosine: 1 - cos, which no length changes.
+
+    Returns:
+        (n,).
+    """
+    if metric == "cosine":
+        return 1 - F.cosine_similarity(predicted, target, dim=1)
+    return (predicted - target).square().mean(dim=1)
+
+
+def class_means(vectors: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return the mean vector of each class: the prototypes of BCT, BT2 and OCA (methods.md 3.3 to 3.5).
+
+    Args:
+        vectors: (n, d).
+        labels: (n,) int64, 0 to classes - 1.
+        classes: K.
+
+    Returns:
+        (K, d), not normalised.
+
+    Raises:
+        ValueError: a class without a row, or a label out of range.
+    """
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"labels lie between {int(labels.min())} and {int(labels.max())}, not 0 and {classes - 1}")
+    counts = torch.bincount(labels, minlength=classes)
+    if (counts == 0).any():
+        empty = int((counts == 0).nonzero()[0])
+        raise ValueError(f"class {empty} has no row: a class mean needs at least one")
+    sums = torch.zeros(classes, vectors.shape[1], dtype=vectors.dtype).index_add_(0, labels, vectors)
+    return sums / counts[:, None]
