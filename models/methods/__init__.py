@@ -1,8 +1,10 @@
 """The methods on one page. A new one is a file here and a line in METHODS; all else follows from that line."""
 
 from models.method import Method
+from models.methods.fastfill import FastFill
 from models.methods.fct import Fct
 
 METHODS: dict[str, type[Method]] = {
     Fct.name: Fct,
+    FastFill.name: FastFill,
 }

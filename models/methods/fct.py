@@ -20,6 +20,8 @@ class Fct(Method):
     """
 
     name: ClassVar[str] = "fct"
+    #: which of the architecture's optional tensors h has
+    optional: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, setting: Setting, *, hidden: int = 2048) -> None:
         """Make a fresh h.
@@ -36,7 +38,8 @@ class Fct(Method):
                 side_dimension=setting.side_dimension,
                 hidden=hidden,
                 normalize_output=setting.metric == "cosine",
-            )
+            ),
+            optional=self.optional,
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,127 @@
+"""FastFill (Jaeckle, Faghri, Farhadi, Tuzel, Pouransari; ICLR 2023; methods.md, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pytorch_metric_learning.losses import SupConLoss
+from pytorch_metric_learning.reducers import DoNothingReducer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.functional import alignment
+from models.method import Batch, Setting, needed
+from models.methods.fct import Fct
+
+#: The paper leaves the log-variance free. exp(-s) of a head that strays is infinite, and one such row ends a training.
+LOG_VARIANCE_LIMIT = 10.0
+
+
+class FastFill(Fct):
+    """FCT's h with a second output: how far it expects to be off, the order in which a gallery is re-embedded best.
+
+    A row's loss is l = mu_sim * l_sim + mu_disc * l_disc, and with s the predicted log-variance the method minimises the
+    mean of 0.5 * exp(-s) * l + mu_unc * s. Where l is fixed, the best s is log(l / (2 * mu_unc)): log l at the paper's
+    weights. Nothing is detached: a row that h gives up on counts less in h's own training too.
+
+    l_sim is FCT's loss of that row. l_disc depends on what there is:
+
+    - the new model's linear classifier and labels: its label-smoothed cross-entropy on h's output, through the frozen
+      classifier (the paper);
+    - labels only: supervised contrast of h's output with the batch's new vectors (section 3.2, pitfall 1), where the
+      positives of a row are the new vectors of its class, its own among them;
+    - no labels: none.
+
+    The classifier and the uncertainty head read h's output before it is normalised. A classifier was trained on vectors
+    that have a length; and that output is what `Transformation.log_variance` is given when a gallery is ranked.
+    """
+
+    name: ClassVar[str] = "fastfill"
+    optional: ClassVar[tuple[str, ...]] = ("uncertainty.weight", "uncertainty.bias")
+    new_head: Tensor | None
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        hidden: int = 2048,
+        similarity: float = 1.0,
+        discrimination: float = 1.0,
+        uncertainty: float = 0.5,
+        smoothing: float = 0.1,
+        temperature: float = 0.1,
+    ) -> None:
+        """Make a fresh h.
+
+        Args:
+            setting: as for FCT. `new_head` (K, d_new) is the new model's own classifier, without bias.
+            hidden: width of the mixer.
+            similarity, discrimination, uncertainty: mu_sim, mu_disc, mu_unc.
+            smoothing: of the labels that the classifier is held to.
+            temperature: of the supervised contrast, where there is no classifier.
+
+        Raises:
+            ValueError: the classifier does not read vectors of the new model's width.
+        """
+        super().__init__(setting, hidden=hidden)
+        head = setting.new_head
+        if head is not None and (head.ndim != 2 or head.shape[1] != setting.new_dimension):
+            raise ValueError(
+                f"new_head has shape {tuple(head.shape)}: it must be (classes, {setting.new_dimension}), "
+                "the new model's own classifier"
+            )
+        self.register_buffer("new_head", None if head is None else head.detach().float(), persistent=False)
+        self.weights = (similarity, discrimination, uncertainty)
+        self.smoothing = smoothing
+        self.contrast = SupConLoss(temperature=temperature, reducer=DoNothingReducer())
+        # A head at zero predicts the same variance for every row: the training starts as one without uncertainty.
+        for name in self.optional:
+            nn.init.zeros_(self.transformation.get_parameter(name))
+
+    def prepare(self, rows: Batch) -> None:
+        """Check that the classifier knows every label."""
+        labels, head = rows.labels, self.new_head
+        if labels is None or head is None or not len(labels):
+            return
+        if not 0 <= int(labels.min()) <= int(labels.max()) < len(head):
+            raise ValueError(
+                f"labels lie between {int(labels.min())} and {int(labels.max())}, new_head has {len(head)} classes: "
+                "label k must be the classifier's row k"
+            )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `likelihood` and `uncertainty` over `batch.old`, `new`, `side` where h takes it, `labels` where known."""
+        output = self.transformation.raw(needed(batch.old, "old"), batch.side)
+        row = self.row_losses(output, needed(batch.new, "new"), batch.labels)
+        predicted = self.transformation.log_variance(output).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+        return {
+            "likelihood": (0.5 * torch.exp(-predicted) * row).mean(),
+            "uncertainty": self.weights[2] * predicted.mean(),
+        }
+
+    def row_losses(self, output: Tensor, new: Tensor, labels: Tensor | None) -> Tensor:
+        """Return each row's l.
+
+        Args:
+            output: (n, d_new), h's output before it is normalised.
+            new: (n, d_new).
+            labels: (n,) int64, or None.
+
+        Returns:
+            (n,).
+        """
+        similarity, discrimination, _ = self.weights
+        row = similarity * alignment(self.transformation.finish(output), new, metric=self.setting.metric)
+        if labels is None:
+            return row
+        return row + discrimination * self._discrimination(output, new, labels)
+
+    def _discrimination(self, output: Tensor, new: Tensor, labels: Tensor) -> Tensor:
+        if self.new_head is not None:
+            logits = F.linear(output, self.new_head)
+            return F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
+        # The library drops the diagonal where both sides have the very same labels object: it would compare a row with
+        # itself. Here the diagonal is h's output beside its own target, a positive like any other: hence the clone.
+        found = self.contrast(output, labels, ref_emb=new, ref_labels=labels.clone())["loss"]["losses"]
+        return torch.as_tensor(found).expand(len(output))  # a batch of one class has nothing to contrast: a bare zero
