@@ -62,17 +62,17 @@ def evaluate_retrieval(
         raise ValueError(
             f"{len(queries)} queries with {len(query_labels)} labels, {len(gallery)} items with {len(gallery_labels)}"
         )
-    ranks, precisions = [], []
-    for start, scores in _score_blocks(queries, gallery, metric, leave_one_out=leave_one_out):
-        for row, label in zip(scores, query_labels[start : start + len(scores)], strict=True):
-            relevant = np.flatnonzero((gallery_labels == label) & (row > -np.inf))
-            if len(relevant):
-                ranks.append(_first_rank(row, relevant))
-                precisions.append(_average_precision(row, relevant))
-    if not ranks:
+    _check_own(queries, gallery, leave_one_out)
+    blocks = score_blocks(queries, gallery, metric=metric, leave_one_out=leave_one_out)
+    judged = [
+        ranks_and_precisions(scores, query_labels[start : start + len(scores)], gallery_labels)
+        for start, scores in blocks
+    ]
+    found = np.concatenate([np.empty((0, 2)), *judged])
+    first, precisions = found[~np.isnan(found[:, 0])].T
+    if not len(first):
         return Retrieval(np.nan, np.nan, np.nan, 0)
-    first = np.array(ranks)
-    return Retrieval(float((first < 1).mean()), float((first < 5).mean()), float(np.mean(precisions)), len(first))
+    return Retrieval(float((first < 1).mean()), float((first < 5).mean()), float(precisions.mean()), len(first))
 
 
 def cross_test(queries: Array, gallery: Array, labels: Array, *, metric: Metric = "euclidean") -> Retrieval:
@@ -105,10 +105,11 @@ def neighbour_recall(
     k = min(k, len(gallery) - leave_one_out)
     if k < 1 or not len(queries):
         return float("nan")
+    _check_own(queries, gallery, leave_one_out)
     shared = 0
-    blocks = (_score_blocks(queries, each, metric, leave_one_out=leave_one_out) for each in (gallery, reference))
+    blocks = (score_blocks(queries, each, metric=metric, leave_one_out=leave_one_out) for each in (gallery, reference))
     for (_, found), (_, wanted) in zip(*blocks, strict=True):
-        shared += int(np.take_along_axis(_top(found, k), _top_indices(wanted, k), axis=1).sum())
+        shared += int(shared_neighbours(found, top(wanted, k)).sum())
     return shared / (k * len(queries))
 
 
@@ -145,6 +146,88 @@ def evaluate_pairs(
         found = cross_test(target, predicted, labels, metric=metric)
         values |= {"cmc1": found.cmc1, "cmc5": found.cmc5, "map": found.map}
     return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+
+def score_blocks(
+    queries: Array, gallery: Array, *, metric: Metric = "euclidean", leave_one_out: bool = False
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Score a gallery for queries, exactly, a block of queries at a time.
+
+    Computed in float64 and rounded to float32, so that equal vectors have equal scores wherever they stand. Euclidean
+    scores order as -|q - g|^2 does, and differ from half of it by the query's own part.
+
+    Args:
+        queries: (n_queries, d), any float type.
+        gallery: (n, d).
+        metric: how vectors are compared.
+        leave_one_out: query i is gallery item i; there may be more items than queries.
+
+    Yields:
+        The block's first query, and its scores (block, n): larger is better, the own item at -infinity.
+
+    Raises:
+        ValueError: shapes do not fit, or the metric is unknown.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
+    queries, gallery = np.asarray(queries, np.float64), np.asarray(gallery, np.float64)
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"queries {queries.shape} and gallery {gallery.shape} must be (n, d) of one width d")
+    if leave_one_out and len(queries) > len(gallery):
+        raise ValueError(f"{len(queries)} queries cannot each be one of {len(gallery)} items")
+    if metric == "cosine":
+        queries, gallery = _unit(queries), _unit(gallery)
+    half_squares = np.square(gallery).sum(axis=1) / 2
+    block = max(1, BLOCK_SCORES // max(1, len(gallery)))
+    for start in range(0, len(queries), block):
+        scores = queries[start : start + block] @ gallery.T
+        if metric == "euclidean":
+            scores -= half_squares  # (2 q.g - |g|^2 - |q|^2) / 2 without the query's own part
+        rounded = scores.astype(np.float32)
+        if leave_one_out:
+            rows = np.arange(len(rounded))
+            rounded[rows, start + rows] = -np.inf
+        yield start, rounded
+
+
+def ranks_and_precisions(scores: Array, query_labels: Array, gallery_labels: Array) -> npt.NDArray[np.float64]:
+    """Judge each query by itself, for a paired comparison of two searches: `evaluate_retrieval` is the mean of this.
+
+    Args:
+        scores: (n_queries, n), what is left out at -infinity.
+        query_labels: (n_queries,).
+        gallery_labels: (n,).
+
+    Returns:
+        (n_queries, 2): the place of the first relevant item, counted from 0, and the average precision; NaN where there
+        is nothing to find.
+    """
+    judged = np.full((len(scores), 2), np.nan)
+    for place, (row, label) in enumerate(zip(scores, query_labels, strict=True)):
+        relevant = np.flatnonzero((gallery_labels == label) & (row > -np.inf))
+        if len(relevant):
+            judged[place] = _first_rank(row, relevant), _average_precision(row, relevant)
+    return judged
+
+
+def shared_neighbours(scores: Array, wanted: Array) -> npt.NDArray[np.int64]:
+    """Count, for each query, those of its k wanted neighbours that are among its k best.
+
+    Args:
+        scores: (n_queries, n).
+        wanted: (n_queries, k) places in the gallery.
+
+    Returns:
+        (n_queries,).
+    """
+    chosen = np.zeros(scores.shape, np.bool_)
+    np.put_along_axis(chosen, top(scores, wanted.shape[1]), values=True, axis=1)
+    return np.asarray(np.take_along_axis(chosen, wanted, axis=1).sum(axis=1), np.int64)
+
+
+def top(scores: Array, k: int) -> npt.NDArray[np.int64]:
+    """Return the places of the k best scores of each row, (n_queries, k), in no order."""
+    return np.argpartition(-scores, k - 1, axis=1)[:, :k]
 
 
 def ranked_relevance(
@@ -217,35 +300,10 @@ def fraction_closed(before: float, after: float, best: float) -> float:
     return (after - before) / (best - before)
 
 
-def _score_blocks(
-    queries: Array, gallery: Array, metric: Metric, *, leave_one_out: bool
-) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """Yield (first query, scores (block, n)), larger is better, the own item at -infinity.
-
-    Computed in float64 and rounded to float32, so that equal vectors have equal scores wherever they stand.
-    """
-    if metric not in METRICS:
-        raise ValueError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
-    queries, gallery = np.asarray(queries, np.float64), np.asarray(gallery, np.float64)
-    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"queries {queries.shape} and gallery {gallery.shape} must be (n, d) of one width d")
+def _check_own(queries: Array, gallery: Array, leave_one_out: bool) -> None:
+    """Refuse whole sets that are not the same items: a mean over some of the items only would go unnoticed."""
     if leave_one_out and len(queries) != len(gallery):
         raise ValueError(f"leaving each item out needs as many queries ({len(queries)}) as items ({len(gallery)})")
-    if metric == "cosine":
-        queries, gallery = _unit(queries), _unit(gallery)
-    half_squares = np.square(gallery).sum(axis=1) / 2
-    block = max(1, BLOCK_SCORES // max(1, len(gallery)))
-    for start in range(0, len(queries), block):
-        scores = queries[start : start + block] @ gallery.T
-        if metric == "euclidean":
-            scores -= (
-                half_squares  # orders as -|q - g|^2 does: (2 q.g - |g|^2 - |q|^2) / 2 without the query's own part
-            )
-        rounded = scores.astype(np.float32)
-        if leave_one_out:
-            rows = np.arange(len(rounded))
-            rounded[rows, start + rows] = -np.inf
-        yield start, rounded
 
 
 def _first_rank(scores: Array, relevant: Array) -> int:
@@ -264,16 +322,6 @@ def _average_precision(scores: Array, relevant: Array) -> float:
     found = len(hits) - np.searchsorted(hits, hits, side="left")
     ranked = len(ascending) - np.searchsorted(ascending, hits, side="left")
     return float((found / ranked).mean())
-
-
-def _top_indices(scores: Array, k: int) -> Array:
-    return np.argpartition(-scores, k - 1, axis=1)[:, :k]
-
-
-def _top(scores: Array, k: int) -> npt.NDArray[np.bool_]:
-    chosen = np.zeros(scores.shape, np.bool_)
-    np.put_along_axis(chosen, _top_indices(scores, k), values=True, axis=1)
-    return chosen
 
 
 def _unit(vectors: Array) -> Array:
