@@ -48,3 +48,18 @@ def class_means(vectors: Tensor, labels: Tensor, classes: int) -> Tensor:
         raise ValueError(f"class {empty} has no row: a class mean needs at least one")
     sums = torch.zeros(classes, vectors.shape[1], dtype=vectors.dtype).index_add_(0, labels, vectors)
     return sums / counts[:, None]
+
+
+def symmetric_info_nce(first: Tensor, second: Tensor, *, scale: float | Tensor) -> Tensor:
+    """Return the contrastive loss between paired vectors, row i of one with row i of the other: CLIP's.
+
+    The mean over i, and over both directions, of -log(exp(s cos(a_i, b_i)) / sum over k of exp(s cos(a_i, b_k))).
+
+    Args:
+        first: (n, d).
+        second: (n, d).
+        scale: s above, 1 / temperature.
+    """
+    logits = scale * F.normalize(first, dim=1) @ F.normalize(second, dim=1).T
+    pairs = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2

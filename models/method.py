@@ -30,6 +30,8 @@ class Batch:
     side: Tensor | None = None
     #: (n, feature_dimension): what the backbone that is being trained says of these images
     features: Tensor | None = None
+    #: (n, length) int64: the images' captions, words as numbers, padded
+    texts: Tensor | None = None
     #: (n,) int64: places in the training set; the training loop fills it in
     index: Tensor | None = None
 

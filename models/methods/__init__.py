@@ -3,8 +3,10 @@
 from models.method import Method
 from models.methods.fastfill import FastFill
 from models.methods.fct import Fct
+from models.methods.xbt import Xbt
 
 METHODS: dict[str, type[Method]] = {
     Fct.name: Fct,
     FastFill.name: FastFill,
+    Xbt.name: Xbt,
 }

@@ -1,0 +1,117 @@
+"""Cross-modal Backward-compatible Training, XBT (arXiv 2405.14715, ICCV 2025; methods.md, section 3.7).
+
+An image-text model is replaced by a better one; the gallery, images or texts, keeps the old model's vectors. A projector
+from the new space to the old one is pre-trained on texts alone, which both text towers embed without an image. Then the
+old model is gone, and few image-text pairs teach the new model to be at home in the old space.
+
+The two stages, the noise and LoRA are the paper's. Widths, loss terms and numbers are our reconstruction: section 3.7 says
+what is known.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import transformations
+from models.dual_encoders import DualEncoder
+from models.evaluation import Metric
+from models.functional import alignment, symmetric_info_nce
+from models.low_rank_adapters import add_adapters, merge_adapters
+from models.method import Batch, Method, Setting, Task, Transformations, needed
+from models.transformations import LayerSpec, Transformation
+
+
+class Xbt(Method):
+    """The first stage: a projector g from the new space to the old, on pairs of vectors of the same texts.
+
+    v = hat n + noise, so that g is defined around the texts too, where images lie: both towers share one space, but each
+    its own region of it. Then 1 - cos(g(hat v), hat o), and symmetric InfoNCE over the batch between g(hat v) and hat o.
+    """
+
+    name: ClassVar[str] = "xbt"
+    metric: ClassVar[Metric | None] = "cosine"
+
+    def __init__(self, setting: Setting, *, expansion: int = 4, noise: float = 0.05, temperature: float = 0.07) -> None:
+        """Make a fresh g.
+
+        Args:
+            setting: only the two dimensions matter.
+            expansion: g is this many times d_new wide inside.
+            noise: standard deviation of each of the d_new elements, while training; the vector itself has length 1.
+            temperature: of InfoNCE.
+
+        Raises:
+            ValueError: a negative noise or a temperature that is not positive.
+        """
+        super().__init__(setting)
+        if noise < 0 or temperature <= 0:
+            raise ValueError(f"noise is at least 0 and temperature positive, not {noise} and {temperature}")
+        architecture = transformations.Mlp(
+            source_dimension=setting.new_dimension,
+            target_dimension=setting.old_dimension,
+            normalize_input=True,
+            normalize_output=True,
+            layers=(
+                LayerSpec(width=expansion * setting.new_dimension, activation="gelu"),
+                LayerSpec(width=setting.old_dimension),
+            ),
+            residual=True,
+        )
+        square = setting.new_dimension == setting.old_dimension  # elsewhere the skip's weight is no option
+        biases = ("layers.0.bias", "layers.1.bias", "skip.bias")
+        self.projector = transformations.build(architecture, optional=(*biases, "skip.weight") if square else biases)
+        self.noise = noise
+        self.temperature = temperature
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `alignment` and `contrast` over `batch.new` and `batch.old`; noise only in train mode."""
+        new, old = F.normalize(needed(batch.new, "new"), dim=1), needed(batch.old, "old")
+        if self.training:
+            new = new + self.noise * torch.randn_like(new)
+        predicted = self.projector(new)
+        return {
+            "alignment": alignment(predicted, old, metric="cosine").mean(),
+            "contrast": symmetric_info_nce(predicted, old, scale=1 / self.temperature),
+        }
+
+    def transformations(self) -> Transformations:
+        return Transformations(backward=self.projector)
+
+
+class XbtTuning(Task):
+    """The second stage: LoRA on the new model's towers, so that images and texts meet behind the frozen projector.
+
+    Symmetric InfoNCE between g(n_I(x)) and g(n_T(t)). No old model takes part: what keeps the vectors in the old space is
+    g, which stays as it is, and that a low-rank change from exactly the pre-trained state is a small one.
+    """
+
+    def __init__(
+        self, dual: DualEncoder, projector: Transformation, *, rank: int = 4, temperature: float = 0.07
+    ) -> None:
+        """Copy both, so that the caller's new model and projector stay what they are.
+
+        Args:
+            dual: the new model.
+            projector: g, from the first stage.
+            rank: of LoRA.
+            temperature: of InfoNCE.
+        """
+        super().__init__()
+        self.dual = add_adapters(deepcopy(dual), rank=rank)
+        self.projector = deepcopy(projector).requires_grad_(False)
+        self.temperature = temperature
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `contrast` over `batch.features` and `batch.texts`."""
+        images = self.projector(self.dual.images(needed(batch.features, "features")))
+        texts = self.projector(self.dual.texts(needed(batch.texts, "texts")))
+        return {"contrast": symmetric_info_nce(images, texts, scale=1 / self.temperature)}
+
+    def tuned(self) -> DualEncoder:
+        """Return the new model with its changes merged in: a dual encoder like any other."""
+        return merge_adapters(deepcopy(self.dual)).eval().requires_grad_(False)
