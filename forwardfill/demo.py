@@ -170,7 +170,9 @@ def _train(recipe: Recipe, images: Dataset, out: Path, *, seed: int, cache: Path
     new = _stage("new model", lambda on: recipes.train_new(recipe, images, seed=seed, cache=cache, on_step=on))
     forward = _stage(
         "transformation",
-        lambda on: recipes.train_forward(recipe, images, old, side, new, seed=seed, cache=cache, on_step=on),
+        lambda on: recipes.train_forward(
+            recipe, images, old.encoder, side, new.encoder, seed=seed, cache=cache, on_step=on
+        ),
     )
     artifact = out / f"{FORWARD}.safetensors"
     save(artifact, forward)
@@ -180,11 +182,11 @@ def _train(recipe: Recipe, images: Dataset, out: Path, *, seed: int, cache: Path
         ids=tuple(f"test-{at:05d}" for at in order),
         labels=images.test_labels[order],
         images=shown,
-        old=embed(old, shown),
+        old=embed(old.encoder, shown),
         side=embed(side, shown),
-        new=embed(new, shown),
+        new=embed(new.encoder, shown),
     )
-    return Trained(items, new, artifact)
+    return Trained(items, new.encoder, artifact)
 
 
 def _stage(title: str, train: Callable[[OnStep], T]) -> T:

@@ -39,18 +39,19 @@ class Augmentation:
         """Return one random view of each image.
 
         Args:
-            images: (n, channels, height, width) float in [0, 1], on the CPU.
-            generator: the only source of randomness.
+            images: (n, channels, height, width) float in [0, 1], on any device.
+            generator: the only source of randomness, on the CPU: a view does not depend on the device.
 
         Returns:
             The same shape, in [0, 1].
         """
-        grid = F.affine_grid(self._affine(len(images), generator), list(images.shape), align_corners=False)
+        affine = self._affine(len(images), generator).to(images.device)
+        grid = F.affine_grid(affine, list(images.shape), align_corners=False)
         views = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         if self.light or self.grey:
             views = self._light(views, generator)
         if self.noise:
-            views = views + self.noise * torch.randn(views.shape, generator=generator)
+            views = views + self.noise * torch.randn(views.shape, generator=generator).to(views.device)
         return views.clamp(0, 1)
 
     def _affine(self, n: int, generator: torch.Generator) -> Tensor:
@@ -71,14 +72,14 @@ class Augmentation:
     def _light(self, views: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(views), 1, 1, 1)
         brightness, contrast, saturation = (
-            1 + self.light * _symmetric(len(views), generator).view(shape) for _ in range(3)
+            1 + self.light * _symmetric(len(views), generator).view(shape).to(views.device) for _ in range(3)
         )
         views = views * brightness
         mean = views.mean(dim=(1, 2, 3), keepdim=True)
         views = mean + (views - mean) * contrast
         grey = views.mean(dim=1, keepdim=True)
-        colourless = torch.rand(shape, generator=generator) < self.grey
-        return grey + (views - grey) * torch.where(colourless, torch.zeros(shape), saturation)
+        coloured = (torch.rand(shape, generator=generator) >= self.grey).to(views.device)
+        return grey + (views - grey) * saturation * coloured
 
 
 def _symmetric(n: int, generator: torch.Generator) -> Tensor:

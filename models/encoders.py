@@ -7,7 +7,7 @@ small enough for a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,28 +20,51 @@ from models.data import Images, as_floats, as_tensor
 EMBED_BATCH = 500
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """The sizes of a residual network."""
+
+    #: of the stages, each after the first at half the resolution
+    widths: tuple[int, ...]
+    #: residual blocks a stage
+    blocks: int = 1
+    #: images are first cut into patches of this side, whose pixels become channels: 2 halves the resolution, and so the
+    #: time of the first stage, the longest, is a quarter
+    patch: int = 1
+    #: width of the embedding, and of the last block; None: of the last stage
+    dimension: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.widths or self.blocks < 1 or self.patch < 1:
+            raise ValueError(f"a residual network needs a stage, a block and a patch, not {self}")
+
+
 class Encoder(nn.Module):
     """A residual network: images (n, channels, height, width) in [0, 1] to embeddings (n, dimension), none negative."""
 
-    def __init__(self, channels: int, widths: Sequence[int], blocks: int, *, ends_in_relu: bool = True) -> None:
+    def __init__(self, design: Design, channels: int, dimension: int, *, ends_in_relu: bool) -> None:
         super().__init__()
-        self.dimension = widths[-1]
-        self.stem = _convolution(channels, widths[0], kernel=3)
-        inputs = [widths[0], *widths[:-1]]
-        self.stages = nn.Sequential(
-            *(
-                _Residual(inputs[i] if block == 0 else width, width, stride=2 if i and block == 0 else 1)
-                for i, width in enumerate(widths)
-                for block in range(blocks)
-            )
-        )
+        self.dimension = dimension
+        self.patch = design.patch
+        self.stem = _convolution(channels * design.patch**2, design.widths[0], kernel=3)
+        blocks, width = [], design.widths[0]
+        for stage, wider in enumerate(design.widths):
+            for block in range(design.blocks):
+                last = stage == len(design.widths) - 1 and block == design.blocks - 1
+                outputs = dimension if last else wider
+                blocks.append(_Residual(width, outputs, stride=2 if stage and not block else 1))
+                width = outputs
         if not ends_in_relu:
-            self.stages[-1].activation = nn.Identity()
+            blocks[-1].activation = nn.Identity()
+        self.stages = nn.Sequential(*blocks)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images; float32 whatever autocast computed in."""
-        features = self.stages(F.relu(self.stem(images * 2 - 1)))
+        shown = images * 2 - 1
+        if self.patch > 1:
+            shown = F.pixel_unshuffle(shown, self.patch).contiguous(memory_format=torch.channels_last)
+        features = self.stages(F.relu(self.stem(shown)))
         pooled: Tensor = features.float().mean(dim=(2, 3))
         return pooled
 
@@ -60,18 +83,19 @@ class Classifier(nn.Module):
         return logits
 
 
-def residual_network(*, channels: int, widths: Sequence[int], blocks: int = 1, ends_in_relu: bool = True) -> Encoder:
+def residual_network(
+    design: Design, *, channels: int, dimension: int | None = None, ends_in_relu: bool = True
+) -> Encoder:
     """Make a residual network with fresh weights.
 
     Args:
+        design: its sizes.
         channels: of the images, 1 or 3.
-        widths: of the stages, each after the first at half the resolution; the last is the embedding's dimension.
-        blocks: residual blocks a stage.
+        dimension: another width of the embedding than the design says.
         ends_in_relu: False leaves the last block's sum as it is, so that embeddings have both signs (OCA, MixBCT).
     """
-    if not widths or blocks < 1:
-        raise ValueError(f"a residual network needs a stage and a block, not widths {widths} and {blocks} blocks")
-    return Encoder(channels, widths, blocks, ends_in_relu=ends_in_relu)
+    width = dimension or design.dimension or design.widths[-1]
+    return Encoder(design, channels, width, ends_in_relu=ends_in_relu)
 
 
 def embed(

@@ -1,30 +1,27 @@
 """Whole experiments, stage by stage: old model, side-information model, new model, forward transformation.
 
-A stage is one function, so that a caller can time it, show it, and keep it: with a `cache` folder a finished stage is a
-safetensors file there, named by everything it depends on, and a killed run goes on where it was.
+A stage is one function, so that a caller can time it, show it, and keep it: see `models.stages`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from torch import nn
 
-from models.artifacts import load, save
 from models.augmentation import Augmentation
 from models.data import Dataset, as_floats, as_tensor, cifar100, digits
-from models.encoders import Encoder, embed, residual_network
+from models.encoders import Classifier, Design, Encoder, embed, residual_network
 from models.method import Setting
 from models.methods.fct import Fct
 from models.plan import Plan
-from models.training import OnStep, train_classifier, train_simclr, train_transformation
+from models.stages import Places, Stages, drawn_from
+from models.training import OnStep, train_autoencoder, train_classifier, train_simclr, train_transformation
 from models.transformations import Transformation
 
 Floats = npt.NDArray[np.float32]
@@ -36,8 +33,7 @@ VIEW_BATCH = 2_000
 class EncoderRecipe:
     """A backbone and how it is trained."""
 
-    widths: tuple[int, ...]
-    blocks: int
+    design: Design
     plan: Plan
     augmentation: Augmentation
 
@@ -54,6 +50,8 @@ class Recipe:
     new: EncoderRecipe
     #: of SimCLR
     temperature: float
+    #: of the other side-information model, which has the same backbone
+    autoencoder: Plan
     #: the transformation sees this many views of each training image; the first is the image itself
     views: int
     view: Augmentation
@@ -64,68 +62,149 @@ class Recipe:
 
 
 def train_old(
-    recipe: Recipe, data: Dataset, *, seed: int = 0, cache: Path | None = None, on_step: OnStep | None = None
-) -> Encoder:
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+) -> Classifier:
     """Train the old model, as a classifier of the first classes."""
     part = data.of_classes(recipe.old_classes)
-    return _classifier(recipe, "old", recipe.old, part, seed=seed, cache=cache, on_step=on_step)
+    return _classifier(recipe, "old", recipe.old, part, seed, cache, device, on_step)
 
 
 def train_new(
-    recipe: Recipe, data: Dataset, *, seed: int = 0, cache: Path | None = None, on_step: OnStep | None = None
-) -> Encoder:
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+) -> Classifier:
     """Train the new model, as a classifier of all classes, untouched by any compatibility term."""
-    return _classifier(recipe, "new", recipe.new, data, seed=seed, cache=cache, on_step=on_step)
+    return _classifier(recipe, "new", recipe.new, data, seed, cache, device, on_step)
 
 
 def train_side(
-    recipe: Recipe, data: Dataset, *, seed: int = 0, cache: Path | None = None, on_step: OnStep | None = None
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
 ) -> Encoder:
     """Train the side-information model by SimCLR: the images the old model saw, without their labels."""
-    part = data.of_classes(recipe.old_classes)
+    images = data.of_classes(recipe.old_classes).train_images
 
-    def fit(encoder: Encoder) -> None:
+    def fit(encoder: Encoder, places: Places) -> None:
         train_simclr(
             encoder,
-            part.train_images,
+            images,
             recipe.side.plan,
             augmentation=recipe.side.augmentation,
             temperature=recipe.temperature,
             seed=seed,
+            device=device,
             on_step=on_step,
+            checkpoint=places.checkpoint,
+            log=places.log,
         )
 
-    place = _place(cache, "side", recipe.name, recipe.side, recipe.temperature, recipe.old_classes, seed)
-    return _encoder(recipe, recipe.side, part.channels, fit, seed=seed, place=place)
+    depends_on = (recipe.name, recipe.side, recipe.temperature, recipe.old_classes, seed)
+    return _side(recipe, "side", data, depends_on, fit, seed, cache)
+
+
+def train_autoencoder_side(
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+) -> Encoder:
+    """Train the other side-information model, an autoencoder's encoder, on what SimCLR sees, by the old model's views."""
+    images = data.of_classes(recipe.old_classes).train_images
+
+    def fit(encoder: Encoder, places: Places) -> None:
+        train_autoencoder(
+            encoder,
+            images,
+            recipe.autoencoder,
+            augmentation=recipe.old.augmentation,
+            seed=seed,
+            device=device,
+            on_step=on_step,
+            checkpoint=places.checkpoint,
+            log=places.log,
+        )
+
+    depends_on = (
+        recipe.name,
+        recipe.side.design,
+        recipe.autoencoder,
+        recipe.old.augmentation,
+        recipe.old_classes,
+        seed,
+    )
+    return _side(recipe, "autoencoder", data, depends_on, fit, seed, cache)
 
 
 def train_forward(
     recipe: Recipe,
     data: Dataset,
-    old: Encoder,
-    side: Encoder,
-    new: Encoder,
+    old: nn.Module,
+    side: nn.Module,
+    new: nn.Module,
     *,
     seed: int = 0,
     cache: Path | None = None,
+    device: str = "cpu",
     on_step: OnStep | None = None,
 ) -> Transformation:
-    """Train FCT's h(old, side) -> new on views of the whole training split, labels unused."""
-    place = _place(cache, "forward", recipe, seed)
-    if place is not None and place.exists():
-        return load(place)
-    with _stage(recipe, seed):
-        olds, sides, news = embedded_views([old, side, new], data, views=recipe.views, view=recipe.view, seed=seed)
-        widths = Setting(old_dimension=old.dimension, new_dimension=new.dimension, side_dimension=side.dimension)
-        method = Fct(widths, hidden=recipe.hidden)
-        train_transformation(method, old=olds, new=news, side=sides, plan=recipe.forward, seed=seed, on_step=on_step)
-    if place is not None:
-        save(place, method.transformation)
-    return method.transformation.requires_grad_(False)
+    """Train FCT's h(old, side) -> new on views of the whole training split, labels unused.
+
+    Args:
+        old, side, new: encoders of the recipe's sizes.
+    """
+    widths = Setting(
+        old_dimension=_width(recipe.old), new_dimension=_width(recipe.new), side_dimension=_width(recipe.side)
+    )
+
+    def fit(method: Fct, places: Places) -> None:
+        olds, sides, news = embedded_views(
+            [old, side, new], data, views=recipe.views, view=recipe.view, seed=seed, device=device
+        )
+        train_transformation(
+            method,
+            old=olds,
+            new=news,
+            side=sides,
+            plan=recipe.forward,
+            seed=seed,
+            device=device,
+            on_step=on_step,
+            checkpoint=places.checkpoint,
+            log=places.log,
+        )
+
+    with drawn_from(seed, recipe.threads):
+        method, _ = Stages(cache).trained("forward", (recipe, seed), lambda: Fct(widths, hidden=recipe.hidden), fit)
+    return method.transformation
 
 
 def embedded_views(
-    encoders: list[Encoder], data: Dataset, *, views: int, view: Augmentation, seed: int = 0
+    encoders: list[nn.Module],
+    data: Dataset,
+    *,
+    views: int,
+    view: Augmentation,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> list[Floats]:
     """Embed several views of each training image by each encoder: what the transformation is trained on.
 
@@ -143,7 +222,7 @@ def embedded_views(
             shown = as_floats(images[start : start + VIEW_BATCH])
             shown = view(shown, generator) if turn else shown
             for encoder, kept in zip(encoders, parts, strict=True):
-                kept.append(embed(encoder, shown))
+                kept.append(embed(encoder, shown, device=device))
     return [np.concatenate(kept) for kept in parts]
 
 
@@ -171,77 +250,52 @@ def _classifier(
     role: str,
     model: EncoderRecipe,
     data: Dataset,
-    *,
     seed: int,
     cache: Path | None,
+    device: str,
     on_step: OnStep | None,
-) -> Encoder:
+) -> Classifier:
     classes = len(data.class_names)
 
-    def fit(encoder: Encoder) -> None:
+    def make() -> Classifier:
+        return Classifier(residual_network(model.design, channels=data.channels), classes)
+
+    def fit(classifier: Classifier, places: Places) -> None:
         train_classifier(
-            encoder,
+            classifier,
             data.train_images,
             data.train_labels,
             model.plan,
-            classes=classes,
             augmentation=model.augmentation,
             seed=seed,
+            device=device,
             on_step=on_step,
+            checkpoint=places.checkpoint,
+            log=places.log,
         )
 
-    place = _place(cache, role, recipe.name, model, classes, seed)
-    return _encoder(recipe, model, data.channels, fit, seed=seed, place=place)
+    with drawn_from(seed, recipe.threads):
+        return Stages(cache).trained(role, (recipe.name, model, classes, seed), make, fit)[0]
 
 
-def _encoder(
+def _side(
     recipe: Recipe,
-    model: EncoderRecipe,
-    channels: int,
-    fit: Callable[[Encoder], None],
-    *,
+    role: str,
+    data: Dataset,
+    depends_on: object,
+    fit: Callable[[Encoder, Places], None],
     seed: int,
-    place: Path | None,
+    cache: Path | None,
 ) -> Encoder:
-    """Take a finished encoder from its place, or make, fit and keep it."""
-    with _stage(recipe, seed):
-        encoder = residual_network(channels=channels, widths=model.widths, blocks=model.blocks)
-        if place is not None and place.exists():
-            encoder.load_state_dict(load_file(place))
-        else:
-            fit(encoder)
-            if place is not None:
-                _keep(encoder, place)
-    return encoder.eval().requires_grad_(False)
+    def make() -> Encoder:
+        return residual_network(recipe.side.design, channels=data.channels)
+
+    with drawn_from(seed, recipe.threads):
+        return Stages(cache).trained(role, depends_on, make, fit)[0]
 
 
-def _keep(encoder: Encoder, place: Path) -> None:
-    """Write a finished stage whole or not at all: a killed run must not find half of one."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_suffix(".unfinished")
-    save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, beside)
-    beside.replace(place)
-
-
-def _place(cache: Path | None, role: str, *depends_on: object) -> Path | None:
-    """Name a stage's file by what it depends on. Recipes are frozen dataclasses, so their text tells all of it."""
-    if cache is None:
-        return None
-    key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
-    return Path(cache) / f"{role}-{key}.safetensors"
-
-
-@contextmanager
-def _stage(recipe: Recipe, seed: int) -> Iterator[None]:
-    """Draw fresh weights from a seed on the recipe's threads, and leave the caller's random state and threads alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.threads or threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)
+def _width(model: EncoderRecipe) -> int:
+    return model.design.dimension or model.design.widths[-1]
 
 
 _DIGIT_VIEW = Augmentation(min_scale=0.9, max_scale=1.1, shift=0.1, rotation=10, noise=0.02)
@@ -253,24 +307,22 @@ DIGITS = Recipe(
     name="digits",
     old_classes=5,
     old=EncoderRecipe(
-        widths=(8, 16, 128),
-        blocks=1,
+        design=Design(widths=(8, 16, 128), blocks=1),
         plan=Plan(epochs=30, batch=64, learning_rate=0.1, optimizer="sgd"),
         augmentation=_DIGIT_VIEW,
     ),
     side=EncoderRecipe(
-        widths=(8, 16, 128),
-        blocks=1,
+        design=Design(widths=(8, 16, 128), blocks=1),
         plan=Plan(epochs=60, batch=128, learning_rate=2e-3, optimizer="adam"),
         augmentation=_DIGIT_STRONG,
     ),
     new=EncoderRecipe(
-        widths=(32, 64, 128),
-        blocks=2,
+        design=Design(widths=(32, 64, 128), blocks=2),
         plan=Plan(epochs=15, batch=64, learning_rate=0.1, optimizer="sgd"),
         augmentation=_DIGIT_VIEW,
     ),
     temperature=0.2,
+    autoencoder=Plan(epochs=60, batch=128, learning_rate=2e-3, optimizer="adam"),
     views=3,
     view=_DIGIT_VIEW,
     hidden=2048,
@@ -282,32 +334,33 @@ DIGITS = Recipe(
 
 _CIFAR_VIEW = Augmentation(shift=0.125, flip=True)
 
+_CIFAR_SMALL = Design(widths=(32, 128), patch=2)
+
 CIFAR100 = Recipe(
     name="cifar100",
     old_classes=50,
     old=EncoderRecipe(
-        widths=(16, 32, 128),
-        blocks=1,
-        plan=Plan(epochs=12, batch=256, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4, bfloat16=True),
+        design=_CIFAR_SMALL,
+        plan=Plan(epochs=20, batch=256, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4, bfloat16=True),
         augmentation=_CIFAR_VIEW,
     ),
     side=EncoderRecipe(
-        widths=(16, 32, 128),
-        blocks=1,
-        plan=Plan(epochs=12, batch=256, learning_rate=2e-3, optimizer="adam", bfloat16=True),
+        design=_CIFAR_SMALL,
+        plan=Plan(epochs=20, batch=256, learning_rate=2e-3, optimizer="adam", bfloat16=True),
         augmentation=Augmentation(min_scale=0.4, max_scale=1.0, stretch=0.3, flip=True, light=0.4, grey=0.2),
     ),
+    autoencoder=Plan(epochs=10, batch=256, learning_rate=1e-3, optimizer="adam", bfloat16=True),
     new=EncoderRecipe(
-        widths=(32, 64, 128),
-        blocks=2,
-        plan=Plan(epochs=8, batch=256, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4, bfloat16=True),
+        design=Design(widths=(64, 128), blocks=2, patch=2),
+        plan=Plan(epochs=12, batch=256, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4, bfloat16=True),
         augmentation=_CIFAR_VIEW,
     ),
     temperature=0.2,
-    views=1,
+    views=2,
     view=_CIFAR_VIEW,
     hidden=2048,
-    forward=Plan(epochs=20, batch=1024, learning_rate=5e-4, optimizer="adam", schedule="epoch"),
+    forward=Plan(epochs=16, batch=1024, learning_rate=5e-4, optimizer="adam", schedule="epoch", bfloat16=True),
+    threads=1,
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, CIFAR100)}

@@ -1,4 +1,4 @@
-"""What is stored beside an embedding for upgrades to come: SimCLR's features, as in FCT (methods.md, section 3.1).
+"""What is stored beside an embedding for upgrades to come (methods.md, section 3.1): SimCLR's features, or an autoencoder's.
 
 The side-information model may only see what exists when the old model is trained: its images, and no labels.
 """
@@ -42,6 +42,40 @@ class SimClr(Task):
         projected = self.head(self.encoder(torch.cat([images, views])))
         first, second = projected.chunk(2)
         return {"nt_xent": nt_xent(first, second, temperature=self.temperature)}
+
+
+class Autoencoder(Task):
+    """An encoder whose embedding a decoder turns back into the image: the mean squared error over pixels is minimised.
+
+    The encoder's output is stored; the decoder is only there for the loss.
+    """
+
+    def __init__(self, encoder: Encoder, *, channels: int, size: int, width: int = 64) -> None:
+        """Put a decoder on an encoder.
+
+        Args:
+            encoder: what is trained, and kept.
+            channels: of the images.
+            size: side of the images, a multiple of 4.
+            width: channels of the decoder's smallest map, a quarter of the images' side.
+        """
+        super().__init__()
+        if size % 4:
+            raise ValueError(f"the decoder doubles the resolution twice, so {size} must be a multiple of 4")
+        self.encoder = encoder
+        self.decoder = nn.Sequential(
+            nn.Linear(encoder.dimension, width * (size // 4) ** 2),
+            nn.ReLU(),
+            nn.Unflatten(1, (width, size // 4, size // 4)),
+            nn.ConvTranspose2d(width, width // 2, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width // 2, channels, kernel_size=4, stride=2, padding=1),
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `reconstruction` over `batch.images`."""
+        images = needed(batch.images, "images")
+        return {"reconstruction": F.mse_loss(self.decoder(self.encoder(images)).float(), images)}
 
 
 def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:

@@ -21,7 +21,7 @@ from models.data import Images, as_floats, as_tensor
 from models.encoders import Classifier, Encoder
 from models.method import Batch, Method, Task, needed
 from models.plan import Plan, rate_factor
-from models.side_information import SimClr
+from models.side_information import Autoencoder, SimClr
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def train(
         rows: the whole training set, in memory.
         plan: how.
         seed: of the order of rows, of the augmentation and of what the task draws; fresh weights are the caller's own draw.
-        augment: applied to each batch on the CPU.
+        augment: applied to each batch, on the device; the generator is on the CPU.
         device: where to compute.
         on_step: told after each step.
         checkpoint: a file that keeps the state after each epoch; where it exists already, the training goes on from it,
@@ -139,8 +139,9 @@ def _epoch(
     for step in range(steps):
         _set_rate(optimizer, plan, epoch, step, steps)
         part = rows.take(order[step * batch : (step + 1) * batch])
+        part = part.to(device)
         part = part if augment is None else augment(part, generator)
-        losses = _step(task, part.to(device), optimizer, plan, device)
+        losses = _step(task, part, optimizer, plan, device)
         sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
         if on_step is not None:
             on_step(Step(epoch * steps + step + 1, plan.epochs * steps, losses))
@@ -214,12 +215,11 @@ class Classification(Task):
 
 
 def train_classifier(
-    encoder: Encoder,
+    classifier: Classifier,
     images: Images,
     labels: Images,
     plan: Plan,
     *,
-    classes: int,
     augmentation: Augmentation,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -227,8 +227,7 @@ def train_classifier(
     checkpoint: Path | None = None,
     log: Path | None = None,
 ) -> Classifier:
-    """Train an encoder as a classifier, untouched by any compatibility term; returns it with its head, in eval mode."""
-    classifier = Classifier(encoder, classes)
+    """Train a classifier, untouched by any compatibility term; returns it in eval mode."""
     rows = Batch(images=as_tensor(images), labels=as_tensor(labels))
 
     def view(batch: Batch, generator: torch.Generator) -> Batch:
@@ -247,6 +246,38 @@ def train_classifier(
         log=log,
     )
     return classifier
+
+
+def train_autoencoder(
+    encoder: Encoder,
+    images: Images,
+    plan: Plan,
+    *,
+    augmentation: Augmentation,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    on_step: OnStep | None = None,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
+) -> Encoder:
+    """Train an encoder without labels to keep what a decoder needs to draw the image again; returns it in eval mode."""
+
+    def view(batch: Batch, generator: torch.Generator) -> Batch:
+        return Batch(images=augmentation(as_floats(needed(batch.images, "images")), generator))
+
+    pixels = as_tensor(images)
+    train(
+        Autoencoder(encoder, channels=pixels.shape[1], size=pixels.shape[2]),
+        Batch(images=pixels),
+        plan,
+        seed=seed,
+        augment=view,
+        device=device,
+        on_step=on_step,
+        checkpoint=checkpoint,
+        log=log,
+    )
+    return encoder
 
 
 class CompatibleTraining(Task):

@@ -23,7 +23,8 @@ def quick(recipe: Recipe, epochs: int) -> Recipe:
 
     forward = Plan(epochs=10 * epochs, batch=128, learning_rate=2e-3, optimizer="adam", schedule="epoch")
     models = {"old": shorter(recipe.old), "side": shorter(recipe.side), "new": shorter(recipe.new)}
-    return replace(recipe, **models, hidden=128, forward=forward)  # type: ignore[arg-type]
+    autoencoder = replace(recipe.autoencoder, epochs=epochs)
+    return replace(recipe, **models, autoencoder=autoencoder, hidden=128, forward=forward)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def data() -> Dataset:
 @pytest.fixture(scope="module")
 def encoders(data: Dataset) -> tuple[Encoder, Encoder, Encoder]:
     recipe = quick(DIGITS, 3)
-    return recipes.train_old(recipe, data), recipes.train_side(recipe, data), recipes.train_new(recipe, data)
+    old, new = recipes.train_old(recipe, data), recipes.train_new(recipe, data)
+    return old.encoder, recipes.train_side(recipe, data), new.encoder
 
 
 @pytest.mark.slow
@@ -64,12 +66,14 @@ def test_all_encoders_see_the_same_view_and_the_first_is_the_image_itself(
 
 def test_the_old_and_side_models_see_the_first_classes_only(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, int] = {}
-    monkeypatch.setattr(recipes, "train_classifier", lambda encoder, images, *_, **__: seen.update(old=len(images)))
-    monkeypatch.setattr(recipes, "train_simclr", lambda encoder, images, *_, **__: seen.update(side=len(images)))
+    monkeypatch.setattr(recipes, "train_classifier", lambda _, images, *__, **___: seen.update(old=len(images)))
+    monkeypatch.setattr(recipes, "train_simclr", lambda _, images, *__, **___: seen.update(side=len(images)))
+    monkeypatch.setattr(recipes, "train_autoencoder", lambda _, images, *__, **___: seen.update(other=len(images)))
     recipes.train_old(DIGITS, data)
     recipes.train_side(DIGITS, data)
+    recipes.train_autoencoder_side(DIGITS, data)
     half = int((data.train_labels < 5).sum())
-    assert seen == {"old": half, "side": half}
+    assert seen == {"old": half, "side": half, "other": half}
 
 
 def test_a_finished_stage_is_kept_and_not_trained_again(data: Dataset, tmp_path: Path) -> None:
@@ -80,10 +84,11 @@ def test_a_finished_stage_is_kept_and_not_trained_again(data: Dataset, tmp_path:
     assert trained > 0
     assert len(steps) == trained
     images = data.test_images[:20]
-    np.testing.assert_array_equal(embed(first, images), embed(again, images))
+    np.testing.assert_array_equal(embed(first.encoder, images), embed(again.encoder, images))
     recipes.train_old(recipe, data, seed=1, cache=tmp_path, on_step=steps.append)
     assert len(steps) == 2 * trained
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert not list(tmp_path.glob("*.checkpoint"))
 
 
 def test_a_finished_transformation_is_kept(
@@ -113,7 +118,7 @@ def test_both_recipes_use_the_papers_transformation() -> None:
     for recipe in RECIPES.values():
         assert recipe.hidden == 2048
         assert (recipe.forward.learning_rate, recipe.forward.weight_decay) == (5e-4, 2**-15)
-        assert recipe.old.widths[-1] == recipe.new.widths[-1] == 128
+        assert recipe.old.design.widths[-1] == recipe.new.design.widths[-1] == 128
     assert DIGITS.forward.epochs == 80
     assert CIFAR100.old_classes == 50
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.encoders import residual_network
+from models.encoders import Design, residual_network
 from models.method import Batch
-from models.side_information import SimClr, nt_xent
+from models.side_information import Autoencoder, SimClr, nt_xent
 
 
 def formula(first: np.ndarray, second: np.ndarray, t: float) -> float:
@@ -43,7 +43,7 @@ def test_nt_xent_is_lowest_where_views_agree() -> None:
 
 
 def test_the_head_is_trained_and_the_encoder_is_kept() -> None:
-    encoder = residual_network(channels=1, widths=(4, 8))
+    encoder = residual_network(Design(widths=(4, 8)), channels=1)
     task = SimClr(encoder, projection=6)
     images = torch.rand(5, 1, 8, 8)
     loss = task.losses(Batch(images=images, views=images.flip(3)))["nt_xent"]
@@ -54,4 +54,18 @@ def test_the_head_is_trained_and_the_encoder_is_kept() -> None:
 
 def test_a_temperature_must_be_positive() -> None:
     with pytest.raises(ValueError, match="temperature must be positive"):
-        SimClr(residual_network(channels=1, widths=(4,)), temperature=0)
+        SimClr(residual_network(Design(widths=(4,)), channels=1), temperature=0)
+
+
+def test_the_autoencoders_loss_is_the_mean_square_over_pixels() -> None:
+    task = Autoencoder(residual_network(Design(widths=(4, 8)), channels=3), channels=3, size=8).eval()
+    images = torch.rand(5, 3, 8, 8)
+    with torch.no_grad():
+        drawn = task.decoder(task.encoder(images)).numpy()
+        expected = ((drawn - images.numpy()) ** 2).sum() / images.numel()
+        assert task.losses(Batch(images=images))["reconstruction"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_decoder_of_images_that_cannot_be_halved_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 4"):
+        Autoencoder(residual_network(Design(widths=(4,)), channels=1), channels=1, size=10)

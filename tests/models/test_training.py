@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from models.augmentation import Augmentation
 from models.data import digits
-from models.encoders import embed, residual_network
+from models.encoders import Classifier, Design, embed, residual_network
 from models.evaluation import cross_test
 from models.method import Batch, Task
 from models.plan import Plan, rate_factor, transformation_plan
-from models.training import Step, progress_bar, train, train_classifier, train_simclr
+from models.training import Step, progress_bar, train, train_autoencoder, train_classifier, train_simclr
 
 
 class Line(Task):
@@ -140,8 +140,8 @@ def test_a_classifier_learns_digits_it_has_not_seen() -> None:
     torch.manual_seed(0)
     data = digits().of_classes(4)
     plan = Plan(epochs=6, batch=32, learning_rate=0.05, optimizer="sgd")
-    encoder = residual_network(channels=1, widths=(8, 16), blocks=1)
-    model = train_classifier(encoder, data.train_images, data.train_labels, plan, classes=4, augmentation=VIEW)
+    model = Classifier(residual_network(Design(widths=(8, 16)), channels=1), 4)
+    train_classifier(model, data.train_images, data.train_labels, plan, augmentation=VIEW)
     predicted = embed(model, data.test_images).argmax(axis=1)
     assert (predicted == data.test_labels).mean() > 0.9
 
@@ -151,9 +151,20 @@ def test_simclr_gathers_digits_without_their_labels() -> None:
     torch.manual_seed(0)
     data = digits().of_classes(4)
     plan = Plan(epochs=15, batch=64, learning_rate=2e-3, optimizer="adam")
-    encoder = residual_network(channels=1, widths=(8, 16), blocks=1)
+    encoder = residual_network(Design(widths=(8, 16)), channels=1)
     before = cross_test(*[embed(encoder, data.test_images)] * 2, data.test_labels).map
     strong = Augmentation(min_scale=0.8, max_scale=1.1, shift=0.1, rotation=15, light=0.3, noise=0.1)
     train_simclr(encoder, data.train_images, plan, augmentation=strong)
     after = cross_test(*[embed(encoder, data.test_images)] * 2, data.test_labels).map
     assert after > before + 0.05
+
+
+@pytest.mark.slow
+def test_an_autoencoder_learns_to_draw_digits() -> None:
+    torch.manual_seed(0)
+    images = digits().train_images
+    encoder = residual_network(Design(widths=(8, 16)), channels=1)
+    steps: list[Step] = []
+    plan = Plan(epochs=20, batch=64, learning_rate=3e-3, optimizer="adam")
+    train_autoencoder(encoder, images, plan, augmentation=Augmentation(), on_step=steps.append)
+    assert steps[-1].losses["reconstruction"] < 0.5 * images.var()  # half of what drawing the mean image costs, or less
