@@ -1,0 +1,372 @@
+"""From pairs of vectors to a map, what it is worth on items it never saw, and whether to upgrade at all.
+
+No image and no model is needed: the vectors of the same items by both models, side-information and labels where there are
+any. Nothing is printed here; every result can be written as JSON.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.evaluation import METRICS, Metric, evaluate_pairs
+from models.inputs import Array, Pairs, Parts, Rows, check_pairs, split, warnings_about
+from models.method import Method, Setting
+from models.methods import METHODS
+from models.runtime import Transform
+from models.training import Step, train_transformation
+from models.transformations import Transformation, side_dimension
+from models.verdict import (
+    DIRECTIONS,
+    Direction,
+    Measured,
+    Sample,
+    Verdict,
+    choose_weight,
+    give_verdict,
+    judge_of,
+    overall,
+    worth,
+)
+
+AUTO = "auto"
+#: methods are compared on so many training pairs at most, and the best one is then trained on all: who wins hardly changes
+#: any more, what losing costs does
+CONTEST_PAIRS = 50_000
+#: queries and items: methods and weights are chosen by many judgements, the verdict is one
+VALIDATION = (1_000, 10_000)
+TEST = (2_000, 20_000)
+
+OnFit = Callable[[str, Step], None]
+Hyperparameters = Mapping[str, Mapping[str, object]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is asked of a fit."""
+
+    #: a key of METHODS, or `auto`: whichever applicable one is best on the validation part
+    method: str = AUTO
+    #: how vectors are compared when they are searched; losses and judgements follow it
+    metric: Metric = "cosine"
+    #: forward maps the gallery, old to new; backward maps queries, new to old
+    direction: Direction = "forward"
+    #: the share not trained on, half for validation and half for the test; None: see `models.inputs.split`
+    held_out: float | None = None
+    #: None: as each method's plan says
+    epochs: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    #: by method and name
+    hyperparameters: Hyperparameters = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_choice("metric", self.metric, METRICS)
+        _check_choice("direction", self.direction, DIRECTIONS)
+        _check_choice("method", self.method, (*trainable(), AUTO))
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"training needs an epoch, not {self.epochs}")
+        for method, given in self.hyperparameters.items():
+            _check_choice("method", method, tuple(trainable()))
+            known = [name for name in signature(METHODS[method]).parameters if name != "setting"]
+            for name in given:
+                _check_choice(f"hyperparameter of {method}", name, tuple(known))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A method that was tried, or the reason why it was not."""
+
+    method: str
+    #: on the validation part, of upgrading with this map; empty where it was not tried
+    validation: Measured = field(default_factory=dict)
+    seconds: float = 0.0
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """What a map is worth, on items that it was not trained on."""
+
+    #: rows in each part
+    parts: dict[str, int]
+    #: of mapped vectors beside those they should be, on test items: see `models.evaluation.evaluate_pairs`
+    evaluation: dict[str, float | None]
+    verdict: Verdict
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A map, and all that is known of it."""
+
+    #: ready for `models.artifacts.save`
+    transformation: Transformation
+    method: str
+    options: Options
+    #: in the order of METHODS
+    candidates: tuple[Candidate, ...]
+    assessment: Assessment
+    #: states of trainings, to be removed once the map is kept
+    checkpoints: tuple[Path, ...]
+
+    def report(self) -> dict[str, Any]:
+        """Return everything but the weights as plain data."""
+        return {
+            "method": self.method,
+            "options": asdict(self.options),
+            "candidates": [asdict(candidate) for candidate in self.candidates],
+            **asdict(self.assessment),
+        }
+
+
+def trainable() -> dict[str, type[Method]]:
+    """Return the methods that pairs of vectors are enough for."""
+    return {name: method for name, method in METHODS.items() if not method.trains_backbone}
+
+
+def fit(
+    pairs: Pairs,
+    options: Options,
+    *,
+    on_step: OnFit | None = None,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
+) -> Fitted:
+    """Fit a map on a part of the pairs, choose by a second part, and judge by a third.
+
+    Args:
+        pairs: vectors of the same items by both models.
+        options: what is asked.
+        on_step: told after each step, with the method's name.
+        checkpoint: as for `models.training.train`; with `auto` each training has a file of its own, named after it.
+        log: likewise.
+
+    Raises:
+        ValueError: pairs that cannot be fitted, or no method that can be trained on them.
+        FloatingPointError: the one method that was asked for diverged.
+    """
+    check_pairs(pairs)
+    parts = split(pairs, held_out=options.held_out, seed=options.seed)
+    validation, test = _samples(pairs, parts)
+    trainings = _Trainings(pairs, options, validation, on_step, checkpoint, log)
+    if options.method == AUTO:
+        method, module, candidates = _contest(trainings, parts.train)
+    else:
+        method = options.method
+        module, candidate = trainings.run(method, parts.train)
+        candidates = (candidate,)
+    return Fitted(
+        transformation=module,
+        method=method,
+        options=options,
+        candidates=candidates,
+        assessment=_assess(module, pairs, parts, validation, test, options),
+        checkpoints=tuple(trainings.checkpoints),
+    )
+
+
+def assess(transformation: Transformation, pairs: Pairs, options: Options) -> Assessment:
+    """Judge a map that is there already; the pairs must be such that it was not trained on.
+
+    Half of them choose the weight of fused scoring, the other half judges.
+
+    Args:
+        transformation: the map.
+        pairs: vectors of the same items by both models.
+        options: metric, direction, seed and device; the others do not matter.
+
+    Raises:
+        ValueError: pairs that cannot be judged by, or that this map does not fit.
+    """
+    check_pairs(pairs)
+    _check_widths(transformation, pairs, options.direction)
+    parts = replace(split(pairs, held_out=1, seed=options.seed), train=np.empty(0, np.int64))
+    validation, test = _samples(pairs, parts)
+    return _assess(transformation, pairs, parts, validation, test, options)
+
+
+@dataclass
+class _Trainings:
+    """Trainings on the same pairs, with all that they share."""
+
+    pairs: Pairs
+    options: Options
+    validation: Sample
+    on_step: OnFit | None
+    checkpoint: Path | None
+    log: Path | None
+    checkpoints: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.judge = judge_of(self.validation, metric=self.options.metric)
+
+    def run(self, name: str, rows: Rows) -> tuple[Transformation, Candidate]:
+        """Train a method on some rows, and judge its map by the validation part.
+
+        Raises:
+            ValueError: the method cannot be trained on these pairs, or does not offer the direction.
+            FloatingPointError: it diverged.
+        """
+        start, options = time.perf_counter(), self.options
+        taken = self.pairs.take(rows)
+        method = _made(name, taken, options)
+        plan = method.plan(len(rows))
+        checkpoint, log = (self._own(path, name, len(rows)) for path in (self.checkpoint, self.log))
+        train_transformation(
+            method,
+            old=taken.source,
+            new=taken.target,
+            side=taken.side,
+            labels=_coded(taken.labels),
+            plan=plan if options.epochs is None else replace(plan, epochs=options.epochs),
+            seed=options.seed,
+            device=options.device,
+            on_step=None if self.on_step is None else partial(self.on_step, name),
+            checkpoint=checkpoint,
+            log=log,
+        )
+        if checkpoint is not None:
+            self.checkpoints.append(checkpoint)
+        module = _offered(method, options.direction)
+        transform = Transform(module, device=options.device)
+        found = worth(self.validation, transform, self.judge, direction=options.direction, metric=options.metric)
+        return module, Candidate(method=name, validation=found, seconds=time.perf_counter() - start)
+
+    def _own(self, path: Path | None, name: str, rows: int) -> Path | None:
+        """Name a training's file: with `auto` there are several, and the winner's second one must not go on from its first."""
+        if path is None or self.options.method != AUTO:
+            return path
+        return path.with_name(f"{path.stem}.{name}-{rows}{path.suffix}")
+
+
+def _contest(trainings: _Trainings, rows: Rows) -> tuple[str, Transformation, tuple[Candidate, ...]]:
+    """Train every applicable method, and return the best: its name, its map, and how all of them did."""
+    rng = np.random.default_rng(trainings.options.seed)
+    few = np.sort(rng.permutation(rows)[:CONTEST_PAIRS])
+    candidates: list[Candidate] = []
+    best: tuple[float, str, Transformation] | None = None
+    for name in trainable():
+        try:
+            module, candidate = trainings.run(name, few)
+        except (ValueError, FloatingPointError) as error:
+            candidate = Candidate(method=name, skipped=str(error))
+        else:
+            score = overall(candidate.validation)
+            if best is None or score > best[0]:
+                best = score, name, module
+        candidates.append(candidate)
+    if best is None:
+        raise ValueError(
+            "no method can be trained on these pairs: " + "; ".join(f"{c.method}: {c.skipped}" for c in candidates)
+        )
+    _, name, module = best
+    if len(few) < len(rows):
+        module, _ = trainings.run(name, rows)
+    return name, module, tuple(candidates)
+
+
+def _made(name: str, pairs: Pairs, options: Options) -> Method:
+    """Make a fresh method for the pairs that it will be trained on.
+
+    Raises:
+        ValueError: it needs labels and there are none, a hyperparameter is not what it takes, or it does not offer the
+            direction.
+    """
+    kind = METHODS[name]
+    if kind.needs_labels and pairs.labels is None:
+        raise ValueError(f"{name} needs labels")
+    setting = Setting(
+        old_dimension=pairs.source.shape[1],
+        new_dimension=pairs.target.shape[1],
+        side_dimension=None if pairs.side is None else pairs.side.shape[1],
+        classes=None if pairs.labels is None else len(np.unique(pairs.labels)),
+        metric=options.metric,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        try:
+            method = kind(setting, **options.hyperparameters.get(name, {}))
+        except TypeError as error:
+            raise ValueError(f"a hyperparameter of {name} is of the wrong type: {error}") from error
+    _offered(method, options.direction)
+    return method
+
+
+def _offered(method: Method, direction: Direction) -> Transformation:
+    module: Transformation | None = getattr(method.transformations(), direction)
+    if module is None:
+        raise ValueError(f"{method.name} offers no {direction} map")
+    return module
+
+
+def _coded(labels: Array | None) -> Array | None:
+    """Number the labels that occur from 0, as methods want them."""
+    return None if labels is None else np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def _samples(pairs: Pairs, parts: Parts) -> tuple[Sample, Sample]:
+    judged = pairs if parts.labelled else pairs.without_labels()
+    validation, test = (
+        Sample(pairs=judged.take(rows[:items]), queries=min(queries, len(rows)))
+        for rows, (queries, items) in ((parts.validation, VALIDATION), (parts.test, TEST))
+    )
+    return validation, test
+
+
+def _assess(
+    module: Transformation, pairs: Pairs, parts: Parts, validation: Sample, test: Sample, options: Options
+) -> Assessment:
+    transform, direction, metric = Transform(module, device=options.device), options.direction, options.metric
+    weight = choose_weight(validation, transform, judge_of(validation, metric=metric), direction=direction)
+    verdict = give_verdict(
+        test,
+        transform,
+        judge_of(test, metric=metric),
+        direction=direction,
+        metric=metric,
+        weight=weight,
+        seed=options.seed,
+    )
+    return Assessment(
+        parts={name: len(getattr(parts, name)) for name in ("train", "validation", "test")},
+        evaluation=_evaluation(test, transform, direction, metric),
+        verdict=verdict,
+        warnings=tuple(warnings_about(pairs, parts)),
+    )
+
+
+def _evaluation(sample: Sample, transform: Transform, direction: Direction, metric: Metric) -> dict[str, float | None]:
+    some = sample.pairs.take(np.arange(sample.queries))
+    if direction == "forward":
+        return evaluate_pairs(transform(some.source, some.side), some.target, some.labels, metric=metric)
+    # Its labelled part searches mapped vectors with native ones: a backward map is used the other way round.
+    return evaluate_pairs(transform(some.target), some.source, metric=metric)
+
+
+def _check_widths(transformation: Transformation, pairs: Pairs, direction: Direction) -> None:
+    source, target = pairs.source.shape[1], pairs.target.shape[1]
+    wanted = (source, target) if direction == "forward" else (target, source)
+    architecture = transformation.architecture
+    declared = (architecture.source_dimension, architecture.target_dimension)
+    if declared != wanted:
+        raise ValueError(
+            f"the map goes from {declared[0]} to {declared[1]} dimensions, a {direction} map between these models goes "
+            f"from {wanted[0]} to {wanted[1]}: look at the direction, and at which model is the source"
+        )
+    side, given = side_dimension(architecture), None if pairs.side is None else pairs.side.shape[1]
+    if side is not None and side != given:
+        raise ValueError(f"the map needs side-information of {side} dimensions, not {given}")
+
+
+def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"the {what} {value!r} is not one of {', '.join(choices)}")

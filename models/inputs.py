@@ -1,0 +1,226 @@
+"""What a map is fitted from: vectors of the same items by both models, from files or from memory; checked, then split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Rows = npt.NDArray[np.int64]
+
+COLUMNS = ("source", "side", "target", "labels")
+CHECKED_ROWS = 65_536  # looked at together
+MIN_PAIRS = 10  # below that, even a part of two rows is most of the data
+MIN_PART = 100  # what a part to judge by should have: one query is then one percent
+MAX_PART = 20_000  # a judgement does not get better beyond that, a map does: the rest is trained on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """The same items, row by row, by the old model (`source`) and by the new one (`target`)."""
+
+    #: (n, d_old) and (n, d_new), any real type, perhaps mapped files
+    source: Array
+    target: Array
+    #: (n, d_side): what was stored beside the old vectors
+    side: Array | None = None
+    #: (n,) integers or strings: rows of one label are relevant to each other
+    labels: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def columns(self) -> dict[str, Array]:
+        """Return the columns that are there, by name."""
+        present = ((name, getattr(self, name)) for name in COLUMNS)
+        return {name: column for name, column in present if column is not None}
+
+    def take(self, rows: Rows) -> Pairs:
+        """Return some rows, copied into memory: vectors as float32."""
+        taken = {name: column[rows] for name, column in self.columns().items()}
+        return Pairs(**{name: each if name == "labels" else each.astype(np.float32) for name, each in taken.items()})
+
+    def without_labels(self) -> Pairs:
+        """Return the same rows as if nobody knew their labels."""
+        return Pairs(source=self.source, target=self.target, side=self.side)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """A split: places of rows, each in one part only."""
+
+    #: what maps are trained on, in the order of the pairs; none where a map is there already
+    train: Rows
+    #: what the method and the weight of fused scoring are chosen by, shuffled
+    validation: Rows
+    #: what the verdict rests on, shuffled
+    test: Rows
+    #: rows of one label are together in a part, so that its queries have something to find
+    labelled: bool
+
+
+def read_pairs(source: Path, target: Path, *, side: Path | None = None, labels: Path | None = None) -> Pairs:
+    """Map .npy files, and check them as `check_pairs` does.
+
+    Raises:
+        ValueError: a file is not what it should be; names the file, what is wrong, and the fix.
+        OSError: a file cannot be read.
+    """
+    paths = {"source": source, "target": target, "side": side, "labels": labels}
+    given = {name: path for name, path in paths.items() if path is not None}
+    pairs = Pairs(**{name: _map(path) for name, path in given.items()})
+    check_pairs(pairs, {name: str(path) for name, path in given.items()})
+    return pairs
+
+
+def check_pairs(pairs: Pairs, names: Mapping[str, str] | None = None) -> None:
+    """Check that pairs can be fitted: shapes, lengths, types, and that every value is finite.
+
+    Args:
+        pairs: what to check.
+        names: what a column is called where it comes from, a file's path for instance.
+
+    Raises:
+        ValueError: names the column, what is wrong, and the fix.
+    """
+    names = names or {}
+    columns = pairs.columns()
+    for column, values in columns.items():
+        name = names.get(column, column)
+        _check_kind(name, values, is_label=column == "labels")
+        if len(values) != len(pairs.source):
+            raise ValueError(
+                f"{name} has {len(values)} rows, {names.get('source', 'source')} has {len(pairs.source)}: "
+                "row i must be the same item in all"
+            )
+    if len(pairs) < MIN_PAIRS:
+        raise ValueError(
+            f"{names.get('source', 'source')} has {len(pairs)} rows: a map needs {MIN_PAIRS} pairs at the very least, "
+            "and some hundreds to be worth anything"
+        )
+    for column, values in columns.items():
+        if column != "labels":
+            _check_finite(names.get(column, column), values)
+
+
+def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Parts:
+    """Split pairs into three parts, by seed.
+
+    What is held out goes half to validation and half to test. Where there are labels, rows are dealt in twos of one label:
+    each label gives each part its share, and a row that is held out has another of its label beside it. Labels that occur
+    too rarely for that are not used to split.
+
+    Args:
+        pairs: what to split.
+        held_out: the share of rows that are not trained on. By default a fifth, and where that is less than
+            `MIN_PART` rows for each part, that many, up to half of the pairs.
+        seed: of the split.
+
+    Raises:
+        ValueError: the share is not between 0 and 1; 1 trains on nothing, to judge a map that is there already.
+    """
+    if held_out is not None and not 0 < held_out <= 1:
+        raise ValueError(f"the share held out must be above 0 and at most 1, not {held_out}")
+    rng = np.random.default_rng(seed)
+    count = len(pairs)
+    wanted = held_out * count if held_out is not None else min(max(0.2 * count, 2 * MIN_PART), 0.5 * count)
+    wanted = min(wanted, 2 * MAX_PART)
+    units = None if pairs.labels is None else _twos(pairs.labels, rng)
+    # Rows whose label stands alone cannot be dealt in twos: with half of the rows like that, labels tell too little.
+    labelled = units is not None and 2 * units.size >= count
+    if units is None or not labelled:
+        units = rng.permutation(count)[:, None]
+    held = units[_every(len(units), min(1.0, wanted / units.size), rng.random())]
+    validation, test = held[::2].ravel(), held[1::2].ravel()
+    if min(len(validation), len(test)) < 2:
+        raise ValueError(
+            f"holding out {wanted:.3g} of {count} pairs leaves nothing to judge by: hold out more, at least 4 pairs"
+        )
+    train = np.setdiff1d(np.arange(count), held.ravel())
+    return Parts(train=train, validation=rng.permutation(validation), test=rng.permutation(test), labelled=labelled)
+
+
+def warnings_about(pairs: Pairs, parts: Parts) -> list[str]:
+    """Say what these pairs are too few for, and what would do."""
+    warnings = []
+    share = len(parts.train) / len(pairs)
+    needed = 2 * pairs.source.shape[1]
+    if 0 < len(parts.train) < needed:
+        warnings.append(
+            f"{len(parts.train)} pairs train a map from {pairs.source.shape[1]} dimensions: it will follow their noise. "
+            f"{ceil(needed / share):,} pairs in all would do"
+        )
+    smallest = min(len(parts.validation), len(parts.test))
+    if smallest < MIN_PART:
+        warnings.append(
+            f"{len(parts.test)} pairs judge the map: only a large difference is told from noise. "
+            f"{ceil(len(pairs) * MIN_PART / max(1, smallest)):,} pairs in all would do"
+        )
+    if pairs.labels is not None and not parts.labelled:
+        warnings.append("most labels stand alone, so that there is nothing to find: the labels are not used to judge")
+    return warnings
+
+
+def _map(path: Path) -> Array:
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not an array that `np.save` wrote, or is cut short ({error})") from error
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise ValueError(f"{path} is an archive of arrays: write the one that is meant with `np.save`")  # noqa: TRY004 - of a file
+    return values
+
+
+def _check_kind(name: str, values: Array, *, is_label: bool) -> None:
+    if is_label:
+        if values.ndim != 1 or values.dtype.kind not in "iuUS":
+            raise ValueError(
+                f"{name} holds {values.dtype} of shape {values.shape}: labels are one integer or string a row, shape (n,)"
+            )
+    elif values.ndim != 2 or values.shape[1] < 1:
+        raise ValueError(f"{name} has shape {values.shape}: vectors are rows of one matrix, shape (n, d)")
+    elif values.dtype.kind not in "fiu":
+        raise ValueError(f"{name} holds {values.dtype}: vectors are real numbers, float32 for instance")
+
+
+def _check_finite(name: str, values: Array) -> None:
+    """Look at values as float32: that is how they are used, and a large float64 is an infinity there."""
+    bad, first = 0, -1
+    for start in range(0, len(values), CHECKED_ROWS):
+        with np.errstate(over="ignore"):
+            block = values[start : start + CHECKED_ROWS].astype(np.float32)
+        rows = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if len(rows) and first < 0:
+            first = start + int(rows[0])
+        bad += len(rows)
+    if bad:
+        raise ValueError(
+            f"{name} has {bad} rows with a NaN or an infinity, the first is row {first}: drop these rows from all files"
+        )
+
+
+def _twos(labels: Array, rng: np.random.Generator) -> Rows:
+    """Pair rows of one label at random, label by label in random order; of an odd number one is left over.
+
+    Returns:
+        (m, 2) rows.
+    """
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.lexsort((rng.random(len(labels)), rng.permutation(len(counts))[codes]))
+    sizes = counts[codes[order]]
+    starts = np.flatnonzero(np.r_[True, np.diff(codes[order]) != 0])
+    place = np.arange(len(order)) - np.repeat(starts, sizes[starts])  # within its label
+    return order[place < sizes - sizes % 2].reshape(-1, 2).astype(np.int64)
+
+
+def _every(count: int, share: float, offset: float) -> npt.NDArray[np.bool_]:
+    """Mark a share of places, evenly: of any stretch of places that share of it, give or take one."""
+    marks = np.floor(np.arange(count + 1) * share + offset)
+    return np.asarray(np.diff(marks) > 0)

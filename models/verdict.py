@@ -1,0 +1,318 @@
+"""Whether an upgrade is worth it, told from items that no map was trained on: upgrade, stay, or score with both.
+
+Every way to search is judged on the same queries, one by one, so that two ways are compared in pairs and chance is seen.
+Queries are some of the items, and each is left out of its own ranking (methods.md, sections 1 and 1.9).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from models.evaluation import Array, Metric, fraction_closed, ranks_and_precisions, score_blocks, shared_neighbours, top
+from models.fusion import WEIGHTS, Scores, Vectors, fused_blocks
+from models.inputs import Pairs
+from models.runtime import Transform
+
+Direction = Literal["forward", "backward"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
+Decision = Literal["upgrade", "stay", "fuse"]
+Floats = npt.NDArray[np.float64]
+
+#: the ways to search, `fuse` where both spaces are worth scoring with
+SEARCHES: tuple[str, ...] = ("stay", "naive", "upgrade", "fuse", "ceiling")
+NEIGHBOURS = 10
+RESAMPLES = 2_000
+MIN_QUERIES = 20  # fewer often agree by chance, and a bootstrap of queries that agree sees no chance at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Items to judge by, in random order; the first ones are the queries too."""
+
+    pairs: Pairs
+    queries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """How much better one way to search is than another, per query on average, and where that lies with 95 %."""
+
+    difference: float
+    low: float
+    high: float
+
+
+Measured = dict[str, float]
+Compared = dict[str, Interval]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What to do, and all that it rests on."""
+
+    decision: Decision
+    #: one sentence, with the numbers
+    reason: str
+    #: what the numbers take for granted; None where labels say what is right
+    assumption: str | None
+    #: `stay`, `naive`, `upgrade`, `fuse` (where a weight between 0 and 1 was chosen) and `ceiling`, each with its measures
+    searches: dict[str, Measured]
+    #: `upgrade - stay`, `naive - stay` and, with fusing, `fuse - stay` and `fuse - upgrade`
+    differences: dict[str, Compared]
+    #: of the upgraded cosine in fused scoring, chosen on the validation part; 1 is upgrading, 0 is staying
+    weight: float
+    #: how much of the distance from staying to the ceiling upgrading closes; None where there is no such distance
+    closed: dict[str, float | None]
+    #: queries that have something to find, and the items they search
+    queries: int
+    gallery: int
+
+
+class Judge(ABC):
+    """What is right for each query of a sample."""
+
+    measures: ClassVar[tuple[str, ...]]
+    #: what the measures take for granted
+    assumption: ClassVar[str | None] = None
+
+    @abstractmethod
+    def __call__(self, start: int, scores: Scores) -> Floats:
+        """Judge a block of queries, `start` its first: (block, measures), NaN where there is nothing to find."""
+
+    def search(self, vectors: Vectors, metric: Metric) -> Floats:
+        """Judge a search of `vectors`, (queries, gallery): (queries, measures)."""
+        return self._each(score_blocks(*vectors, metric=metric, leave_one_out=True))
+
+    def fused(self, upgraded: Vectors, old: Vectors, weights: tuple[float, ...]) -> dict[float, Floats]:
+        """Judge fused scoring by each weight."""
+        judged: dict[float, list[Floats]] = {weight: [] for weight in weights}
+        for start, scores in fused_blocks(upgraded, old, weights):
+            for weight in weights:
+                judged[weight].append(self(start, scores[weight]))
+        return {weight: np.concatenate(parts) for weight, parts in judged.items()}
+
+    def means(self, judged: Floats) -> Measured:
+        """Return the mean of each measure over the queries that have something to find."""
+        counted = _counted(judged)
+        means = counted.mean(axis=0) if len(counted) else np.zeros(len(self.measures))
+        return dict(zip(self.measures, map(float, means), strict=True))
+
+    def _each(self, blocks: Iterable[tuple[int, Scores]]) -> Floats:
+        return np.concatenate([self(start, scores) for start, scores in blocks])
+
+
+class ByLabel(Judge):
+    """Right is what has the query's label."""
+
+    measures = ("cmc1", "map")
+
+    def __init__(self, labels: Array) -> None:
+        self._labels = np.unique(labels, return_inverse=True)[1]
+
+    def __call__(self, start: int, scores: Scores) -> Floats:
+        found = ranks_and_precisions(scores, self._labels[start : start + len(scores)], self._labels)
+        found[:, 0] = np.where(np.isnan(found[:, 0]), np.nan, found[:, 0] < 1)
+        return found
+
+
+class ByNeighbours(Judge):
+    """Right is what the new model itself finds: its exact nearest neighbours."""
+
+    measures = ("recall",)
+    assumption = (
+        "there are no usable labels, so what the new model itself finds counts as right: this assumes that it is better"
+    )
+
+    def __init__(self, sample: Sample, metric: Metric) -> None:
+        new = sample.pairs.target
+        k = min(NEIGHBOURS, len(new) - 1)
+        blocks = score_blocks(new[: sample.queries], new, metric=metric, leave_one_out=True)
+        self._wanted = np.concatenate([top(scores, k) for _, scores in blocks])
+
+    def __call__(self, start: int, scores: Scores) -> Floats:
+        wanted = self._wanted[start : start + len(scores)]
+        return np.asarray(shared_neighbours(scores, wanted)[:, None] / wanted.shape[1], np.float64)
+
+
+def judge_of(sample: Sample, *, metric: Metric) -> Judge:
+    """Judge a sample by its labels, and by the new model's neighbours where it has none."""
+    labels = sample.pairs.labels
+    return ByNeighbours(sample, metric) if labels is None else ByLabel(labels)
+
+
+def searches(sample: Sample, transform: Transform, *, direction: Direction) -> dict[str, Vectors]:
+    """Return the ways to search a sample, each as (queries, gallery).
+
+    `stay` is old on old; `naive` is new queries on old vectors as they are, what does not fit cut off or padded with zeros;
+    `upgrade` goes through the map; `ceiling` is new on new, as if everything had been embedded again.
+    """
+    pairs, count = sample.pairs, sample.queries
+    old, new = pairs.source, pairs.target
+    if direction == "forward":
+        naive, upgraded = (new, _resized(old, new.shape[1])), (new, transform(old, pairs.side))
+    else:
+        naive, upgraded = (_resized(new, old.shape[1]), old), (transform(new), old)
+    every = {"stay": (old, old), "naive": naive, "upgrade": upgraded, "ceiling": (new, new)}
+    return {name: (queries[:count], gallery) for name, (queries, gallery) in every.items()}
+
+
+def worth(sample: Sample, transform: Transform, judge: Judge, *, direction: Direction, metric: Metric) -> Measured:
+    """Judge an upgrade by itself: what maps are chosen by."""
+    return judge.means(judge.search(searches(sample, transform, direction=direction)["upgrade"], metric))
+
+
+def overall(measured: Measured) -> float:
+    """Return what a choice goes by: the mean of the measures, so that none is given up for another."""
+    return float(np.mean(list(measured.values())))
+
+
+def choose_weight(sample: Sample, transform: Transform, judge: Judge, *, direction: Direction) -> float:
+    """Choose the weight of fused scoring; of equally good ones an end, which needs no second score."""
+    ways = searches(sample, transform, direction=direction)
+    judged = judge.fused(ways["upgrade"], ways["stay"], WEIGHTS)
+    return max(WEIGHTS, key=lambda weight: (overall(judge.means(judged[weight])), abs(weight - 0.5)))
+
+
+def give_verdict(
+    sample: Sample,
+    transform: Transform,
+    judge: Judge,
+    *,
+    direction: Direction,
+    metric: Metric,
+    weight: float,
+    seed: int = 0,
+) -> Verdict:
+    """Compare all ways to search on items that nothing was trained on or chosen by.
+
+    Args:
+        sample: the test part.
+        transform: the map.
+        judge: of this sample.
+        direction: of the map.
+        metric: how vectors are compared; fused scoring always goes by cosine.
+        weight: of fused scoring, chosen on other items.
+        seed: of the bootstrap.
+    """
+    ways = searches(sample, transform, direction=direction)
+    judged: dict[str, Floats] = {name: judge.search(vectors, metric) for name, vectors in ways.items()}
+    rivals = {"stay": judged["stay"]}
+    if 0 < weight < 1:
+        fused = judge.fused(ways["upgrade"], ways["stay"], (0.0, weight))
+        judged["fuse"] = fused[weight]
+        if metric != "cosine":  # what cosine alone would gain is no merit of fusing
+            rivals["stay by cosine"] = fused[0.0]
+
+    def compared(first: str, second: Floats) -> Compared:
+        return dict(zip(judge.measures, bootstrap(judged[first], second, seed=seed), strict=True))
+
+    differences = {f"{name} - stay": compared(name, judged["stay"]) for name in ("upgrade", "naive")}
+    if "fuse" in judged:
+        differences |= {f"fuse - {name}": compared("fuse", rival) for name, rival in rivals.items()}
+        differences["fuse - upgrade"] = compared("fuse", judged["upgrade"])
+    means = {name: judge.means(judged[name]) for name in SEARCHES if name in judged}
+    queries = len(_counted(judged["stay"]))
+    decision, why = _decide(differences, queries)
+    if gains(differences["naive - stay"]):
+        why += f"; new queries gain on the old vectors as they are: {describe(differences['naive - stay'])}"
+    return Verdict(
+        decision=decision,
+        reason=why,
+        assumption=judge.assumption,
+        searches=means,
+        differences=differences,
+        weight=weight,
+        closed={name: _closed(means, name) for name in judge.measures},
+        queries=queries,
+        gallery=len(sample.pairs),
+    )
+
+
+def bootstrap(first: Floats, second: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Interval]:
+    """Compare two searches over the same queries by a paired bootstrap: percentiles of the resampled mean difference.
+
+    The gallery stays as it is: this is the chance of the queries, not of the items.
+
+    Args:
+        first: (queries, measures), NaN in the rows of queries that have nothing to find.
+        second: likewise, the same queries.
+        seed: of the resampling.
+        resamples: how many.
+
+    Returns:
+        For each measure where first - second lies.
+    """
+    differences = _counted(first - second)
+    if not len(differences):
+        return [Interval(difference=0.0, low=0.0, high=0.0)] * first.shape[1]
+    drawn = np.random.default_rng(seed).integers(0, len(differences), (resamples, len(differences)))
+    intervals = []
+    for column in differences.T:
+        low, high = np.percentile(column[drawn].mean(axis=1), [2.5, 97.5])
+        intervals.append(Interval(difference=float(column.mean()), low=float(low), high=float(high)))
+    return intervals
+
+
+def gains(compared: Compared) -> bool:
+    """Say whether a way to search is measurably better: by some measure, and worse by none."""
+    return any(each.low > 0 for each in compared.values()) and not loses(compared)
+
+
+def loses(compared: Compared) -> bool:
+    """Say whether a way to search is measurably worse by some measure."""
+    return any(each.high < 0 for each in compared.values())
+
+
+NAMES = {"cmc1": "CMC-1", "map": "mAP", "recall": f"recall@{NEIGHBOURS}"}
+
+
+def describe(compared: Compared) -> str:
+    """Write differences in points of a hundred, each with where it lies with 95 %."""
+    return ", ".join(
+        f"{NAMES[name]} {100 * each.difference:+.1f} ({100 * each.low:+.1f} to {100 * each.high:+.1f})"
+        for name, each in compared.items()
+    )
+
+
+def _decide(differences: dict[str, Compared], queries: int) -> tuple[Decision, str]:
+    upgrade = differences["upgrade - stay"]
+    if queries < MIN_QUERIES:
+        return "stay", f"{queries} queries have something to find, too few to measure a gain: stay"
+    against_old = [each for name, each in differences.items() if name.startswith("fuse - stay")]
+    fusing = bool(against_old) and all(map(gains, against_old))
+    if gains(upgrade):
+        more = differences.get("fuse - upgrade")
+        if fusing and more is not None and gains(more):
+            return (
+                "fuse",
+                f"fused scoring gains on upgrading: {describe(more)}; upgrading on staying: {describe(upgrade)}",
+            )
+        return "upgrade", f"upgrading gains on staying: {describe(upgrade)}"
+    if fusing:
+        return (
+            "fuse",
+            f"fused scoring gains on staying: {describe(against_old[0])}; upgrading alone: {describe(upgrade)}",
+        )
+    if loses(upgrade):
+        return "stay", f"upgrading loses to staying: {describe(upgrade)}"
+    return "stay", f"no measurable gain: {describe(upgrade)}"
+
+
+def _closed(means: dict[str, Measured], measure: str) -> float | None:
+    before, after, best = (means[name][measure] for name in ("stay", "upgrade", "ceiling"))
+    return fraction_closed(before, after, best) if best > before else None
+
+
+def _counted(judged: Floats) -> Floats:
+    return judged[~np.isnan(judged).any(axis=1)]
+
+
+def _resized(vectors: Array, width: int) -> Array:
+    kept = min(vectors.shape[1], width)
+    return np.pad(vectors[:, :kept], ((0, 0), (0, width - kept)))
