@@ -1,0 +1,215 @@
+"""`python -m models`, in the process of the tests: what is printed, what is written, and what is refused."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from models.__main__ import app
+from models.artifacts import check
+from models.runtime import load_transform
+
+ROWS = 400
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a poor old model, a good new one, side-information and labels."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    labels = rng.permutation(np.arange(ROWS) % 5)
+    hidden = 2 * rng.normal(size=(5, 8))[labels] + 0.5 * rng.normal(size=(ROWS, 8))
+    np.save(folder / "old.npy", (hidden[:, :6] + 5 * rng.normal(size=(ROWS, 6))).astype(np.float32))
+    np.save(folder / "new.npy", (hidden @ rng.normal(size=(8, 8))).astype(np.float16))
+    np.save(folder / "side.npy", hidden[:, 2:8])
+    np.save(folder / "labels.npy", labels)
+    return folder
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], terminal_width=200)
+
+
+def pairs(data: Path, *, metric: str = "cosine") -> list[object]:
+    """The flags that every command on pairs needs."""
+    flags = {"source": "old", "target": "new", "side": "side", "labels": "labels"}
+    named = [part for flag, name in flags.items() for part in (f"--{flag}", data / f"{name}.npy")]
+    return [*named, "--metric", metric]
+
+
+QUICK = ["--method", "fct", "--option", "hidden=32", "--epochs", 150]
+
+
+@pytest.fixture(scope="module")
+def fitted(data: Path) -> Path:
+    """A folder with what a fit wrote."""
+    out = data / "out"
+    result = run(
+        "fit",
+        *pairs(data),
+        *QUICK,
+        *("--output", out / "map.safetensors", "--report", out / "report.json", "--log", out / "loss.csv"),
+        *("--checkpoint", out / "state"),
+    )
+    assert result.exit_code == 0, result.output
+    (out / "printed").write_text(result.stdout)
+    return out
+
+
+def refused(result: Result) -> str:
+    """What a refusal says: one sentence on the error stream, no traceback."""
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    return " ".join(result.stderr.split())
+
+
+class TestFit:
+    def test_the_artifact_maps_the_old_space_to_the_new(self, data: Path, fitted: Path) -> None:
+        transform = load_transform(fitted / "map.safetensors")
+        assert transform(np.load(data / "old.npy"), np.load(data / "side.npy")).shape == (ROWS, 8)
+
+    def test_it_prints_every_way_to_search_and_the_verdict_with_its_numbers(self, fitted: Path) -> None:
+        printed = (fitted / "printed").read_text()
+        for name in ("stay:", "naive:", "upgrade:", "ceiling:", "CMC-1", "mAP", "Verdict: upgrade. Upgrading gains"):
+            assert name in printed
+        assert json.loads((fitted / "report.json").read_text())["sha256"] in printed
+
+    def test_the_report_holds_what_was_asked_and_what_was_found(self, fitted: Path) -> None:
+        report = json.loads((fitted / "report.json").read_text())
+        assert report["options"]["hyperparameters"] == {"fct": {"hidden": 32}}
+        assert report["parts"] == {"train": 200, "validation": 100, "test": 100}
+        assert report["verdict"]["decision"] == "upgrade"
+        assert report["evaluation"]["mean_cosine"] > 0.5
+
+    def test_losses_are_logged_and_no_checkpoint_is_left(self, fitted: Path) -> None:
+        with (fitted / "loss.csv").open() as file:
+            assert [row["epoch"] for row in csv.DictReader(file)] == [str(epoch) for epoch in range(150)]
+        assert not (fitted / "state").exists()
+
+    def test_auto_prints_a_table_of_all_methods(self, data: Path, tmp_path: Path) -> None:
+        options = ["--option", "fct.hidden=16", "--option", "fastfill.hidden=16", "--epochs", 2]
+        result = run("fit", *pairs(data, metric="euclidean"), *options, "--output", tmp_path / "map")
+        assert result.exit_code == 0, result.output
+        assert "Upgrading, on the validation part" in result.stdout
+        assert "fastfill" in result.stdout
+        assert result.stdout.count("chosen") == 2  # in the table, and in the heading of the verdict's
+
+    def test_without_labels_it_says_what_it_assumes(self, data: Path, tmp_path: Path) -> None:
+        flags = pairs(data)[:6]
+        result = run("fit", *flags, "--metric", "cosine", *QUICK, "--output", tmp_path / "map")
+        assert result.exit_code == 0, result.output
+        assert "recall@10" in result.stdout
+        assert "this assumes that it is better" in result.stdout
+
+
+class TestConfiguration:
+    def test_a_file_gives_the_flags_that_are_not_given(self, data: Path, tmp_path: Path) -> None:
+        flags = dict(zip(*[iter(pairs(data))] * 2, strict=True))
+        lines = [f"{str(flag).removeprefix('--')} = {json.dumps(str(value))}" for flag, value in flags.items()]
+        lines += ["epochs = 3", "held-out = 0.4", "method = 'fct'", "option = ['hidden=16']"]
+        (tmp_path / "fit.toml").write_text("\n".join(lines))
+        result = run(
+            "fit",
+            *("--config", tmp_path / "fit.toml", "--epochs", 2, "--output", tmp_path / "map"),
+            *("--log", tmp_path / "loss.csv", "--report", tmp_path / "report.json"),
+        )
+        assert result.exit_code == 0, result.output
+        assert len((tmp_path / "loss.csv").read_text().splitlines()) == 3  # the flag won: two epochs and the heading
+        assert json.loads((tmp_path / "report.json").read_text())["parts"]["test"] == 80
+
+    def test_keys_that_are_no_flag_are_named(self, tmp_path: Path) -> None:
+        (tmp_path / "fit.toml").write_text("epoch = 3\nlearning-rate = 0.1\n")
+        message = refused(run("fit", "--config", tmp_path / "fit.toml"))
+        assert "has epoch, learning-rate, but `fit` takes checkpoint, device" in message
+
+    def test_what_is_no_toml_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "fit.toml").write_text("epochs 3")
+        assert "is not TOML" in refused(run("fit", "--config", tmp_path / "fit.toml"))
+        assert "No such file" in refused(run("fit", "--config", tmp_path / "absent.toml"))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--method", "magic"], "the method 'magic' is not one of fct"),
+            (["--metric", "manhattan"], "the metric 'manhattan' is not one of euclidean"),
+            (["--device", "cuda:99"], "the device cuda:99 is not here"),
+            (["--device", "abacus"], "there is no device 'abacus'"),
+            (["--held-out", "1.5"], "the share held out must be above 0"),
+            (["--option", "hidden"], "the option 'hidden' is not of the form method.name=value"),
+            (["--option", "hidden=wide"], "is not a number, true, false or a quoted string"),
+            (["--option", "width=3"], "the hyperparameter of fct 'width' is not one of hidden"),
+            (["--option", "hidden='wide'"], "hidden must be an integer"),
+            (["--source", "[absent].npy"], "No such file or directory: '[absent].npy'"),
+        ],
+    )
+    def test_a_flag_that_cannot_be_followed(self, data: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+        result = run("fit", *pairs(data), *QUICK, "--output", tmp_path / "map", *flags)
+        assert message in refused(result)
+        assert not (tmp_path / "map").exists()
+
+    def test_a_bad_file_is_named(self, data: Path, tmp_path: Path) -> None:
+        bad = np.load(data / "new.npy")
+        bad[7, 0] = np.nan
+        np.save(tmp_path / "bad.npy", bad)
+        result = run("fit", *pairs(data), *QUICK, "--target", tmp_path / "bad.npy", "--output", tmp_path / "map")
+        assert f"{tmp_path}/bad.npy has 1 rows with a NaN or an infinity, the first is row 7: drop" in refused(result)
+
+
+class TestEvaluate:
+    def test_an_artifact_is_judged_in_the_same_way(self, data: Path, fitted: Path, tmp_path: Path) -> None:
+        artifact = ("--artifact", fitted / "map.safetensors")
+        result = run("evaluate", *pairs(data), *artifact, "--report", tmp_path / "report.json")
+        assert result.exit_code == 0, result.output
+        assert "Verdict: upgrade" in result.stdout
+        found, before = (
+            json.loads(path.read_text())["verdict"] for path in (tmp_path / "report.json", fitted / "report.json")
+        )
+        assert found.keys() == before.keys()
+        assert found["queries"] == ROWS // 2
+
+    def test_what_is_no_artifact_is_refused(self, data: Path) -> None:
+        message = refused(run("evaluate", *pairs(data), "--artifact", data / "old.npy"))
+        assert "this is a NumPy file, not a safetensors file" in message
+
+    def test_the_wrong_direction_is_refused(self, data: Path, fitted: Path) -> None:
+        flags = ("--artifact", fitted / "map.safetensors", "--direction", "backward")
+        assert "look at the direction" in refused(run("evaluate", *pairs(data), *flags))
+
+
+class TestExport:
+    def test_half_the_bytes_for_a_small_error(self, fitted: Path, tmp_path: Path) -> None:
+        result = run("export", "--artifact", fitted / "map.safetensors", "--output", tmp_path / "half.safetensors")
+        assert result.exit_code == 0, result.output
+        info, before = check(tmp_path / "half.safetensors"), check(fitted / "map.safetensors")
+        assert info.dtype == "float16"
+        assert info.architecture == before.architecture
+        assert info.size < 0.7 * before.size
+        error = float(result.stdout.split("differs by ")[1].split()[0])
+        assert 0 < error < 0.01
+
+    def test_the_same_type_changes_nothing(self, fitted: Path, tmp_path: Path) -> None:
+        flags = ("--artifact", fitted / "map.safetensors", "--output", tmp_path / "same", "--dtype", "float32")
+        result = run("export", *flags)
+        assert "differs by 0.0e+00" in result.stdout
+        assert (tmp_path / "same").read_bytes() == (fitted / "map.safetensors").read_bytes()
+
+    def test_an_unknown_type_is_refused(self, fitted: Path, tmp_path: Path) -> None:
+        flags = ("--artifact", fitted / "map.safetensors", "--output", tmp_path / "map", "--dtype", "int4")
+        assert "the type 'int4' is not one of float32" in refused(run("export", *flags))
+
+
+def test_the_package_runs_and_its_help_does_not_wait_for_pytorch() -> None:
+    code = "import sys, runpy; sys.argv = ['models', '--help']\ntry: runpy.run_module('models', run_name='__main__')\n"
+    code += "except SystemExit as end: sys.exit(end.code or ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("fit", "evaluate", "export"):
+        assert command in done.stdout
