@@ -57,6 +57,30 @@ def evaluate_retrieval(
     Raises:
         ValueError: shapes do not fit, or the metric is unknown.
     """
+    return mean_retrieval(
+        judge_queries(queries, gallery, query_labels, gallery_labels, metric=metric, leave_one_out=leave_one_out)
+    )
+
+
+def cross_test(queries: Array, gallery: Array, labels: Array, *, metric: Metric = "euclidean") -> Retrieval:
+    """Evaluate the paper's protocol: the same items embedded twice, row by row, each left out of its own ranking."""
+    return evaluate_retrieval(queries, gallery, labels, labels, metric=metric, leave_one_out=True)
+
+
+def judge_queries(
+    queries: Array,
+    gallery: Array,
+    query_labels: Array,
+    gallery_labels: Array,
+    *,
+    metric: Metric = "euclidean",
+    leave_one_out: bool = False,
+) -> npt.NDArray[np.float64]:
+    """Search a gallery exhaustively as `evaluate_retrieval` does, and judge each query by itself.
+
+    Returns:
+        (n_queries, 2), see `ranks_and_precisions`.
+    """
     query_labels, gallery_labels = np.asarray(query_labels), np.asarray(gallery_labels)
     if len(query_labels) != len(queries) or len(gallery_labels) != len(gallery):
         raise ValueError(
@@ -68,16 +92,19 @@ def evaluate_retrieval(
         ranks_and_precisions(scores, query_labels[start : start + len(scores)], gallery_labels)
         for start, scores in blocks
     ]
-    found = np.concatenate([np.empty((0, 2)), *judged])
-    first, precisions = found[~np.isnan(found[:, 0])].T
+    return np.concatenate([np.empty((0, 2)), *judged])
+
+
+def mean_retrieval(judged: Array) -> Retrieval:
+    """Take the mean over the queries that have something to find.
+
+    Args:
+        judged: (n_queries, 2), see `ranks_and_precisions`.
+    """
+    first, precisions = judged[~np.isnan(judged[:, 0])].T
     if not len(first):
         return Retrieval(np.nan, np.nan, np.nan, 0)
     return Retrieval(float((first < 1).mean()), float((first < 5).mean()), float(precisions.mean()), len(first))
-
-
-def cross_test(queries: Array, gallery: Array, labels: Array, *, metric: Metric = "euclidean") -> Retrieval:
-    """Evaluate the paper's protocol: the same items embedded twice, row by row, each left out of its own ranking."""
-    return evaluate_retrieval(queries, gallery, labels, labels, metric=metric, leave_one_out=True)
 
 
 def neighbour_recall(
