@@ -97,6 +97,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         process.galleries,
         process.keyring,
         process.metrics.latencies,
+        process.metrics.hits,
         every_seconds=settings.refresh_seconds,
     )
     await anyio.to_thread.run_sync(refresher.start)

@@ -1,14 +1,21 @@
-"""Watches what other processes write: gallery versions, keys, and whether an upgrade wants to know how slow searches are."""
+"""Watches what other processes write, gallery versions and keys, and tells them of the searches here.
+
+What is told: where hits are found, which the order of an upgrade may follow, and, where an upgrade wants to know, how slow
+searches are.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from ulid import ULID
 
 from gallery.catalog import latencies as latency_rows
+from gallery.search.hits import Hits
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from service.auth import Keyring
@@ -17,25 +24,41 @@ from service.telemetry import Latencies
 log = structlog.get_logger()
 
 _PUBLISH_SECONDS = 1.0
+# What is searched most changes slowly, and on SQLite each write takes the one lock that all writers share.
+_HITS_SECONDS = 30.0
 
 
 class Refresher:
-    """A thread between `start` and `stop`. Searches read what it last swapped in, and never wait for it."""
+    """Two threads between `start` and `stop`. Searches read what was last swapped in, and never wait for it.
+
+    One watches, the other tells: a write may have to wait for another process's long one, and meanwhile what others wrote
+    must be seen all the same.
+    """
 
     def __init__(
-        self, store: Store, galleries: Galleries, keyring: Keyring, latencies: Latencies, *, every_seconds: float
+        self,
+        store: Store,
+        galleries: Galleries,
+        keyring: Keyring,
+        latencies: Latencies,
+        hits: Hits,
+        *,
+        every_seconds: float,
     ) -> None:
         """Watch for changes every `every_seconds`."""
         self._store = store
         self._galleries = galleries
         self._keyring = keyring
         self._latencies = latencies
-        self._every = every_seconds
+        self._hits = hits
         self._process = str(ULID())
-        self._published = 0.0
+        self._hits_written = time.monotonic()
         self._told = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=work, name=name, daemon=True)
+            for name, work in {"watch": (self._look, every_seconds), "tell": (self._tell, _PUBLISH_SECONDS)}.items()
+        ]
 
     def start(self) -> None:
         """Read everything once, then watch.
@@ -45,32 +68,41 @@ class Refresher:
         """
         self._keyring.refresh()
         self._galleries.refresh()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Stop watching, and take back what was published."""
+        """Stop both; write the last hits, and take back what was said of latencies."""
         self._stop.set()
-        self._thread.join()
-        if self._told:
-            with self._store.catalog.transaction() as tx:
-                latency_rows.forget(tx.session, self._process)
+        for thread in self._threads:
+            thread.join()
+        try:
+            self._hits.write(self._store.catalog)
+            if self._told:
+                with self._store.catalog.transaction() as tx:
+                    latency_rows.forget(tx.session, self._process)
+        except SQLAlchemyError as error:  # a catalog that is gone must not keep the process from ending in good order
+            log.warning("last_words_lost", error=repr(error))
 
-    def _run(self) -> None:
-        while not self._stop.wait(self._every):
+    def _run(self, act: Callable[[], None], every_seconds: float) -> None:
+        while not self._stop.wait(every_seconds):
             try:
-                self._look()
-            except Exception:  # whatever went wrong, the next look may go well, and searches go on with what there is
+                act()
+            except Exception:  # whatever went wrong, the next time may go well, and searches go on with what there is
                 log.exception("refresh_failed")
 
     def _look(self) -> None:
         self._keyring.refresh()
         self._galleries.refresh()
-        if time.monotonic() - self._published >= _PUBLISH_SECONDS:
-            self._published = time.monotonic()
-            self._publish()
 
-    def _publish(self) -> None:
-        """Tell how slow searches are, but only where an upgrade asks for it: otherwise this writes nothing."""
+    def _tell(self) -> None:
+        self._tell_latencies()
+        if time.monotonic() - self._hits_written >= _HITS_SECONDS:
+            self._hits_written = time.monotonic()
+            self._hits.write(self._store.catalog)
+
+    def _tell_latencies(self) -> None:
+        """Only where an upgrade asks for them: otherwise this writes nothing."""
         with self._store.catalog.reading() as session:
             watched = latency_rows.watched(session)
         if watched:

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
+from gallery.search.hits import Hits
 from service.errors import InternalError, PageNotFound, problem
 
 log = structlog.get_logger()
@@ -52,6 +53,7 @@ class Metrics:
         )
         self.upserted = Counter("forwardfill_upserted_items", "Items that were written.", registry=self.registry)
         self.latencies = Latencies()
+        self.hits = Hits()
 
 
 class Latencies:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from sqlalchemy import exists, select
+from sqlalchemy import bindparam, exists, select, update
 from sqlalchemy.orm import Session, aliased
 
-from gallery.catalog.tables import ColumnRow, ItemRow, ModelRow, SegmentRow, TransformationRow
+from gallery.catalog.tables import ColumnRow, GalleryRow, ItemRow, ModelRow, SegmentRow, TransformationRow
 from gallery.files import Written
 
 Origin = Literal["native", "derived"]
@@ -105,4 +106,19 @@ def without_model(session: Session, gallery_id: int, model_id: int) -> list[Segm
         session.scalars(
             select(SegmentRow).where(SegmentRow.gallery_id == gallery_id, live, ~has).order_by(SegmentRow.id)
         )
+    )
+
+
+def add_hits(session: Session, gallery_id: int, hits: Mapping[int, int]) -> None:
+    """Add to the hits of segments; one that is gone is passed over.
+
+    The gallery's row is locked first, as every writer of it does: a deletion of the gallery locks the same segments in an
+    order of its own, and the two would wait for each other. Its version stays, since no search sees anything of this.
+    """
+    session.execute(select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update())
+    session.connection().execute(
+        update(SegmentRow)
+        .where(SegmentRow.id == bindparam("segment"), SegmentRow.gallery_id == gallery_id)
+        .values(hits=SegmentRow.hits + bindparam("more")),
+        [{"segment": segment, "more": more} for segment, more in hits.items()],
     )

@@ -142,7 +142,7 @@ class GalleryRow(Base):
 
 
 class SegmentRow(Base):
-    """A fixed set of rows. Written once; its membership never changes."""
+    """A fixed set of rows. Written once; its membership never changes, and nothing else of it but the count of its hits."""
 
     __tablename__ = "segments"
     __table_args__ = NEVER_AGAIN
@@ -158,6 +158,8 @@ class SegmentRow(Base):
     side_sha256: Mapped[str | None] = mapped_column(String(64))
     side_bytes: Mapped[int | None] = mapped_column(BigInteger)
     side_dimension: Mapped[int | None]
+    #: what searches found in it, ever; API processes add to it, and the order of an upgrade may follow it
+    hits: Mapped[int] = mapped_column(BigInteger, default=0)
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.catalog.tables import (
+    ColumnRow,
     EventRow,
     ProbeRow,
     SearchLatencyRow,
@@ -110,6 +111,25 @@ def add_segments(session: Session, upgrade_id: str, segments: Iterable[tuple[int
         for at, (segment, rows) in enumerate(segments)
     )
     session.flush()
+
+
+def work(session: Session, upgrade: UpgradeRow) -> list[tuple[SegmentRow, ColumnRow]]:
+    """The segments of an upgrade and their columns of its source model, as they are stored."""
+    rows = session.execute(
+        select(SegmentRow, ColumnRow)
+        .join(UpgradeSegmentRow, UpgradeSegmentRow.segment_id == SegmentRow.id)
+        .join(ColumnRow, and_(ColumnRow.segment_id == SegmentRow.id, ColumnRow.model_id == upgrade.source_id))
+        .where(UpgradeSegmentRow.upgrade_id == upgrade.id)
+        .order_by(SegmentRow.id)
+    )
+    return [(segment, column) for segment, column in rows]
+
+
+def reorder(session: Session, upgrade_id: str, segments: Iterable[int]) -> None:
+    """Let the work go on in this order; the caller has locked the upgrade. What arrives later still goes last."""
+    places = [{"upgrade_id": upgrade_id, "segment_id": segment, "position": at} for at, segment in enumerate(segments)]
+    if places:
+        session.execute(update(UpgradeSegmentRow), places)
 
 
 def segment_work(session: Session, lease: Lease) -> UpgradeSegmentRow:

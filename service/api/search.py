@@ -271,6 +271,8 @@ def _answers(process: Process, gallery: str, body: _Options, queries_of: Callabl
     seconds = time.perf_counter() - started
     process.metrics.search_seconds.observe(seconds)
     process.metrics.latencies.record(answers[0].snapshot.gallery_id, seconds)
+    for answer in answers:
+        process.metrics.hits.count(answer)
     for route, items in answers[0].coverage._asdict().items():
         process.metrics.searched.labels(route).inc(items)
     return answers

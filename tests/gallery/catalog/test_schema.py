@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
+from sqlalchemy.exc import DBAPIError
 
+from gallery.catalog import schema
 from gallery.catalog.schema import is_current, migrate
 from gallery.catalog.tables import Base
 from gallery.catalog.transaction import Catalog
@@ -72,6 +76,29 @@ def test_the_database_itself_keeps_ids_live_once_and_upgrades_alone(catalog: Cat
     assert unique["upgrades_active"]
 
 
+def test_segments_and_what_refers_to_them_survive_the_column_of_their_hits_in_both_directions(catalog: Catalog) -> None:
+    _step(catalog, command.upgrade, "20261120")
+    with catalog.transaction() as tx:
+        for statement in A_SEGMENT:
+            tx.session.execute(text(statement))
+    migrate(catalog)
+    assert _all(catalog, "SELECT id, rows, hits FROM segments") == [(7, 3, 0)]
+    _step(catalog, command.downgrade, "20261120")
+    assert _all(catalog, "SELECT id, rows FROM segments") == [(7, 3)]
+    assert _all(catalog, "SELECT segment_id FROM columns") == [(7,)]
+    with pytest.raises(DBAPIError):
+        _all(catalog, "SELECT hits FROM segments")
+    migrate(catalog)
+    assert is_current(catalog)
+
+
+def test_the_history_can_be_taken_back_to_nothing(catalog: Catalog) -> None:
+    migrate(catalog)
+    _step(catalog, command.downgrade, "base")
+    with catalog.engine.connect() as connection:
+        assert inspect(connection).get_table_names() == ["alembic_version"]
+
+
 @pytest.mark.parametrize("table", ["galleries", "segments", "columns", "models", "transformations", "events"])
 def test_ids_are_never_given_out_again(catalog: Catalog, table: str) -> None:
     migrate(catalog)
@@ -79,6 +106,29 @@ def test_ids_are_never_given_out_again(catalog: Catalog, table: str) -> None:
         with catalog.reading() as session:
             statement = session.scalar(text("SELECT sql FROM sqlite_master WHERE name = :table"), {"table": table})
         assert "AUTOINCREMENT" in statement
+
+
+A_SEGMENT = (
+    "INSERT INTO models (id, name, dimension, metric, normalized, created_at)"
+    " VALUES (1, 'old', 4, 'cosine', true, '2026-01-01')",
+    'INSERT INTO galleries (id, name, model_id, "index", storage_dtype, version, created_at)'
+    " VALUES (1, 'photos', 1, '{}', 'float32', 1, '2026-01-01')",
+    "INSERT INTO segments (id, gallery_id, rows, version, ids_file, ids_sha256, ids_bytes, created_at)"
+    " VALUES (7, 1, 3, 1, 'ids', 'digest', 1, '2026-01-01')",
+    "INSERT INTO columns (segment_id, model_id, origin, published, dtype, file, sha256, bytes, index_kind,"
+    " index_parameters, created_at)"
+    " VALUES (7, 1, 'native', true, 'float32', 'file', 'digest', 1, 'flat', '{}', '2026-01-01')",
+)
+
+
+def _step(catalog: Catalog, step: Callable[[Config, str], None], revision: str) -> None:
+    with catalog.engine.begin() as connection:
+        step(schema._config(connection), revision)
+
+
+def _all(catalog: Catalog, statement: str) -> list[tuple[object, ...]]:
+    with catalog.reading() as session:
+        return [tuple(row) for row in session.execute(text(statement))]
 
 
 def _migrate_at_once(url: str, started: object) -> None:
