@@ -158,7 +158,7 @@ class UnsafeArtifact(Invalid):
 
 
 class WrongTransformation(Invalid):
-    """The transformation maps between other models, or in the other direction."""
+    """The transformation maps between other models, in the other direction, or cannot do what the upgrade asks of it."""
 
 
 class SameModel(Invalid):

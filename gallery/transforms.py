@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,14 @@ class Transform(Protocol):
 
     def __call__(self, embeddings: NDArray[Any], side: NDArray[Any] | None = None) -> Vectors:
         """Map (n, source) embeddings with (n, side) side-information to (n, target) float32."""
+
+
+@runtime_checkable
+class Predicting(Transform, Protocol):
+    """A loaded artifact whose architecture may have an uncertainty head (FastFill, methods 3.2)."""
+
+    def uncertainty(self, embeddings: NDArray[Any], side: NDArray[Any] | None = None) -> Vectors | None:
+        """Predict the log-variance of each row's result, (n,) float32; None where there is no such head."""
 
 
 def artifact_file(sha256: str) -> str:
@@ -61,12 +69,26 @@ class Transforms:
         Returns:
             (n, target dimension) float32.
         """
-        if transformation.side_dimension is None:
-            side = None
-        elif side is None:
-            side = np.zeros((len(embeddings), transformation.side_dimension), dtype=np.float32)
-        mapped = self.get(transformation.artifact)(embeddings, side)
+        mapped = self.get(transformation.artifact)(embeddings, _side(transformation, embeddings, side))
         return unit(mapped) if target.normalized else mapped
+
+    def uncertainty(
+        self, transformation: Transformation, embeddings: NDArray[Any], side: NDArray[Any] | None
+    ) -> NDArray[np.float32]:
+        """Predict how uncertain the result of `apply` is, row by row.
+
+        Returns:
+            (n,) float32: the predicted log-variance of each row; larger is less certain.
+
+        Raises:
+            WrongTransformation: it has no uncertainty head.
+        """
+        loaded, predicted = self.get(transformation.artifact), None
+        if isinstance(loaded, Predicting):
+            predicted = loaded.uncertainty(embeddings, _side(transformation, embeddings, side))
+        if predicted is None:
+            raise no_uncertainty(transformation.name)
+        return predicted
 
     def get(self, sha256: str) -> Transform:
         """The function of an artifact.
@@ -88,3 +110,19 @@ class Transforms:
             return self._load(self._files.path(name))
         except ValueError as error:
             raise errors.UnsafeArtifact(str(error)) from error
+
+
+def no_uncertainty(name: str) -> errors.WrongTransformation:
+    """The refusal to order an upgrade by what its transformation does not predict."""
+    return errors.WrongTransformation(
+        f"{name} predicts no uncertainty, by which segments could be ordered: fit one with an uncertainty head (FastFill), "
+        "or take the order `stored` or `most_searched`",
+        pointer="/order",
+    )
+
+
+def _side(transformation: Transformation, embeddings: NDArray[Any], side: NDArray[Any] | None) -> NDArray[Any] | None:
+    """The side-information that a transformation is given: none where it takes none, zeros where there is none."""
+    if transformation.side_dimension is None:
+        return None
+    return side if side is not None else np.zeros((len(embeddings), transformation.side_dimension), dtype=np.float32)

@@ -4,7 +4,7 @@ ServiceError: what only HTTP can refuse
   x Unauthenticated, Forbidden
   x PageNotFound, MethodNotAllowed
   x InvalidJson, InvalidRequest, UnsupportedMediaType, BodyTooLarge, InvalidArrow
-  x UnsupportedOrder, NoUncertainty
+  x NoUncertainty
   x Overloaded, Unavailable, InternalError
 """
 
@@ -78,10 +78,6 @@ class InvalidArrow(ServiceError):
     """The body is not an Arrow IPC stream with the documented columns."""
 
 
-class UnsupportedOrder(ServiceError):
-    """This order of the work is not built yet."""
-
-
 class NoUncertainty(ServiceError):
     """The upgrade's transformation predicts no uncertainty."""
 
@@ -113,7 +109,6 @@ STATUS: Mapping[type[GalleryError], int] = {
     errors.Invalid: 422,
     InvalidRequest: 422,
     InvalidArrow: 422,
-    UnsupportedOrder: 422,
     Overloaded: 429,
     GalleryError: 500,
     Unavailable: 503,

@@ -71,7 +71,7 @@ def judged(path: Path) -> dict[str, Any]:
         info = artifacts.check(path)
     except artifacts.UnsafeArtifact as error:
         raise errors.UnsafeArtifact(str(error)) from error
-    return {**info.architecture, "side_dimension": info.side_dimension}
+    return {**info.architecture, "side_dimension": info.side_dimension, "uncertainty": info.has_uncertainty}
 
 
 def keep(files: Files, upload: Upload, name: str) -> None:

@@ -28,7 +28,9 @@ from gallery.search.request import SearchRequest
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries, World
 from gallery.store import Store
+from gallery.upgrade import order
 from gallery.upgrade.lifecycle import locked, move
+from gallery.upgrade.plan import Candidate, Order
 from gallery.upgrade.states import State
 
 RECALL_AT = 10
@@ -46,9 +48,13 @@ def validate(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id:
             move(tx.session, row, State.VALIDATING)
         if row.state != State.VALIDATING:
             return False
+    work: list[Candidate] = []
     try:
         report, quality = _report(store, row), _expect(store, galleries, searcher, row)
         error = _shortfall(row.gate, quality)
+        if error is None:
+            work = order.measure(store, row)
+            report.update(order.told(work, Order(row.order)))
     except Exception as caught:  # noqa: BLE001 - whatever stops the measuring is a reason not to start
         report, quality, error = {}, {}, f"{type(caught).__name__}: {caught}"
     with store.catalog.transaction() as tx:
@@ -56,6 +62,7 @@ def validate(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id:
         if row.state != State.VALIDATING:
             return False
         row.report, row.quality, row.error = {**row.report, **report}, {**row.quality, **quality}, error
+        upgrade_rows.reorder(tx.session, row.id, (each.segment_id for each in work))
         then = State.FAILED if error else State.COMPLETED if row.dry_run else State.RUNNING
         move(tx.session, row, then, **({"error": error} if error else {}))
     return True

@@ -21,6 +21,7 @@ from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import (
+    ArtifactRow,
     ColumnRow,
     GalleryRow,
     SegmentRow,
@@ -30,7 +31,8 @@ from gallery.catalog.tables import (
 )
 from gallery.catalog.transaction import Transaction
 from gallery.store import Store
-from gallery.upgrade.plan import Candidate, Order, ordered
+from gallery.transforms import no_uncertainty
+from gallery.upgrade.plan import Order
 from gallery.upgrade.states import ACTIVE, State, Verb, step, wants
 
 Cutover = Literal["progressive", "automatic", "manual"]
@@ -68,7 +70,7 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
 
     Raises:
         GalleryNotFound, ModelNotFound, TransformationNotFound: as they say.
-        SameModel, WrongTransformation: it would not bring this gallery to another model.
+        SameModel, WrongTransformation: it would not bring this gallery to another model, or not in the order asked for.
         UpgradeInProgress: the gallery has an upgrade that is not finished.
         IdempotencyKeyReused: the key came with another request before.
     """
@@ -81,6 +83,7 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
         if known is not None:
             return Changed(known, changed=False)
         transformation = _transformation(session, gallery, new)
+        _orderable(session, transformation, new.order)
         _alone(session, gallery)
         row = _upgrade(session, gallery, transformation, new)
         _event(session, row, actor, "started", transformation=transformation.name, artifact=row.artifact)
@@ -289,6 +292,13 @@ def _latest_to(session: Session, gallery: GalleryRow, target: str) -> Transforma
     return row
 
 
+def _orderable(session: Session, transformation: TransformationRow, order: Order) -> None:
+    """Refuse an order that the transformation cannot give; where the catalog does not know, a worker will find out."""
+    architecture = session.get_one(ArtifactRow, transformation.artifact).architecture
+    if order is Order.UNCERTAINTY and architecture.get("uncertainty") is False:
+        raise no_uncertainty(transformation.name)
+
+
 def _alone(session: Session, gallery: GalleryRow) -> None:
     """The database enforces it too (`upgrades_active`); this gives the better message."""
     active = upgrade_rows.active_of(session, gallery.id)
@@ -330,7 +340,7 @@ def _upgrade(session: Session, gallery: GalleryRow, transformation: Transformati
 
 
 def _plan(session: Session, row: UpgradeRow) -> None:
-    """One row of work per segment that lacks the target.
+    """One row of work per segment that lacks the target, as they are stored; another order is measured by a worker.
 
     Raises:
         WrongTransformation: some segment has neither a column of the source nor of the target.
@@ -342,9 +352,7 @@ def _plan(session: Session, row: UpgradeRow) -> None:
             f"{len(sourceless)} segments hold neither {row.source.name} nor {row.target.name} vectors, so this "
             "transformation cannot bring the whole gallery to the target"
         )
-    candidates = [Candidate(segment.id, segment.rows) for segment in lacking]
-    work = [(c.segment_id, c.rows) for c in ordered(candidates, Order(row.order))]
-    upgrade_rows.add_segments(session, row.id, work, start=0)
+    upgrade_rows.add_segments(session, row.id, [(segment.id, segment.rows) for segment in lacking], start=0)
 
 
 def _complete_empty(session: Session, row: UpgradeRow, gallery: GalleryRow) -> None:

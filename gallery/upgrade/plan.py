@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -20,8 +21,8 @@ class Candidate(NamedTuple):
 
     segment_id: int
     rows: int
-    #: mean predicted log-variance of its derived embeddings (FastFill), if it was predicted
-    uncertainty: float = 0.0
+    #: mean predicted log-variance of its derived embeddings (FastFill); where none was predicted, it goes last
+    uncertainty: float = -math.inf
     #: hits that searches found in it
     hits: int = 0
 

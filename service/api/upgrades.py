@@ -18,11 +18,12 @@ from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, UpgradeSegmentRow
 from gallery.upgrade import lifecycle, progress
 from gallery.upgrade.lifecycle import Changed, NewUpgrade
+from gallery.upgrade.plan import Order
 from gallery.upgrade.states import State, allowed
 from service.auth import MayAdmin
 from service.bodies import Body, Json, Reference
 from service.documents import documented
-from service.errors import InvalidRequest, NoUncertainty, UnsupportedOrder
+from service.errors import InvalidRequest, NoUncertainty
 from service.paging import PageDep, fetch, token
 from service.process import Process, ProcessDep, RequestSlot, once_more
 from service.refinement import least_certain
@@ -30,7 +31,6 @@ from service.refinement import least_certain
 router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
 
 Cutover = Literal["progressive", "automatic", "manual"]
-ORDERS = ("stored",)  # what the workers follow today; the others are accepted by the schema and refused by name
 
 
 class Throttle(Body):
@@ -55,7 +55,10 @@ class UpgradeBody(Body):
     transformation: Reference | None = None
     target_model: Reference | None = None
     cutover: Cutover = "progressive"
-    order: Literal["stored", "uncertainty", "most_searched"] = "stored"
+    order: Literal["stored", "uncertainty", "most_searched"] = Field(
+        default="stored",
+        description="Of the segments: as stored, least certain first (needs an uncertainty head), or most searched first.",
+    )
     throttle: Throttle = Throttle()
     gate: Gate = Gate()
     on_missing_side_information: Literal["fail", "zeros", "skip"] = "fail"
@@ -117,7 +120,7 @@ class Upgrade(BaseModel):
     artifact_sha256: str
     state: State
     cutover: Cutover
-    order: str
+    order: Order
     on_missing_side_information: str
     dry_run: bool
     throttle: dict[str, float]
@@ -125,7 +128,8 @@ class Upgrade(BaseModel):
     progress: Progress
     quality: Quality
     report: dict[str, Any] = Field(
-        description="What validation found: items, bytes needed and free, seconds estimated."
+        description="What validation found: items, bytes needed and free, seconds estimated, and where the order is not "
+        "`stored`, the segments that go first and why."
     )
     conditions: list[Condition]
     allowed: list[str] = Field(description="Verbs that it takes now.")
@@ -176,7 +180,6 @@ class Refinement(BaseModel):
         errors.WrongTransformation,
         errors.SameModel,
         errors.IdempotencyKeyReused,
-        UnsupportedOrder,
         takes=UpgradeBody,
         example={"gallery": "photos", "transformation": "r18-to-r50", "throttle": {"duty_cycle": 0.5}},
     ),
@@ -195,17 +198,15 @@ def start_upgrade(
     """Start an upgrade; workers take it from there, and searches go on. `Location` says where to watch it."""
     if (body.transformation is None) == (body.target_model is None):
         raise InvalidRequest("name either `transformation` or `target_model`", pointer="/transformation")
-    if body.order not in ORDERS:
-        raise UnsupportedOrder(
-            f"the order {body.order} is not built yet; take {' or '.join(ORDERS)}",
-            pointer="/order",
-            supported=list(ORDERS),
-        )
+    order = Order(body.order)
+    if order is Order.MOST_SEARCHED:
+        process.metrics.hits.write(process.store.catalog)  # what was searched here until now counts
     new = NewUpgrade(
         gallery=body.gallery,
         transformation=body.transformation,
         target_model=body.target_model,
         cutover=body.cutover,
+        order=order,
         on_missing_side_information=body.on_missing_side_information,
         throttle=body.throttle.model_dump(exclude_none=True),
         gate=body.gate.model_dump(exclude_none=True),
@@ -395,7 +396,7 @@ def _upgrade(session: Session, row: UpgradeRow) -> Upgrade:
         artifact_sha256=row.artifact,
         state=State(row.state),
         cutover=row.cutover,  # type: ignore[arg-type]
-        order=row.order,
+        order=Order(row.order),
         on_missing_side_information=row.missing_side,
         dry_run=row.dry_run,
         throttle=row.throttle,

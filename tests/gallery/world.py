@@ -41,10 +41,11 @@ GALLERY = "photos"
 
 @dataclass(frozen=True)
 class Linear:
-    """new = old @ embedding + side @ side-information."""
+    """new = old @ embedding + side @ side-information; with a head, the log-variance is old @ head."""
 
     embedding: Sequence[Sequence[int]]
     side: Sequence[Sequence[int]] | None = None
+    head: Sequence[int] | None = None
 
     def __call__(self, embeddings: NDArray[Any], side: NDArray[Any] | None = None) -> Vectors:
         """A `Transform`."""
@@ -54,6 +55,12 @@ class Linear:
             mapped += np.asarray(side, np.float32) @ np.array(self.side, np.float32)
         return np.asarray(mapped, np.float32)
 
+    def uncertainty(self, embeddings: NDArray[Any], side: NDArray[Any] | None = None) -> Vectors | None:
+        """What makes it a `Predicting`."""
+        if self.head is None:
+            return None
+        return np.asarray(embeddings, np.float32) @ np.array(self.head, np.float32)
+
     @property
     def architecture(self) -> dict[str, Any]:
         """What the catalog records of such an artifact."""
@@ -62,6 +69,7 @@ class Linear:
             "source_dimension": source,
             "target_dimension": target,
             "side_dimension": None if self.side is None else len(self.side),
+            "uncertainty": self.head is not None,
         }
 
 
@@ -75,12 +83,12 @@ BACKWARD = Linear([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0], [0, 
 def load(path: Path) -> Linear:
     """The map that an artifact's bytes declare."""
     declared = json.loads(path.read_bytes())
-    return Linear(declared["embedding"], declared["side"])
+    return Linear(declared["embedding"], declared["side"], declared["head"])
 
 
 def put_artifact(files: Files, linear: Linear) -> str:
     """Store an artifact under its digest."""
-    content = json.dumps({"embedding": linear.embedding, "side": linear.side}).encode()
+    content = json.dumps({"embedding": linear.embedding, "side": linear.side, "head": linear.head}).encode()
     with files.writing("incoming") as path:
         path.write_bytes(content)
     sha256 = digest(files.path("incoming"))

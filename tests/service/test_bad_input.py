@@ -145,7 +145,7 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
             "/admin/upgrades",
             {"gallery": GALLERY, "target_model": "new", "order": "uncertainty"},
             422,
-            "unsupported_order",
+            "wrong_transformation",
             "/order",
         ),
         (

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import select
 
+from gallery.catalog.tables import SegmentRow
 from models.transformations import Fct, build
-from tests.service.world import GALLERY, NEW, OLD, UNITS, World, backward
+from service import refresh
+from tests.service.world import GALLERY, NEW, OLD, UNITS, World, backward, opened
 
 
 def answers(world: World) -> list[Any]:
@@ -289,15 +294,21 @@ def test_without_an_uncertainty_head_there_is_no_refinement_list(world: World) -
     assert "uncertainty head" in problem["detail"]
 
 
-def test_the_refinement_list_puts_the_least_certain_first(world: World) -> None:
+def with_fastfill(world: World) -> list[float]:
+    """Register a transformation with an uncertainty head; the log-variance that it predicts of each item."""
     architecture = Fct(source_dimension=OLD, target_dimension=NEW, side_dimension=None, hidden=8)
     torch.manual_seed(0)
     module = build(architecture, optional={"uncertainty.weight", "uncertainty.bias"}).eval()
     world.transformation("fastfill", "old", "new", "forward", module)
+    with torch.inference_mode():
+        predicted: list[float] = module.log_variance(module.raw(torch.as_tensor(UNITS))).tolist()
+    return predicted
+
+
+def test_the_refinement_list_puts_the_least_certain_first(world: World) -> None:
+    predicted = with_fastfill(world)
     upgrade = world.upgraded(transformation="fastfill")
     world.post(f"/galleries/{GALLERY}/items/delete", {"ids": ["item-2"]})
-    with torch.inference_mode():
-        predicted = module.log_variance(module.raw(torch.as_tensor(UNITS))).tolist()
     expected = [f"item-{at}" for at in sorted((0, 1, 3), key=lambda at: -predicted[at])]
     assert world.get(f"/admin/upgrades/{upgrade}/refinement")["ids"] == expected
     page = world.get(f"/admin/upgrades/{upgrade}/refinement", params={"page_size": 2})
@@ -306,3 +317,86 @@ def test_the_refinement_list_puts_the_least_certain_first(world: World) -> None:
     assert rest["next_page_token"] is None
     world.verb(upgrade, "finalize")
     world.refused(world.client.get(f"/admin/upgrades/{upgrade}/refinement"), 409, "no_uncertainty")
+
+
+# --- the order of the work ----------------------------------------------------------------------------------------------
+
+
+def as_done(world: World, upgrade: str) -> list[str]:
+    """Run the upgrade to its end; the items as they came to the target model."""
+    found: list[str] = []
+    while world.work(steps=1):
+        for item in (f"item-{at}" for at in range(len(UNITS))):
+            columns = world.get(f"/galleries/{GALLERY}/items/{item}")["columns"]
+            if item not in found and "new" in [column["model"] for column in columns]:
+                found.append(item)
+    assert world.upgrade(upgrade)["state"] == "completed", world.upgrade(upgrade)
+    return found
+
+
+def test_by_uncertainty_the_least_certain_items_are_upgraded_first(world: World) -> None:
+    predicted = with_fastfill(world)
+    expected = sorted(range(len(UNITS)), key=lambda at: -predicted[at])
+    assert expected != sorted(expected)
+    upgrade = world.start(transformation="fastfill", order="uncertainty")
+    assert as_done(world, upgrade) == [f"item-{at}" for at in expected]
+    document = world.upgrade(upgrade)
+    assert document["order"] == "uncertainty"
+    first = document["report"]["first_segments"]
+    assert [each["uncertainty"] for each in first] == pytest.approx([predicted[at] for at in expected], abs=1e-5)
+
+
+def test_by_searches_what_was_found_most_is_upgraded_first(world: World) -> None:
+    for axis in (3, 1, 3):
+        world.old_search(axis, k=1)
+    upgrade = world.start(order="most_searched")
+    assert as_done(world, upgrade) == ["item-3", "item-1", "item-0", "item-2"]
+    document = world.upgrade(upgrade)
+    assert document["order"] == "most_searched"
+    assert [each["hits"] for each in document["report"]["first_segments"]] == [2, 1, 0, 0]
+
+
+def test_a_dry_run_reports_which_segments_would_go_first(world: World) -> None:
+    world.post(f"/galleries/{GALLERY}/search/batch", {"model": "old", "queries": UNITS[1:3].tolist(), "k": 1})
+    world.new_search(2, k=1)
+    upgrade = world.start(order="most_searched", dry_run=True)
+    world.work()
+    document = world.upgrade(upgrade)
+    assert (document["state"], document["order"]) == ("completed", "most_searched")
+    assert [each["hits"] for each in document["report"]["first_segments"]] == [2, 1, 0, 0]
+    assert {each["items"] for each in document["report"]["first_segments"]} == {1}
+
+
+def test_a_transformation_that_predicts_no_uncertainty_cannot_order_by_it(world: World) -> None:
+    body = {"gallery": GALLERY, "transformation": "old-to-new", "order": "uncertainty"}
+    problem = world.refused(world.client.post("/admin/upgrades", json=body), 422, "wrong_transformation")
+    assert problem["errors"][0]["pointer"] == "/order"
+    assert "old-to-new predicts no uncertainty" in problem["detail"]
+    assert world.get("/admin/upgrades")["upgrades"] == []
+
+
+def test_hits_that_a_process_counted_are_known_after_it_ended(tmp_path: Path) -> None:
+    with opened(tmp_path) as before:
+        before.prepared().filled().old_search(2, k=1)
+    with opened(tmp_path) as after:
+        after.old_search(2, k=1)
+        after.old_search(0, k=1)
+        upgrade = after.start(order="most_searched")
+        assert as_done(after, upgrade) == ["item-2", "item-0", "item-1", "item-3"]
+        assert [each["hits"] for each in after.upgrade(upgrade)["report"]["first_segments"]] == [2, 1, 0, 0]
+
+
+def test_a_process_tells_its_hits_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refresh, "_PUBLISH_SECONDS", 0.02)
+    monkeypatch.setattr(refresh, "_HITS_SECONDS", 0.02)
+    with opened(tmp_path) as world:
+        world.prepared().filled().old_search(2, k=1)
+        deadline = time.monotonic() + 20
+        while (told := hits_in_the_catalog(world)) != [0, 0, 1, 0]:
+            assert time.monotonic() < deadline, told
+
+
+def hits_in_the_catalog(world: World) -> list[int]:
+    """Of each segment."""
+    with world.store.catalog.reading() as session:
+        return list(session.scalars(select(SegmentRow.hits).order_by(SegmentRow.id)))
