@@ -38,7 +38,7 @@ _DETAILS = (
     " among {coarse}",
     ", a kind of {fine}, among {coarse}",
 )
-# Of 1,123 file names by hand: `manual-beaver002.png`, `manual12-skunk01.png`.
+# 123 of the 60,000 are of another form: `manual-beaver002.png`, `manual12-skunk01.png`.
 _FILE_NAME = re.compile(r"(?:manual\d*-)?([a-z_]+?)(?:_s_)?\d+\.png")
 
 

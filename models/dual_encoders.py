@@ -48,6 +48,7 @@ class DualEncoder(nn.Module):
         self.dimension = dimension
         self.image = _tower(features, hidden, dimension)
         self.words = nn.EmbeddingBag(len(vocabulary), hidden, mode="mean", padding_idx=PADDING)
+        nn.init.normal_(self.words.weight, std=0.02)  # little, so that a word that was never seen says nothing
         self.text = _tower(hidden, hidden, dimension)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # where CLIP's starts
 
@@ -89,6 +90,7 @@ def train_dual_encoder(
     device: str | torch.device = "cpu",
     on_step: OnStep | None = None,
     checkpoint: Path | None = None,
+    log: Path | None = None,
 ) -> History:
     """Train a dual encoder in place on pairs.
 
@@ -97,11 +99,11 @@ def train_dual_encoder(
         features: (n, features) by the frozen image backbone.
         captions: n, the one of the image in the same row.
         plan: how.
-        seed, device, on_step, checkpoint: as for `models.training.train`.
+        seed, device, on_step, checkpoint, log: as for `models.training.train`.
     """
     rows = Batch(features=as_tensor(features).float(), texts=as_tensor(dual.vocabulary.encode(captions)))
     task = Contrastive(dual)
-    return train(task, rows, plan, seed=seed, device=device, on_step=on_step, checkpoint=checkpoint)
+    return train(task, rows, plan, seed=seed, device=device, on_step=on_step, checkpoint=checkpoint, log=log)
 
 
 def embed_images(dual: DualEncoder, features: Floats) -> Floats:
