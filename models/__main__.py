@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from models.benchmark.benchmark import Where
+    from models.benchmark.experiment import Show
     from models.fitting import Assessment, Fitted, OnFit, Options
     from models.training import Step
 
@@ -54,6 +56,8 @@ Metric = Annotated[str, typer.Option(help="euclidean, cosine or inner_product: h
 Direction = Annotated[str, typer.Option(help="forward (the gallery, old to new) or backward (queries, new to old).")]
 Seed = Annotated[int, typer.Option(help="Seed of the split, of the weights and of the bootstrap.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Data = Annotated[str, typer.Option(help="digits, which is bundled, or cifar100.")]
+Root = Annotated[Path | None, typer.Option(help="The folder of CIFAR-100's sheets.")]
 Report = Annotated[Path | None, typer.Option(help="Write everything that was found as JSON.")]
 Config = Annotated[
     Path | None,
@@ -164,6 +168,85 @@ def export(
             f"{info.size:,} bytes, SHA-256 {digest}"
         )
         _say(f"What it makes of random rows differs by {error:.1e} of its length on average.")
+
+
+@app.command()
+def train(
+    *,
+    method: Annotated[str, typer.Option(help="A method, or a row of the benchmark's table by its name.")],
+    output: Annotated[Path, typer.Option(help="A folder for the artifacts.")],
+    data: Data = "digits",
+    root: Root = None,
+    stages: Annotated[Path | None, typer.Option(help="Keeps finished stages (build/methods/DATA).")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: Config = None,
+) -> None:
+    """Train an old and a new model on images and one method between them, and write its maps as artifacts."""
+    del config
+    with _refusals():
+        from models.artifacts import save
+        from models.benchmark.benchmark import chosen
+
+        experiment = _where(data, root, stages, seed, device).experiment(_bars())
+        run = chosen(method)
+        maps = experiment.trained(run).method.transformations()
+        for direction, module in (("forward", maps.forward), ("backward", maps.backward)):
+            if module is not None:
+                place = output / f"{run.method}-{direction}.safetensors"
+                _say(f"{place} holds the {direction} map of {run.name}, SHA-256 {save(place, module)}")
+        for row in experiment.rows(run):
+            shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in row["new_old"].items())
+            _say(f"new/old, {row['direction']}, {row['metric']}: {shown}")
+
+
+@app.command()
+def benchmark(
+    *,
+    data: Data = "cifar100",
+    root: Root = None,
+    output: Annotated[Path | None, typer.Option(help="Keeps finished stages and results (build/methods/DATA).")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A row of the table, by name; may be given again.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Stages at once, one thread each (as many as cores).", min=1)] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: Config = None,
+) -> None:
+    """Train and evaluate every method, beside the published figures; a killed run goes on where it was."""
+    del config
+    with _refusals():
+        import os
+
+        from models.benchmark.benchmark import benchmark as run
+
+        where = _where(data, root, output, seed, device, only=tuple(only or ()))
+        run(where, jobs=jobs or (1 if device != "cpu" else os.cpu_count() or 1), show=_bars(), tell=_say)
+        _say((where.folder / "results.md").read_text(encoding="utf-8"))
+
+
+def _where(
+    data: str, root: Path | None, folder: Path | None, seed: int, device: str, only: tuple[str, ...] = ()
+) -> Where:
+    from models.benchmark.benchmark import Where
+    from models.recipes import RECIPES
+
+    recipe = f"{data}-{device}" if f"{data}-{device}" in RECIPES else data
+    if recipe not in RECIPES:
+        raise ValueError(f"the data set {data!r} is not one of digits, cifar100")
+    return Where(
+        recipe=RECIPES[recipe],
+        root=root,
+        folder=folder or Path("build") / "methods" / recipe,
+        seed=seed,
+        device=device,
+        only=only,
+    )
+
+
+def _bars() -> Show:
+    from models.training import progress_bar
+
+    return progress_bar
 
 
 def _options(**values: Any) -> Options:

@@ -314,8 +314,7 @@ class CompatibleTraining(Task):
 
 
 def train_backbone(
-    encoder: nn.Module,
-    method: Method,
+    task: CompatibleTraining,
     images: Images,
     labels: Images,
     plan: Plan,
@@ -328,12 +327,11 @@ def train_backbone(
     on_step: OnStep | None = None,
     checkpoint: Path | None = None,
     log: Path | None = None,
-) -> CompatibleTraining:
-    """Train a new model to be compatible with an old one; returns it, from images to stored vectors, in eval mode.
+) -> History:
+    """Train a new model in place to be compatible with an old one.
 
     Args:
-        encoder: the new backbone, `method.feature_dimension` wide.
-        method: one that `trains_backbone`.
+        task: the new backbone, and a method that `trains_backbone`.
         images: (n, channels, height, width).
         labels: (n,).
         plan: how.
@@ -342,7 +340,6 @@ def train_backbone(
         augmentation: of the images that the backbone sees.
         seed, device, on_step, checkpoint, log: as for `train`.
     """
-    task = CompatibleTraining(encoder, method)
     rows = Batch(
         images=as_tensor(images),
         labels=as_tensor(labels),
@@ -353,7 +350,7 @@ def train_backbone(
     def view(batch: Batch, generator: torch.Generator) -> Batch:
         return replace(batch, images=augmentation(as_floats(needed(batch.images, "images")), generator))
 
-    train(
+    return train(
         task,
         rows,
         plan,
@@ -364,7 +361,6 @@ def train_backbone(
         checkpoint=checkpoint,
         log=log,
     )
-    return task
 
 
 def train_simclr(

@@ -114,8 +114,8 @@ def test_training_leaves_the_callers_random_state_and_threads_alone(data: Datase
 
 
 def test_both_recipes_use_the_papers_transformation() -> None:
-    assert set(RECIPES) == {"digits", "cifar100"}
-    for recipe in RECIPES.values():
+    assert set(RECIPES) == {"digits", "cifar100", "cifar100-cuda"}
+    for recipe in (DIGITS, CIFAR100):
         assert recipe.hidden == 2048
         assert (recipe.forward.learning_rate, recipe.forward.weight_decay) == (5e-4, 2**-15)
         assert recipe.old.design.widths[-1] == recipe.new.design.widths[-1] == 128

@@ -1,0 +1,129 @@
+"""The whole benchmark: every stage in turn, or several at once in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import recipes
+from models.benchmark.experiment import Experiment, Show, quiet
+from models.benchmark.report import markdown
+from models.benchmark.runs import RUNS, Run
+from models.evaluation import METRICS
+from models.methods import METHODS
+from models.recipes import Recipe
+
+#: their h is the start of a backfilling curve
+CURVES = ("FCT, SimCLR", "FastFill, SimCLR", "FastFill, no side-information")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """What the benchmark works on: enough for another process to do a part of it."""
+
+    recipe: Recipe
+    root: Path | None
+    folder: Path
+    seed: int = 0
+    device: str = "cpu"
+    #: names of runs; empty for all
+    only: tuple[str, ...] = ()
+
+    def experiment(self, show: Show = quiet) -> Experiment:
+        """Load the data, and name the models."""
+        return Experiment(
+            recipe=self.recipe,
+            data=recipes.load_data(self.recipe.name, self.root),
+            folder=self.folder / "stages",
+            seed=self.seed,
+            device=self.device,
+            show=show,
+        )
+
+    @property
+    def runs(self) -> list[Run]:
+        """What is asked for."""
+        return [chosen(name) for name in self.only] or list(RUNS)
+
+
+def chosen(name: str) -> Run:
+    """Find a row of the table by its name, or the first of a method.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for run in RUNS:
+        if name in (run.name, run.method):
+            return run
+    raise ValueError(f"{name!r} is not one of {', '.join(run.name for run in RUNS)}")
+
+
+def benchmark(where: Where, *, jobs: int = 1, show: Show = quiet, tell: Tell = print) -> dict[str, Any]:
+    """Train and evaluate everything that is not kept yet; write `results.json` and `results.md` into the folder.
+
+    Args:
+        where: the data, and the folder that keeps finished stages.
+        jobs: stages done at once, each in a process of its own; 1 does them here, with progress bars.
+        show: from a stage's title to a context with its progress bar; for one job.
+        tell: told a line per finished stage; for several jobs.
+
+    Returns:
+        The results, as they are in `results.json`.
+    """
+    start = time.perf_counter()
+    if jobs > 1:
+        _in_processes(where, jobs, tell)
+    experiment = where.experiment(show)
+    methods = [row for run in where.runs for row in experiment.rows(run)]
+    metrics = [metric for metric in METRICS if any(row["metric"] == metric for row in methods)]
+    results = {
+        "data": where.recipe.name,
+        "seed": where.seed,
+        "threads": torch.get_num_threads() if jobs == 1 else 1,
+        "jobs": jobs,
+        "device": where.device,
+        "seconds_of_this_run": 0.0,
+        "references": {metric: experiment.references(metric) for metric in metrics},
+        "methods": methods,
+        "curves": {run.name: experiment.curves(run) for run in where.runs if run.name in CURVES},
+    }
+    results["seconds_of_this_run"] = time.perf_counter() - start
+    where.folder.mkdir(parents=True, exist_ok=True)
+    (where.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (where.folder / "results.md").write_text(markdown(results), encoding="utf-8")
+    return results
+
+
+def _in_processes(where: Where, jobs: int, tell: Tell) -> None:
+    """Do all stages, those that others need first; what is done is kept in files, which is how the processes share it."""
+    # backbones first: the longest must not start last
+    names = [run.name for run in sorted(where.runs, key=lambda run: not METHODS[run.method].trains_backbone)]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for wave in (["new", "simclr", "old", "autoencoder"], ["vectors"], names):
+            for done in as_completed([pool.submit(_stage, where, name) for name in wave]):
+                name, seconds = done.result()
+                tell(f"{name}: {seconds:.0f} s")
+
+
+def _stage(where: Where, name: str) -> tuple[str, float]:
+    """Do one stage by its name, in a process of its own: one thread, so that several do not wait for each other."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    experiment = where.experiment()
+    if name in ("old", "new", "simclr", "autoencoder", "vectors"):
+        getattr(experiment, name)
+    else:
+        experiment.rows(chosen(name))
+        if name in CURVES:
+            experiment.curves(chosen(name))
+    return name, time.perf_counter() - start

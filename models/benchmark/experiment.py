@@ -1,0 +1,328 @@
+"""The stages of the benchmark: train, embed, transform, evaluate. Each is kept, and each asks for those it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models import recipes
+from models.backfilling import backfilling_curve, distance_order, random_order, uncertainty_order
+from models.benchmark.runs import Run
+from models.data import Dataset
+from models.encoders import Classifier, Encoder, embed, residual_network
+from models.evaluation import Metric, Retrieval, judge_queries, mean_retrieval
+from models.method import Method, Setting
+from models.methods import METHODS
+from models.recipes import Recipe, embedded_views
+from models.runtime import Transform
+from models.stages import Arrays, Places, Stages, drawn_from
+from models.training import CompatibleTraining, OnStep, train_backbone, train_transformation
+
+Floats = npt.NDArray[np.float32]
+Row = dict[str, Any]
+#: from a stage's title to what shows its progress
+Show = Callable[[str], AbstractContextManager[OnStep | None]]
+
+#: queries of a backfilling curve, whose 22 galleries are each ranked for each of them
+CURVE_QUERIES = 2_000
+
+
+def quiet(title: str) -> AbstractContextManager[OnStep | None]:
+    """Show nothing."""
+    del title
+    return nullcontext()
+
+
+class Trained(NamedTuple):
+    """A method, the new model's vectors of the test images as it has them stored, and the seconds of its training."""
+
+    method: Method
+    new: Floats
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One old and one new model, and all that can be made of them."""
+
+    recipe: Recipe
+    data: Dataset
+    folder: Path | None = None
+    seed: int = 0
+    device: str = "cpu"
+    show: Show = field(default=quiet, compare=False)
+
+    @cached_property
+    def old(self) -> Classifier:
+        with self.show("old model") as on_step:
+            return recipes.train_old(self.recipe, self.data, on_step=on_step, **self._how)
+
+    @cached_property
+    def new(self) -> Classifier:
+        with self.show("new model") as on_step:
+            return recipes.train_new(self.recipe, self.data, on_step=on_step, **self._how)
+
+    @cached_property
+    def simclr(self) -> Encoder:
+        with self.show("side-information by SimCLR") as on_step:
+            return recipes.train_side(self.recipe, self.data, on_step=on_step, **self._how)
+
+    @cached_property
+    def autoencoder(self) -> Encoder:
+        with self.show("side-information by an autoencoder") as on_step:
+            return recipes.train_autoencoder_side(self.recipe, self.data, on_step=on_step, **self._how)
+
+    @cached_property
+    def vectors(self) -> Arrays:
+        """`{old,new,simclr,autoencoder}_{train,test}`; training rows are views, the images as they are first."""
+        encoders = {
+            "old": self.old.encoder,
+            "new": self.new.encoder,
+            "simclr": self.simclr,
+            "autoencoder": self.autoencoder,
+        }
+
+        def compute() -> Arrays:
+            with self.show("embeddings"), drawn_from(self.seed, self.recipe.threads):
+                views = embedded_views(
+                    list(encoders.values()),
+                    self.data,
+                    views=self.recipe.views,
+                    view=self.recipe.view,
+                    seed=self.seed,
+                    device=self.device,
+                )
+                tests = [embed(encoder, self.data.test_images, device=self.device) for encoder in encoders.values()]
+            train = {f"{name}_train": vectors for name, vectors in zip(encoders, views, strict=True)}
+            return train | {f"{name}_test": vectors for name, vectors in zip(encoders, tests, strict=True)}
+
+        return self._stages.arrays("vectors", self._models, compute)
+
+    def trained(self, run: Run) -> Trained:
+        """Train a method, or take it as it was trained."""
+        if METHODS[run.method].trains_backbone:
+            return self._backbone(run)
+        return self._on_pairs(run)
+
+    def rows(self, run: Run) -> list[Row]:
+        """Evaluate each transformation of a method against doing nothing, and its new model by itself."""
+
+        def measure() -> dict[str, Any]:
+            trained = self.trained(run)
+            metric = METHODS[run.method].metric or self._setting(run).metric
+            with self.show(f"{run.name}: evaluation"):
+                return {"rows": self._judged(run, trained, metric)}
+
+        rows: list[Row] = self._stages.figures(f"rows-{run.method}", (self._models, self._design(run)), measure)["rows"]
+        return rows
+
+    def references(self, metric: Metric) -> dict[str, dict[str, float]]:
+        """Evaluate old/old, the naive new/old, and new/new."""
+
+        def measure() -> dict[str, Any]:
+            old, new = self.vectors["old_test"], self.vectors["new_test"]
+            width = old.shape[1]
+            naive = np.zeros_like(old)
+            naive[:, : min(width, new.shape[1])] = new[:, :width]
+            pairs = {"old_old": (old, old), "naive": (naive, old), "new_new": (new, new)}
+            with self.show(f"references by {metric}"):
+                return {name: _figures(self._judge(*pair, metric)) for name, pair in pairs.items()}
+
+        return self._stages.figures("references", (self._models, metric), measure)
+
+    def curves(self, run: Run) -> dict[str, dict[str, float]]:
+        """Evaluate partial re-embedding of a gallery that a run's transformation has upgraded, in several orders."""
+
+        def measure() -> dict[str, Any]:
+            trained = self.trained(run)
+            forward = trained.method.transformations().forward
+            if forward is None:
+                raise ValueError(f"{run.name} has no forward transformation to start from")
+            transform, native = Transform(forward), self.vectors["new_test"]
+            given = self.vectors["old_test"], self._side(run, "test")
+            derived, labels = transform(*given), self.data.test_labels
+            orders = {"random": random_order(len(native), seed=self.seed)}
+            orders["distance (an oracle)"] = distance_order(derived, native)
+            log_variance = transform.uncertainty(*given)
+            if log_variance is not None:
+                orders["uncertainty"] = uncertainty_order(log_variance)
+            found = {}
+            for name, order in orders.items():
+                with self.show(f"{run.name}: re-embedding, order {name}"):
+                    curve = backfilling_curve(
+                        native, derived, native, labels, order, metric=self._setting(run).metric, sample=CURVE_QUERIES
+                    )
+                found[name] = _named(curve.area)
+            return found
+
+        return self._stages.figures(f"curves-{run.method}", (self._models, self._design(run)), measure)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"seed": self.seed, "cache": self.folder, "device": self.device}
+
+    @property
+    def _stages(self) -> Stages:
+        return Stages(self.folder)
+
+    @property
+    def _models(self) -> tuple[object, ...]:
+        r = self.recipe
+        encoders = (r.name, r.old_classes, r.old, r.side, r.autoencoder, r.temperature, r.new)
+        return (*encoders, r.views, r.view, self.seed)
+
+    def _design(self, run: Run) -> tuple[object, ...]:
+        """Name all that decides a run beyond the models."""
+        method = METHODS[run.method]
+        r = self.recipe
+        plan = r.compatible if method.trains_backbone else r.forward if _is_fct(run) else r.pair_epochs
+        return (run.method, run.side, run.options, plan, r.hidden if _is_fct(run) else None)
+
+    def _setting(self, run: Run) -> Setting:
+        widths = {name: self.vectors[f"{name}_test"].shape[1] for name in ("old", "new")}
+        return Setting(
+            old_dimension=widths["old"],
+            new_dimension=widths["new"],
+            side_dimension=None if run.side is None else self.vectors[f"{run.side}_test"].shape[1],
+            classes=len(self.data.class_names),
+            metric="euclidean" if _is_fct(run) else "cosine",
+            old_head=self.old.head.weight.detach(),
+            new_head=self.new.head.weight.detach(),
+        )
+
+    def _side(self, run: Run, split: str) -> Floats | None:
+        return None if run.side is None else self.vectors[f"{run.side}_{split}"]
+
+    def _fresh(self, run: Run) -> Method:
+        sizes = {"hidden": self.recipe.hidden} if _is_fct(run) else {}
+        return METHODS[run.method](self._setting(run), **sizes, **dict(run.options))
+
+    def _on_pairs(self, run: Run) -> Trained:
+        labels = np.tile(self.data.train_labels, self.recipe.views)
+
+        def fit(method: Method, places: Places) -> None:
+            plan = replace(method.plan(len(labels)), epochs=self.recipe.pair_epochs)
+            with self.show(run.name) as on_step:
+                train_transformation(
+                    method,
+                    old=self.vectors["old_train"],
+                    new=self.vectors["new_train"],
+                    side=self._side(run, "train"),
+                    labels=labels,
+                    plan=self.recipe.forward if _is_fct(run) else plan,
+                    seed=self.seed,
+                    device=self.device,
+                    on_step=on_step,
+                    checkpoint=places.checkpoint,
+                    log=places.log,
+                )
+
+        with drawn_from(self.seed, self.recipe.threads):
+            made, seconds = self._stages.trained(
+                run.method, (self._models, self._design(run)), lambda: self._fresh(run), fit
+            )
+        return Trained(made, self.vectors["new_test"], seconds)
+
+    def _backbone(self, run: Run) -> Trained:
+        images = len(self.data.train_images)
+
+        def make() -> CompatibleTraining:
+            method = self._fresh(run)
+            backbone = residual_network(
+                self.recipe.new.design,
+                channels=self.data.channels,
+                dimension=method.feature_dimension,
+                ends_in_relu=method.ends_in_relu,
+            )
+            started_from(backbone, self.new.encoder)
+            return CompatibleTraining(backbone, method)
+
+        def fit(task: CompatibleTraining, places: Places) -> None:
+            with self.show(run.name) as on_step:
+                train_backbone(
+                    task,
+                    self.data.train_images,
+                    self.data.train_labels,
+                    self.recipe.compatible,
+                    old=self.vectors["old_train"][:images],
+                    new=self.vectors["new_train"][:images],
+                    augmentation=self.recipe.new.augmentation,
+                    seed=self.seed,
+                    device=self.device,
+                    on_step=on_step,
+                    checkpoint=places.checkpoint,
+                    log=places.log,
+                )
+
+        depends_on = (self._models, self._design(run))
+        with drawn_from(self.seed, self.recipe.threads):
+            made, seconds = self._stages.trained(run.method, depends_on, make, fit)
+            stored = self._stages.arrays(
+                f"vectors-{run.method}",
+                depends_on,
+                lambda: {"new": embed(made, self.data.test_images, device=self.device)},
+            )
+        return Trained(made.method, stored["new"], seconds)
+
+    def _judged(self, run: Run, trained: Trained, metric: Metric) -> list[Row]:
+        old, maps = self.vectors["old_test"], trained.method.transformations()
+        sides: list[tuple[str, Floats, Floats]] = []
+        if maps.forward is not None:
+            sides.append(("forward", trained.new, Transform(maps.forward)(old, self._side(run, "test"))))
+        if maps.backward is not None:
+            sides.append(("backward", Transform(maps.backward)(trained.new), old))
+        before = self._judge(old, old, metric)
+        alone = _figures(self._judge(trained.new, trained.new, metric))
+        rows = []
+        for direction, queries, gallery in sides:
+            after = self._judge(queries, gallery, metric)
+            was_right, is_right = before[:, 0] < 1, after[:, 0] < 1
+            rows.append(
+                {
+                    "name": run.name,
+                    "method": run.method,
+                    "direction": direction,
+                    "metric": metric,
+                    "new_old": _figures(after),
+                    "new_new": alone,
+                    "negative_flips": float((was_right & ~is_right).mean()),
+                    "positive_flips": float((is_right & ~was_right).mean()),
+                    "seconds": trained.seconds,
+                }
+            )
+        return rows
+
+    def _judge(self, queries: Floats, gallery: Floats, metric: Metric) -> npt.NDArray[np.float64]:
+        labels = self.data.test_labels
+        return judge_queries(queries, gallery, labels, labels, metric=metric, leave_one_out=True)
+
+
+def started_from(backbone: Encoder, new: Encoder) -> None:
+    """Give a backbone the weights of an independently trained one wherever the shapes agree.
+
+    The papers train for 35 to 100 epochs from random weights. On a CPU that is out of reach; from here a few epochs are
+    enough, and what differs (the last block of a wider backbone) starts fresh.
+    """
+    known, own = new.state_dict(), backbone.state_dict()
+    shared = {name: known[name] for name, tensor in own.items() if name in known and known[name].shape == tensor.shape}
+    backbone.load_state_dict(own | shared)
+    backbone.requires_grad_(True)
+
+
+def _is_fct(run: Run) -> bool:
+    return run.method in ("fct", "fastfill")
+
+
+def _figures(judged: npt.NDArray[np.float64]) -> dict[str, float]:
+    return _named(mean_retrieval(judged))
+
+
+def _named(found: Retrieval) -> dict[str, float]:
+    return {"cmc1": found.cmc1, "cmc5": found.cmc5, "map": found.map}

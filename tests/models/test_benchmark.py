@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.benchmark.benchmark import Where, benchmark, chosen
+from models.benchmark.experiment import Experiment, started_from
+from models.benchmark.report import markdown
+from models.benchmark.runs import RUNS
+from models.encoders import Design, residual_network
+from models.methods import METHODS
+from tests.models.small_experiment import small_experiment, small_recipe
+
+SOME = ("FCT, SimCLR", "Procrustes", "OCA")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    return small_experiment(tmp_path_factory.mktemp("stages"))
+
+
+def test_every_method_is_run_except_those_for_texts() -> None:
+    assert {run.method for run in RUNS} == set(METHODS) - {"xbt"}  # which has an experiment of its own
+    assert len({run.name for run in RUNS}) == len(RUNS)
+
+
+def test_a_row_is_found_by_its_name_or_its_method() -> None:
+    assert chosen("BCT, distillation").options == (("unseen", "distillation"),)
+    assert chosen("fct") is RUNS[0]
+    with pytest.raises(ValueError, match="'advbct' is not one of FCT, SimCLR"):
+        chosen("advbct")
+
+
+@pytest.mark.slow
+def test_with_fct_the_new_model_is_exactly_the_independent_one(experiment: Experiment) -> None:
+    (row,) = experiment.rows(chosen("FCT, SimCLR"))
+    references = experiment.references("euclidean")
+    assert row["new_new"] == references["new_new"]
+    assert row["new_old"]["map"] > references["old_old"]["map"]
+    assert references["naive"]["map"] < references["old_old"]["map"]
+    assert row["positive_flips"] - row["negative_flips"] == pytest.approx(
+        row["new_old"]["cmc1"] - references["old_old"]["cmc1"]
+    )
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_done_again(experiment: Experiment) -> None:
+    shown: list[str] = []
+
+    @contextmanager
+    def remember(title: str) -> Iterator[None]:
+        shown.append(title)
+        yield
+
+    first = {name: experiment.rows(chosen(name)) for name in SOME}
+    again = replace(experiment, show=remember)
+    assert {name: again.rows(chosen(name)) for name in SOME} == first
+    assert shown == []
+    np.testing.assert_array_equal(again.trained(chosen("OCA")).new, experiment.trained(chosen("OCA")).new)
+
+
+@pytest.mark.slow
+def test_re_embedding_starts_at_the_derived_gallery_and_an_oracle_beats_chance(experiment: Experiment) -> None:
+    curves = experiment.curves(chosen("FCT, SimCLR"))
+    assert curves.keys() == {"random", "distance (an oracle)"}
+    assert curves["distance (an oracle)"]["map"] > curves["random"]["map"]
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_find_what_one_process_finds(tmp_path: Path) -> None:
+    told: list[str] = []
+    where = Where(recipe=small_recipe(), root=None, folder=tmp_path / "two", only=("Procrustes",))
+    start = time.perf_counter()
+    two = benchmark(where, jobs=2, tell=told.append)
+    assert 0 < two["seconds_of_this_run"] <= time.perf_counter() - start
+    one = benchmark(replace(where, folder=tmp_path / "one"))
+    assert [line.partition(":")[0] for line in told].count("Procrustes") == 1
+    for found in (one, two):
+        for row in found["methods"]:
+            row.pop("seconds")
+    assert two["methods"] == one["methods"]
+    assert json.loads((tmp_path / "two/results.json").read_text())["references"] == one["references"]
+    assert "| Procrustes (backward) |" in (tmp_path / "two/results.md").read_text()
+
+
+def test_the_table_puts_published_figures_beside_ours() -> None:
+    found = {"cmc1": 0.5, "cmc5": 0.75, "map": 0.3}
+    references = {
+        "old_old": {**found, "cmc1": 0.3},
+        "naive": {**found, "cmc1": 0.01},
+        "new_new": {**found, "cmc1": 0.6},
+    }
+    row = {
+        "name": "FCT, SimCLR",
+        "direction": "forward",
+        "metric": "euclidean",
+        "new_old": found,
+        "new_new": references["new_new"],
+        "negative_flips": 0.05,
+        "seconds": 12.3,
+    }
+    table = markdown({"references": {"euclidean": references}, "methods": [row]}).splitlines()
+    assert "| new/old, the naive swap | euclidean | 1.0 | 75.0 | 30.0 |" in table[3]
+    assert (
+        table[-1] == "| FCT, SimCLR (forward) | euclidean | 50.0 | 75.0 | 30.0 | 67% | 5.0 | 60.0 | 30.0 | 12 "
+        "| 50.2 73.7 32.2 (old/old 34.2 60.6 16.5) | 56.5 77.0 36.3 |"
+    )
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_a_backbone_starts_from_the_independent_model_wherever_the_shapes_agree() -> None:
+    design = Design(widths=(4, 8), blocks=2)
+    new = residual_network(design, channels=1)
+    wider = residual_network(design, channels=1, dimension=11)
+    fresh = {name: tensor.clone() for name, tensor in wider.state_dict().items()}
+    started_from(wider, new)
+    kept = 0
+    for name, tensor in wider.state_dict().items():
+        known = new.state_dict().get(name)
+        same = known is not None and known.shape == tensor.shape
+        kept += same
+        np.testing.assert_array_equal(tensor.numpy(), (known if same else fresh[name]).numpy())
+    assert 0 < kept < len(fresh)
