@@ -1,67 +1,93 @@
 """LoRA (Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen; ICLR 2022): a frozen linear layer learns a low-rank change.
 
-W becomes W + (alpha / r) B A with A (r, inputs) and B (outputs, r). B starts at zero, so training starts from exactly
-the module that was given, and the change can be merged into W when it ends.
+W x becomes W x + (alpha / r) B A x with A (r, inputs) and B (outputs, r). B starts at zero, so training starts from
+exactly the module that was given, and the change can be merged into W when it ends.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn import functional as F
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-class LowRankChange(nn.Module):
-    """W -> W + (alpha / r) B A, as a parametrization of a linear layer's weight.
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer with a low-rank change beside it.
 
-    That adds the change to the weight and not, as the paper draws it, to the output: one more product of (outputs, r)
-    with (r, inputs) a step, which is nothing beside a batch, and in return the layer stays an `nn.Linear`.
+    Not a parametrization of `weight`, which torch offers too: copies of such a layer share one class, and merging one of
+    them breaks the others.
     """
 
     def __init__(self, linear: nn.Linear, *, rank: int, alpha: float) -> None:
+        """Freeze a layer, and put a change of zero beside it.
+
+        Args:
+            linear: the layer; it is not copied.
+            rank: r, from 1 to the smaller side of the layer's weight.
+            alpha: scales the change by alpha / r.
+        """
         super().__init__()
-        if not 1 <= rank <= min(linear.weight.shape):
-            raise ValueError(f"a weight {tuple(linear.weight.shape)} has no change of rank {rank}")
         outputs, inputs = linear.weight.shape
+        if not 1 <= rank <= min(outputs, inputs):
+            raise ValueError(f"a weight of {outputs} x {inputs} has no change of rank {rank}")
+        self.linear = linear.requires_grad_(False)
         self.a = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(rank, inputs), a=math.sqrt(5)))
         self.b = nn.Parameter(torch.zeros(outputs, rank))
         self.scale = alpha / rank
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the changed weight (outputs, inputs)."""
-        return weight + self.scale * self.b @ self.a
+    def forward(self, values: Tensor) -> Tensor:
+        """Map values (n, inputs) to (n, outputs)."""
+        output: Tensor = self.linear(values)
+        return output + self.scale * F.linear(F.linear(values, self.a), self.b)
+
+    def merged(self) -> nn.Linear:
+        """Add the change to the layer's weight, in place; returns the layer."""
+        with torch.no_grad():
+            self.linear.weight += self.scale * self.b @ self.a
+        return self.linear
 
 
 def add_adapters(module: _Module, *, rank: int = 4, alpha: float | None = None) -> _Module:
-    """Freeze a module, and give each of its linear layers a low-rank change to train. In place; returns the module.
+    """Freeze a module, and give each linear layer in it a low-rank change to train. In place; returns the module.
 
     Args:
         module: holds linear layers.
-        rank: r, the same for all layers; a layer with a side smaller than r gets that many.
-        alpha: scales the change by alpha / r; r itself unless given, no scaling.
+        rank: r, the same for all; a layer with a side smaller than r gets that many.
+        alpha: scales each change by alpha / r; r itself unless given, which scales nothing.
 
     Raises:
         ValueError: no linear layer in the module, or a rank below 1.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-    if not layers:
-        raise ValueError("there is no linear layer to adapt")
+
+    def adapted(layer: nn.Linear) -> AdaptedLinear:
+        possible = min(rank, *layer.weight.shape)
+        return AdaptedLinear(layer, rank=possible, alpha=possible if alpha is None else alpha)
+
     module.requires_grad_(False)
-    for layer in layers:
-        narrowed = min(rank, *layer.weight.shape)
-        change = LowRankChange(layer, rank=narrowed, alpha=narrowed if alpha is None else alpha)
-        parametrize.register_parametrization(layer, "weight", change)
+    if not _replace(module, nn.Linear, adapted):
+        raise ValueError("there is no linear layer to adapt")
     return module
 
 
 def merge_adapters(module: _Module) -> _Module:
-    """Add each change to its weight, and leave no trace of it. In place; returns the module."""
-    for layer in list(module.modules()):
-        if isinstance(layer, nn.Linear) and parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    """Put plain linear layers, the changes merged into them, where adapted ones are. In place; returns the module."""
+    _replace(module, AdaptedLinear, AdaptedLinear.merged)
     return module
+
+
+def _replace(module: nn.Module, kind: type[_Module], replacement: Callable[[_Module], nn.Module]) -> int:
+    """Replace the layers of a kind, wherever they are in a module; returns how many there were."""
+    count = 0
+    for name, child in list(module.named_children()):
+        if isinstance(child, kind):
+            setattr(module, name, replacement(child))
+            count += 1
+        else:
+            count += _replace(child, kind, replacement)
+    return count

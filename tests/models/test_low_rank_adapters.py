@@ -1,9 +1,11 @@
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from models.low_rank_adapters import LowRankChange, add_adapters, merge_adapters
+from models.low_rank_adapters import AdaptedLinear, add_adapters, merge_adapters
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -25,14 +27,14 @@ def rows() -> torch.Tensor:
     return torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_change_is_the_papers_scaled_product() -> None:
+def test_the_output_is_the_papers_sum() -> None:
     torch.manual_seed(0)
-    change = LowRankChange(nn.Linear(5, 4), rank=2, alpha=6.0)
-    nn.init.normal_(change.b)
-    weight = torch.randn(4, 5)
-    a, b = change.a.detach().double().numpy(), change.b.detach().double().numpy()
-    expected = weight.double().numpy() + 6.0 / 2 * b @ a
-    np.testing.assert_allclose(change(weight).detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+    layer = AdaptedLinear(nn.Linear(6, 4), rank=2, alpha=6.0)
+    nn.init.normal_(layer.b)
+    state = {name: tensor.double().numpy() for name, tensor in layer.state_dict().items()}
+    changed = state["linear.weight"] + 6.0 / 2 * state["b"] @ state["a"]
+    expected = rows().double().numpy() @ changed.T + state["linear.bias"]
+    np.testing.assert_allclose(layer(rows()).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_it_starts_as_exactly_the_module_that_was_given() -> None:
@@ -81,6 +83,13 @@ def test_a_first_step_moves_b_alone() -> None:
         if parameter.requires_grad:
             assert parameter.grad is not None
             assert (parameter.grad.abs().sum() > 0) == name.endswith(".b")
+
+
+def test_merging_a_copy_leaves_the_original_to_be_trained_on() -> None:
+    adapted = changed()
+    copied = merge_adapters(deepcopy(adapted))
+    torch.testing.assert_close(copied(rows()), adapted(rows()))
+    assert any(parameter.requires_grad for parameter in adapted.parameters())
 
 
 def test_a_state_survives_a_round_trip() -> None:
