@@ -97,6 +97,9 @@ def fit(
         from models.fitting import fit as fit_pairs
         from models.inputs import read_pairs
 
+        if output.is_dir():
+            raise ValueError(f"{output} is a folder: name the file to write")
+        output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written must not be trained first
         pairs = read_pairs(source, target, side=side, labels=labels)
         options = _options(
             method=method,

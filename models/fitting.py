@@ -1,7 +1,8 @@
 """From pairs of vectors to a map, what it is worth on items it never saw, and whether to upgrade at all.
 
 No image and no model is needed: the vectors of the same items by both models, side-information and labels where there are
-any. Nothing is printed here; every result can be written as JSON.
+any. Nothing is printed here; every result can be written as JSON. The items should be such that neither model was trained on
+them: a model flatters itself on those that it was, and a verdict on them promises what the gallery will not keep.
 """
 
 from __future__ import annotations

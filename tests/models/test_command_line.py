@@ -147,6 +147,7 @@ class TestRefusals:
             (["--option", "hidden=wide"], "is not a number, true, false or a quoted string"),
             (["--option", "width=3"], "the hyperparameter of fct 'width' is not one of hidden"),
             (["--option", "hidden='wide'"], "hidden must be an integer"),
+            (["--output", "."], ". is a folder: name the file to write"),
             (["--source", "[absent].npy"], "No such file or directory: '[absent].npy'"),
         ],
     )
