@@ -1,12 +1,20 @@
 """The methods on one page. A new one is a file here and a line in METHODS; all else follows from that line."""
 
 from models.method import Method
+from models.methods.bct import Bct
+from models.methods.bt2 import Bt2
 from models.methods.fastfill import FastFill
 from models.methods.fct import Fct
+from models.methods.mixbct import MixBct
+from models.methods.oca import Oca
 from models.methods.xbt import Xbt
 
 METHODS: dict[str, type[Method]] = {
     Fct.name: Fct,
     FastFill.name: FastFill,
     Xbt.name: Xbt,
+    Bct.name: Bct,
+    MixBct.name: MixBct,
+    Bt2.name: Bt2,
+    Oca.name: Oca,
 }
