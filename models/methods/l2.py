@@ -1,0 +1,33 @@
+"""The L2 baseline of the MixBCT authors' comparison, as a linear map on pairs (methods.md, section 3.6)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from models.method import Setting
+from models.pairs import PairMaps, linear_maps, unit
+
+
+class L2(PairMaps):
+    """Minimises 10 * mean_i | f(n_i) / |f(n_i)| - o_i / |o_i| |: the norm of the difference, not its square.
+
+    There the new backbone itself is trained by it; here both models are frozen and f is linear with a bias. Norms, unlike
+    squares, let a few pairs that cannot be explained be far off. Under the Euclidean distance and the inner product lengths
+    count, so nothing is normalised.
+    """
+
+    name: ClassVar[str] = "l2"
+
+    def __init__(self, setting: Setting, *, weight: float = 10.0) -> None:
+        super().__init__(setting, linear_maps(setting, "bias"))
+        self.weight = weight
+
+    def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return the weighted norm of the difference of each pair. Where it is zero, so is its gradient."""
+        if self.setting.metric == "cosine":
+            predicted, target = unit(predicted), unit(target)
+        apart: Tensor = torch.linalg.vector_norm(predicted - target, dim=1)
+        return self.weight * apart

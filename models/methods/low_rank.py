@@ -1,0 +1,42 @@
+"""Drift-Adapter's low-rank affine map (Vejendla; EMNLP 2025; methods.md, section 4.2)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from models.method import Setting
+from models.pairs import PairMaps, Scaled
+from models.transformations import LayerSpec, Mlp
+
+
+class LowRank(PairMaps):
+    """LA with DSM: s * (U V^T q + t), trained by `alignment`; exported as two layers without activation, s folded in.
+
+    Two layers and not their product: at rank 64 from 768 to 384 that is 74,112 numbers to multiply instead of 295,296.
+    The authors' loss and optimizer are not known.
+    """
+
+    name: ClassVar[str] = "low_rank"
+
+    def __init__(self, setting: Setting, *, rank: int = 64) -> None:
+        """Make the two maps.
+
+        Args:
+            setting: the two widths.
+            rank: width of the bottleneck, the paper's 64. A rank far below both widths costs much quality (methods.md 4.3);
+                more than the smaller width means nothing, and is cut to it.
+        """
+        cosine = setting.metric == "cosine"
+        rank = min(rank, setting.old_dimension, setting.new_dimension)
+
+        def fresh(source: int, target: int) -> Scaled:
+            architecture = Mlp(
+                source_dimension=source,
+                target_dimension=target,
+                normalize_input=cosine,
+                normalize_output=cosine,
+                layers=(LayerSpec(width=rank), LayerSpec(width=target)),
+            )
+            return Scaled(architecture, optional=("layers.1.bias",))
+
+        super().__init__(setting, fresh)

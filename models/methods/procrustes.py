@@ -1,0 +1,56 @@
+"""Orthogonal Procrustes: the rigid motion that brings two models' vectors closest (methods.md, section 4.3)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.method import Batch, Setting, needed
+from models.pairs import PairMaps, cross_moment, linear_maps, mean_row
+
+
+class Procrustes(PairMaps):
+    """With V (n, d_new), U (n, d_old) and the thin SVD V^T U = P S Q^T: a new vector v becomes v P Q^T.
+
+    Where d_new < d_old every distance is kept (an isometry). Where d_new > d_old what of v lies outside the span of P is not
+    seen in the old gallery (a partial isometry), and scores are those of the square solution for old vectors padded with
+    zeros. The forward map solves the same problem read the other way round: u becomes u Q P^T.
+
+    Nothing is scaled, not even under the Euclidean distance: the least-squares scale shrinks queries by as much as the fit is
+    poor, and a query that is too short finds the gallery's shortest vectors.
+    """
+
+    name: ClassVar[str] = "procrustes"
+
+    def __init__(self, setting: Setting, *, centred: bool = True) -> None:
+        """Make the two maps; `prepare` solves them.
+
+        Args:
+            setting: under cosine each row is made a unit vector first, as the SLERP authors' code does.
+            centred: take each space's mean off before the SVD and add the other's afterwards, the better default.
+        """
+        super().__init__(setting, linear_maps(setting, *(("source_mean", "target_mean") if centred else ())))
+        self.centred = centred
+        self.requires_grad_(False)
+
+    def prepare(self, rows: Batch) -> None:
+        """Solve both maps, in float64."""
+        super().prepare(rows)
+        old, new = needed(rows.old, "old"), needed(rows.new, "new")
+        normalize = self.setting.metric == "cosine"
+        old_mean, new_mean = (mean_row(each, normalize=normalize) * self.centred for each in (old, new))
+        isometry = nearest_isometry(cross_moment(new, old, (new_mean, old_mean), normalize=normalize))
+        self._fill(self.to_old, weight=isometry.T, source_mean=new_mean, target_mean=old_mean)
+        self._fill(self.to_new, weight=isometry, source_mean=old_mean, target_mean=new_mean)
+
+    def _fill(self, solved: nn.Module, **tensors: Tensor) -> None:
+        solved.load_state_dict({name: tensors[name] for name in solved.state_dict()})
+
+
+def nearest_isometry(moment: Tensor) -> Tensor:
+    """Return P Q^T of the thin SVD P S Q^T of V^T U (a, b): the (partial) isometry R for which V R is nearest to U."""
+    p, _, qt = torch.linalg.svd(moment, full_matrices=False)
+    nearest: Tensor = p @ qt
+    return nearest
