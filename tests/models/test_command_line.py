@@ -138,7 +138,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("flags", "message"),
         [
-            (["--method", "magic"], "the method 'magic' is not one of fct"),
+            (["--method", "magic"], "the method 'magic' is not one of "),
             (["--metric", "manhattan"], "the metric 'manhattan' is not one of euclidean"),
             (["--device", "cuda:99"], "the device cuda:99 is not here"),
             (["--device", "abacus"], "there is no device 'abacus'"),
