@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from models import recipes
-from models.benchmark.experiment import Experiment, Show, quiet
+from models.benchmark.experiment import ROLES, Experiment, Role, Show, quiet
 from models.benchmark.report import markdown
 from models.benchmark.runs import RUNS, Run
 from models.evaluation import METRICS
@@ -25,6 +25,8 @@ from models.recipes import Recipe
 CURVES = ("FCT, SimCLR", "FastFill, SimCLR", "FastFill, no side-information")
 
 Tell = Callable[[str], None]
+
+LONGEST_FIRST: tuple[Role, ...] = ("new", "simclr", "old", "autoencoder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,7 @@ def _in_processes(where: Where, jobs: int, tell: Tell) -> None:
     # backbones first: the longest must not start last
     names = [run.name for run in sorted(where.runs, key=lambda run: not METHODS[run.method].trains_backbone)]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for wave in (["new", "simclr", "old", "autoencoder"], ["vectors"], names):
+        for wave in (LONGEST_FIRST, [f"vectors of {role}" for role in LONGEST_FIRST], names):
             for done in as_completed([pool.submit(_stage, where, name) for name in wave]):
                 name, seconds = done.result()
                 tell(f"{name}: {seconds:.0f} s")
@@ -120,8 +122,10 @@ def _stage(where: Where, name: str) -> tuple[str, float]:
     torch.set_num_threads(1)
     start = time.perf_counter()
     experiment = where.experiment()
-    if name in ("old", "new", "simclr", "autoencoder", "vectors"):
-        getattr(experiment, name)
+    if name in ROLES:
+        experiment.encoder(name)
+    elif (role := name.removeprefix("vectors of ")) in ROLES:
+        experiment.vectors(role)
     else:
         experiment.rows(chosen(name))
         if name in CURVES:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from models.training import CompatibleTraining, OnStep, train_backbone, train_tr
 
 Floats = npt.NDArray[np.float32]
 Row = dict[str, Any]
+Role = Literal["old", "new", "simclr", "autoencoder"]
+ROLES: tuple[Role, ...] = ("old", "new", "simclr", "autoencoder")
 #: from a stage's title to what shows its progress
 Show = Callable[[str], AbstractContextManager[OnStep | None]]
 
@@ -58,6 +60,7 @@ class Experiment:
     seed: int = 0
     device: str = "cpu"
     show: Show = field(default=quiet, compare=False)
+    _embedded: dict[Role, Arrays] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @cached_property
     def old(self) -> Classifier:
@@ -79,31 +82,37 @@ class Experiment:
         with self.show("side-information by an autoencoder") as on_step:
             return recipes.train_autoencoder_side(self.recipe, self.data, on_step=on_step, **self._how)
 
-    @cached_property
-    def vectors(self) -> Arrays:
-        """`{old,new,simclr,autoencoder}_{train,test}`; training rows are views, the images as they are first."""
-        encoders = {
-            "old": self.old.encoder,
-            "new": self.new.encoder,
-            "simclr": self.simclr,
-            "autoencoder": self.autoencoder,
-        }
+    def encoder(self, role: Role) -> Encoder:
+        """Return a frozen encoder: of the old or the new model, or of a side-information model."""
+        if role in ("old", "new"):
+            classifier: Classifier = getattr(self, role)
+            return classifier.encoder
+        side: Encoder = getattr(self, role)
+        return side
+
+    def vectors(self, role: Role) -> Arrays:
+        """Return what an encoder says of the test images, and of views of the training images: `test` and `train`.
+
+        The first n rows of `train` are the n images as they are; all encoders see the same views.
+        """
 
         def compute() -> Arrays:
-            with self.show("embeddings"), drawn_from(self.seed, self.recipe.threads):
-                views = embedded_views(
-                    list(encoders.values()),
+            encoder = self.encoder(role)
+            with self.show(f"embeddings: {role}"), drawn_from(self.seed, self.recipe.threads):
+                (train,) = embedded_views(
+                    [encoder],
                     self.data,
                     views=self.recipe.views,
                     view=self.recipe.view,
                     seed=self.seed,
                     device=self.device,
                 )
-                tests = [embed(encoder, self.data.test_images, device=self.device) for encoder in encoders.values()]
-            train = {f"{name}_train": vectors for name, vectors in zip(encoders, views, strict=True)}
-            return train | {f"{name}_test": vectors for name, vectors in zip(encoders, tests, strict=True)}
+                return {"train": train, "test": embed(encoder, self.data.test_images, device=self.device)}
 
-        return self._stages.arrays("vectors", self._models, compute)
+        if role not in self._embedded:
+            key = (self._models(role), self.recipe.views, self.recipe.view)
+            self._embedded[role] = self._stages.arrays(f"vectors-{role}", key, compute)
+        return self._embedded[role]
 
     def trained(self, run: Run) -> Trained:
         """Train a method, or take it as it was trained."""
@@ -120,14 +129,14 @@ class Experiment:
             with self.show(f"{run.name}: evaluation"):
                 return {"rows": self._judged(run, trained, metric)}
 
-        rows: list[Row] = self._stages.figures(f"rows-{run.method}", (self._models, self._design(run)), measure)["rows"]
+        rows: list[Row] = self._stages.figures(f"rows-{run.method}", self._design(run), measure)["rows"]
         return rows
 
     def references(self, metric: Metric) -> dict[str, dict[str, float]]:
         """Evaluate old/old, the naive new/old, and new/new."""
 
         def measure() -> dict[str, Any]:
-            old, new = self.vectors["old_test"], self.vectors["new_test"]
+            old, new = self.vectors("old")["test"], self.vectors("new")["test"]
             width = old.shape[1]
             naive = np.zeros_like(old)
             naive[:, : min(width, new.shape[1])] = new[:, :width]
@@ -135,7 +144,7 @@ class Experiment:
             with self.show(f"references by {metric}"):
                 return {name: _figures(self._judge(*pair, metric)) for name, pair in pairs.items()}
 
-        return self._stages.figures("references", (self._models, metric), measure)
+        return self._stages.figures("references", (self._models("old", "new"), metric), measure)
 
     def curves(self, run: Run) -> dict[str, dict[str, float]]:
         """Evaluate partial re-embedding of a gallery that a run's transformation has upgraded, in several orders."""
@@ -145,8 +154,8 @@ class Experiment:
             forward = trained.method.transformations().forward
             if forward is None:
                 raise ValueError(f"{run.name} has no forward transformation to start from")
-            transform, native = Transform(forward), self.vectors["new_test"]
-            given = self.vectors["old_test"], self._side(run, "test")
+            transform, native = Transform(forward), self.vectors("new")["test"]
+            given = self.vectors("old")["test"], self._side(run, "test")
             derived, labels = transform(*given), self.data.test_labels
             orders = {"random": random_order(len(native), seed=self.seed)}
             orders["distance (an oracle)"] = distance_order(derived, native)
@@ -162,7 +171,7 @@ class Experiment:
                 found[name] = _named(curve.area)
             return found
 
-        return self._stages.figures(f"curves-{run.method}", (self._models, self._design(run)), measure)
+        return self._stages.figures(f"curves-{run.method}", self._design(run), measure)
 
     @property
     def _how(self) -> dict[str, Any]:
@@ -172,25 +181,33 @@ class Experiment:
     def _stages(self) -> Stages:
         return Stages(self.folder)
 
-    @property
-    def _models(self) -> tuple[object, ...]:
+    def _models(self, *roles: Role) -> tuple[object, ...]:
+        """Name all that decides some of the models."""
         r = self.recipe
-        encoders = (r.name, r.old_classes, r.old, r.side, r.autoencoder, r.temperature, r.new)
-        return (*encoders, r.views, r.view, self.seed)
+        decides: dict[Role, object] = {
+            "old": r.old,
+            "new": r.new,
+            "simclr": (r.side, r.temperature),
+            "autoencoder": (r.side.design, r.autoencoder, r.old.augmentation),
+        }
+        return (r.name, r.old_classes, self.seed, *((role, decides[role]) for role in roles))
 
     def _design(self, run: Run) -> tuple[object, ...]:
-        """Name all that decides a run beyond the models."""
-        method = METHODS[run.method]
+        """Name all that decides a run."""
         r = self.recipe
-        plan = r.compatible if method.trains_backbone else r.forward if _is_fct(run) else r.pair_epochs
-        return (run.method, run.side, run.options, plan, r.hidden if _is_fct(run) else None)
+        if METHODS[run.method].trains_backbone:
+            return (self._models("old", "new"), run.method, run.options, r.compatible)
+        sides = () if run.side is None else (run.side,)
+        models = (self._models("old", "new", *sides), run.method, run.options)
+        if _is_fct(run):
+            return (*models, r.views, r.view, r.forward, r.hidden)
+        return (*models, r.pair_epochs)
 
     def _setting(self, run: Run) -> Setting:
-        widths = {name: self.vectors[f"{name}_test"].shape[1] for name in ("old", "new")}
         return Setting(
-            old_dimension=widths["old"],
-            new_dimension=widths["new"],
-            side_dimension=None if run.side is None else self.vectors[f"{run.side}_test"].shape[1],
+            old_dimension=self.old.encoder.dimension,
+            new_dimension=self.new.encoder.dimension,
+            side_dimension=None if run.side is None else self.encoder(run.side).dimension,
             classes=len(self.data.class_names),
             metric="euclidean" if _is_fct(run) else "cosine",
             old_head=self.old.head.weight.detach(),
@@ -198,22 +215,25 @@ class Experiment:
         )
 
     def _side(self, run: Run, split: str) -> Floats | None:
-        return None if run.side is None else self.vectors[f"{run.side}_{split}"]
+        return None if run.side is None else self.vectors(run.side)[split]
 
     def _fresh(self, run: Run) -> Method:
         sizes = {"hidden": self.recipe.hidden} if _is_fct(run) else {}
         return METHODS[run.method](self._setting(run), **sizes, **dict(run.options))
 
     def _on_pairs(self, run: Run) -> Trained:
-        labels = np.tile(self.data.train_labels, self.recipe.views)
+        # The paper's h sees augmented images; the other maps are fitted on the images as they are.
+        views = self.recipe.views if _is_fct(run) else 1
+        labels = np.tile(self.data.train_labels, views)
+        rows = slice(len(labels))
 
         def fit(method: Method, places: Places) -> None:
             plan = replace(method.plan(len(labels)), epochs=self.recipe.pair_epochs)
             with self.show(run.name) as on_step:
                 train_transformation(
                     method,
-                    old=self.vectors["old_train"],
-                    new=self.vectors["new_train"],
+                    old=self.vectors("old")["train"][rows],
+                    new=self.vectors("new")["train"][rows],
                     side=self._side(run, "train"),
                     labels=labels,
                     plan=self.recipe.forward if _is_fct(run) else plan,
@@ -225,10 +245,8 @@ class Experiment:
                 )
 
         with drawn_from(self.seed, self.recipe.threads):
-            made, seconds = self._stages.trained(
-                run.method, (self._models, self._design(run)), lambda: self._fresh(run), fit
-            )
-        return Trained(made, self.vectors["new_test"], seconds)
+            made, seconds = self._stages.trained(run.method, self._design(run), lambda: self._fresh(run), fit)
+        return Trained(made, self.vectors("new")["test"], seconds)
 
     def _backbone(self, run: Run) -> Trained:
         images = len(self.data.train_images)
@@ -251,8 +269,8 @@ class Experiment:
                     self.data.train_images,
                     self.data.train_labels,
                     self.recipe.compatible,
-                    old=self.vectors["old_train"][:images],
-                    new=self.vectors["new_train"][:images],
+                    old=self.vectors("old")["train"][:images],
+                    new=self.vectors("new")["train"][:images],
                     augmentation=self.recipe.new.augmentation,
                     seed=self.seed,
                     device=self.device,
@@ -261,7 +279,7 @@ class Experiment:
                     log=places.log,
                 )
 
-        depends_on = (self._models, self._design(run))
+        depends_on = self._design(run)
         with drawn_from(self.seed, self.recipe.threads):
             made, seconds = self._stages.trained(run.method, depends_on, make, fit)
             stored = self._stages.arrays(
@@ -272,7 +290,7 @@ class Experiment:
         return Trained(made.method, stored["new"], seconds)
 
     def _judged(self, run: Run, trained: Trained, metric: Metric) -> list[Row]:
-        old, maps = self.vectors["old_test"], trained.method.transformations()
+        old, maps = self.vectors("old")["test"], trained.method.transformations()
         sides: list[tuple[str, Floats, Floats]] = []
         if maps.forward is not None:
             sides.append(("forward", trained.new, Transform(maps.forward)(old, self._side(run, "test"))))

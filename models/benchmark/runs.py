@@ -54,7 +54,7 @@ RUNS: tuple[Run, ...] = (
         published=Published(new_old=(25.0, 62.1, 24.7), new_new=(60.0, 71.9, 47.3), old_old=_BT2_OLD),
     ),
     Run(name="BCT, distillation", method="bct", options=(("unseen", "distillation"),)),
-    Run(name="MixBCT", method="mixbct"),
+    Run(name="MixBCT", method="mixbct", options=(("from_means", True),)),
     Run(
         name="BT2",
         method="bt2",

@@ -40,7 +40,14 @@ class MixBct(Method):
     credible: Tensor  # (N,) bool, by place in the training set; not kept with the weights, `prepare` makes it anew
 
     def __init__(
-        self, setting: Setting, *, alpha: float = 0.3, keep: float = 0.9, scale: float = 64.0, margin: float = 0.5
+        self,
+        setting: Setting,
+        *,
+        alpha: float = 0.3,
+        keep: float = 0.9,
+        scale: float = 64.0,
+        margin: float = 0.5,
+        from_means: bool = False,
     ) -> None:
         """Make a fresh BatchNorm and head.
 
@@ -50,6 +57,9 @@ class MixBct(Method):
             keep: the share of each class that is credible, the paper's T.
             scale: ArcFace's s.
             margin: ArcFace's m, in radians.
+            from_means: the centres start at the old class means instead of anywhere. For a backbone that starts trained:
+                it already separates the classes, and a centre halfway between its class and the old vectors would suit
+                both, so that neither moves; the old vectors cannot, and from here the new ones go to them.
 
         Raises:
             ValueError: a share is not between 0 and 1.
@@ -60,6 +70,7 @@ class MixBct(Method):
                 f"alpha must be at least 0 and below 1, keep above 0 and at most 1, not {alpha} and {keep}"
             )
         self.alpha, self.keep, self.scale, self.margin = alpha, keep, scale, margin
+        self.from_means = from_means
         self.norm = nn.BatchNorm1d(setting.old_dimension)
         self.norm.weight.requires_grad_(False)
         self.centres = nn.Parameter(
@@ -83,6 +94,9 @@ class MixBct(Method):
         """
         labels = checked_labels(rows, len(self.centres))
         self.credible = credible_rows(needed(rows.old, "old"), labels, self.keep)
+        if self.from_means:
+            means = class_means(F.normalize(needed(rows.old, "old"), dim=1), labels, len(self.centres))
+            self.centres.data.copy_(means)
         share = self.credible.double().mean().item()
         if share < self.alpha:
             raise ValueError(

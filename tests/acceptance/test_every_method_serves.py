@@ -42,8 +42,8 @@ def served(client: Client, experiment: Experiment, run: Run, row: Row, folder: P
     assert module is not None
     save(folder / "map", module)
     old, new, gallery = (f"{run.method}-{direction}-{role}" for role in ("old", "new", "gallery"))
-    side = experiment.vectors["simclr_test"] if side_dimension(module.architecture) else None
-    vectors = experiment.vectors["old_test"]
+    side = experiment.vectors("simclr")["test"] if side_dimension(module.architecture) else None
+    vectors = experiment.vectors("old")["test"]
     client.register_model(
         old, dimension=vectors.shape[1], metric=row["metric"], side_dimension=None if side is None else side.shape[1]
     )
@@ -57,8 +57,13 @@ def served(client: Client, experiment: Experiment, run: Run, row: Row, folder: P
     ids = [f"item-{place}" for place in range(len(vectors))]
     client.upsert(gallery, old, ids=ids, embeddings=vectors, side_information=side)
     # As many hits as items: every item is a candidate, so that nothing but the service's arithmetic can differ.
-    answer = client.search_batch(gallery, new, trained.new, k=len(ids), oversample=1)
-    assert answer["served"]["routes"][direction] > 0
+    # A forward route picks its candidates with the old model's vector of the query.
+    companions = {old: vectors} if direction == "forward" else None
+    answer = client.search_batch(gallery, new, trained.new, k=len(ids), oversample=1, companions=companions)
+    routes = {"direct": 0, "forward": 0, "backward": 0, "unreachable": 0}
+    way = "forward" if direction == "forward" else "direct"  # a query that was mapped back finds its own kind
+    assert answer["served"]["routes"] == {**routes, way: len(ids)}
+    assert answer["served"]["score_space"] == (new if direction == "forward" else old)
     return judged(answer, ids, experiment.data.test_labels)
 
 
