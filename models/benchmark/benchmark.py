@@ -21,6 +21,8 @@ from models.evaluation import METRICS
 from models.methods import METHODS
 from models.recipes import Recipe
 
+XBT = "XBT"
+
 #: their h is the start of a backfilling curve
 CURVES = ("FCT, SimCLR", "FastFill, SimCLR", "FastFill, no side-information")
 
@@ -54,8 +56,13 @@ class Where:
 
     @property
     def runs(self) -> list[Run]:
-        """What is asked for."""
-        return [chosen(name) for name in self.only] or list(RUNS)
+        """What is asked for, but for XBT, which has an experiment of its own."""
+        return list(RUNS) if not self.only else [chosen(name) for name in self.only if name != XBT]
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether XBT is asked for, and the data has captions."""
+        return self.root is not None and (not self.only or XBT in self.only)
 
 
 def chosen(name: str) -> Run:
@@ -67,7 +74,7 @@ def chosen(name: str) -> Run:
     for run in RUNS:
         if name in (run.name, run.method):
             return run
-    raise ValueError(f"{name!r} is not one of {', '.join(run.name for run in RUNS)}")
+    raise ValueError(f"{name!r} is not one of {', '.join(run.name for run in RUNS)}, {XBT}")
 
 
 def benchmark(where: Where, *, jobs: int = 1, show: Show = quiet, tell: Tell = print) -> dict[str, Any]:
@@ -98,6 +105,7 @@ def benchmark(where: Where, *, jobs: int = 1, show: Show = quiet, tell: Tell = p
         "references": {metric: experiment.references(metric) for metric in metrics},
         "methods": methods,
         "curves": {run.name: experiment.curves(run) for run in where.runs if run.name in CURVES},
+        "cross_modal": experiment.cross_modal(where.root) if where.root is not None and where.has_texts else None,
     }
     results["seconds_of_this_run"] = time.perf_counter() - start
     where.folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +118,7 @@ def _in_processes(where: Where, jobs: int, tell: Tell) -> None:
     """Do all stages, those that others need first; what is done is kept in files, which is how the processes share it."""
     # backbones first: the longest must not start last
     names = [run.name for run in sorted(where.runs, key=lambda run: not METHODS[run.method].trains_backbone)]
+    names += [XBT] if where.has_texts else []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for wave in (LONGEST_FIRST, [f"vectors of {role}" for role in LONGEST_FIRST], names):
             for done in as_completed([pool.submit(_stage, where, name) for name in wave]):
@@ -126,6 +135,8 @@ def _stage(where: Where, name: str) -> tuple[str, float]:
         experiment.encoder(name)
     elif (role := name.removeprefix("vectors of ")) in ROLES:
         experiment.vectors(role)
+    elif name == XBT and where.root is not None:
+        experiment.cross_modal(where.root)
     else:
         experiment.rows(chosen(name))
         if name in CURVES:

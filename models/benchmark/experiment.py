@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +15,8 @@ import numpy.typing as npt
 from models import recipes
 from models.backfilling import backfilling_curve, distance_order, random_order, uncertainty_order
 from models.benchmark.runs import Run
+from models.captions import cifar100_concepts
+from models.cross_modal import CIFAR100_CAPTIONS, Split, cross_modal_experiment
 from models.data import Dataset
 from models.encoders import Classifier, Encoder, embed, residual_network
 from models.evaluation import Metric, Retrieval, judge_queries, mean_retrieval
@@ -172,6 +174,34 @@ class Experiment:
             return found
 
         return self._stages.figures(f"curves-{run.method}", self._design(run), measure)
+
+    def cross_modal(self, root: Path) -> dict[str, Any]:
+        """Upgrade an image-text model by XBT: both models are dual encoders on the features of the old and the new backbone.
+
+        Args:
+            root: the folder of CIFAR-100, whose file names the captions are made of.
+        """
+        images = len(self.data.train_images)
+        recipe = replace(CIFAR100_CAPTIONS, old_classes=self.recipe.old_classes, threads=self.recipe.threads)
+
+        def measure() -> dict[str, Any]:
+            concepts = cifar100_concepts(root)
+            train, test = (
+                Split(
+                    old=self.vectors("old")[split][:size],
+                    new=self.vectors("new")[split][:size],
+                    labels=labels,
+                    concepts=concepts[split],
+                )
+                for split, size, labels in (
+                    ("train", images, self.data.train_labels),
+                    ("test", len(self.data.test_images), self.data.test_labels),
+                )
+            )
+            with self.show("XBT, two image-text models"):
+                return asdict(cross_modal_experiment(train, test, recipe=recipe, seed=self.seed, cache=self.folder))
+
+        return self._stages.figures("cross-modal", (self._models("old", "new"), recipe), measure)
 
     @property
     def _how(self) -> dict[str, Any]:
