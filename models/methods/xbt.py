@@ -36,13 +36,15 @@ class Xbt(Method):
     name: ClassVar[str] = "xbt"
     metric: ClassVar[Metric | None] = "cosine"
 
-    def __init__(self, setting: Setting, *, expansion: int = 4, noise: float = 0.05, temperature: float = 0.07) -> None:
+    def __init__(self, setting: Setting, *, expansion: int = 4, noise: float = 0.08, temperature: float = 0.07) -> None:
         """Make a fresh g.
 
         Args:
             setting: only the two dimensions matter.
             expansion: g is this many times d_new wide inside.
-            noise: standard deviation of each of the d_new elements, while training; the vector itself has length 1.
+            noise: standard deviation of each of the d_new elements, while training; the vector itself has length 1. On
+                captions of CIFAR-100 with d_new = 128, image queries find less than the old model's own without noise,
+                more from 0.03 on, and most at 0.08, where the noise is about as long as the vector.
             temperature: of InfoNCE.
 
         Raises:
