@@ -50,8 +50,8 @@ class Recipe:
     new: EncoderRecipe
     #: of SimCLR
     temperature: float
-    #: of the other side-information model, which has the same backbone
-    autoencoder: Plan
+    #: the other side-information model
+    autoencoder: EncoderRecipe
     #: the transformation sees this many views of each training image; the first is the image itself
     views: int
     view: Augmentation
@@ -119,7 +119,7 @@ def train_side(
         )
 
     depends_on = (recipe.name, recipe.side, recipe.temperature, recipe.old_classes, seed)
-    return _side(recipe, "side", data, depends_on, fit, seed, cache)
+    return _side(recipe, "side", recipe.side, data, depends_on, fit, seed, cache)
 
 
 def train_autoencoder_side(
@@ -131,15 +131,15 @@ def train_autoencoder_side(
     device: str = "cpu",
     on_step: OnStep | None = None,
 ) -> Encoder:
-    """Train the other side-information model, an autoencoder's encoder, on what SimCLR sees, by the old model's views."""
+    """Train the other side-information model, an autoencoder's encoder, on the images that SimCLR sees."""
     images = data.of_classes(recipe.old_classes).train_images
 
     def fit(encoder: Encoder, places: Places) -> None:
         train_autoencoder(
             encoder,
             images,
-            recipe.autoencoder,
-            augmentation=recipe.old.augmentation,
+            recipe.autoencoder.plan,
+            augmentation=recipe.autoencoder.augmentation,
             seed=seed,
             device=device,
             on_step=on_step,
@@ -147,15 +147,8 @@ def train_autoencoder_side(
             log=places.log,
         )
 
-    depends_on = (
-        recipe.name,
-        recipe.side.design,
-        recipe.autoencoder,
-        recipe.old.augmentation,
-        recipe.old_classes,
-        seed,
-    )
-    return _side(recipe, "autoencoder", data, depends_on, fit, seed, cache)
+    depends_on = (recipe.name, recipe.autoencoder, recipe.old_classes, seed)
+    return _side(recipe, "autoencoder", recipe.autoencoder, data, depends_on, fit, seed, cache)
 
 
 def train_forward(
@@ -285,6 +278,7 @@ def _classifier(
 def _side(
     recipe: Recipe,
     role: str,
+    model: EncoderRecipe,
     data: Dataset,
     depends_on: object,
     fit: Callable[[Encoder, Places], None],
@@ -292,7 +286,7 @@ def _side(
     cache: Path | None,
 ) -> Encoder:
     def make() -> Encoder:
-        return residual_network(recipe.side.design, channels=data.channels)
+        return residual_network(model.design, channels=data.channels)
 
     with drawn_from(seed, recipe.threads):
         return Stages(cache).trained(role, depends_on, make, fit)[0]
@@ -326,7 +320,11 @@ DIGITS = Recipe(
         augmentation=_DIGIT_VIEW,
     ),
     temperature=0.2,
-    autoencoder=Plan(epochs=60, batch=128, learning_rate=2e-3, optimizer="adam"),
+    autoencoder=EncoderRecipe(
+        design=Design(widths=(8, 16, 128)),
+        plan=Plan(epochs=60, batch=128, learning_rate=2e-3, optimizer="adam"),
+        augmentation=_DIGIT_VIEW,
+    ),
     views=3,
     view=_DIGIT_VIEW,
     hidden=2048,
@@ -351,23 +349,28 @@ CIFAR100 = Recipe(
         augmentation=_CIFAR_VIEW,
     ),
     side=EncoderRecipe(
-        design=_CIFAR_SMALL,
+        # without labels there is more to learn: a wider network than the old model's, as the paper has it
+        design=Design(widths=(64, 128), patch=2),
         plan=Plan(epochs=20, batch=256, learning_rate=2e-3, optimizer="adam", bfloat16=True),
         augmentation=Augmentation(min_scale=0.4, max_scale=1.0, stretch=0.3, flip=True, light=0.4, grey=0.2),
     ),
-    autoencoder=Plan(epochs=10, batch=256, learning_rate=1e-3, optimizer="adam", bfloat16=True),
+    autoencoder=EncoderRecipe(
+        design=_CIFAR_SMALL,
+        plan=Plan(epochs=10, batch=256, learning_rate=1e-3, optimizer="adam", bfloat16=True),
+        augmentation=_CIFAR_VIEW,
+    ),
     new=EncoderRecipe(
         design=Design(widths=(64, 128), blocks=2, patch=2),
         plan=Plan(epochs=12, batch=256, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4, bfloat16=True),
         augmentation=_CIFAR_VIEW,
     ),
     temperature=0.2,
-    views=4,
+    views=2,
     view=_CIFAR_VIEW,
     hidden=2048,
     # The paper's weight decay, 2^-15, keeps h from fitting vectors as small as these (their variance is 0.3 a dimension).
     forward=Plan(
-        epochs=10,
+        epochs=16,
         batch=1024,
         learning_rate=5e-4,
         optimizer="adam",
@@ -392,7 +395,7 @@ CIFAR100_CUDA = replace(
         design=_RESNET_18,
         plan=Plan(epochs=100, batch=1024, learning_rate=2e-3, optimizer="adam", bfloat16=True),
     ),
-    autoencoder=replace(CIFAR100.autoencoder, epochs=50),
+    autoencoder=replace(CIFAR100.autoencoder, design=_RESNET_18, plan=replace(CIFAR100.autoencoder.plan, epochs=50)),
     new=EncoderRecipe(design=_RESNET_18, plan=_RESNET_PLAN, augmentation=_CIFAR_VIEW),
     views=4,
     forward=replace(CIFAR100.forward, epochs=80),

@@ -218,7 +218,7 @@ class Experiment:
             "old": r.old,
             "new": r.new,
             "simclr": (r.side, r.temperature),
-            "autoencoder": (r.side.design, r.autoencoder, r.old.augmentation),
+            "autoencoder": r.autoencoder,
         }
         return (r.name, r.old_classes, self.seed, *((role, decides[role]) for role in roles))
 

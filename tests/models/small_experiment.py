@@ -20,7 +20,7 @@ def small_recipe() -> Recipe:
         DIGITS,
         old=_small(DIGITS.old, 16, 6),
         side=_small(DIGITS.side, 12, 4),
-        autoencoder=replace(DIGITS.autoencoder, epochs=1),
+        autoencoder=_small(DIGITS.autoencoder, 12, 1),
         new=_small(DIGITS.new, 24, 6),
         views=1,
         hidden=64,

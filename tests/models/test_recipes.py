@@ -23,8 +23,7 @@ def quick(recipe: Recipe, epochs: int) -> Recipe:
 
     forward = Plan(epochs=10 * epochs, batch=128, learning_rate=2e-3, optimizer="adam", schedule="epoch")
     models = {"old": shorter(recipe.old), "side": shorter(recipe.side), "new": shorter(recipe.new)}
-    autoencoder = replace(recipe.autoencoder, epochs=epochs)
-    return replace(recipe, **models, autoencoder=autoencoder, hidden=128, forward=forward)  # type: ignore[arg-type]
+    return replace(recipe, **models, autoencoder=shorter(recipe.autoencoder), hidden=128, forward=forward)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
