@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gallery.arrays import Mask, Metric, Rows, Space, Stored, Vectors
-from gallery.index._library import faiss
+from gallery.index._library import ONE_BY_ONE, faiss
 from gallery.index.base import Found
-from gallery.index.scores import cut, score, unit
+from gallery.index.scores import cut, score, score_rows, unit
 
 # How many rows are converted to float32 at a time: 16 MB at 512 dimensions.
 BLOCK = 8192
+# From how many queries on a matrix product is faster than one query after the other.
+PRODUCT_QUERIES = 8
+# How many rows more than wanted a matrix product is asked for, so that rounding seldom decides which are among them.
+SLACK = 16
 
 
 def is_plain(vectors: Stored, space: Space) -> bool:
@@ -60,33 +66,35 @@ class Selection:
         self.selector = faiss.IDSelectorBitmap(len(self._bits), faiss.swig_ptr(self._bits))
 
 
-def search_plain(queries: Vectors, vectors: Vectors, k: int, metric: Metric, selection: Selection | None) -> Rows:
-    """The rows (queries, k) of the `k` best of `vectors`, in no promised order; -1 where there are fewer.
+def search(
+    queries: Vectors,
+    vectors: Vectors,
+    k: int,
+    metric: Metric,
+    selected: Mask | None = None,
+    longest: float | None = None,
+) -> Found:
+    """The `k` best of `vectors`, exactly, whatever else is in the batch.
 
     Args:
-        queries: (queries, dimension) float32, C-contiguous.
-        vectors: (rows, dimension) float32, C-contiguous, read where they lie.
-        k: from 1 to the number of rows.
+        queries: (queries, dimension) float32; of unit length where the metric is cosine.
+        vectors: (rows, dimension), as `prepared` gives them or `is_plain` allows them; read where they lie.
+        k: how many rows, at least 1.
         metric: decides the score.
-        selection: which rows may be found. None means all.
+        selected: (rows,) bool; only rows that are True may be found. None means all.
+        longest: the length of the longest vector, where it is known.
     """
-    # A selector also keeps FAISS from its matrix product for many queries, which ranks |x|^2 + |y|^2 - 2xy: far from
-    # the origin that finds wrong rows (three zeros for vectors 0.02 apart at length 1,100). It costs a third of the
-    # throughput at 64 queries and nothing below 16.
-    selector = selection.selector if selection else faiss.IDSelectorAll()
+    if not len(queries) or not len(vectors):
+        return nothing(len(queries), k, metric)
     queries = np.ascontiguousarray(queries)
-    rows = np.empty((len(queries), k), np.int64)
-    scores = np.empty((len(queries), k), np.float32)
-    x, y, dis, ids = (faiss.swig_ptr(array) for array in (queries, vectors, scores, rows))
-    sizes: tuple[Any, ...] = (vectors.shape[1], len(queries), len(vectors), k)
-    if metric == "euclidean":
-        faiss.knn_L2sqr(x, y, *sizes, dis, ids, None, selector)
-    else:
-        faiss.knn_inner_product(x, y, *sizes, dis, ids, selector)
-    return rows
+    if len(queries) < PRODUCT_QUERIES:
+        return _one_by_one(queries, vectors, k, metric, selected)
+    if selected is None:
+        return _together(queries, vectors, k, metric, length(vectors) if longest is None else longest)
+    return _over_blocks(queries, k, metric, np.flatnonzero(selected), lambda rows: vectors[rows])
 
 
-def search_column(queries: Vectors, column: Stored, k: int, space: Space, selected: Mask) -> Found:
+def search_column(queries: Vectors, column: Stored, k: int, space: Space, selected: Mask | None) -> Found:
     """Exact search of the selected rows of a column of any kind, without a copy of the whole of it.
 
     Args:
@@ -94,29 +102,97 @@ def search_column(queries: Vectors, column: Stored, k: int, space: Space, select
         column: (rows, dimension) float32 or float16.
         k: how many rows.
         space: decides the score.
-        selected: (rows,) bool.
+        selected: (rows,) bool. None means all.
     """
     if is_plain(column, space):
-        rows = search_plain(queries, column, min(k, len(column)), space.metric, Selection(selected))
-        return ranked(queries, rows, column, space.metric, k)
-    chosen = np.flatnonzero(selected)
-    best = nothing(len(queries), k, space.metric)
-    for start in range(0, len(chosen), BLOCK):
-        block = chosen[start : start + BLOCK]
-        vectors = prepared(column[block], space)
-        rows = block[search_plain(queries, vectors, min(k, len(block)), space.metric, None)]
-        found = ranked(queries, rows, column, space.metric, k)
-        best = Found(*cut(np.hstack([best.scores, found.scores]), np.hstack([best.rows, found.rows]), space.metric, k))
-    return best
+        return search(queries, column, k, space.metric, selected)
+    chosen = np.arange(len(column)) if selected is None else np.flatnonzero(selected)
+    return _over_blocks(queries, k, space.metric, chosen, lambda rows: prepared(column[rows], space))
 
 
-def ranked(queries: Vectors, rows: Rows, column: Stored, metric: Metric, k: int) -> Found:
+def ranked(queries: Vectors, rows: Rows, column: Stored, space: Space, k: int) -> Found:
     """The `k` best of the rows (queries, candidates) that a search found, with their exact scores; -1 is no row."""
-    candidates = column[np.maximum(rows, 0)]  # (queries, candidates, dimension)
-    return Found(*cut(score(queries, candidates, metric), rows, metric, k))
+    if is_plain(column, space):
+        scores = score_rows(queries, column, rows, space.metric)
+    else:
+        scores = score(queries, column[np.maximum(rows, 0)], space.metric)  # (queries, candidates, dimension)
+    return Found(*cut(scores, rows, space.metric, k))
+
+
+def length(vectors: Vectors) -> float:
+    """The length of the longest of (rows, dimension) float32 vectors."""
+    squares = np.empty(len(vectors), np.float32)
+    faiss.fvec_norms_L2sqr(faiss.swig_ptr(squares), faiss.swig_ptr(vectors), vectors.shape[1], len(vectors))
+    return float(np.sqrt(squares.max(initial=0)))
 
 
 def nothing(queries: int, k: int, metric: Metric) -> Found:
     """The answer of a segment that has no row to give."""
     none = np.full((queries, k), -1, np.int64)
     return Found(*cut(np.zeros((queries, k), np.float32), none, metric, k))
+
+
+def _one_by_one(queries: Vectors, vectors: Vectors, k: int, metric: Metric, selected: Mask | None) -> Found:
+    """Each query against each row by the function for one pair, so that nothing is to be scored again.
+
+    The slack is for equal scores, of which the smaller row is to come first: FAISS keeps any of them.
+    """
+    selection = None if selected is None else Selection(selected)
+    pool = min(k + SLACK, len(vectors))
+    scores, rows = _knn(queries, vectors, pool, metric, selection.selector if selection else ONE_BY_ONE)
+    return Found(*cut(np.sqrt(scores) if metric == "euclidean" else scores, rows, metric, k))
+
+
+def _together(queries: Vectors, vectors: Vectors, k: int, metric: Metric, longest: float) -> Found:
+    """All queries by one matrix product, and one by one those for which its rounding may have hidden a row."""
+    pool = min(k + SLACK, len(vectors))
+    products, rows = _knn(queries, vectors, pool, metric, None)
+    found = Found(*cut(score_rows(queries, vectors, rows, metric), rows, metric, k))
+    if pool < len(vectors):
+        doubtful = np.flatnonzero(~_beyond_doubt(found.scores[:, -1], products, queries, longest, metric))
+        if len(doubtful):
+            found.scores[doubtful], found.rows[doubtful] = _one_by_one(queries[doubtful], vectors, k, metric, None)
+    return found
+
+
+def _beyond_doubt(
+    last: Vectors, products: Vectors, queries: Vectors, longest: float, metric: Metric
+) -> NDArray[np.bool_]:
+    """For which queries no row outside the pool can be as good as the last that was found.
+
+    A row outside scores no better than the worst product inside, but for rounding: a sum of d products of float32 is off
+    by at most d 2^-24 |x||y|, and a squared distance by d 2^-24 (|x| + |y|)^2. Three times that is asked for, because
+    then `_one_by_one`, which rounds too, gives the same rows.
+    """
+    lengths = np.sqrt(np.einsum("qd,qd->q", queries, queries, dtype=np.float64))
+    rounding = (queries.shape[1] + 8) * 2.0**-24
+    if metric == "euclidean":
+        gap = products.max(axis=1) - last.astype(np.float64) ** 2
+        return np.asarray(gap > 3 * rounding * (lengths + longest) ** 2)
+    return np.asarray(last - products.min(axis=1).astype(np.float64) > 3 * rounding * lengths * longest)
+
+
+def _over_blocks(
+    queries: Vectors, k: int, metric: Metric, chosen: NDArray[np.intp], take: Callable[[NDArray[np.intp]], Vectors]
+) -> Found:
+    """Search the chosen rows a block at a time; `take` gives their vectors, prepared."""
+    best = nothing(len(queries), k, metric)
+    for start in range(0, len(chosen), BLOCK):
+        block = chosen[start : start + BLOCK]
+        found = search(queries, take(block), min(k, len(block)), metric)
+        rows = np.where(found.rows < 0, -1, block[found.rows])
+        scores = np.hstack([best.scores, found.scores])
+        best = Found(*cut(scores, np.hstack([best.rows, rows]), metric, k))
+    return best
+
+
+def _knn(queries: Vectors, vectors: Vectors, pool: int, metric: Metric, selector: Any) -> tuple[Vectors, Rows]:
+    """FAISS's scores (squared distances for euclidean) and rows (queries, pool), -1 where fewer are selected."""
+    scores, rows = np.empty((len(queries), pool), np.float32), np.empty((len(queries), pool), np.int64)
+    x, y, dis, ids = (faiss.swig_ptr(array) for array in (queries, vectors, scores, rows))
+    sizes: tuple[Any, ...] = (vectors.shape[1], len(queries), len(vectors), pool)
+    if metric == "euclidean":
+        faiss.knn_L2sqr(x, y, *sizes, dis, ids, None, selector)
+    else:
+        faiss.knn_inner_product(x, y, *sizes, dis, ids, selector)
+    return scores, rows

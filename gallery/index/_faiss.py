@@ -65,7 +65,7 @@ class FaissIndex:
             rows = np.where(selected[rows], rows, -1)  # -1 picks the last row's mark, and stays -1 either way
             first = np.argsort(rows < 0, axis=1, kind="stable")[:, :k]
             rows = np.take_along_axis(rows, first, axis=1)
-        found = _exact.ranked(queries, rows, self._column, self._space.metric, k)
+        found = _exact.ranked(queries, rows, self._column, self._space, k)
         short = np.flatnonzero(found.rows[:, wanted - 1] < 0)
         if len(short):
             allowed = np.ones(total, np.bool_) if selected is None else selected

@@ -5,7 +5,7 @@ Readers are narrower than writers, so nothing that holds an index can change it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -63,7 +63,14 @@ class Backend(Protocol):
             space: the one it was built for.
             path: what `build` wrote; None where `build` returned False.
             parameters: as `check` returned them; those that steer a search (`nprobe`, `ef_search`) may differ from
-                those at build time.
+                those at build time, and what was measured of the index may stand beside them.
+        """
+
+    def efforts(self, rows: int) -> Sequence[Mapping[str, Any]]:
+        """Parameters to try on a segment of `rows` rows until its recall is good enough, the cheapest search first.
+
+        They differ only in what steers a search, so that one build serves all. The list ends where a search would cost as
+        much as an exact one, and is empty where there is nothing to steer.
         """
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -24,16 +24,14 @@ class FlatIndex:
         self._space = space
         self._searched: Vectors | None = self._column if _exact.is_plain(self._column, space) else None
         self._preparing = Lock()
+        self._longest: float | None = None
 
     def search(self, queries: Vectors, k: int, selected: Mask | None = None) -> Found:
         """The `k` best rows for each query, as `base.Index.search` says."""
         _exact.check_request(queries, k, selected, self._column.shape)
-        if not len(self._column) or not len(queries):
-            return _exact.nothing(len(queries), k, self._space.metric)
-        selection = None if selected is None else _exact.Selection(selected)
-        wanted = min(k, len(self._column))
-        rows = _exact.search_plain(queries, self._ready(), wanted, self._space.metric, selection)
-        return _exact.ranked(queries, rows, self._column, self._space.metric, k)
+        vectors = self._ready()
+        longest = self._length(vectors) if len(queries) >= _exact.PRODUCT_QUERIES and len(vectors) else None
+        return _exact.search(queries, vectors, k, self._space.metric, selected, longest)
 
     def _ready(self) -> Vectors:
         """The column as FAISS can read it.
@@ -46,6 +44,12 @@ class FlatIndex:
                 if self._searched is None:
                     self._searched = _exact.prepared(self._column, self._space)
         return self._searched
+
+    def _length(self, vectors: Vectors) -> float:
+        """The length of the longest row. Two threads may find it at once, and it is the same."""
+        if self._longest is None:
+            self._longest = _exact.length(vectors)
+        return self._longest
 
 
 class Flat:
@@ -64,6 +68,10 @@ class Flat:
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """No parameters; any is refused with a ValueError."""
         return _parameters.checked(self.name, parameters, {})
+
+    def efforts(self, rows: int) -> Sequence[Mapping[str, Any]]:  # noqa: ARG002
+        """Nothing to steer: every row is compared."""
+        return ()
 
 
 BACKEND = Flat()

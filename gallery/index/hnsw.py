@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
@@ -56,6 +56,14 @@ class Hnsw:
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with defaults filled in; ValueError where one is unknown or out of range."""
         return _parameters.checked(self.name, parameters, PARAMETERS)
+
+    def efforts(self, rows: int) -> Sequence[Mapping[str, Any]]:
+        """Twice as many rows in view each time, while that costs at most half of an exact search."""
+        last = rows // (2 * _faiss.EXACT_ROWS_PER_PROPOSED)
+        seen = [PARAMETERS["ef_search"].default]
+        while seen[-1] * 2 <= last:
+            seen.append(seen[-1] * 2)
+        return [self.check({"ef_search": ef_search}) for ef_search in seen]
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The score of a query and a vector: one pure function, whichever index or route found the vector.
 
-Two answers compare only if the same pair always has the same score. FAISS sums in another order for one query than
-for many, and its matrix products lose small distances between long vectors (|x|^2 + |y|^2 - 2xy), so what it finds is
-scored again here. The sums below run along the dimension of one pair at a time: batching cannot change their order.
+Two answers compare only if the same pair always has the same score. FAISS's matrix products sum in another order for one
+query than for many, and lose small distances between long vectors (|x|^2 + |y|^2 - 2xy), so what they find is scored
+again here, by FAISS's function for one pair: batching cannot change its order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery.arrays import Metric, Rows, Stored, Vectors
+from gallery.index._library import faiss
+
+# How far from 1 the length of a float32 vector may be that was divided by its length: each number is off by 2^-24 of it.
+_ROUNDING = 2.0**-23
 
 
 def score(queries: Vectors, vectors: Stored, metric: Metric) -> Vectors:
@@ -28,15 +32,39 @@ def score(queries: Vectors, vectors: Stored, metric: Metric) -> Vectors:
         (queries, candidates) float32: similarity for cosine and inner product, where a vector of zeros scores 0;
         Euclidean distance (not squared) for euclidean.
     """
-    if vectors.ndim == 2:
-        return _score_shared(queries, vectors, metric)
+    compared = unit(vectors) if metric == "cosine" else vectors
+    flat = np.ascontiguousarray(compared, dtype=np.float32).reshape(-1, vectors.shape[-1])
+    own = np.arange(len(flat)).reshape(vectors.shape[:-1])
+    if vectors.ndim == 3:
+        return score_rows(queries, flat, own, metric)
+    scores = np.empty((len(queries), len(flat)), np.float32)
+    for i in range(len(queries)):
+        scores[i] = score_rows(queries[i : i + 1], flat, own[None], metric)[0]
+    return scores
+
+
+def score_rows(queries: Vectors, vectors: Vectors, rows: Rows, metric: Metric) -> Vectors:
+    """The same scores, of chosen rows of vectors that are read where they lie.
+
+    Args:
+        queries: (queries, dimension) float32; of unit length where the metric is cosine.
+        vectors: (rows, dimension) float32, C-contiguous; of unit length where the metric is cosine.
+        rows: (queries, candidates) int64, for each query its own; what stands for -1 is worse than any score.
+        metric: decides the score.
+
+    Returns:
+        (queries, candidates) float32.
+    """
+    queries, rows = np.ascontiguousarray(queries), np.ascontiguousarray(rows)
+    scores = np.empty(rows.shape, np.float32)
+    if not rows.size:
+        return scores
+    pointers = (faiss.swig_ptr(array) for array in (scores, queries, vectors, rows))
     if metric == "euclidean":
-        differences = vectors.astype(np.float32, copy=False) - queries[:, None, :]  # (queries, candidates, dimension)
-        distances: Vectors = np.sqrt(np.einsum("qcd,qcd->qc", differences, differences))
-        return distances
-    compared = unit(vectors) if metric == "cosine" else vectors.astype(np.float32, copy=False)
-    products: Vectors = np.einsum("qd,qcd->qc", queries, compared)
-    return products
+        faiss.fvec_L2sqr_by_idx(*pointers, queries.shape[1], *rows.shape)
+        return np.sqrt(scores, out=scores)
+    faiss.fvec_inner_products_by_idx(*pointers, queries.shape[1], *rows.shape)
+    return scores
 
 
 def worst(metric: Metric) -> float:
@@ -61,11 +89,14 @@ def better_first_order(
 
 
 def unit(vectors: Stored) -> Vectors:
-    """`vectors` (..., dimension) as float32 of unit length; a vector of zeros, which has no direction, stays zeros."""
+    """`vectors` (..., dimension) as float32 of unit length; a vector of zeros, which has no direction, stays zeros.
+
+    What came out of here comes out again byte for byte, so that a vector has one score however often it passed.
+    """
     single = vectors.astype(np.float32, copy=False)
     # In float64, because the square of 1e-25 is 0 in float32 and that of 1e25 infinite.
     lengths = np.sqrt(np.einsum("...d,...d->...", single, single, dtype=np.float64))[..., None]
-    lengths[lengths == 0] = 1
+    lengths[(lengths == 0) | (np.abs(lengths - 1) < _ROUNDING)] = 1
     scaled: Vectors = (single / lengths).astype(np.float32)
     return scaled
 
@@ -88,13 +119,3 @@ def cut(scores: Vectors, rows: Rows, metric: Metric, k: int) -> tuple[Vectors, R
         best = np.pad(best, ((0, 0), (0, missing)), constant_values=worst(metric))
         best_rows = np.pad(best_rows, ((0, 0), (0, missing)), constant_values=-1)
     return best, best_rows
-
-
-def _score_shared(queries: Vectors, vectors: Stored, metric: Metric) -> Vectors:
-    """One query after another, because (queries, candidates, dimension) differences may not fit in memory."""
-    compared = (unit(vectors) if metric == "cosine" else vectors.astype(np.float32, copy=False))[None]
-    plain: Metric = "euclidean" if metric == "euclidean" else "inner_product"
-    scores = np.empty((len(queries), len(vectors)), np.float32)
-    for i in range(len(queries)):
-        scores[i] = score(queries[i : i + 1], compared, plain)[0]
-    return scores
