@@ -226,7 +226,13 @@ class Experiment:
         """Name all that decides a run."""
         r = self.recipe
         if METHODS[run.method].trains_backbone:
-            return (self._models("old", "new"), run.method, run.options, r.compatible)
+            return (
+                self._models("old", "new"),
+                run.method,
+                run.options,
+                r.compatible,
+                *(["centred"] if run.centred else []),
+            )
         sides = () if run.side is None else (run.side,)
         models = (self._models("old", "new", *sides), run.method, run.options)
         if _is_fct(run):
@@ -243,6 +249,13 @@ class Experiment:
             old_head=self.old.head.weight.detach(),
             new_head=self.new.head.weight.detach(),
         )
+
+    def _old(self, run: Run, split: str) -> Floats:
+        vectors = self.vectors("old")
+        if not run.centred:
+            return vectors[split]
+        centred: Floats = vectors[split] - vectors["train"][: len(self.data.train_images)].mean(axis=0)
+        return centred
 
     def _side(self, run: Run, split: str) -> Floats | None:
         return None if run.side is None else self.vectors(run.side)[split]
@@ -262,7 +275,7 @@ class Experiment:
             with self.show(run.name) as on_step:
                 train_transformation(
                     method,
-                    old=self.vectors("old")["train"][rows],
+                    old=self._old(run, "train")[rows],
                     new=self.vectors("new")["train"][rows],
                     side=self._side(run, "train"),
                     labels=labels,
@@ -299,7 +312,7 @@ class Experiment:
                     self.data.train_images,
                     self.data.train_labels,
                     self.recipe.compatible,
-                    old=self.vectors("old")["train"][:images],
+                    old=self._old(run, "train")[:images],
                     new=self.vectors("new")["train"][:images],
                     augmentation=self.recipe.new.augmentation,
                     seed=self.seed,
@@ -320,7 +333,7 @@ class Experiment:
         return Trained(made.method, stored["new"], seconds)
 
     def _judged(self, run: Run, trained: Trained, metric: Metric) -> list[Row]:
-        old, maps = self.vectors("old")["test"], trained.method.transformations()
+        old, maps = self._old(run, "test"), trained.method.transformations()
         sides: list[tuple[str, Floats, Floats]] = []
         if maps.forward is not None:
             sides.append(("forward", trained.new, Transform(maps.forward)(old, self._side(run, "test"))))
@@ -338,6 +351,7 @@ class Experiment:
                     "method": run.method,
                     "direction": direction,
                     "metric": metric,
+                    "old_old": _figures(before),
                     "new_old": _figures(after),
                     "new_new": alone,
                     "negative_flips": float((was_right & ~is_right).mean()),

@@ -27,6 +27,10 @@ class MixBct(Method):
     mixed in, and no gradient flows from them to the backbone. The features pass a last BatchNorm, its scale fixed at 1,
     before anything is replaced, so that its statistics are the new model's alone.
 
+    The old vectors should lie around zero, as those of the paper's old models do, which end in such a BatchNorm too. Vectors
+    that a ReLU made share one orthant: against new ones that have both signs they all look alike, and the new model keeps
+    to itself. Take the mean off such vectors before they are stored.
+
     A row can only be replaced by one of its own width, so the new model is made d_old wide; `setting.new_dimension` plays
     no part. Where a batch has fewer credible rows than alpha asks for, all of them are used.
     """
@@ -40,14 +44,7 @@ class MixBct(Method):
     credible: Tensor  # (N,) bool, by place in the training set; not kept with the weights, `prepare` makes it anew
 
     def __init__(
-        self,
-        setting: Setting,
-        *,
-        alpha: float = 0.3,
-        keep: float = 0.9,
-        scale: float = 64.0,
-        margin: float = 0.5,
-        from_means: bool = False,
+        self, setting: Setting, *, alpha: float = 0.3, keep: float = 0.9, scale: float = 64.0, margin: float = 0.5
     ) -> None:
         """Make a fresh BatchNorm and head.
 
@@ -57,9 +54,6 @@ class MixBct(Method):
             keep: the share of each class that is credible, the paper's T.
             scale: ArcFace's s.
             margin: ArcFace's m, in radians.
-            from_means: the centres start at the old class means instead of anywhere. For a backbone that starts trained:
-                it already separates the classes, and a centre halfway between its class and the old vectors would suit
-                both, so that neither moves; the old vectors cannot, and from here the new ones go to them.
 
         Raises:
             ValueError: a share is not between 0 and 1.
@@ -70,7 +64,6 @@ class MixBct(Method):
                 f"alpha must be at least 0 and below 1, keep above 0 and at most 1, not {alpha} and {keep}"
             )
         self.alpha, self.keep, self.scale, self.margin = alpha, keep, scale, margin
-        self.from_means = from_means
         self.norm = nn.BatchNorm1d(setting.old_dimension)
         self.norm.weight.requires_grad_(False)
         self.centres = nn.Parameter(
@@ -94,9 +87,6 @@ class MixBct(Method):
         """
         labels = checked_labels(rows, len(self.centres))
         self.credible = credible_rows(needed(rows.old, "old"), labels, self.keep)
-        if self.from_means:
-            means = class_means(F.normalize(needed(rows.old, "old"), dim=1), labels, len(self.centres))
-            self.centres.data.copy_(means)
         share = self.credible.double().mean().item()
         if share < self.alpha:
             raise ValueError(

@@ -177,16 +177,6 @@ def test_the_new_model_is_as_wide_as_the_old() -> None:
     torch.testing.assert_close(backward(vectors), F.normalize(vectors, dim=1))
 
 
-def test_the_centres_can_start_at_the_old_class_means_and_move_from_there() -> None:
-    mixbct, batch = method(from_means=True), rows()
-    old, labels = units(numbers(batch.old)), numbers(batch.labels)
-    means = np.stack([old[labels == label].mean(axis=0) for label in range(CLASSES)])
-    np.testing.assert_allclose(numbers(mixbct.centres), means, rtol=1e-5)
-    torch.autograd.backward(mixbct.losses(batch)["arcface"])
-    assert mixbct.centres.grad is not None
-    assert mixbct.centres.grad.abs().sum() > 0
-
-
 def test_which_rows_are_credible_is_not_part_of_the_weights() -> None:
     assert set(method().state_dict()) == {
         "centres",
