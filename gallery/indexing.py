@@ -1,10 +1,14 @@
-"""Give a column its index file: chosen by the gallery's settings, built from the column, durable, recorded.
+"""Give a column its index file: chosen by the gallery's settings, built from the column, measured, durable, recorded.
+
+What is measured is the recall of the column's own rows against exact search. It stands with the index's parameters; where
+nothing that `auto` tries finds enough, the column stays without a file, is searched exactly, and its row says so.
 
 Large native segments are searched exactly until a worker has come by; an upgrade builds the index before it publishes.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
@@ -13,10 +17,12 @@ from gallery.arrays import Space, Stored
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
+from gallery.catalog.segments import MEASURED, REFUSED
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow
 from gallery.columns import open_column
 from gallery.files import Written, written
-from gallery.index.choose import EXACT, choose
+from gallery.index._recall import Sample, recall, sample
+from gallery.index.choose import EXACT, Choice, choose
 from gallery.index.registry import backend
 from gallery.store import Store, indexes_folder
 
@@ -29,19 +35,59 @@ class Built(NamedTuple):
     file: Written
 
 
+class Decision(NamedTuple):
+    """What a column gets."""
+
+    #: None where it is searched exactly
+    built: Built | None
+    #: by backend, the recall of those that found too little
+    refused: dict[str, float]
+
+
+class _FindsTooLittle(Exception):
+    """An index that was built is not taken; `args` is its recall."""
+
+
 def build(store: Store, gallery: GalleryRow, vectors: Stored, space: Space) -> Built | None:
     """Build the index that a column should have; None where it is searched exactly."""
-    kind, parameters = choose(gallery.index, rows=len(vectors), exact_below=store.settings.exact_below)
-    if kind == EXACT:
-        return None
-    name = store.files.new(indexes_folder(gallery.id), ".faiss")
-    with store.files.writing(name) as path:
-        backend(kind).build(vectors, space=space, path=path, parameters=parameters)
-    return Built(kind, parameters, written(store.files, name))
+    return decide(store, gallery, vectors, space).built
+
+
+def decide(store: Store, gallery: GalleryRow, vectors: Stored, space: Space) -> Decision:
+    """Build what the gallery's settings allow until one finds enough of what exact search finds."""
+    choices = choose(gallery.index, rows=len(vectors), exact_below=store.settings.exact_below)
+    if not choices:
+        return Decision(None, {})
+    asked, refused = sample(vectors, space), {}
+    for choice in choices:
+        name = store.files.new(indexes_folder(gallery.id), ".faiss")
+        try:
+            with store.files.writing(name) as path:
+                parameters = _build(choice, vectors, space, path, asked)
+        except _FindsTooLittle as found:
+            refused[choice.kind] = found.args[0]
+            continue
+        return Decision(Built(choice.kind, parameters, written(store.files, name)), refused)
+    return Decision(None, refused)
+
+
+def _build(choice: Choice, vectors: Stored, space: Space, path: Path, asked: Sample) -> dict[str, Any]:
+    """Build an index at `path` and return the first parameters by which it finds enough, with what it finds.
+
+    Raises:
+        _FindsTooLittle: it does not find enough by any.
+    """
+    chosen, found = backend(choice.kind), 0.0
+    chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0])
+    for parameters in choice.efforts:
+        found = round(recall(chosen.open(vectors, space=space, path=path, parameters=parameters), asked), 4)
+        if found >= choice.enough:
+            return {**parameters, MEASURED: found}
+    raise _FindsTooLittle(found)
 
 
 def wanting(store: Store, limit: int = 16) -> list[int]:
-    """Columns that are large enough for an index and have none."""
+    """Columns that are large enough for an index, have none, and were not found to need exact search."""
     with store.catalog.reading() as session:
         return list(
             session.scalars(
@@ -50,6 +96,7 @@ def wanting(store: Store, limit: int = 16) -> list[int]:
                 .join(GalleryRow)
                 .where(
                     ColumnRow.index_file.is_(None),
+                    ColumnRow.index_parameters[REFUSED].as_string().is_(None),
                     SegmentRow.rows >= store.settings.exact_below,
                     GalleryRow.index["kind"].as_string() != EXACT,
                 )
@@ -60,7 +107,11 @@ def wanting(store: Store, limit: int = 16) -> list[int]:
 
 
 def index_column(store: Store, column_id: int) -> bool:
-    """Build and publish the index of one column; False if it is gone or has one already. Safe to repeat."""
+    """Build and publish the index of one column, or record that it has none. Safe to repeat.
+
+    Returns:
+        False if the column is gone, has an index already, or needs none.
+    """
     with store.catalog.reading() as session:
         column = session.get(ColumnRow, column_id)
         if column is None or column.index_file is not None:
@@ -69,9 +120,9 @@ def index_column(store: Store, column_id: int) -> bool:
         gallery = session.get_one(GalleryRow, segment.gallery_id)
         model = model_rows.as_model(session.get_one(ModelRow, column.model_id))
     vectors = open_column(store.files.path(column.file), rows=segment.rows, dimension=model.dimension)
-    built = build(store, gallery, vectors, model.space)
+    built, refused = decide(store, gallery, vectors, model.space)
     if built is None:
-        return False
+        return bool(refused) and _remember(store, column_id, refused)
     with store.catalog.transaction() as tx:
         gallery_rows.bump(tx.session, gallery.id)
         row = tx.session.get(ColumnRow, column_id)
@@ -80,3 +131,13 @@ def index_column(store: Store, column_id: int) -> bool:
             return True
         tx.after.append(lambda: store.files.remove([built.file.name]))
     return False
+
+
+def _remember(store: Store, column_id: int, refused: dict[str, float]) -> bool:
+    """Record that a column is searched exactly, and why. No search sees anything of it, so the version stays."""
+    with store.catalog.transaction() as tx:
+        row = tx.session.get(ColumnRow, column_id)
+        if row is None or row.index_file is not None:
+            return False
+        row.index_parameters = {MEASURED: 1.0, REFUSED: refused}
+        return True

@@ -13,6 +13,9 @@ from gallery.files import Written
 
 Origin = Literal["native", "derived"]
 
+# What stands with the parameters of an index: its recall; and, by backend, that of those which found too little.
+MEASURED, REFUSED = "recall_at_10", "refused"
+
 
 def add_segment(
     session: Session,
@@ -83,6 +86,21 @@ def set_index(column: ColumnRow, kind: str, parameters: dict[str, Any], written:
 def column_of(session: Session, segment_id: int, model_id: int) -> ColumnRow | None:
     """A segment's column of a model, published or not."""
     return session.scalar(select(ColumnRow).where(ColumnRow.segment_id == segment_id, ColumnRow.model_id == model_id))
+
+
+def indexes_of(session: Session, gallery_id: int) -> dict[str, list[Mapping[str, Any]]]:
+    """By model, the segments whose recall was measured, and how they are searched: by an index, or exactly after all."""
+    rows = session.execute(
+        select(ModelRow.name, ColumnRow.segment_id, SegmentRow.rows, ColumnRow.index_kind, ColumnRow.index_parameters)
+        .join_from(ColumnRow, SegmentRow)
+        .join(ModelRow, ModelRow.id == ColumnRow.model_id)
+        .where(SegmentRow.gallery_id == gallery_id, ColumnRow.index_parameters[MEASURED].as_float().is_not(None))
+        .order_by(ColumnRow.segment_id)
+    )
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for model, segment, count, kind, parameters in rows:
+        found.setdefault(model, []).append({"segment": segment, "rows": count, "kind": kind, **parameters})
+    return found
 
 
 def made_by(session: Session, segment_id: int) -> dict[str, str | None]:

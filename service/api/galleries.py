@@ -20,6 +20,7 @@ from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.segments import MEASURED
 from gallery.catalog.tables import GalleryRow
 from gallery.index.choose import EXACT, check
 from gallery.ingest import NewItems
@@ -99,7 +100,10 @@ class Column(BaseModel):
     native_items: int = Field(description="Live items that the model itself embedded.")
     derived_items: int = Field(description="Live items whose vector came out of a transformation.")
     bytes: int
-    index: dict[str, Any] = Field(description="`kind` of the index files, and their `bytes`.")
+    index: dict[str, Any] = Field(
+        description="`kind` of the index files, and their `bytes`; `segments` whose recall was measured, each with its "
+        "`kind`, parameters and `recall_at_10`; and as `recall_at_10` the smallest of theirs, null where there is none."
+    )
 
 
 class Gallery(BaseModel):
@@ -437,6 +441,7 @@ def _columns(view: SegmentView, row: int, made_by: Mapping[str, str | None], *, 
 
 def _gallery(session: Session, row: GalleryRow) -> Gallery:
     side_items, side_bytes = gallery_rows.side_information(session, row.id)
+    indexes = segment_rows.indexes_of(session, row.id)
     active = upgrade_rows.active_of(session, row.id)
     return Gallery(
         name=row.name,
@@ -446,18 +451,23 @@ def _gallery(session: Session, row: GalleryRow) -> Gallery:
         version=row.version,
         storage_dtype=row.storage_dtype,
         index=row.index,
-        columns=[_column(found) for found in gallery_rows.models_of(session, row.id)],
+        columns=[_column(found, indexes.get(found["model"], [])) for found in gallery_rows.models_of(session, row.id)],
         side_information=StoredSideInformation(items=side_items, bytes=side_bytes),
         active_upgrade=active.id if active is not None else None,
         created_at=row.created_at,
     )
 
 
-def _column(found: Mapping[str, Any]) -> Column:
+def _column(found: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> Column:
     return Column(
         model=found["model"],
         native_items=found["native_items"],
         derived_items=found["derived_items"],
         bytes=found["bytes"],
-        index={"kind": found["index_kind"] or EXACT, "bytes": found["index_bytes"]},
+        index={
+            "kind": found["index_kind"] or EXACT,
+            "bytes": found["index_bytes"],
+            MEASURED: min((each[MEASURED] for each in measured), default=None),
+            "segments": measured,
+        },
     )

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from tests.service.world import GALLERY, OLD, UNITS, World, opened
+from workers.settings import WorkerSettings
+from workers.tasks import Worker
 
 ITEMS = f"/galleries/{GALLERY}/items"
 
@@ -23,7 +25,7 @@ def test_a_gallery_says_what_it_holds(world: World) -> None:
             "native_items": 4,
             "derived_items": 0,
             "bytes": 4 * (128 + 4 * OLD),
-            "index": {"kind": "flat", "bytes": 0},
+            "index": {"kind": "flat", "bytes": 0, "recall_at_10": None, "segments": []},
         }
     ]
     assert document == {
@@ -38,6 +40,17 @@ def test_a_gallery_says_what_it_holds(world: World) -> None:
         "active_upgrade": None,
     }
     assert world.get("/galleries")["galleries"][0]["name"] == GALLERY
+
+
+def test_a_gallery_tells_the_recall_of_its_indexes(world: World) -> None:
+    world.store.settings.exact_below = 20
+    world.upsert(*({"id": f"more-{at}", "embedding": [at, 1, 0, 0]} for at in range(20)))
+    Worker(world.store, WorkerSettings()).work()
+    index = world.get(f"/galleries/{GALLERY}")["columns"][0]["index"]
+    assert (index["kind"], index["recall_at_10"]) == ("ivf", 1.0)
+    (segment,) = index["segments"]
+    assert (segment["rows"], segment["kind"], segment["recall_at_10"]) == (20, "ivf", 1.0)
+    assert segment["nprobe"] >= 1
 
 
 def test_native_and_derived_items_are_counted_while_an_upgrade_runs(world: World) -> None:

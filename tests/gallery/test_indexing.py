@@ -1,0 +1,81 @@
+"""A column gets the index that finds enough, or none and the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gallery.catalog import segments as segment_rows
+from gallery.catalog.galleries import gallery_row
+from gallery.catalog.segments import MEASURED, REFUSED
+from gallery.catalog.tables import ColumnRow
+from gallery.index import choose
+from gallery.indexing import index_column, wanting
+from tests.gallery.world import GALLERY, OLD, World
+
+
+def filled(world: World, rows: int = 300) -> int:
+    """Write one segment of whole numbers; the id of its column."""
+    vectors = np.random.default_rng(0).integers(-50, 50, (rows, OLD))
+    world.store.settings.exact_below = 100
+    world.upsert("old", [f"i{row}" for row in range(rows)], vectors)
+    (column,) = wanting(world.store)
+    return column
+
+
+def row(world: World, column: int) -> ColumnRow:
+    with world.store.catalog.reading() as session:
+        return session.get_one(ColumnRow, column)
+
+
+def told(world: World) -> list[Any]:
+    with world.store.catalog.reading() as session:
+        return segment_rows.indexes_of(session, gallery_row(session, GALLERY).id)["old"]
+
+
+def test_the_recall_of_an_index_is_recorded_beside_the_parameters_that_reach_it(each_world: World) -> None:
+    column = filled(each_world)
+    assert index_column(each_world.store, column)
+    made = row(each_world, column)
+    assert (made.index_kind, made.index_parameters["nprobe"]) == ("ivf", 8)
+    assert made.index_parameters[MEASURED] >= choose.RECALL
+    assert told(each_world) == [{"segment": made.segment_id, "rows": 300, "kind": "ivf", **made.index_parameters}]
+    assert not wanting(each_world.store)
+
+
+def test_where_nothing_finds_enough_the_column_is_searched_exactly_and_says_why(
+    each_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "RECALL", 1.01)  # more than there is
+    column, version = filled(each_world), each_world.version()
+    assert index_column(each_world.store, column)
+    made = row(each_world, column)
+    assert (made.index_kind, made.index_file, made.index_parameters[MEASURED]) == ("flat", None, 1.0)
+    assert set(made.index_parameters[REFUSED]) == set(choose.TRIED)
+    assert told(each_world)[0]["kind"] == "flat"
+    # It was decided, so no worker does it again, no search has to look, and nothing of the attempts is left.
+    assert not wanting(each_world.store)
+    assert each_world.version() == version
+    assert not [path for path in each_world.store.files.path("indexes").rglob("*") if path.is_file()]
+    assert each_world.search("old", [[1, 2, 3, 4]], k=3).rows.shape == (1, 3)
+
+
+def test_the_next_backend_is_tried_where_one_finds_too_little(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    column = filled(world, rows=2000)
+    monkeypatch.setattr(choose.backend("ivf"), "efforts", lambda rows: [{"nlist": 100, "nprobe": 1}], raising=False)
+    assert index_column(world.store, column)
+    made = row(world, column)
+    assert made.index_kind == "hnsw"
+    assert made.index_parameters[MEASURED] >= choose.RECALL
+
+
+def test_an_index_that_was_asked_for_by_name_is_measured_and_kept(world: World) -> None:
+    world.make("hasty", index={"kind": "ivf", "nlist": 100, "nprobe": 1})
+    world.store.settings.exact_below = 100
+    vectors = np.random.default_rng(0).standard_normal((2000, OLD))
+    world.upsert("old", [f"i{at}" for at in range(2000)], vectors, gallery="hasty")
+    (column,) = wanting(world.store)
+    assert index_column(world.store, column)
+    assert 0.1 < row(world, column).index_parameters[MEASURED] < choose.RECALL
