@@ -370,6 +370,10 @@ class Client:
         """Delete a gallery and all it holds; an upgrade of it is cancelled first."""
         self._request("DELETE", f"/galleries/{_quoted(name)}")
 
+    def compact_gallery(self, name: str) -> Json:
+        """Ask for a gallery's small segments to be merged, and its deleted rows to be left out; a worker does it."""
+        return self._call("POST", f"/admin/galleries/{_quoted(name)}/compact")
+
     def upsert(
         self,
         gallery: str,

@@ -122,8 +122,10 @@ def _tell(data: str, root: Path | None, out: Path, seed: int, quick: bool) -> St
     story = Story(trained.items, scale)
     _chapter(3, "The service and its worker, as processes of their own")
     items = len(trained.items.ids)
+    # Its segments stay as small as they are, because a step of its picture is a segment that is upgraded.
+    settings = {"MAX_K": max(1000, items), "COMPACT_SEGMENTS": 0}
     with (
-        LocalService(out / "data", out / "service.log", {"MAX_K": max(1000, items)}) as service,
+        LocalService(out / "data", out / "service.log", settings) as service,
         Client(service.url, timeout=PATIENCE) as client,
         _explained(service),
     ):

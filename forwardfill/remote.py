@@ -42,6 +42,14 @@ def show_gallery(name: str) -> None:
         console.print_json(data=client.gallery(name))
 
 
+@galleries.command("compact")
+def compact_gallery(name: str) -> None:
+    """Merge small segments and leave out deleted rows; a worker does it, also by itself."""
+    with _client() as client:
+        found = client.compact_gallery(name)
+    console.print(f"{name}: a worker will merge what is small among {found['segments']} segments")
+
+
 @upgrade.command("start")
 def start(
     gallery: str,

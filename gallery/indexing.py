@@ -97,6 +97,7 @@ def wanting(store: Store, limit: int = 16) -> list[int]:
                 .where(
                     ColumnRow.index_file.is_(None),
                     ColumnRow.index_parameters[REFUSED].as_string().is_(None),
+                    SegmentRow.retired_at.is_(None),
                     SegmentRow.rows >= store.settings.exact_below,
                     GalleryRow.index["kind"].as_string() != EXACT,
                 )

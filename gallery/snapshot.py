@@ -180,7 +180,8 @@ def _load(session: Session, files: Files, name: str, registry: Registry, old: Sn
     opened = {view.id: view for view in old.segments} if old else {}
     columns = _columns(session, files, registry, row.id, opened)
     deleted = dict(item_rows.deleted_since(session, row.id, old.version if old else -1))
-    segments = session.scalars(select(SegmentRow).where(SegmentRow.gallery_id == row.id).order_by(SegmentRow.id))
+    there = (SegmentRow.gallery_id == row.id, SegmentRow.retired_at.is_(None))
+    segments = session.scalars(select(SegmentRow).where(*there).order_by(SegmentRow.id))
     views = [
         _without(
             replace(opened[segment.id], columns=columns.get(segment.id, {}))
@@ -213,7 +214,7 @@ def _columns(
     rows = session.execute(
         select(ColumnRow, SegmentRow.rows)
         .join(SegmentRow)
-        .where(SegmentRow.gallery_id == gallery_id, ColumnRow.published)
+        .where(SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None), ColumnRow.published)
     )
     for row, count in rows:
         model, column = names[row.model_id], known.get(row.id)

@@ -21,6 +21,15 @@ class WorkerSettings(BaseSettings):
     device: str = Field(default="auto", description="Where transformations run: auto, cpu, cuda, cuda:1, ...")
     # A nudge is sent when there is work, so this bounds only what the loss of a message, or a throttle's end, costs.
     sweep_seconds: float = Field(default=0.5, gt=0, description="How often a worker looks for work by itself.")
+    # Each segment costs every search a little, and each merge writes rows again: of more, or fewer, one would be felt.
+    compact_segments: int = Field(
+        default=16, ge=0, description="Small segments that are merged into one; 0 means only where it is asked for."
+    )
+    compact_rows: int = Field(default=100_000, ge=1, description="Largest segment that a merge makes.")
+    # Searches take milliseconds and a process looks for newer versions several times a second.
+    retired_seconds: float = Field(
+        default=60.0, gt=0, description="How long merged segments are kept for searches that began before."
+    )
     orphan_seconds: float = Field(
         default=3600.0, gt=0, description="Files that no row names are removed once they are this old."
     )

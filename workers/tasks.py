@@ -16,7 +16,10 @@ from celery import Celery
 from ulid import ULID
 
 from gallery import errors
+from gallery.catalog.compactions import Looked
 from gallery.catalog.galleries import known_file
+from gallery.compact import merge
+from gallery.compact.plan import Rule
 from gallery.indexing import index_column, wanting
 from gallery.search.mapped import MappedColumns
 from gallery.search.run import Searcher
@@ -49,11 +52,19 @@ class Worker:
             store.settings.oversample,
             store.settings.min_candidates,
         )
+        self._rule = Rule(settings.compact_segments, settings.compact_rows)
+        #: galleries that had nothing to merge, as they were then
+        self._compact: set[Looked] = set()
         self._swept = time.monotonic()
 
     def has_work(self) -> bool:
         """Whether anything is due now."""
-        return bool(drive.due(self.store) or wanting(self.store, limit=1))
+        return bool(
+            drive.due(self.store)
+            or wanting(self.store, limit=1)
+            or any(self._wants_merge(look) for look in self._looked())
+            or merge.reclaimable(self.store, self.settings.retired_seconds)
+        )
 
     def work(self) -> None:
         """Do what is due until nothing is, or the process is told to stop: then the step under way is the last."""
@@ -63,8 +74,9 @@ class Worker:
                 if self.stopping.is_set():
                     return
                 moved |= self._advance(upgrade_id)
-            if not moved and not self._index_one():
+            if not moved and not self._index_one() and not self._compact_one():
                 break
+        merge.reclaim(self.store, self.settings.retired_seconds)
         self._sweep_files()
 
     def _advance(self, upgrade_id: str) -> bool:
@@ -82,6 +94,39 @@ class Worker:
             except (errors.GalleryError, FileNotFoundError) as error:
                 log.warning("index_failed", column=column_id, error=repr(error))
         return False
+
+    def _compact_one(self) -> bool:
+        """Merge one group of segments; whatever is more urgent is looked for before the next."""
+        for look in self._looked():
+            for segments in self._merges(look):
+                if self._merge(look, segments):
+                    return True
+            if look.asked_at is not None:
+                merge.answered(self.store, look)
+            self._compact.add(look)
+        return False
+
+    def _wants_merge(self, look: Looked) -> bool:
+        wants = look.asked_at is not None or bool(self._merges(look))
+        if not wants:
+            self._compact.add(look)
+        return wants
+
+    def _looked(self) -> list[Looked]:
+        """Galleries that changed since nothing was found to merge in them."""
+        found = merge.looked(self.store)
+        self._compact.intersection_update(found)
+        return [look for look in found if look not in self._compact]
+
+    def _merges(self, look: Looked) -> list[tuple[int, ...]]:
+        return merge.planned(self.store, look, self._rule)
+
+    def _merge(self, look: Looked, segments: tuple[int, ...]) -> bool:
+        try:
+            return merge.merge(self.store, look.gallery_id, segments)
+        except (errors.GalleryError, FileNotFoundError) as error:
+            log.warning("merge_failed", gallery=look.gallery_id, segments=segments, error=repr(error))
+            return False
 
     def _sweep_files(self) -> None:
         """Now and then, remove what crashes left behind."""

@@ -102,7 +102,7 @@ def models_of(session: Session, gallery_id: int) -> list[Mapping[str, Any]]:
         .join_from(ColumnRow, SegmentRow)
         .join(ModelRow, ModelRow.id == ColumnRow.model_id)
         .outerjoin(live, live.c.segment_id == SegmentRow.id)
-        .where(SegmentRow.gallery_id == gallery_id)
+        .where(SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None))
         .group_by(ModelRow.name)
         .order_by(ModelRow.name)
     )
@@ -116,13 +116,18 @@ def side_information(session: Session, gallery_id: int) -> tuple[int, int]:
     """Live items that have side-information, and the bytes that it takes."""
     with_side = select(SegmentRow.id).where(SegmentRow.gallery_id == gallery_id, SegmentRow.side_file.is_not(None))
     items = session.scalar(_live(gallery_id).where(ItemRow.segment_id.in_(with_side))) or 0
-    taken = session.scalar(select(func.sum(SegmentRow.side_bytes)).where(SegmentRow.gallery_id == gallery_id))
+    taken = session.scalar(
+        select(func.sum(SegmentRow.side_bytes)).where(
+            SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None)
+        )
+    )
     return items, int(taken or 0)
 
 
 def segments_of(session: Session, gallery_id: int) -> int:
-    """Number of segments."""
-    return session.scalar(select(func.count()).where(SegmentRow.gallery_id == gallery_id)) or 0
+    """Number of segments that searches look into."""
+    there = (SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None))
+    return session.scalar(select(func.count()).where(*there)) or 0
 
 
 def of_model(session: Session, model_id: int) -> list[str]:

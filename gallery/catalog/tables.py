@@ -136,13 +136,18 @@ class GalleryRow(Base):
     index: Mapped[dict[str, Any]]
     storage_dtype: Mapped[str] = mapped_column(String(8))
     version: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: when an operator asked for all small segments to be merged; null once that is done
+    compact_asked_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
 
     model: Mapped[ModelRow] = relationship(lazy="joined", innerjoin=True)
 
 
 class SegmentRow(Base):
-    """A fixed set of rows. Written once; its membership never changes, and nothing else of it but the count of its hits."""
+    """A fixed set of rows. Written once; its membership never changes.
+
+    What does change: the count of its hits, and that a larger segment takes its place.
+    """
 
     __tablename__ = "segments"
     __table_args__ = NEVER_AGAIN
@@ -160,6 +165,8 @@ class SegmentRow(Base):
     side_dimension: Mapped[int | None]
     #: what searches found in it, ever; API processes add to it, and the order of an upgrade may follow it
     hits: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: since when its live rows are in another segment (null: they are here); kept a while for searches that began before
+    retired_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 

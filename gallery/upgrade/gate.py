@@ -150,7 +150,11 @@ def _probe_answer(store: Store, row: UpgradeRow) -> float | None:
         found = session.execute(
             select(ColumnRow.file, SegmentRow)
             .join(SegmentRow)
-            .where(SegmentRow.gallery_id == row.gallery_id, ColumnRow.model_id == row.source_id)
+            .where(
+                SegmentRow.gallery_id == row.gallery_id,
+                SegmentRow.retired_at.is_(None),
+                ColumnRow.model_id == row.source_id,
+            )
             .order_by(SegmentRow.rows.desc())
             .limit(1)
         ).first()

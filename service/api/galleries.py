@@ -21,7 +21,8 @@ from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.segments import MEASURED
-from gallery.catalog.tables import GalleryRow
+from gallery.catalog.tables import GalleryRow, ItemRow
+from gallery.compact import merge
 from gallery.index.choose import EXACT, check
 from gallery.ingest import NewItems
 from gallery.snapshot import SegmentView
@@ -37,6 +38,7 @@ from service.paging import PageDep, fetch
 from service.process import Process, ProcessDep, RequestSlot, once_more
 
 router = APIRouter(tags=["galleries"])
+_LOOKS = 5  # for an item; merges of its segment cannot follow each other faster than that
 
 
 class GalleryBody(Body):
@@ -246,6 +248,19 @@ def delete_gallery(caller: MayAdmin, _: RequestSlot, gallery: str, process: Proc
     process.written()
 
 
+@router.post("/admin/galleries/{gallery}/compact", status_code=202, **documented(errors.GalleryNotFound))
+def compact_gallery(caller: MayAdmin, _: RequestSlot, gallery: str, process: ProcessDep) -> Gallery:
+    """Merge all small segments and leave out deleted rows, as a worker does by itself once enough have piled up.
+
+    The answer is the gallery as it stands; `segments` falls while a worker is at it. What an active upgrade has work for is
+    left alone until that is over.
+    """
+    merge.ask(process.store, gallery, actor=caller.name)
+    process.nudge()
+    with process.store.catalog.reading() as session:
+        return _gallery(session, gallery_rows.gallery_row(session, gallery))
+
+
 async def _new_items(
     request: Request,
     process: ProcessDep,
@@ -330,17 +345,27 @@ def get_item(
     include: Annotated[list[Literal["vectors"]], Query()] = [],  # noqa: B006 - FastAPI copies it
 ) -> StoredItem:
     """Read an item: its payload, and which model or transformation made each of its embeddings."""
-    with process.store.catalog.reading() as session:
-        row = gallery_rows.gallery_row(session, gallery)
-        found = item_rows.live_item(session, row.id, item)
-        made_by = segment_rows.made_by(session, found.segment_id)
-    snapshot = process.galleries.refresh().snapshot(gallery)
-    view = next((view for view in snapshot.segments if view.id == found.segment_id), None)
-    if view is None:
-        raise errors.ItemNotFound(f"the gallery has no item {item!r}")
+    view, found, made_by = _stored(process, gallery, item)
     columns = _columns(view, found.row, made_by, vectors="vectors" in include)
     side = view.side[found.row].tolist() if "vectors" in include and view.side is not None else None
     return StoredItem(id=item, payload=found.payload, columns=columns, side_information=side)
+
+
+def _stored(process: Process, gallery: str, item: str) -> tuple[SegmentView, ItemRow, dict[str, str | None]]:
+    """Where an item is, in the catalog and in the newest snapshot; and what made its columns.
+
+    Between the two reads the item's segment may have become part of a larger one; then both are read again.
+    """
+    for _ in range(_LOOKS):
+        with process.store.catalog.reading() as session:
+            row = gallery_rows.gallery_row(session, gallery)
+            found = item_rows.live_item(session, row.id, item)
+            made_by = segment_rows.made_by(session, found.segment_id)
+        snapshot = process.galleries.refresh().snapshot(gallery)
+        view = next((view for view in snapshot.segments if view.id == found.segment_id), None)
+        if view is not None:
+            return view, found, made_by
+    raise errors.ItemNotFound(f"the gallery has no item {item!r}")
 
 
 @router.put(

@@ -23,6 +23,7 @@ from gallery import errors
 from gallery.catalog import items as item_rows
 from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeRow, UpgradeSegmentRow
 from gallery.columns import verify
+from gallery.compact.merge import reclaim
 from gallery.indexing import index_column
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
@@ -59,6 +60,12 @@ def _some_side(world: World) -> None:
     )
 
 
+def _compact(world: World) -> None:
+    """Two segments become one, and their files go at once."""
+    world.compact()
+    reclaim(world.store, -1)
+
+
 def _work(world: World) -> None:
     world.run(_upgrade(world), "mortal")
 
@@ -88,6 +95,8 @@ CASES = {
     "rollback": Case(lambda world: lifecycle.rollback(world.store, _upgrade(world)), steps=50),
     "finalize": Case(lambda world: lifecycle.finalize(world.store, _upgrade(world)), steps=50),
     "delete_gallery": Case(lambda world: lifecycle.delete_gallery(world.store, "photos")),
+    "compaction": Case(_compact),
+    "compaction_after_an_upgrade": Case(_compact, steps=50),
     "index": Case(lambda world: index_column(world.store, 1)),
 }
 
@@ -179,7 +188,8 @@ def _picture(world: World) -> Any:
             state for state in states if state in (State.CANCELLED, State.ROLLED_BACK, State.FINALIZED, State.COMPLETED)
         ]
         first = session.get(ColumnRow, 1)
-    return seen, final, first is not None and first.index_file is not None
+    snapshot = world.galleries.current.snapshot("photos")
+    return seen, final, first is not None and first.index_file is not None, len(snapshot.segments)
 
 
 def _answer(world: World, model: str, others: tuple[str, ...]) -> Iterator[Any]:

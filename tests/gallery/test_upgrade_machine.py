@@ -29,6 +29,7 @@ from gallery import errors
 from gallery.catalog import items as item_rows
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow, UpgradeSegmentRow
 from gallery.catalog.upgrades import Lease
+from gallery.compact.merge import reclaim
 from gallery.files import digest
 from gallery.indexing import index_column, wanting
 from gallery.search.request import Answer
@@ -174,6 +175,19 @@ class UpgradeMachine(RuleBasedStateMachine):
         """A worker builds an index that is wanting."""
         for column in wanting(self.world.store, limit=1):
             assert index_column(self.world.store, column)
+
+    @rule(segments=st.integers(2, 3), everything=st.booleans())
+    def compact(self, segments: int, everything: bool) -> None:
+        """A worker merges segments; nothing else changes."""
+        before = self._segments_there()
+        self.world.compact(segments=segments, rows=6, everything=everything)
+        self._compacted(before)
+
+    @rule()
+    def reclaim(self) -> None:
+        """A worker removes what merges left behind; the other process may still search it."""
+        reclaim(self.world.store, -1)
+        self._compacted(self._segments_there())
 
     # the operator
 
@@ -356,6 +370,15 @@ class UpgradeMachine(RuleBasedStateMachine):
             self._asked(verb)
         self._worked()
 
+    @rule(at=NOW, unwinds=st.booleans())
+    def crash_in_a_compaction(self, at: int, unwinds: bool) -> None:
+        """A worker dies while it merges or reclaims."""
+        before = self._segments_there()
+        with self._dying(at % 20, unwinds) as (_, world):
+            world.compact(rows=6)
+            reclaim(world.store, -1)
+        self._compacted(before)
+
     # the other API process
 
     @rule()
@@ -502,6 +525,37 @@ class UpgradeMachine(RuleBasedStateMachine):
                 self._show(at)
         if state is State.COMPLETED:
             self.model = "new"
+
+    def _segments_there(self) -> set[int]:
+        with self.world.store.catalog.reading() as session:
+            return set(session.scalars(select(SegmentRow.id).where(SegmentRow.retired_at.is_(None))))
+
+    def _compacted(self, before: set[int]) -> None:
+        """Items are in new segments, which are like those that they were in; an active upgrade's are as they were."""
+        after = self._segments_there()
+        with self.world.store.catalog.reading() as session:
+            live = select(ItemRow.item_id, ItemRow.segment_id).where(ItemRow.deleted_version.is_(None))
+            places = dict(session.execute(live).all())
+            done = select(UpgradeSegmentRow.segment_id).where(
+                UpgradeSegmentRow.upgrade_id == self.upgrade, UpgradeSegmentRow.state == "done"
+            )
+            kept = select(ColumnRow.file).join(SegmentRow).where(SegmentRow.retired_at.is_(None))
+            named, self_done = set(session.scalars(kept)), set(session.scalars(done))
+        if self.upgrade is not None and self._state() in ACTIVE:
+            assert self.done == self_done
+            assert not self.done & (before - after)
+        self.done = self_done
+        for item, row in self.items.items():
+            old, new = row.segment, places[item]
+            if old != new:
+                assert old in before - after
+                assert new in after - before
+                assert self.segments.setdefault(new, self.segments[old]) == self.segments[old]
+                row.segment = new
+                _been.add("compacted")
+        for segment_id in after - before:  # its items may have been deleted since
+            assert segment_id in self.segments
+        self.before = {file: sha256 for file, sha256 in self.before.items() if file in named}
 
     def _show(self, at: Segment) -> None:
         if at.waits:
@@ -683,10 +737,14 @@ def test_a_tour_sees_every_state_and_every_route() -> None:
             partial(tour.overtake, late_first=True),
             partial(tour.overtake, late_first=False),
             partial(tour.delete, ["a", "b"]),
+            partial(tour.compact, 2, everything=True),
             tour.finish_the_upgrade,
+            partial(tour.compact, 2, everything=True),
             partial(tour.ask, Verb.CUTOVER, accept=False),
             partial(tour.ask, Verb.ROLLBACK, accept=cutover == "manual"),
             partial(tour.upsert, "old", ["d", "e"], 9, "n"),
+            partial(tour.compact, 2, everything=True),
+            tour.reclaim,
             partial(tour.ask, Verb.FINALIZE, accept=False),
             partial(tour.start, "progressive", "fail"),
             tour.finish_the_upgrade,
@@ -705,5 +763,5 @@ def test_a_tour_sees_every_state_and_every_route() -> None:
             tour.files_are_those_that_the_catalog_names()
             tour.what_was_there_before_the_upgrade_has_its_bytes()
     states = {state.value for state in State} - {State.VALIDATING, State.CANCELLING, State.ROLLING_BACK}
-    seen = states | {"direct", "forward", "backward", "no_route", "model_retired", "lease_lost"}
+    seen = states | {"direct", "forward", "backward", "no_route", "model_retired", "lease_lost", "compacted"}
     assert seen <= _been, seen - _been

@@ -23,6 +23,8 @@ from gallery.catalog.schema import migrate
 from gallery.catalog.tables import ArtifactRow, GalleryRow
 from gallery.catalog.transaction import Catalog
 from gallery.catalog.upgrades import upgrade_row
+from gallery.compact import merge
+from gallery.compact.plan import Rule
 from gallery.files import Files, digest
 from gallery.search.mapped import MappedColumns
 from gallery.search.request import Answer, Hit, SearchRequest
@@ -224,6 +226,15 @@ class World:
         while self.step(upgrade, owner):
             pass
         return self.state(upgrade)
+
+    def compact(self, *, segments: int = 2, rows: int = 1000, everything: bool = True) -> list[tuple[int, ...]]:
+        """Merge what there is to merge, as a worker does; returns the merges."""
+        done: list[tuple[int, ...]] = []
+        for look in merge.looked(self.store):
+            while planned := merge.planned(self.store, look, Rule(segments, rows, everything)):
+                assert merge.merge(self.store, look.gallery_id, planned[0]), "nothing else happens meanwhile"
+                done.append(planned[0])
+        return done
 
     def state(self, upgrade: str) -> State:
         """The state of an upgrade."""

@@ -47,6 +47,7 @@ CALLS = [
     ("POST", "/transformations/old-to-new/evaluate", {}, "admin"),
     ("POST", "/galleries", {}, "admin"),
     ("DELETE", "/galleries/nowhere", None, "admin"),
+    ("POST", "/admin/galleries/nowhere/compact", None, "admin"),
     ("POST", "/admin/upgrades", {}, "admin"),
     ("GET", "/admin/upgrades", None, "admin"),
     ("GET", "/admin/upgrades/none", None, "admin"),

@@ -183,3 +183,21 @@ def test_probes_are_kept_and_measure_the_upgrade(world: World) -> None:
     wrong = {"probes": [probes[0], {"vectors": {"old": [1.0]}}]}
     problem = world.refused(world.client.put(f"/galleries/{GALLERY}/probes", json=wrong), 422, "dimension_mismatch")
     assert problem["errors"][0]["pointer"] == "/probes/1/vectors/old"
+
+
+def test_small_segments_are_merged_when_someone_asks(world: World) -> None:
+    for at in range(3):
+        world.upsert({"id": f"small-{at}", "embedding": [0, 0, 1, at]})
+    before = world.get(f"/galleries/{GALLERY}")
+    found = world.old_search(2)
+    assert before["segments"] >= 3
+    assert world.post(f"/admin/galleries/{GALLERY}/compact", status=202)["items"] == before["items"]
+    Worker(world.store, WorkerSettings()).work()
+    after = world.get(f"/galleries/{GALLERY}")
+    assert after["segments"] < before["segments"]
+    assert after["items"] == before["items"] == after["columns"][0]["native_items"]
+    assert after["columns"][0]["bytes"] < before["columns"][0]["bytes"]  # a file has a header
+    item = world.get(f"/galleries/{GALLERY}/items/small-1", params={"include": "vectors"})
+    assert item["columns"][0]["vector"] == [0, 0, 1, 1]
+    assert world.old_search(2)["hits"] == found["hits"]
+    world.refused(world.client.post("/admin/galleries/nowhere/compact"), 404, "gallery_not_found")

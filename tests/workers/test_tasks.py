@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gallery.compact import merge
 from gallery.upgrade.states import State
 from tests.gallery.world import WITH_SIDE, World
 from workers.settings import WorkerSettings
@@ -97,3 +98,65 @@ def test_it_reclaims_what_a_crash_left_behind_and_nothing_else(world: World, wor
     assert not orphan.exists()
     assert young.exists()
     assert all(path.exists() for path in known)
+
+
+def small(world: World, requests: int) -> None:
+    random = np.random.default_rng(1)
+    for at in range(requests):
+        world.upsert("old", [f"s{at}"], random.random((1, 4)), side=random.random((1, 2)))
+
+
+def rows(world: World) -> list[int]:
+    (snapshot,) = world.galleries.refresh().galleries.values()
+    return [segment.rows for segment in snapshot.segments]
+
+
+def test_it_merges_small_segments_once_enough_have_piled_up(world: World, worker: Worker) -> None:
+    worker._rule = worker._rule._replace(segments=3)
+    small(world, 2)
+    assert not worker.has_work()
+    small_before = rows(world)
+    worker.work()
+    assert rows(world) == small_before == [1, 1]
+    world.upsert("old", ["s2"], [[1, 2, 3, 4]], side=[[1, 2]])
+    assert worker.has_work()
+    worker.work()
+    assert rows(world) == [3]
+    assert not worker.has_work()
+
+
+def test_it_merges_what_it_was_asked_to_and_says_so(world: World, worker: Worker) -> None:
+    small(world, 2)
+    assert not worker.has_work()
+    merge.ask(world.store, "photos")
+    assert worker.has_work()
+    worker.work()
+    assert rows(world) == [2]
+    assert [look.asked_at for look in merge.looked(world.store)] == [None]
+    assert not worker.has_work()
+
+
+def test_it_keeps_merged_segments_for_a_while_and_then_removes_them(world: World, worker: Worker) -> None:
+    small(world, 2)
+    merge.ask(world.store, "photos")
+    worker.work()
+    columns = world.store.files.root / "columns"
+    assert len(list(columns.rglob("*.npy"))) == 9
+    worker.settings = worker.settings.model_copy(update={"retired_seconds": 1e-9})
+    assert worker.has_work()
+    worker.work()
+    assert len(list(columns.rglob("*.npy"))) == 3
+    assert not worker.has_work()
+
+
+def test_a_damaged_segment_is_not_merged_and_does_not_stop_the_rest(world: World, worker: Worker) -> None:
+    small(world, 2)
+    (snapshot,) = world.galleries.refresh().galleries.values()
+    path = next((world.store.files.root / "columns").rglob("*.npy"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    merge.ask(world.store, "photos")
+    worker.work()
+    assert len(rows(world)) == len(snapshot.segments) == 2
+    assert not worker.has_work()

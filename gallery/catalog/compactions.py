@@ -1,0 +1,233 @@
+"""Rows of a compaction: what may be merged, and the items that move to the segment that takes over.
+
+An item moves by the means of an upsert: its old row is marked as deleted, and a new row is live. So a snapshot that still
+has the old segments finds its payloads and its filters' rows as before, until the retired rows are reclaimed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import numpy as np
+from sqlalchemy import case, delete, func, insert, literal, null, select, update
+from sqlalchemy.orm import Session
+
+from gallery.arrays import Rows
+from gallery.catalog.tables import (
+    ColumnRow,
+    GalleryRow,
+    ItemRow,
+    SegmentRow,
+    UpgradeRow,
+    UpgradeSegmentRow,
+    now,
+)
+
+#: of several segments' work for one upgrade that is over, which state the merged segment's work is said to have
+_TELLING = ("failed", "pending", "leased", "skipped", "done")
+
+
+class ColumnKind(NamedTuple):
+    """What columns must have in common to become one: nothing of where a vector came from is lost."""
+
+    model_id: int
+    origin: str
+    transformation_id: int | None
+    upgrade_id: str | None
+    published: bool
+    dtype: str
+
+
+class Kind(NamedTuple):
+    """What segments must have in common to become one."""
+
+    side_dimension: int | None
+    #: by model
+    columns: tuple[ColumnKind, ...]
+
+
+class Facts(NamedTuple):
+    """What of a segment must not change while it is merged."""
+
+    segment_id: int
+    rows: int
+    kind: Kind
+    #: an active upgrade has work for it, or made a column of it
+    held: bool
+
+
+class Looked(NamedTuple):
+    """A gallery that may want compacting."""
+
+    gallery_id: int
+    version: int
+    asked_at: datetime | None
+
+
+def galleries(session: Session) -> list[Looked]:
+    """Every gallery, at the version that it has now."""
+    rows = session.execute(
+        select(GalleryRow.id, GalleryRow.version, GalleryRow.compact_asked_at).order_by(GalleryRow.id)
+    )
+    return [Looked(*row) for row in rows]
+
+
+def facts(session: Session, gallery_id: int) -> dict[int, Facts]:
+    """What there is to know of a gallery's segments before some of them are merged, by id; but for their deletions."""
+    there = (SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None))
+    columns: dict[int, list[ColumnKind]] = defaultdict(list)
+    for row in session.scalars(
+        select(ColumnRow).join(SegmentRow).where(*there).order_by(ColumnRow.segment_id, ColumnRow.model_id)
+    ):
+        kind = ColumnKind(row.model_id, row.origin, row.transformation_id, row.upgrade_id, row.published, row.dtype)
+        columns[row.segment_id].append(kind)
+    held = _held(session, gallery_id)
+    return {
+        row.id: Facts(
+            row.id,
+            row.rows,
+            Kind(row.side_dimension, tuple(columns[row.id])),
+            row.id in held or any(kind.upgrade_id in held for kind in columns[row.id]),
+        )
+        for row in session.scalars(select(SegmentRow).where(*there).order_by(SegmentRow.id))
+    }
+
+
+def dead(session: Session, gallery_id: int) -> dict[int, int]:
+    """How many rows of each segment are deleted; those without a deleted row are left out."""
+    rows = session.execute(
+        select(ItemRow.segment_id, func.count())
+        .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_not(None))
+        .group_by(ItemRow.segment_id)
+    )
+    return dict(rows.all())
+
+
+def segments(session: Session, ids: Collection[int]) -> list[SegmentRow]:
+    """These segments, in the order of their ids."""
+    return list(session.scalars(select(SegmentRow).where(SegmentRow.id.in_(ids)).order_by(SegmentRow.id)))
+
+
+def columns(session: Session, ids: Collection[int]) -> dict[int, list[ColumnRow]]:
+    """The columns of these segments by model, in the order of the segments' ids."""
+    found: dict[int, list[ColumnRow]] = defaultdict(list)
+    rows = session.scalars(select(ColumnRow).where(ColumnRow.segment_id.in_(ids)).order_by(ColumnRow.segment_id))
+    for column in rows:
+        found[column.model_id].append(column)
+    return dict(found)
+
+
+def live_rows(session: Session, segment: SegmentRow) -> Rows:
+    """The rows of a segment that are live, ascending."""
+    dead = session.scalars(
+        select(ItemRow.row).where(ItemRow.segment_id == segment.id, ItemRow.deleted_version.is_not(None))
+    ).all()
+    return np.setdiff1d(np.arange(segment.rows, dtype=np.int64), np.array(dead, dtype=np.int64))
+
+
+def move_items(session: Session, old: Collection[int], new: int, *, read_at: int, version: int) -> int:
+    """Give the items that were live at version `read_at` their rows in the new segment; returns how many those are.
+
+    The caller holds the gallery's row at `version`, which no other mark has. Rows come in the order of the old segments'
+    ids and their rows. What was deleted since `read_at` has a row in the new segment's files, so it gets one here too, with
+    its mark: deleted before anyone saw the segment.
+    """
+    mark_moved(session, old, version)
+    row = func.row_number().over(order_by=(ItemRow.segment_id, ItemRow.row)) - 1
+    was_live = case((ItemRow.deleted_version == version, null()), else_=literal(version))
+    moved = select(literal(new), row, ItemRow.gallery_id, ItemRow.item_id, ItemRow.payload, was_live).where(
+        ItemRow.segment_id.in_(old), ItemRow.deleted_version > read_at
+    )
+    names = ["segment_id", "row", "gallery_id", "item_id", "payload", "deleted_version"]
+    session.execute(insert(ItemRow).from_select(names, moved))
+    return session.scalar(select(func.count()).where(ItemRow.segment_id == new)) or 0
+
+
+def mark_moved(session: Session, old: Collection[int], version: int) -> None:
+    """Mark what is live in these segments as deleted since `version`."""
+    session.execute(
+        update(ItemRow)
+        .where(ItemRow.segment_id.in_(old), ItemRow.deleted_version.is_(None))
+        .values(deleted_version=version)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def carry_work(session: Session, old: Collection[int], new: int) -> None:
+    """Let upgrades that are over say of the new segment what they did to the old ones: progress is counted from rows."""
+    done: dict[str, list[UpgradeSegmentRow]] = defaultdict(list)
+    for row in session.scalars(select(UpgradeSegmentRow).where(UpgradeSegmentRow.segment_id.in_(old))):
+        done[row.upgrade_id].append(row)
+    for upgrade, rows in done.items():
+        telling = min(rows, key=lambda row: _TELLING.index(row.state))
+        session.add(
+            UpgradeSegmentRow(
+                upgrade_id=upgrade,
+                segment_id=new,
+                position=min(row.position for row in rows),
+                rows=sum(row.rows for row in rows),
+                state="pending" if telling.state == "leased" else telling.state,
+                fence=max(row.fence for row in rows),
+                attempts=max(row.attempts for row in rows),
+                error=telling.error,
+                done_at=max((row.done_at for row in rows if row.done_at is not None), default=None),
+            )
+        )
+        for row in rows:
+            session.delete(row)
+    session.flush()
+
+
+def retire(session: Session, ids: Collection[int]) -> None:
+    """Searches that begin now do not see these segments any more."""
+    session.execute(
+        update(SegmentRow)
+        .where(SegmentRow.id.in_(ids))
+        .values(retired_at=now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def retired_before(session: Session, moment: datetime) -> Mapping[int, Sequence[int]]:
+    """Segments that were retired before a moment, by gallery."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for gallery, segment in session.execute(
+        select(SegmentRow.gallery_id, SegmentRow.id).where(SegmentRow.retired_at < moment)
+    ):
+        found[gallery].append(segment)
+    return found
+
+
+def remove(session: Session, gallery_id: int, ids: Sequence[int]) -> list[str]:
+    """Delete the rows of retired segments; returns the names of their files.
+
+    The gallery's row is locked first, as every writer does, or a deletion of the gallery and this would wait for each other.
+    """
+    session.execute(select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update())
+    names = [name for row in segments(session, ids) for name in (row.ids_file, row.side_file) if name]
+    for of_model in columns(session, ids).values():
+        names += [name for column in of_model for name in (column.file, column.index_file) if name]
+    for table in (UpgradeSegmentRow, ItemRow, ColumnRow):
+        session.execute(delete(table).where(table.segment_id.in_(ids)))
+    session.execute(delete(SegmentRow).where(SegmentRow.id.in_(ids)))
+    return names
+
+
+def answered(session: Session, looked: Looked) -> None:
+    """What was asked for is done; unless it was asked for again meanwhile."""
+    session.execute(
+        update(GalleryRow)
+        .where(GalleryRow.id == looked.gallery_id, GalleryRow.compact_asked_at == looked.asked_at)
+        .values(compact_asked_at=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _held(session: Session, gallery_id: int) -> set[int | str | None]:
+    """The ids of active upgrades, and of the segments that they have work for."""
+    active = set(session.scalars(select(UpgradeRow.id).where(UpgradeRow.gallery_id == gallery_id, UpgradeRow.active)))
+    work = session.scalars(select(UpgradeSegmentRow.segment_id).where(UpgradeSegmentRow.upgrade_id.in_(active)))
+    return {*active, *work}

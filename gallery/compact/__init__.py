@@ -1,0 +1,1 @@
+"""Many small segments become one large one, while everything else goes on."""

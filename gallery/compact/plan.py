@@ -1,0 +1,95 @@
+"""Which segments are merged into one. Pure.
+
+Merging everything that is small whenever something new came would write each row as often as there are requests. So
+segments are merged with others of about their size, as log-structured stores do: a row is written again once per size,
+and of each size only a few segments wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+DUST_ROWS = 1024  # to write these again costs no more than to make a file
+_WORN_ROWS = 1024  # deleted rows that are worth writing a segment again for
+
+
+class Piece(NamedTuple):
+    """A segment, as far as merging goes."""
+
+    segment_id: int
+    rows: int
+    live: int
+    #: what segments must have in common to be merged: whose columns, where from, and which side-information
+    kind: Hashable
+    #: an active upgrade needs it as it is
+    held: bool = False
+
+
+class Rule(NamedTuple):
+    """When to merge, and how far."""
+
+    #: so many of about one size are merged
+    segments: int
+    #: no merged segment has more rows
+    rows: int
+    #: merge whatever is small, and leave out every deleted row: someone asked for it
+    everything: bool = False
+
+
+def merges(pieces: Iterable[Piece], rule: Rule) -> list[tuple[int, ...]]:
+    """The segments that are to become one, group by group, each in the order of their ids.
+
+    No segment is in two groups. Applied again and again, this comes to an end: each merge leaves fewer segments, or fewer
+    deleted rows. Segments without a live row form one group whatever they hold, since nothing of it is kept.
+    """
+    free = sorted(piece for piece in pieces if not piece.held)
+    empty = tuple(piece.segment_id for piece in free if piece.live == 0)
+    found = [empty] if empty else []
+    for group in _alike([piece for piece in free if 0 < piece.live <= rule.rows // 2], rule):
+        found += [_ids(run) for run in _runs(group, rule.rows) if _pays(run, rule)]
+    taken = {segment for merge in found for segment in merge}
+    found += [(p.segment_id,) for p in free if p.segment_id not in taken and _worn(p, rule)]
+    return found
+
+
+def _alike(pieces: Sequence[Piece], rule: Rule) -> Iterator[list[Piece]]:
+    """Those of one kind and, unless everything is to be merged, of about one size."""
+    groups: dict[tuple[Hashable, int], list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        groups[piece.kind, 0 if rule.everything else _size(piece.live, rule.segments)].append(piece)
+    yield from groups.values()
+
+
+def _size(live: int, factor: int) -> int:
+    """0 for dust, then one more for each time that it is `factor` times larger."""
+    return 0 if live < DUST_ROWS else 1 + int(math.log(live / DUST_ROWS, max(2, factor)))
+
+
+def _runs(pieces: Sequence[Piece], rows: int) -> Iterator[list[Piece]]:
+    """Neighbours that together have at most so many live rows."""
+    run: list[Piece] = []
+    for piece in pieces:
+        if sum(p.live for p in run) + piece.live > rows:
+            yield run
+            run = []
+        run.append(piece)
+    yield run
+
+
+def _pays(run: Sequence[Piece], rule: Rule) -> bool:
+    """Two make a merge if someone asked, or if they fill a segment; else enough must have piled up."""
+    full = sum(piece.live for piece in run) > rule.rows // 2
+    return len(run) >= (2 if rule.everything or full else max(2, rule.segments))
+
+
+def _worn(piece: Piece, rule: Rule) -> bool:
+    """Whether a segment is written again only to be rid of its deleted rows."""
+    dead = piece.rows - piece.live
+    return dead > 0 if rule.everything else dead >= max(_WORN_ROWS, piece.live)
+
+
+def _ids(run: Sequence[Piece]) -> tuple[int, ...]:
+    return tuple(piece.segment_id for piece in run)
