@@ -144,6 +144,11 @@ def mean_row(vectors: Tensor, *, normalize: bool) -> Tensor:
     return total / len(vectors)
 
 
+def spread(vectors: Tensor, mean: Tensor, *, normalize: bool) -> float:
+    """Return the sum over rows (n, d) of their squared distance from a mean (d,) float64."""
+    return sum(float((_doubles(part, normalize) - mean).square().sum()) for part in torch.split(vectors, CHUNK))
+
+
 def cross_moment(first: Tensor, second: Tensor, means: tuple[Tensor, Tensor], *, normalize: bool) -> Tensor:
     """Return the sum over rows i of (first_i - mean)(second_i - mean)^T.
 

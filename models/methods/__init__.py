@@ -7,6 +7,7 @@ from models.methods.bt2 import Bt2
 from models.methods.fastfill import FastFill
 from models.methods.fct import Fct
 from models.methods.l2 import L2
+from models.methods.lambda_orthogonality import LambdaOrthogonality
 from models.methods.low_rank import LowRank
 from models.methods.mixbct import MixBct
 from models.methods.oca import Oca
@@ -27,4 +28,5 @@ METHODS: dict[str, type[Method]] = {
     LowRank.name: LowRank,
     ResidualMlp.name: ResidualMlp,
     L2.name: L2,
+    LambdaOrthogonality.name: LambdaOrthogonality,
 }

@@ -1,0 +1,186 @@
+"""Lambda-orthogonality (Ricci, Biondi, Pernici, Patras, Del Bimbo; NeurIPS 2025; methods.md, section 4.5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from pytorch_metric_learning.losses import SupConLoss
+from pytorch_metric_learning.reducers import MeanReducer
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
+
+from models.method import Batch, Method, Setting, Transformations, needed
+from models.methods.procrustes import nearest_isometry
+from models.pairs import check_pairs, cross_moment, linear_maps, mean_row, pair_plan, spread, unit
+from models.plan import Plan
+from models.transformations import LayerSpec, Mlp, Transformation, build, optional_tensors
+
+SMALLEST = 1e-2  # of B's singular values, in the largest: what B has all but erased its inverse does not bring back
+
+
+class LambdaOrthogonality(Method):
+    """Learns B: new -> old, (nearly) orthogonal so that it keeps what the new model knows, and F: old -> B(new) towards it.
+
+    L = w_B |B(n) - o|^2 + w_F |F(o) - B(n)|^2 + w_C (supcon(F(o), B(n)) + supcon(F(o), o)) + L_lambda. Without labels each
+    pair is a class of its own. Squares are divided by the old space's variance, so that the weights mean the same whether
+    vectors are long or short. Under cosine each row is made a unit vector first.
+
+    B strict is exp(A) with A skew-symmetric: a rotation, no bias. B relaxed is affine, W v + b, and then
+    L_lambda = sigmoid(alpha (x - lambda)) x with x = |W W^T - I|_F. Where widths differ the authors truncate the longer
+    vector; here W is rectangular, rows or columns of a square of the larger width, so that what is cut off is learned too.
+
+    B starts as the Procrustes solution and F as the identity: from a random start a few hundred pairs do not get there, and
+    exp(A) never turns a reflection into a rotation.
+
+    The authors keep F(o) in the gallery and search it with B(n). A forward map must land in the new model's own space, so
+    here F is followed by the inverse of B, folded into its last layer and skip: m + W^+ (F(o) - B(m)), m the mean new
+    vector. Where B is strict and the widths are equal that gives the authors' scores exactly; where B is relaxed, as far as
+    W is orthogonal. With d_new < d_old the part of F(o) outside of B's image is lost. With d_new > d_old the part of n that
+    B cannot see is filled with the mean's.
+    """
+
+    name: ClassVar[str] = "lambda_orthogonality"
+
+    #: mean square distance of old vectors from their mean
+    variance: Tensor
+    #: (d_new,)
+    new_mean: Tensor
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        strict: bool = False,
+        threshold: float | None = None,
+        sharpness: float = 1.0,
+        backward_weight: float = 1.0,
+        forward_weight: float = 1.0,
+        contrastive_weight: float = 0.3,
+        temperature: float = 0.1,
+        hidden: int = 256,
+    ) -> None:
+        """Make fresh maps; `prepare` gives them their start.
+
+        Args:
+            setting: the two widths, and the metric.
+            strict: B is a rotation; otherwise affine.
+            threshold: lambda, how far from orthogonal W may be. None: a tenth of the square root of the smaller width. The
+                authors' 12, best on CUB, bounds nothing in a narrow space: at 128 dimensions W = 0 is only 11.3 away.
+            sharpness: alpha; the authors' is not known, nor are their weights and temperature.
+            backward_weight, forward_weight, contrastive_weight: w_B, w_F, w_C.
+            temperature: of the contrastive terms.
+            hidden: width of F, which is o + W2 GELU(W1 o + b1) + b2.
+        """
+        super().__init__(setting)
+        old, new = setting.old_dimension, setting.new_dimension
+        self.cosine = setting.metric == "cosine"
+        self.strict = strict
+        self.threshold = 0.1 * math.sqrt(min(old, new)) if threshold is None else threshold
+        self.sharpness = sharpness
+        self.weights = {"backward": backward_weight, "forward": forward_weight, "contrastive": contrastive_weight}
+        self.to_old = nn.Linear(new, old, bias=not strict)
+        nn.init.orthogonal_(self.to_old.weight)
+        if strict:
+            orthogonal(self.to_old, orthogonal_map="matrix_exp")
+        layers = (LayerSpec(width=hidden, activation="gelu"), LayerSpec(width=old))
+        self.shape = Mlp(source_dimension=old, target_dimension=old, layers=layers, residual=True)
+        self.towards = build(self.shape, optional=("layers.0.bias", "layers.1.bias"))
+        self.contrast = SupConLoss(temperature=temperature, reducer=MeanReducer())
+        self.register_buffer("variance", torch.ones(()))
+        self.register_buffer("new_mean", torch.zeros(new))
+
+    def prepare(self, rows: Batch) -> None:
+        """Measure the two spaces, and start B as the Procrustes solution and F as the identity."""
+        check_pairs(rows, self.setting)
+        old, new = needed(rows.old, "old"), needed(rows.new, "new")
+        old_mean, new_mean = (mean_row(each, normalize=self.cosine) for each in (old, new))
+        self.variance.fill_(spread(old, old_mean, normalize=self.cosine) / len(old))
+        self.new_mean.copy_(new_mean)
+        # A rotation has no bias that could bring the means together: it must align them as it aligns the rest.
+        centres = (0 * new_mean, 0 * old_mean) if self.strict else (new_mean, old_mean)
+        turn = nearest_isometry(cross_moment(new, old, centres, normalize=self.cosine)).T
+        self._start(turn.float(), (old_mean - turn @ new_mean).float())
+
+    @torch.no_grad()
+    def _start(self, weight: Tensor, bias: Tensor) -> None:
+        if self.strict:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # torch draws what completes a rectangle to a square
+                self.to_old.weight = weight
+        else:
+            self.to_old.weight.copy_(weight)
+            self.to_old.bias.copy_(bias)
+        for name, tensor in self.towards.state_dict().items():
+            if name.startswith("layers.1."):
+                tensor.zero_()
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `backward`, `forward`, `contrastive`, and where B is relaxed `orthogonality`."""
+        old, new = needed(batch.old, "old"), needed(batch.new, "new")
+        if self.cosine:
+            old, new = unit(old), unit(new)
+        back, towards = self.to_old(new), self.towards(old)
+        terms = {
+            "backward": (back - old).square().sum(dim=1).mean() / self.variance,
+            "forward": (towards - back).square().sum(dim=1).mean() / self.variance,
+            "contrastive": self._contrast(towards, back, batch.labels) + self._contrast(towards, old, batch.labels),
+        }
+        losses = {name: self.weights[name] * term for name, term in terms.items()}
+        if not self.strict:
+            apart = deviation(self.to_old.weight)
+            losses["orthogonality"] = gate(apart, threshold=self.threshold, sharpness=self.sharpness) * apart
+        return losses
+
+    def _contrast(self, anchors: Tensor, others: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the mean over anchors i, and over all j of i's class, of -log softmax_j(cos(a_i, b_j) / temperature)."""
+        classes = torch.arange(len(anchors), device=anchors.device) if labels is None else labels
+        # A copy of the labels: from the same tensor the library concludes that i and i are one vector, and no pair.
+        loss: Tensor = self.contrast(anchors, classes, ref_emb=others, ref_labels=classes.clone())
+        return loss
+
+    def transformations(self) -> Transformations:
+        weight = self.to_old.weight.detach()
+        bias = torch.zeros_like(weight[:, 0]) if self.strict else self.to_old.bias.detach()
+        backward = linear_maps(self.setting, "bias")(self.setting.new_dimension, self.setting.old_dimension)
+        backward.load_state_dict({"weight": weight, "bias": bias})
+        forward = self._inverted(weight.double(), bias.double())
+        return Transformations(forward=forward.to(weight.device), backward=backward.to(weight.device))
+
+    def _inverted(self, weight: Tensor, bias: Tensor) -> Transformation:
+        """Return m + W^+ (F(o) - W m - b) as one MLP."""
+        inverse, mean = torch.linalg.pinv(weight, rtol=SMALLEST), self.new_mean.double()
+        tensors = {name: tensor.detach().double() for name, tensor in self.towards.state_dict().items()}
+        tensors["layers.1.weight"] = inverse @ tensors["layers.1.weight"]
+        tensors["layers.1.bias"] = inverse @ (tensors["layers.1.bias"] - weight @ mean - bias) + mean
+        tensors["skip.weight"] = inverse
+        width = self.setting.new_dimension
+        shape = replace(
+            self.shape,
+            target_dimension=width,
+            layers=(self.shape.layers[0], LayerSpec(width=width)),
+            normalize_input=self.cosine,
+            normalize_output=self.cosine,
+        )
+        made = build(shape, optional=optional_tensors(shape).keys() & tensors.keys())
+        made.load_state_dict(tensors)
+        return made
+
+    @classmethod
+    def plan(cls, rows: int) -> Plan:
+        """The authors' rate, 1e-3; for the rest FCT's plan."""
+        return pair_plan(rows, learning_rate=1e-3)
+
+
+def deviation(weight: Tensor) -> Tensor:
+    """Return how far a matrix (a, b) is from orthogonal: |W W^T - I|_F, or |W^T W - I|_F where a > b."""
+    gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    apart: Tensor = torch.linalg.vector_norm(gram - torch.eye(len(gram), device=gram.device))
+    return apart
+
+
+def gate(apart: Tensor, *, threshold: float, sharpness: float) -> Tensor:
+    """Return sigmoid(alpha (x - lambda)): a half at the threshold, nothing far below it, one far above."""
+    return torch.sigmoid(sharpness * (apart - threshold))
