@@ -344,8 +344,8 @@ CIFAR100 = Recipe(
     name="cifar100",
     old_classes=50,
     old=EncoderRecipe(
-        design=_CIFAR_SMALL,
-        plan=Plan(epochs=20, batch=256, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4, bfloat16=True),
+        design=Design(widths=(16, 32, 128)),
+        plan=Plan(epochs=24, batch=256, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4, bfloat16=True),
         augmentation=_CIFAR_VIEW,
     ),
     side=EncoderRecipe(
@@ -361,7 +361,7 @@ CIFAR100 = Recipe(
     ),
     new=EncoderRecipe(
         design=Design(widths=(64, 128), blocks=2, patch=2),
-        plan=Plan(epochs=12, batch=256, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4, bfloat16=True),
+        plan=Plan(epochs=20, batch=256, learning_rate=0.2, optimizer="sgd", weight_decay=5e-4, bfloat16=True),
         augmentation=_CIFAR_VIEW,
     ),
     temperature=0.2,
