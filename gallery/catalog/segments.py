@@ -94,7 +94,11 @@ def indexes_of(session: Session, gallery_id: int) -> dict[str, list[Mapping[str,
         select(ModelRow.name, ColumnRow.segment_id, SegmentRow.rows, ColumnRow.index_kind, ColumnRow.index_parameters)
         .join_from(ColumnRow, SegmentRow)
         .join(ModelRow, ModelRow.id == ColumnRow.model_id)
-        .where(SegmentRow.gallery_id == gallery_id, ColumnRow.index_parameters[MEASURED].as_float().is_not(None))
+        .where(
+            SegmentRow.gallery_id == gallery_id,
+            SegmentRow.retired_at.is_(None),
+            ColumnRow.index_parameters[MEASURED].as_float().is_not(None),
+        )
         .order_by(ColumnRow.segment_id)
     )
     found: dict[str, list[Mapping[str, Any]]] = {}

@@ -17,10 +17,12 @@ from sqlalchemy import select, update
 from gallery import errors
 from gallery.catalog import items as item_rows
 from gallery.catalog.galleries import gallery_row, models_of, segments_of
+from gallery.catalog.segments import indexes_of
 from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeSegmentRow
 from gallery.compact import merge
 from gallery.compact.plan import Rule
 from gallery.files import Files
+from gallery.indexing import index_column, wanting
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
 from tests.gallery.crash import named_files, stored_files, sweep
@@ -265,12 +267,18 @@ def test_hits_of_the_old_segments_are_those_of_the_new_one(world: World) -> None
         assert session.scalars(select(SegmentRow.hits).where(SegmentRow.retired_at.is_(None))).all() == [60]
 
 
-def test_a_large_merged_segment_comes_with_its_index(tmp_path: Path, prepared: Path) -> None:
-    world = World.open(tmp_path / "data", exact_below=8).prepare(index={"kind": "hnsw"})
-    fill(world)
+def test_a_large_merged_segment_comes_with_its_index(tmp_path: Path) -> None:
+    world = World.open(tmp_path / "data", exact_below=4).prepare(index={"kind": "hnsw"})
+    written = fill(world)
+    for column in wanting(world.store):
+        assert index_column(world.store, column)
     world.compact()
     (view,) = world.galleries.refresh().snapshot(GALLERY).segments
     assert view.columns["old"].index.kind == "hnsw"
+    assert found(world.search("old", OLD)) == in_old(written)
+    with world.store.catalog.reading() as session:
+        told = indexes_of(session, 1)
+    assert [index["segment"] for index in told["old"]] == [view.id], "those that were merged are not told any more"
     world.close()
 
 
