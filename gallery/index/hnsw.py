@@ -58,8 +58,8 @@ class Hnsw:
         return _parameters.checked(self.name, parameters, PARAMETERS)
 
     def efforts(self, rows: int) -> Sequence[Mapping[str, Any]]:
-        """Twice as many rows in view each time, while that costs at most half of an exact search."""
-        last = rows // (2 * _faiss.EXACT_ROWS_PER_PROPOSED)
+        """Twice as many rows in view each time, while that costs less than an exact search."""
+        last = rows // _faiss.EXACT_ROWS_PER_PROPOSED
         seen = [PARAMETERS["ef_search"].default]
         while seen[-1] * 2 <= last:
             seen.append(seen[-1] * 2)
