@@ -15,6 +15,7 @@ from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.errors import GalleryError
 from gallery.settings import GallerySettings
+from workers.settings import WorkerSettings
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Upgrade a retrieval gallery in place, while it is searched."
@@ -75,6 +76,39 @@ def migrate(data: Data = None) -> None:
     catalog = _catalog()
     schema.migrate(catalog)
     console.print("The catalog has the schema of this version.")
+
+
+@app.command()
+def verify(
+    gallery: Annotated[str | None, typer.Argument(help="Only this gallery.")] = None,
+    data: Data = None,
+) -> None:
+    """Read everything that is stored and compare it with the catalog; exit with 1 if something is wrong."""
+    from forwardfill import upkeep
+
+    _environment(DATA=data)
+    try:
+        wrong = upkeep.verify(_current(), GallerySettings().data, gallery)
+    except GalleryError as error:
+        _refuse(str(error))
+    else:
+        raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them. Without it, they are only listed.")] = False,
+    older_than: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Seconds; younger files may be named yet [FORWARDFILL_ORPHAN_SECONDS]."),
+    ] = None,
+    data: Data = None,
+) -> None:
+    """List the files in the data folder that nothing needs, such as a crash leaves behind."""
+    from forwardfill import upkeep
+
+    _environment(DATA=data, ORPHAN_SECONDS=older_than)
+    upkeep.collect(_current(), GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
 
 
 @app.command()
@@ -152,6 +186,16 @@ def _catalog() -> Catalog:
 def _migrated() -> Catalog:
     catalog = _catalog()
     schema.migrate(catalog)
+    return catalog
+
+
+def _current() -> Catalog:
+    """The catalog, as it stands: who looks for damage must not change anything first."""
+    catalog = _catalog()
+    if not schema.is_current(catalog):
+        _refuse(
+            "The catalog's database is not of this version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."
+        )
     return catalog
 
 

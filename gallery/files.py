@@ -88,19 +88,24 @@ class Files:
             self.remove(names)
             raise
 
+    def unknown(self, folder: str, *, known: Callable[[str], bool], older_than: float) -> Iterator[str]:
+        """The files under `folder` that are unknown and were not touched for `older_than` seconds."""
+        start, horizon = self.path(folder), time.time() - older_than
+        for path in sorted(start.rglob("*")) if start.exists() else ():
+            name = path.relative_to(self.root).as_posix()
+            if path.is_file() and path.stat().st_mtime < horizon and not known(name):
+                yield name
+
     def sweep(self, folder: str, *, known: Callable[[str], bool], older_than: float) -> list[str]:
-        """Remove files under `folder` that are unknown and were not touched for `older_than` seconds.
+        """Remove the files that `unknown` names, each right after it was asked about.
 
         Returns:
             The names that were removed.
         """
-        start, removed = self.path(folder), []
-        horizon = time.time() - older_than
-        for path in sorted(start.rglob("*")) if start.exists() else ():
-            name = path.relative_to(self.root).as_posix()
-            if path.is_file() and path.stat().st_mtime < horizon and not known(name):
-                path.unlink(missing_ok=True)
-                removed.append(name)
+        removed = []
+        for name in self.unknown(folder, known=known, older_than=older_than):
+            self.path(name).unlink(missing_ok=True)
+            removed.append(name)
         return removed
 
 

@@ -1,0 +1,218 @@
+"""`forwardfill verify` finds what is wrong with stored data and names it; `forwardfill gc` finds what nothing needs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import delete, select, update
+from typer.testing import CliRunner
+
+from forwardfill.cli import app
+from gallery.catalog.tables import ArtifactRow, Base, ColumnRow, ItemRow
+from gallery.files import digest
+from gallery.index.registry import backend
+from gallery.spaces import Space
+from gallery.transforms import artifact_file
+from gallery.upgrade.states import State
+from tests.gallery.world import GALLERY, WITH_SIDE, World
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """An upgraded gallery: two segments, the first with index files, in two models."""
+    monkeypatch.setenv("FORWARDFILL_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("FORWARDFILL_ORPHAN_SECONDS", "3600")
+    monkeypatch.setenv("COLUMNS", "200")
+    opened = World.open(tmp_path / "data", exact_below=20).prepare(
+        ("forward", "old", "new", WITH_SIDE), index={"kind": "hnsw"}
+    )
+    random = np.random.default_rng(0)
+    for first, rows in ((0, 100), (100, 5)):
+        ids = [f"i{first + row}" for row in range(rows)]
+        opened.upsert("old", ids, random.normal(size=(rows, 4)), side=random.normal(size=(rows, 2)))
+    upgrade = opened.start()
+    assert opened.run(upgrade) is State.COMPLETED
+    opened.delete("i3", "i101")
+    yield opened
+    opened.close()
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def column(world: World, index: bool = True) -> ColumnRow:
+    """A column of the new model, with or without an index."""
+    with world.store.catalog.reading() as session:
+        wanted = ColumnRow.index_file.is_not(None) if index else ColumnRow.index_file.is_(None)
+        return session.scalars(select(ColumnRow).where(ColumnRow.origin == "derived", wanted)).one()
+
+
+def change(world: World, statement: Any) -> None:
+    with world.store.catalog.transaction() as tx:
+        tx.session.execute(statement)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def a_changed_byte(world: World) -> tuple[str, ...]:
+    row = column(world)
+    flip(world.store.files.path(row.file))
+    return GALLERY, f"segment {row.segment_id}", row.file, "SHA-256"
+
+
+def a_missing_index(world: World) -> tuple[str, ...]:
+    row = column(world)
+    world.store.files.remove([row.index_file or ""])
+    return GALLERY, f"segment {row.segment_id}", row.index_file or "", "missing"
+
+
+def a_changed_artifact(world: World) -> tuple[str, ...]:
+    with world.store.catalog.reading() as session:
+        name = artifact_file(session.scalars(select(ArtifactRow.sha256)).one())
+    flip(world.store.files.path(name))
+    return "(artifacts)", name
+
+
+def two_items_that_changed_places(world: World) -> tuple[str, ...]:
+    """All counts are as they were."""
+    for row, item in ((1, "other"), (2, "i1"), (1, "i2")):
+        change(world, update(ItemRow).where(ItemRow.segment_id == 1, ItemRow.row == row).values(item_id=item))
+    return GALLERY, "segment 1", "row 1 is 'i2' in the catalog and 'i1' in the file"
+
+
+def a_row_without_an_item(world: World) -> tuple[str, ...]:
+    change(world, delete(ItemRow).where(ItemRow.segment_id == 2, ItemRow.row == 4))
+    return GALLERY, "segment 2", "row 4 ('i104') has no item"
+
+
+def an_item_beyond_the_rows(world: World) -> tuple[str, ...]:
+    change(world, update(ItemRow).where(ItemRow.segment_id == 2, ItemRow.row == 4).values(row=9))
+    return GALLERY, "segment 2", "'i104' is in row 9 of 5"
+
+
+def a_deletion_that_is_yet_to_come(world: World) -> tuple[str, ...]:
+    change(world, update(ItemRow).where(ItemRow.segment_id == 1, ItemRow.row == 3).values(deleted_version=999))
+    return GALLERY, "segment 1", "row 3 ('i3')", "version 999"
+
+
+def a_column_that_denies_its_maker(world: World) -> tuple[str, ...]:
+    row = column(world, index=False)
+    change(world, update(ColumnRow).where(ColumnRow.id == row.id).values(origin="native"))
+    return GALLERY, f"segment {row.segment_id}", row.file, "its transformation denies"
+
+
+def a_segment_without_columns(world: World) -> tuple[str, ...]:
+    change(world, update(ColumnRow).where(ColumnRow.segment_id == 2).values(published=False))
+    return GALLERY, "segment 2", "no column"
+
+
+def a_vector_that_is_no_number(world: World) -> tuple[str, ...]:
+    """Its digest is right: it was written like this."""
+    row = column(world, index=False)
+    path = world.store.files.path(row.file)
+    vectors = np.load(path)
+    vectors[2, 1] = np.nan
+    np.save(path, vectors)
+    change(world, update(ColumnRow).where(ColumnRow.id == row.id).values(sha256=digest(path)))
+    return GALLERY, f"segment {row.segment_id}", row.file, "row 2"
+
+
+def an_index_of_other_vectors(world: World) -> tuple[str, ...]:
+    """Its digest is right, and so is its size."""
+    row = column(world)
+    path = world.store.files.path(row.index_file or "")
+    vectors = np.random.default_rng(9).normal(size=(100, 5)).astype(np.float32)
+    path.unlink()
+    backend("hnsw").build(vectors, space=Space(5, "euclidean"), path=path, parameters=row.index_parameters)
+    change(world, update(ColumnRow).where(ColumnRow.id == row.id).values(index_sha256=digest(path)))
+    return GALLERY, f"segment {row.segment_id}", row.index_file or "", "neighbours"
+
+
+DAMAGES: list[Callable[[World], tuple[str, ...]]] = [
+    a_changed_byte,
+    a_missing_index,
+    a_changed_artifact,
+    two_items_that_changed_places,
+    a_row_without_an_item,
+    an_item_beyond_the_rows,
+    a_deletion_that_is_yet_to_come,
+    a_column_that_denies_its_maker,
+    a_segment_without_columns,
+    a_vector_that_is_no_number,
+    an_index_of_other_vectors,
+]
+
+
+def test_what_is_whole_verifies_before_and_after_a_merge(world: World) -> None:
+    whole = run("verify")
+    assert whole.exit_code == 0, whole.output
+    (row,) = [line for line in whole.output.splitlines() if GALLERY in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")][:3] == [GALLERY, "2", "103"]
+    assert world.compact() == [(1, 2)]
+    merged = run("verify", GALLERY)
+    assert merged.exit_code == 0, merged.output
+    (row,) = [line for line in merged.output.splitlines() if GALLERY in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")][:3] == [GALLERY, "1", "103"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_what_is_wrong_is_found_and_named(world: World, damage: Callable[[World], tuple[str, ...]]) -> None:
+    expected = damage(world)
+    found = run("verify")
+    assert found.exit_code == 1, found.output
+    told = [line for line in found.output.splitlines() if ": " in line]
+    assert any(all(word in line for word in expected) for line in told), found.output
+
+
+def test_what_cannot_be_verified_is_refused(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no gallery is named 'nowhere'" in run("verify", "nowhere").output
+    assert run("verify", "nowhere").exit_code == 2
+    monkeypatch.setenv("FORWARDFILL_DATA", str(tmp_path / "nothing"))
+    refused = run("verify")
+    assert refused.exit_code == 2
+    assert "forwardfill migrate" in refused.output
+
+
+def test_gc_lists_what_nothing_needs_and_removes_it_only_when_it_is_told_to(world: World) -> None:
+    root = world.store.files.root
+    world.compact()
+    known = [path for folder in ("columns", "indexes", "artifacts") for path in (root / folder).rglob("*.*")]
+    orphan, torn, young = (root / "columns" / "1" / name for name in ("orphan.npy", "torn.npy.part", "young.npy"))
+    for path in (orphan, torn, young):
+        path.write_bytes(b"12345")
+    long_ago = time.time() - 2 * 3600
+    for path in (orphan, torn, *known):
+        os.utime(path, (long_ago, long_ago))
+    listed = run("gc")
+    assert listed.exit_code == 0, listed.output
+    assert "2 files, 10 bytes" in listed.output
+    assert "orphan.npy" in listed.output
+    assert "young.npy" not in listed.output
+    assert orphan.exists()
+    removed = run("gc", "--delete")
+    assert "2 files, 10 bytes: removed" in removed.output
+    assert not orphan.exists()
+    assert not torn.exists()
+    assert young.exists()
+    assert all(path.exists() for path in known)
+    assert "0 files" in run("gc").output
+    assert "young.npy" in run("gc", "--older-than", "0.001").output
+
+
+def test_every_file_that_a_row_can_name_is_one_that_gc_knows() -> None:
+    """A new column of a table that names files must be known to gc before it is used, or gc would remove them."""
+    named = {
+        f"{table.name}.{c.name}" for table in Base.metadata.sorted_tables for c in table.columns if "file" in c.name
+    }
+    assert named == {"segments.ids_file", "segments.side_file", "columns.file", "columns.index_file"}
