@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -198,7 +199,9 @@ class TestExport:
     def test_the_same_type_changes_nothing(self, fitted: Path, tmp_path: Path) -> None:
         flags = ("--artifact", fitted / "map.safetensors", "--output", tmp_path / "same", "--dtype", "float32")
         result = run("export", *flags)
-        assert "differs by 0.0e+00" in result.stdout
+        # Where numbers lie in memory can change the last bit of a product, even of equal weights.
+        (differs,) = re.findall(r"differs by (\S+)", result.stdout)
+        assert float(differs) < 1e-6
         assert (tmp_path / "same").read_bytes() == (fitted / "map.safetensors").read_bytes()
 
     def test_an_unknown_type_is_refused(self, fitted: Path, tmp_path: Path) -> None:
