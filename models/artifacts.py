@@ -104,7 +104,7 @@ def save(path: str | Path, module: Transformation, *, dtype: torch.dtype = torch
         raise ValueError(f"an artifact stores float32, float16 or bfloat16, not {dtype}")
     tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in module.state_dict().items()}
     architecture = json.dumps(describe_architecture(module.architecture), separators=(",", ":"))
-    data = to_bytes(tensors, metadata={"format": FORMAT, "architecture": architecture})
+    data = _ordered(to_bytes(tensors, metadata={"format": FORMAT, "architecture": architecture}))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -158,6 +158,14 @@ def load(path: str | Path) -> Transformation:
         module = build(architecture, optional=tensors.keys() & optional_tensors(architecture).keys())
     module.load_state_dict(tensors, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def _ordered(data: bytes) -> bytes:
+    """Write the header's keys in one order: the library's own differs from run to run, and equal weights need one digest."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the data stays aligned
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _read_header(file: BinaryIO) -> _Header:

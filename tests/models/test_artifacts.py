@@ -2,6 +2,8 @@ import hashlib
 import io
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -226,3 +228,17 @@ def test_what_would_not_load_is_never_written(tmp_path: Path) -> None:
 def test_other_types_are_not_stored(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="float32, float16 or bfloat16"):
         save(tmp_path / "a", build(Linear(source_dimension=3, target_dimension=2)), dtype=torch.float64)
+
+
+def test_equal_weights_make_equal_files_in_every_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from models.artifacts import save; from models.transformations import Linear, build\n"
+        "torch.manual_seed(0); print(save(sys.argv[1], build(Linear(source_dimension=3, target_dimension=2))))"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code, tmp_path / str(turn)], capture_output=True, text=True, check=True
+        ).stdout
+        for turn in range(3)
+    }
+    assert len(digests) == 1
