@@ -7,14 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.artifacts import save
+from models.backfilling import backfilling_curve, random_order, uncertainty_order
 from models.evaluation import Metric
 from models.method import Batch, Setting
 from models.methods.fastfill import FastFill
 from models.methods.fct import Fct
 from models.plan import Plan
-from models.runtime import load_transform
-from models.training import train
+from models.runtime import Transform, load_transform
+from models.training import train, train_transformation
 
+EMBEDDINGS = Path(__file__).parents[3] / "shared/data/cifar100_embeddings.npz"
 METRIC = pytest.mark.parametrize("metric", ["euclidean", "cosine", "inner_product"])
 
 
@@ -273,3 +275,23 @@ def test_rows_that_cannot_be_predicted_become_the_uncertain_ones() -> None:
     noisy, clean = predicted[noisy[400:]], predicted[~noisy[400:]]
     better = (noisy[:, None] > clean[None]).double().mean()  # by chance: 0.5
     assert better > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz")
+def test_on_real_embeddings_its_order_beats_random_ones_on_the_same_map() -> None:
+    """Without labels: the file has no classifier, and one fitted to so few rows says little about others."""
+    with np.load(EMBEDDINGS) as files:
+        given = {role: files[f"{role}_train"][::8].astype(np.float32) for role in ("old", "side", "new")}
+        old, side, new = (files[f"{role}_test"][::4].astype(np.float32) for role in ("old", "side", "new"))
+        labels = files["labels_test"][::4]
+    torch.manual_seed(0)
+    fastfill = FastFill(Setting(old_dimension=128, new_dimension=128, side_dimension=128), hidden=256)
+    plan = Plan(epochs=12, batch=128, learning_rate=1e-3, optimizer="adam", schedule="epoch")
+    train_transformation(fastfill, **given, plan=plan)
+    transform = Transform(fastfill.transformation)
+    derived, log_variance = transform(old, side), transform.uncertainty(old, side)
+    assert log_variance is not None
+    orders = [uncertainty_order(log_variance), *(random_order(len(new), seed=seed) for seed in range(3))]
+    first, *others = (backfilling_curve(new, derived, new, labels, order).area.map for order in orders)
+    assert first > max(others) + 0.005
