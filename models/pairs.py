@@ -126,7 +126,7 @@ def check_pairs(rows: Batch, setting: Setting) -> None:
         vectors = needed(given, name)
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise ValueError(f"`{name}` has shape {tuple(vectors.shape)}, the setting says (n, {width})")
-        if (vectors == vectors[0]).all():
+        if all(bool((part == vectors[0]).all()) for part in torch.split(vectors, CHUNK)):
             raise ValueError(f"all rows of `{name}` are the same: give pairs of different items, or check that model")
 
 

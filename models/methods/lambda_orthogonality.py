@@ -10,6 +10,7 @@ import torch
 from pytorch_metric_learning.losses import SupConLoss
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
 from models.method import Batch, Method, Setting, Transformations, needed
@@ -29,25 +30,25 @@ class LambdaOrthogonality(Method):
     vectors are long or short. Under cosine each row is made a unit vector first.
 
     B strict is exp(A) with A skew-symmetric: a rotation, no bias. B relaxed is affine, W v + b, and then
-    L_lambda = sigmoid(alpha (x - lambda)) x with x = |W W^T - I|_F. Where widths differ the authors truncate the longer
-    vector; here W is rectangular, rows or columns of a square of the larger width, so that what is cut off is learned too.
+    L_lambda = sigmoid(alpha (x - lambda)) x with x = |W^T W - I|_F, which is |W W^T - I|_F where W is square.
+
+    Both are learned in the larger of the two widths, D, old vectors padded with zeros, and a query for the old gallery is
+    B(n) cut to d_old: the authors' truncation, of vectors that are turned first. Compared in d_old dimensions alone, B would
+    look for those in which new vectors are short.
 
     B starts as the Procrustes solution and F as the identity: from a random start a few hundred pairs do not get there, and
     exp(A) never turns a reflection into a rotation.
 
     The authors keep F(o) in the gallery and search it with B(n). A forward map must land in the new model's own space, so
-    here F is followed by the inverse of B, folded into its last layer and skip: m + W^+ (F(o) - B(m)), m the mean new
-    vector. Where B is strict and the widths are equal that gives the authors' scores exactly; where B is relaxed, as far as
-    W is orthogonal. With d_new < d_old the part of F(o) outside of B's image is lost. With d_new > d_old the part of n that
-    B cannot see is filled with the mean's.
+    here F is followed by the inverse of B, W^+ (F(o) - b), folded into its last layer and skip. Where B is strict that gives
+    the authors' scores exactly if d_new >= d_old; if not, the part of F(o) that no B(n) can reach is lost. Where B is
+    relaxed the two agree as far as W is orthogonal.
     """
 
     name: ClassVar[str] = "lambda_orthogonality"
 
     #: mean square distance of old vectors from their mean
     variance: Tensor
-    #: (d_new,)
-    new_mean: Tensor
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class LambdaOrthogonality(Method):
         sharpness: float = 1.0,
         backward_weight: float = 1.0,
         forward_weight: float = 1.0,
-        contrastive_weight: float = 0.3,
+        contrastive_weight: float = 0.1,
         temperature: float = 0.1,
         hidden: int = 256,
     ) -> None:
@@ -67,42 +68,41 @@ class LambdaOrthogonality(Method):
         Args:
             setting: the two widths, and the metric.
             strict: B is a rotation; otherwise affine.
-            threshold: lambda, how far from orthogonal W may be. None: a tenth of the square root of the smaller width. The
-                authors' 12, best on CUB, bounds nothing in a narrow space: at 128 dimensions W = 0 is only 11.3 away.
+            threshold: lambda, how far from orthogonal W may be. None: a tenth of the square root of d_new. The authors' 12,
+                best on CUB, bounds nothing in a narrow space: at 128 dimensions W = 0 is only 11.3 away.
             sharpness: alpha; the authors' is not known, nor are their weights and temperature.
             backward_weight, forward_weight, contrastive_weight: w_B, w_F, w_C.
             temperature: of the contrastive terms.
-            hidden: width of F, which is o + W2 GELU(W1 o + b1) + b2.
+            hidden: width of F, which is o + W2 GELU(W1 o + b1) + b2; where it must widen o the skip is linear.
         """
         super().__init__(setting)
         old, new = setting.old_dimension, setting.new_dimension
         self.cosine = setting.metric == "cosine"
         self.strict = strict
-        self.threshold = 0.1 * math.sqrt(min(old, new)) if threshold is None else threshold
+        self.threshold = 0.1 * math.sqrt(new) if threshold is None else threshold
         self.sharpness = sharpness
         self.weights = {"backward": backward_weight, "forward": forward_weight, "contrastive": contrastive_weight}
-        self.to_old = nn.Linear(new, old, bias=not strict)
+        self.width = max(old, new)
+        self.to_old = nn.Linear(new, self.width, bias=not strict)
         nn.init.orthogonal_(self.to_old.weight)
         if strict:
             orthogonal(self.to_old, orthogonal_map="matrix_exp")
-        layers = (LayerSpec(width=hidden, activation="gelu"), LayerSpec(width=old))
-        self.shape = Mlp(source_dimension=old, target_dimension=old, layers=layers, residual=True)
+        layers = (LayerSpec(width=hidden, activation="gelu"), LayerSpec(width=self.width))
+        self.shape = Mlp(source_dimension=old, target_dimension=self.width, layers=layers, residual=True)
         self.towards = build(self.shape, optional=("layers.0.bias", "layers.1.bias"))
         self.contrast = SupConLoss(temperature=temperature, reducer=MeanReducer())
         self.register_buffer("variance", torch.ones(()))
-        self.register_buffer("new_mean", torch.zeros(new))
 
     def prepare(self, rows: Batch) -> None:
-        """Measure the two spaces, and start B as the Procrustes solution and F as the identity."""
+        """Measure the old space, and start B as the Procrustes solution and F as the identity."""
         check_pairs(rows, self.setting)
         old, new = needed(rows.old, "old"), needed(rows.new, "new")
         old_mean, new_mean = (mean_row(each, normalize=self.cosine) for each in (old, new))
         self.variance.fill_(spread(old, old_mean, normalize=self.cosine) / len(old))
-        self.new_mean.copy_(new_mean)
         # A rotation has no bias that could bring the means together: it must align them as it aligns the rest.
         centres = (0 * new_mean, 0 * old_mean) if self.strict else (new_mean, old_mean)
-        turn = nearest_isometry(cross_moment(new, old, centres, normalize=self.cosine)).T
-        self._start(turn.float(), (old_mean - turn @ new_mean).float())
+        turn = nearest_isometry(self._padded(cross_moment(new, old, centres, normalize=self.cosine))).T
+        self._start(turn.to(self.variance), (self._padded(old_mean) - turn @ new_mean).to(self.variance))
 
     @torch.no_grad()
     def _start(self, weight: Tensor, bias: Tensor) -> None:
@@ -116,13 +116,15 @@ class LambdaOrthogonality(Method):
         for name, tensor in self.towards.state_dict().items():
             if name.startswith("layers.1."):
                 tensor.zero_()
+            if name == "skip.weight":
+                nn.init.eye_(tensor)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return `backward`, `forward`, `contrastive`, and where B is relaxed `orthogonality`."""
         old, new = needed(batch.old, "old"), needed(batch.new, "new")
         if self.cosine:
             old, new = unit(old), unit(new)
-        back, towards = self.to_old(new), self.towards(old)
+        old, back, towards = self._padded(old), self.to_old(new), self.towards(old)
         terms = {
             "backward": (back - old).square().sum(dim=1).mean() / self.variance,
             "forward": (towards - back).square().sum(dim=1).mean() / self.variance,
@@ -141,21 +143,26 @@ class LambdaOrthogonality(Method):
         loss: Tensor = self.contrast(anchors, classes, ref_emb=others, ref_labels=classes.clone())
         return loss
 
+    def _padded(self, old: Tensor) -> Tensor:
+        """Pad old vectors (..., d_old) with zeros to (..., D)."""
+        return F.pad(old, (0, self.width - self.setting.old_dimension))
+
     def transformations(self) -> Transformations:
         weight = self.to_old.weight.detach()
         bias = torch.zeros_like(weight[:, 0]) if self.strict else self.to_old.bias.detach()
-        backward = linear_maps(self.setting, "bias")(self.setting.new_dimension, self.setting.old_dimension)
-        backward.load_state_dict({"weight": weight, "bias": bias})
+        old, new = self.setting.old_dimension, self.setting.new_dimension
+        backward = linear_maps(self.setting, "bias")(new, old)
+        backward.load_state_dict({"weight": weight[:old], "bias": bias[:old]})
         forward = self._inverted(weight.double(), bias.double())
         return Transformations(forward=forward.to(weight.device), backward=backward.to(weight.device))
 
     def _inverted(self, weight: Tensor, bias: Tensor) -> Transformation:
-        """Return m + W^+ (F(o) - W m - b) as one MLP."""
-        inverse, mean = torch.linalg.pinv(weight, rtol=SMALLEST), self.new_mean.double()
+        """Return W^+ (F(o) - b) as one MLP."""
+        inverse = torch.linalg.pinv(weight, rtol=SMALLEST)
         tensors = {name: tensor.detach().double() for name, tensor in self.towards.state_dict().items()}
         tensors["layers.1.weight"] = inverse @ tensors["layers.1.weight"]
-        tensors["layers.1.bias"] = inverse @ (tensors["layers.1.bias"] - weight @ mean - bias) + mean
-        tensors["skip.weight"] = inverse
+        tensors["layers.1.bias"] = inverse @ (tensors["layers.1.bias"] - bias)
+        tensors["skip.weight"] = inverse @ tensors.get("skip.weight", torch.eye(self.width).to(inverse))
         width = self.setting.new_dimension
         shape = replace(
             self.shape,
@@ -175,9 +182,8 @@ class LambdaOrthogonality(Method):
 
 
 def deviation(weight: Tensor) -> Tensor:
-    """Return how far a matrix (a, b) is from orthogonal: |W W^T - I|_F, or |W^T W - I|_F where a > b."""
-    gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
-    apart: Tensor = torch.linalg.vector_norm(gram - torch.eye(len(gram), device=gram.device))
+    """Return how far a matrix (a, b), a >= b, is from having orthonormal columns: |W^T W - I|_F."""
+    apart: Tensor = torch.linalg.vector_norm(weight.T @ weight - torch.eye(weight.shape[1]).to(weight))
     return apart
 
 

@@ -79,15 +79,17 @@ def formula(method: LambdaOrthogonality, rows: Batch) -> dict[str, float]:
     back = new @ weight.T + (0 if method.strict else of(method.to_old.bias))
     hidden = old @ state["layers.0.weight"].T + state["layers.0.bias"]
     hidden = hidden * (1 + torch.erf(torch.from_numpy(hidden / np.sqrt(2))).numpy()) / 2
-    towards = old + hidden @ state["layers.1.weight"].T + state["layers.1.bias"]
+    skip = old @ state["skip.weight"].T if "skip.weight" in state else old
+    towards = skip + hidden @ state["layers.1.weight"].T + state["layers.1.bias"]
     labels = np.arange(len(old)) if rows.labels is None else rows.labels.numpy()
     variance = float(np.square(old - old.mean(axis=0)).sum(axis=1).mean())
-    gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    old = np.pad(old, ((0, 0), (0, back.shape[1] - old.shape[1])))
+    gram = weight.T @ weight
     x = float(np.linalg.norm(gram - np.eye(len(gram))))
     return {
         "backward": float(np.square(back - old).sum(axis=1).mean()) / variance,
         "forward": float(np.square(towards - back).sum(axis=1).mean()) / variance,
-        "contrastive": 0.3 * (supcon(towards, back, labels, 0.1) + supcon(towards, old, labels, 0.1)),
+        "contrastive": 0.1 * (supcon(towards, back, labels, 0.1) + supcon(towards, old, labels, 0.1)),
         "orthogonality": x / (1 + np.exp(-(x - 0.1 * np.sqrt(len(gram))))),
     }
 
@@ -118,11 +120,11 @@ def test_the_gate_is_a_half_at_the_threshold_and_opens_around_it(threshold: floa
     assert gate(apart + far, threshold=threshold, sharpness=sharpness).item() == pytest.approx(1)
 
 
-@WIDTHS
-def test_an_orthogonal_weight_deviates_by_nothing_at_any_widths(widths: tuple[int, int]) -> None:
-    weight = torch.nn.init.orthogonal_(torch.empty(widths))
+@pytest.mark.parametrize("shape", [(5, 5), (7, 4)], ids=str)
+def test_orthonormal_columns_deviate_by_nothing(shape: tuple[int, int]) -> None:
+    weight = torch.nn.init.orthogonal_(torch.empty(shape))
     assert deviation(weight).item() < 1e-5
-    assert deviation(2 * weight).item() == pytest.approx(3 * np.sqrt(min(widths)), rel=1e-5)
+    assert deviation(2 * weight).item() == pytest.approx(3 * np.sqrt(shape[1]), rel=1e-5)
 
 
 def test_a_small_threshold_keeps_the_relaxed_map_closer_to_orthogonal() -> None:
@@ -161,11 +163,12 @@ def test_the_strict_map_keeps_every_distance_through_training() -> None:
 
 
 class TestForward:
-    """F(o) in the old space and what is stored instead, in the new one: what searches see of both."""
+    """The authors store F(o) and search with B(n); here what is stored is in the new space, and searched with n."""
 
+    @pytest.mark.parametrize("widths", [(5, 5), (4, 7)], ids=str)
     @pytest.mark.parametrize("metric", METRICS)
-    def test_with_a_strict_map_and_equal_widths_scores_are_the_authors(self, metric: Metric) -> None:
-        rows = pairs()
+    def test_with_a_strict_map_scores_are_the_authors(self, widths: tuple[int, int], metric: Metric) -> None:
+        rows = pairs(widths)
         old, new = vectors(rows)
         method = fitted(rows, metric, strict=True)
         if metric == "cosine":
@@ -186,16 +189,8 @@ class TestForward:
         rows = pairs(widths)
         old, _ = vectors(rows)
         method = fitted(rows, strict=strict)
-        backward, forward = maps(method)
-        torch.testing.assert_close(backward(forward(old)), method.towards(old), atol=1e-3, rtol=1e-3)
-
-    def test_into_a_wider_space_what_the_old_one_does_not_say_is_the_mean(self) -> None:
-        rows = pairs((4, 7))
-        old, new = vectors(rows)
-        method = fitted(rows)
-        stored, weight = maps(method)[1](old), method.to_old.weight
-        unseen = torch.eye(7) - torch.linalg.pinv(weight) @ weight
-        torch.testing.assert_close((stored - new.mean(dim=0)) @ unseen, torch.zeros(len(old), 7), atol=1e-4, rtol=0)
+        stored = maps(method)[1](old)
+        torch.testing.assert_close(method.to_old(stored), method.towards(old), atol=1e-3, rtol=1e-3)
 
     def test_into_a_narrower_space_it_is_the_nearest_point_that_a_query_can_reach(self) -> None:
         rows = pairs((7, 4))
@@ -225,7 +220,7 @@ def test_labels_pull_the_classes_together_in_what_is_stored() -> None:
         stored = maps(method)[1](vectors(rows)[0])
         cosines = stored @ stored.T
         nearness.append(cosines[same].mean() - cosines[~same].mean())
-    assert nearness[0] > nearness[1] + 0.1
+    assert nearness[0] > nearness[1] + 0.03
 
 
 def test_pairs_of_another_width_are_refused_by_name() -> None:
