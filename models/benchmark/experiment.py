@@ -164,11 +164,11 @@ class Experiment:
             log_variance = transform.uncertainty(*given)
             if log_variance is not None:
                 orders["uncertainty"] = uncertainty_order(log_variance)
-            found = {}
+            queries, found = min(CURVE_QUERIES, len(native)), {}
             for name, order in orders.items():
                 with self.show(f"{run.name}: re-embedding, order {name}"):
                     curve = backfilling_curve(
-                        native, derived, native, labels, order, metric=self._setting(run).metric, sample=CURVE_QUERIES
+                        native, derived, native, labels, order, metric=self._setting(run).metric, sample=queries
                     )
                 found[name] = _named(curve.area)
             return found
