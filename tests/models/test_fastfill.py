@@ -109,7 +109,7 @@ def test_without_a_classifier_rows_are_contrasted_with_the_new_vectors_of_their_
     output, log_variance, new, labels = arrays(fastfill, rows)
     row = np.array(
         [
-            similarity(output[i], new[i], metric) + supervised_contrast(i, output, new, labels)
+            similarity(output[i], new[i], metric) + 0.1 * supervised_contrast(i, output, new, labels)
             for i in range(len(output))
         ]
     )
