@@ -97,12 +97,12 @@ CIFAR100_CAPTIONS = CrossModalRecipe(
     old_dimension=64,
     new_dimension=128,
     dual=Plan(epochs=5, batch=512, learning_rate=2e-3, optimizer="adam"),
-    noise=0.08,
-    projector=Plan(epochs=30, batch=512, learning_rate=1e-3, optimizer="adam"),
+    noise=0.1,
+    projector=Plan(epochs=40, batch=512, learning_rate=3e-3, optimizer="adam"),
     share=0.1,
     rank=4,
     tuning=Plan(epochs=10, batch=256, learning_rate=5e-4, optimizer="adam"),
-    temperature=0.07,
+    temperature=0.1,
 )
 
 

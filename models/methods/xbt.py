@@ -36,7 +36,7 @@ class Xbt(Method):
     name: ClassVar[str] = "xbt"
     metric: ClassVar[Metric | None] = "cosine"
 
-    def __init__(self, setting: Setting, *, expansion: int = 4, noise: float = 0.08, temperature: float = 0.07) -> None:
+    def __init__(self, setting: Setting, *, expansion: int = 4, noise: float = 0.1, temperature: float = 0.1) -> None:
         """Make a fresh g.
 
         Args:
@@ -44,7 +44,7 @@ class Xbt(Method):
             expansion: g is this many times d_new wide inside.
             noise: standard deviation of each of the d_new elements, while training; the vector itself has length 1. On
                 captions of CIFAR-100 with d_new = 128, image queries find less than the old model's own without noise,
-                more from 0.03 on, and most at 0.08, where the noise is about as long as the vector.
+                and most from 0.08 to 0.12, where the noise is about as long as the vector.
             temperature: of InfoNCE.
 
         Raises:
@@ -93,7 +93,7 @@ class XbtTuning(Task):
     """
 
     def __init__(
-        self, dual: DualEncoder, projector: Transformation, *, rank: int = 4, temperature: float = 0.07
+        self, dual: DualEncoder, projector: Transformation, *, rank: int = 4, temperature: float = 0.1
     ) -> None:
         """Copy both, so that the caller's new model and projector stay what they are.
 
