@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.captions import Concept
+from models.captions import Concept, cifar100_concepts
 from models.cross_modal import (
     CIFAR100_CAPTIONS,
     DIRECTIONS,
@@ -177,3 +177,24 @@ def test_slerp_between_equal_or_opposite_vectors_stays_where_it_is() -> None:
     start = unit(np.random.default_rng(0), 4)
     for end in (start, -start):
         np.testing.assert_allclose(slerp(start, end, 0.3), start, atol=1e-6)
+
+
+def real(split: str, every: int) -> Split:
+    concepts = cifar100_concepts(DATA / "cifar100")[split][::every]
+    with np.load(DATA / "cifar100_embeddings.npz", allow_pickle=False) as files:
+        features = {role: files[f"{role}_{split}"][::every].astype(np.float32) for role in ("old", "new")}
+        return Split(**features, labels=files[f"labels_{split}"][::every].astype(np.int64), concepts=concepts)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (DATA / "cifar100_embeddings.npz").exists() or not (DATA / "cifar100").exists(),
+    reason="needs ../shared/data/cifar100 and cifar100_embeddings.npz",
+)
+def test_a_short_training_on_real_features_beats_the_old_model_in_both_directions() -> None:
+    projector = replace(CIFAR100_CAPTIONS.projector, epochs=15)
+    recipe = replace(CIFAR100_CAPTIONS, projector=projector, threads=1)
+    found = cross_modal_experiment(real("train", 2), real("test", 2), recipe=recipe)
+    assert found.compatible("xbt", "image to text")
+    assert found.compatible("xbt", "text to image")
+    assert not found.compatible("naive", "image to text")
