@@ -301,8 +301,7 @@ class _Trainings:
                 new=embed_texts(new, self.corpus),
                 plan=recipe.projector,
                 seed=self.seed,
-                checkpoint=places.checkpoint,
-                log=places.log,
+                **places,
             )
 
         decides = (recipe.old_classes, recipe.dual, recipe.noise, recipe.temperature, recipe.projector)
@@ -318,7 +317,7 @@ class _Trainings:
         def fit(task: XbtTuning, places: Places) -> None:
             texts = new.vocabulary.encode([self.captions[row] for row in self.few])
             pairs = Batch(features=as_tensor(self.split.new[self.few]).float(), texts=as_tensor(texts))
-            train(task, pairs, recipe.tuning, seed=self.seed, checkpoint=places.checkpoint, log=places.log)
+            train(task, pairs, recipe.tuning, seed=self.seed, **places)
 
         return self._trained("tuning", recipe, make, fit).tuned()
 
@@ -355,8 +354,7 @@ class _Trainings:
                 captions,
                 self.recipe.dual,
                 seed=self.seed,
-                checkpoint=places.checkpoint,
-                log=places.log,
+                **places,
             )
 
         return self._trained(role, (self.recipe.dual, len(rows)), make, fit)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from models.data import as_tensor
 from models.functional import symmetric_info_nce
 from models.method import Batch, Task, needed
 from models.plan import Plan
-from models.training import History, OnStep, train
+from models.training import History, How, train
 
 Floats = npt.NDArray[np.float32]
 
@@ -85,12 +85,7 @@ def train_dual_encoder(
     features: Floats,
     captions: Sequence[str],
     plan: Plan,
-    *,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    on_step: OnStep | None = None,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
+    **how: Unpack[How],
 ) -> History:
     """Train a dual encoder in place on pairs.
 
@@ -99,11 +94,11 @@ def train_dual_encoder(
         features: (n, features) by the frozen image backbone.
         captions: n, the one of the image in the same row.
         plan: how.
-        seed, device, on_step, checkpoint, log: as for `models.training.train`.
+        how: as for `models.training.train`.
     """
     rows = Batch(features=as_tensor(features).float(), texts=as_tensor(dual.vocabulary.encode(captions)))
     task = Contrastive(dual)
-    return train(task, rows, plan, seed=seed, device=device, on_step=on_step, checkpoint=checkpoint, log=log)
+    return train(task, rows, plan, **how)
 
 
 def embed_images(dual: DualEncoder, features: Floats) -> Floats:

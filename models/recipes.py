@@ -114,8 +114,7 @@ def train_side(
             seed=seed,
             device=device,
             on_step=on_step,
-            checkpoint=places.checkpoint,
-            log=places.log,
+            **places,
         )
 
     depends_on = (recipe.name, recipe.side, recipe.temperature, recipe.old_classes, seed)
@@ -143,8 +142,7 @@ def train_autoencoder_side(
             seed=seed,
             device=device,
             on_step=on_step,
-            checkpoint=places.checkpoint,
-            log=places.log,
+            **places,
         )
 
     depends_on = (recipe.name, recipe.autoencoder, recipe.old_classes, seed)
@@ -185,8 +183,7 @@ def train_forward(
             seed=seed,
             device=device,
             on_step=on_step,
-            checkpoint=places.checkpoint,
-            log=places.log,
+            **places,
         )
 
     with drawn_from(seed, recipe.threads):
@@ -267,8 +264,7 @@ def _classifier(
             seed=seed,
             device=device,
             on_step=on_step,
-            checkpoint=places.checkpoint,
-            log=places.log,
+            **places,
         )
 
     with drawn_from(seed, recipe.threads):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,11 @@ Arrays = dict[str, npt.NDArray[Any]]
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class Places(NamedTuple):
-    """Where a training keeps its state between epochs and its log; None where nothing is kept."""
+class Places(TypedDict, total=False):
+    """Where a training keeps its state between epochs and its log; empty where nothing is kept."""
 
-    checkpoint: Path | None = None
-    log: Path | None = None
+    checkpoint: Path
+    log: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,16 @@ class Stages:
             return module.eval().requires_grad_(False), _seconds(place)
         start = time.perf_counter()
         if place is None:
-            fit(module, Places())
+            fit(module, {})
             return module.eval().requires_grad_(False), time.perf_counter() - start
-        places = Places(place.with_suffix(".checkpoint"), place.with_suffix(".csv"))
-        before = _logged(places.log)
-        fit(module, places)
+        checkpoint, log = place.with_suffix(".checkpoint"), place.with_suffix(".csv")
+        before = _logged(log)
+        fit(module, {"checkpoint": checkpoint, "log": log})
         seconds = before + time.perf_counter() - start
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
         with _whole(place) as beside:
             save_file(tensors, beside, {"seconds": repr(seconds)})
-        if places.checkpoint is not None:
-            places.checkpoint.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
         return module.eval().requires_grad_(False), seconds
 
     def arrays(self, role: str, depends_on: object, compute: Callable[[], Mapping[str, npt.NDArray[Any]]]) -> Arrays:
@@ -133,9 +132,9 @@ def _seconds(place: Path) -> float:
         return float(file.metadata()["seconds"])
 
 
-def _logged(log: Path | None) -> float:
+def _logged(log: Path) -> float:
     """Sum the seconds of the epochs that a killed run finished."""
-    if log is None or not log.exists():
+    if not log.exists():
         return 0.0
     with log.open(newline="", encoding="utf-8") as file:
         return sum(float(line["seconds"]) for line in csv.DictReader(file))

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,6 +35,16 @@ class Step:
 
 
 OnStep = Callable[[Step], None]
+
+
+class How(TypedDict, total=False):
+    """How a training is carried out, apart from what is trained and by which plan: see `train`."""
+
+    seed: int
+    device: str | torch.device
+    on_step: OnStep | None
+    checkpoint: Path | None
+    log: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,11 +232,7 @@ def train_classifier(
     plan: Plan,
     *,
     augmentation: Augmentation,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    on_step: OnStep | None = None,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
+    **how: Unpack[How],
 ) -> Classifier:
     """Train a classifier, untouched by any compatibility term; returns it in eval mode."""
     rows = Batch(images=as_tensor(images), labels=as_tensor(labels))
@@ -234,17 +241,7 @@ def train_classifier(
         shown = augmentation(as_floats(needed(batch.images, "images")), generator)
         return Batch(images=shown, labels=batch.labels)
 
-    train(
-        Classification(classifier),
-        rows,
-        plan,
-        seed=seed,
-        augment=view,
-        device=device,
-        on_step=on_step,
-        checkpoint=checkpoint,
-        log=log,
-    )
+    train(Classification(classifier), rows, plan, augment=view, **how)
     return classifier
 
 
@@ -254,11 +251,7 @@ def train_autoencoder(
     plan: Plan,
     *,
     augmentation: Augmentation,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    on_step: OnStep | None = None,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
+    **how: Unpack[How],
 ) -> Encoder:
     """Train an encoder without labels to keep what a decoder needs to draw the image again; returns it in eval mode."""
 
@@ -270,12 +263,8 @@ def train_autoencoder(
         Autoencoder(encoder, channels=pixels.shape[1], size=pixels.shape[2]),
         Batch(images=pixels),
         plan,
-        seed=seed,
         augment=view,
-        device=device,
-        on_step=on_step,
-        checkpoint=checkpoint,
-        log=log,
+        **how,
     )
     return encoder
 
@@ -322,11 +311,7 @@ def train_backbone(
     old: Images,
     new: Images | None = None,
     augmentation: Augmentation,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    on_step: OnStep | None = None,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
+    **how: Unpack[How],
 ) -> History:
     """Train a new model in place to be compatible with an old one.
 
@@ -338,7 +323,7 @@ def train_backbone(
         old: (n, d_old), by the old model, of the images as they are.
         new: (n, d_new), by an independently trained new model, where the method wants it.
         augmentation: of the images that the backbone sees.
-        seed, device, on_step, checkpoint, log: as for `train`.
+        how: as for `train`.
     """
     rows = Batch(
         images=as_tensor(images),
@@ -350,17 +335,7 @@ def train_backbone(
     def view(batch: Batch, generator: torch.Generator) -> Batch:
         return replace(batch, images=augmentation(as_floats(needed(batch.images, "images")), generator))
 
-    return train(
-        task,
-        rows,
-        plan,
-        seed=seed,
-        augment=view,
-        device=device,
-        on_step=on_step,
-        checkpoint=checkpoint,
-        log=log,
-    )
+    return train(task, rows, plan, augment=view, **how)
 
 
 def train_simclr(
@@ -370,11 +345,7 @@ def train_simclr(
     *,
     augmentation: Augmentation,
     temperature: float = 0.2,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    on_step: OnStep | None = None,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
+    **how: Unpack[How],
 ) -> Encoder:
     """Train an encoder without labels by SimCLR on two strong views of each image; returns it in eval mode."""
 
@@ -383,17 +354,7 @@ def train_simclr(
         return Batch(images=augmentation(shown, generator), views=augmentation(shown, generator))
 
     task = SimClr(encoder, temperature=temperature)
-    train(
-        task,
-        Batch(images=as_tensor(images)),
-        plan,
-        seed=seed,
-        augment=views,
-        device=device,
-        on_step=on_step,
-        checkpoint=checkpoint,
-        log=log,
-    )
+    train(task, Batch(images=as_tensor(images)), plan, augment=views, **how)
     return encoder
 
 
@@ -405,11 +366,7 @@ def train_transformation(
     side: Images | None = None,
     labels: Images | None = None,
     plan: Plan | None = None,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    on_step: OnStep | None = None,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
+    **how: Unpack[How],
 ) -> History:
     """Train a method on cached embeddings of the same (augmented) images by the frozen models.
 
@@ -417,6 +374,7 @@ def train_transformation(
         method: what to train, in place.
         old: (n, d_old), new: (n, d_new), side: (n, d_side), labels: (n,).
         plan: the method's own unless given.
+        how: as for `train`.
 
     Raises:
         ValueError: lengths differ, or a value is not finite.
@@ -425,7 +383,7 @@ def train_transformation(
     tensors = {name: as_tensor(values) for name, values in given.items() if values is not None}
     rows = Batch(**{name: tensor if name == "labels" else tensor.float() for name, tensor in tensors.items()})
     plan = plan or method.plan(len(rows))
-    return train(method, rows, plan, seed=seed, device=device, on_step=on_step, checkpoint=checkpoint, log=log)
+    return train(method, rows, plan, **how)
 
 
 def _step(

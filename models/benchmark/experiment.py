@@ -283,8 +283,7 @@ class Experiment:
                     seed=self.seed,
                     device=self.device,
                     on_step=on_step,
-                    checkpoint=places.checkpoint,
-                    log=places.log,
+                    **places,
                 )
 
         with drawn_from(self.seed, self.recipe.threads):
@@ -318,8 +317,7 @@ class Experiment:
                     seed=self.seed,
                     device=self.device,
                     on_step=on_step,
-                    checkpoint=places.checkpoint,
-                    log=places.log,
+                    **places,
                 )
 
         depends_on = self._design(run)
