@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.evaluation import METRICS, Metric
 from models.plan import Plan, transformation_plan
-from models.transformations import Transformation
+from models.transformations import Identity, Transformation, build
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +149,24 @@ class Method(Task):
     def plan(cls, rows: int) -> Plan:
         """Say how to train on so many pairs of vectors, unless the caller knows better."""
         return transformation_plan(rows)
+
+
+class BackboneMethod(Method):
+    """A method that trains the new model so that its first d_old dimensions are the old space.
+
+    Shorter vectors are padded with zeros. Vectors are compared by cosine, as in all of these papers.
+    """
+
+    trains_backbone: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    metric: ClassVar[Metric | None] = "cosine"
+
+    def transformations(self) -> Transformations:
+        """Return the map that cuts or pads new vectors to the old width."""
+        cut = Identity(
+            source_dimension=self.dimension, target_dimension=self.setting.old_dimension, normalize_output=True
+        )
+        return Transformations(backward=build(cut))
 
 
 def needed(tensor: Tensor | None, name: str) -> Tensor:

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import transformations
-from models.evaluation import Metric
 from models.functional import class_means
-from models.method import Batch, Method, Setting, Transformations, needed
+from models.method import BackboneMethod, Batch, Setting, needed
 from models.prototypes import checked_labels, class_count
 
 Unseen = Literal["prototypes", "completed", "skip", "distillation"]
 FIT_ROWS = 10_000  # d_old + 1 numbers are fitted to them, which more rows do not make better
 
 
-class Bct(Method):
+class Bct(BackboneMethod):
     """Trains the new model to be classified by its own head and, as if it were the old model, by the old one's.
 
     The loss is CE(new head(n), y) + weight * influence. The influence is a cross-entropy of n's first d_old dimensions
@@ -42,9 +40,6 @@ class Bct(Method):
     """
 
     name: ClassVar[str] = "bct"
-    trains_backbone: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = True
-    metric: ClassVar[Metric | None] = "cosine"
 
     classifier: Tensor  # (classes it knows, d_old)
     length: Tensor  # (), the mean of the old vectors'
@@ -103,12 +98,6 @@ class Bct(Method):
             "classes": F.cross_entropy(self.head(features), labels, label_smoothing=self.smoothing),
             "influence": self.weight * self._influence(features, labels, batch.old),
         }
-
-    def transformations(self) -> Transformations:
-        architecture = transformations.Identity(
-            source_dimension=self.dimension, target_dimension=self.setting.old_dimension, normalize_output=True
-        )
-        return Transformations(backward=transformations.build(architecture))
 
     def old_logits(self, vectors: Tensor) -> Tensor:
         """Return what the frozen classifier says of directions (n, d_old) in the old space: (n, classes it knows)."""

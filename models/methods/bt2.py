@@ -9,14 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
-from models import transformations
-from models.evaluation import Metric
 from models.functional import alignment
-from models.method import Batch, Method, Setting, Transformations, needed
+from models.method import BackboneMethod, Batch, Setting, needed
 from models.prototypes import Prototypes, class_count
 
 
-class Bt2(Method):
+class Bt2(BackboneMethod):
     """Trains a new model whose first d_old dimensions are the old space; `extra` more keep what does not fit there.
 
     The backbone says f, d_new + d_old wide. Its first d_new entries, u, are to be what an independently trained new model
@@ -30,9 +28,6 @@ class Bt2(Method):
     """
 
     name: ClassVar[str] = "bt2"
-    trains_backbone: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = True
-    metric: ClassVar[Metric | None] = "cosine"
 
     def __init__(
         self,
@@ -107,12 +102,6 @@ class Bt2(Method):
             "old": self.old_weight * alignment(compatible, old, metric="cosine").mean(),
             "prototypes": self.prototype_weight * F.cross_entropy(self.prototypes.logits(compatible), labels),
         }
-
-    def transformations(self) -> Transformations:
-        architecture = transformations.Identity(
-            source_dimension=self.dimension, target_dimension=self.setting.old_dimension, normalize_output=True
-        )
-        return Transformations(backward=transformations.build(architecture))
 
     def _independent(self, features: Tensor) -> Tensor:
         return F.normalize(features[:, : self.setting.new_dimension], dim=1)  # u

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import transformations
-from models.evaluation import Metric
 from models.functional import class_means
-from models.method import Batch, Method, Setting, Transformations, needed
+from models.method import BackboneMethod, Batch, Setting, needed
 from models.prototypes import checked_labels, class_count
 
 CENTRES_STD = (
@@ -20,7 +18,7 @@ CENTRES_STD = (
 )
 
 
-class MixBct(Method):
+class MixBct(BackboneMethod):
     """Classifies a mixture: in each batch some of the new vectors are replaced by the old ones of the same images.
 
     One loss, ArcFace, and one head, the new one: each class centre has to serve both models. Only credible old vectors are
@@ -36,10 +34,7 @@ class MixBct(Method):
     """
 
     name: ClassVar[str] = "mixbct"
-    trains_backbone: ClassVar[bool] = True
     ends_in_relu: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = True
-    metric: ClassVar[Metric | None] = "cosine"
 
     credible: Tensor  # (N,) bool, by place in the training set; not kept with the weights, `prepare` makes it anew
 
@@ -106,12 +101,6 @@ class MixBct(Method):
         mixed = torch.where(chosen[:, None], old, new)
         logits = arcface_logits(mixed, self.centres, needed(batch.labels, "labels"), self.scale, self.margin)
         return {"arcface": F.cross_entropy(logits, needed(batch.labels, "labels"))}
-
-    def transformations(self) -> Transformations:
-        architecture = transformations.Identity(
-            source_dimension=self.dimension, target_dimension=self.setting.old_dimension, normalize_output=True
-        )
-        return Transformations(backward=transformations.build(architecture))
 
     def _choose(self, index: Tensor) -> Tensor:
         """Draw int(alpha * n) credible rows of a batch, or all where there are fewer: (n,) bool."""

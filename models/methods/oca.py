@@ -8,14 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
-from models import transformations
-from models.evaluation import Metric
 from models.functional import alignment
-from models.method import Batch, Method, Setting, Transformations, needed
+from models.method import BackboneMethod, Batch, Setting, needed
 from models.prototypes import Prototypes, class_count
 
 
-class Oca(Method):
+class Oca(BackboneMethod):
     """Trains a new model whose first d_old dimensions are the old space and `extra` more are its own.
 
     What is stored is the backbone's output z, normalised. Its head sees it through an orthogonal layer, so that the
@@ -31,10 +29,7 @@ class Oca(Method):
     """
 
     name: ClassVar[str] = "oca"
-    trains_backbone: ClassVar[bool] = True
     ends_in_relu: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = True
-    metric: ClassVar[Metric | None] = "cosine"
 
     def __init__(
         self,
@@ -112,9 +107,3 @@ class Oca(Method):
         """Return the head's logits (n, K) of vectors (n, d_old + extra) as they are stored."""
         logits: Tensor = self.head(self.turn(vectors))
         return logits
-
-    def transformations(self) -> Transformations:
-        architecture = transformations.Identity(
-            source_dimension=self.dimension, target_dimension=self.setting.old_dimension, normalize_output=True
-        )
-        return Transformations(backward=transformations.build(architecture))
