@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gallery import errors
+from gallery import errors, faults
 from gallery.arrays import Stored
 from gallery.files import Files, Written, digest, written
 
@@ -51,6 +51,7 @@ def write_blocks(
         for block in blocks:
             out[at : at + len(block)] = _stored(block, dtype)
             at += len(block)
+            faults.reached("write_column")
         if at != rows:
             raise errors.Damaged(f"a column of {rows} rows was given {at}")
         out.flush()
@@ -153,4 +154,5 @@ def _save(files: Files, folder: str, array: NDArray[Any]) -> Written:
     name = files.new(folder, ".npy")
     with files.writing(name) as path, path.open("wb") as handle:
         np.save(handle, array, allow_pickle=False)
+        faults.reached("write_column")
     return written(files, name)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ulid import ULID
 
-from gallery import errors
+from gallery import errors, faults
 
 PART = ".part"
 
@@ -63,9 +63,11 @@ class Files:
         part = path.with_name(path.name + PART)
         try:
             yield part
+            faults.reached("sync")
             with part.open("rb+") as handle:
                 os.fsync(handle.fileno())
             part.rename(path)
+            faults.reached("rename")
             sync_folder(path.parent)
         finally:
             part.unlink(missing_ok=True)

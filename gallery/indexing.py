@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import select
 
+from gallery import faults
 from gallery.arrays import Space, Stored
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
@@ -79,6 +80,7 @@ def _build(choice: Choice, vectors: Stored, space: Space, path: Path, asked: Sam
     """
     chosen, found = backend(choice.kind), 0.0
     chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0])
+    faults.reached("build_index")
     for parameters in choice.efforts:
         found = round(recall(chosen.open(vectors, space=space, path=path, parameters=parameters), asked), 4)
         if found >= choice.enough:
@@ -124,7 +126,7 @@ def index_column(store: Store, column_id: int) -> bool:
     built, refused = decide(store, gallery, vectors, model.space)
     if built is None:
         return bool(refused) and _remember(store, column_id, refused)
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("index") as tx:
         gallery_rows.bump(tx.session, gallery.id)
         row = tx.session.get(ColumnRow, column_id)
         if row is not None and row.index_file is None:

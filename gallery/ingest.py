@@ -120,7 +120,7 @@ def upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
 def delete(store: Store, gallery: str, ids: Sequence[str]) -> Deleted:
     """Delete items by id; unknown ids are reported, not refused."""
     wanted = list(dict.fromkeys(ids))
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("delete") as tx:
         row = gallery_rows.gallery_row(tx.session, gallery)
         version = gallery_rows.bump(tx.session, row.id)
         found = item_rows.mark_deleted(tx.session, row.id, wanted, version)
@@ -139,7 +139,7 @@ def _upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
     upgrade = next((u for u in upgrades if u.id == role.derive), None)
     written = [_write(store, accepted, rows, upgrade) for rows in _uniform(accepted.has_side)]
     names = [file.name for new in written for file in (new.ids, new.embeddings, new.side, new.derived) if file]
-    with store.catalog.transaction() as tx, store.files.unnamed(names):
+    with store.catalog.transaction("upsert") as tx, store.files.unnamed(names):
         version = _publish(tx.session, accepted, role, upgrade, written)
     return Upserted(len(items.ids), version)
 

@@ -15,7 +15,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gallery import errors
+from gallery import errors, faults
 from gallery.arrays import Mask, Rows, Stored
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
@@ -175,6 +175,7 @@ class Galleries:
         return _load(session, self._files, name, registry, old)
 
 
+        faults.reached("refresh")
 def _load(session: Session, files: Files, name: str, registry: Registry, old: Snapshot | None) -> Snapshot:
     row = session.scalars(select(GalleryRow).where(GalleryRow.name == name)).one()
     opened = {view.id: view for view in old.segments} if old else {}

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from gallery import errors
+from gallery import errors, faults
 from gallery.arrays import Vectors
 from gallery.columns import verify
 from gallery.files import Files
@@ -69,6 +69,7 @@ class Transforms:
         Returns:
             (n, target dimension) float32.
         """
+        faults.reached("transform")
         mapped = self.get(transformation.artifact)(embeddings, _side(transformation, embeddings, side))
         return unit(mapped) if target.normalized else mapped
 

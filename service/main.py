@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import structlog
 
+from gallery import faults
 from gallery.catalog import schema
 from gallery.settings import GallerySettings
 from service import auth, server
@@ -35,6 +37,7 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None) -> 
         OldSchemaError: a PostgreSQL catalog is not of this version.
     """
     configure_logs()
+    faults.arm(os.environ.get(faults.VARIABLE))
     settings, gallery_settings = ServiceSettings(), GallerySettings()
     store = build_store(gallery_settings)
     try:

@@ -16,8 +16,8 @@ DOCUMENTS = sorted(
     path.relative_to(ROOT) for pattern in ("*.md", "docs/**/*.md") for path in ROOT.glob(pattern) if path.is_file()
 )
 RECORDS = sorted((ROOT / "docs" / "adr").glob("*.md"))
-#: read by the tests, not by the service
-TEST_VARIABLES = {"FORWARDFILL_REQUIRE_REAL"}
+#: for the tests, and no settings of the service
+TEST_VARIABLES = {"FORWARDFILL_REQUIRE_REAL", "FORWARDFILL_FAULT"}
 
 
 def code_blocks(text: str, language: str) -> list[str]:

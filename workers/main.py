@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import structlog
 from celery import signals
 
+from gallery import faults
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
 from gallery.settings import GallerySettings
@@ -24,6 +26,7 @@ log = structlog.get_logger()
 def run() -> None:
     """Work until SIGTERM. The step under way is finished first; a second signal, or SIGKILL, loses only its time."""
     settings, gallery_settings = WorkerSettings(), GallerySettings()
+    faults.arm(os.environ.get(faults.VARIABLE))
     files = Files(gallery_settings.data)
     store = Store(
         catalog=Catalog(gallery_settings.database),

@@ -26,6 +26,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from gallery import faults
+
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 # SQLite counts only an INTEGER PRIMARY KEY up by itself.
 BigId = BigInteger().with_variant(Integer, "sqlite")
@@ -58,7 +60,7 @@ class Utc(TypeDecorator[datetime]):
 
 def now() -> datetime:
     """This moment, in UTC."""
-    return datetime.now(UTC)
+    return datetime.now(UTC) + faults.behind()
 
 
 class Base(DeclarativeBase):

@@ -20,6 +20,8 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 
+from gallery import faults
+
 _BUSY_TIMEOUT_MS = 30_000  # an Arrow upsert of a million rows may hold SQLite's write lock for many seconds
 
 
@@ -42,11 +44,17 @@ class Catalog:
         self._read = sessionmaker(_for_reading(self.engine), expire_on_commit=False, autoflush=False)
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """Write: all of it is durable when the block ends well, none of it when it raises."""
+    def transaction(self, name: str = "") -> Iterator[Transaction]:
+        """Write: all of it is durable when the block ends well, none of it when it raises.
+
+        Args:
+            name: what `faults` knows it by, if it has points there.
+        """
         with self._write.begin() as session:
             tx = Transaction(session)
             yield tx
+            faults.reached(name)
+        faults.reached(f"{name}.committed")
         for action in tx.after:
             action()
 

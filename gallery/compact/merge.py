@@ -135,7 +135,7 @@ def merge(store: Store, gallery_id: int, segments: Sequence[int]) -> bool:
         return False
     try:
         files = _write(store, job) if job.rows else None
-        with store.catalog.transaction() as tx, store.files.unnamed(files.names if files else []):
+        with store.catalog.transaction("compact") as tx, store.files.unnamed(files.names if files else []):
             _publish(tx, job, files)
     except (_Changed, errors.GalleryNotFound):
         return False

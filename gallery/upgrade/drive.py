@@ -75,7 +75,7 @@ def finish(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: s
         quality = gate.measure_now(store, galleries, searcher, upgrade_id)
     except Exception as error:  # noqa: BLE001 - whatever cannot be verified is a reason not to complete
         return fail(store, upgrade_id, State.VERIFYING, f"{type(error).__name__}: {error}")
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("cutover") as tx:
         row, gallery = locked(tx.session, upgrade_id)
         if row.state != State.VERIFYING:
             return False

@@ -157,7 +157,7 @@ def rollback(store: Store, upgrade_id: str, *, accept_unreachable: bool = False,
 
 def cutover(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
     """Let all transformed segments serve at once."""
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("cutover") as tx:
         row, gallery = locked(tx.session, upgrade_id)
         if not wants(Verb.CUTOVER, State(row.state), dry_run=row.dry_run):
             return Changed(row.id, changed=False)
@@ -170,7 +170,7 @@ def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Chan
 
     Segments that were skipped keep theirs, or their items would be lost.
     """
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("finalize") as tx:
         row, gallery = locked(tx.session, upgrade_id)
         if not wants(Verb.FINALIZE, State(row.state), dry_run=row.dry_run) or gallery is None:
             return Changed(row.id, changed=False)
@@ -398,7 +398,7 @@ def locked(session: Session, upgrade_id: str) -> tuple[UpgradeRow, GalleryRow | 
 def _undo(
     store: Store, upgrade_id: str, verb: Verb, steps: tuple[State, State], accept_unreachable: bool, actor: str | None
 ) -> Changed:
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction(verb.value) as tx:
         session = tx.session
         row, gallery = locked(session, upgrade_id)
         if not wants(verb, State(row.state), dry_run=row.dry_run) or gallery is None:

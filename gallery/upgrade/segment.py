@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from gallery import errors
+from gallery import errors, faults
 from gallery.arrays import Stored
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
@@ -53,7 +53,7 @@ class _Job:
 
 def lease(store: Store, upgrade_id: str, owner: str) -> Lease | None:
     """Lease the next segment, unless the throttle holds the upgrade back or nothing is left."""
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("lease") as tx:
         upgrade = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
         if upgrade.state != State.RUNNING or hold(tx.session, upgrade) is not None:
             return None
@@ -90,10 +90,11 @@ def work(store: Store, held: Lease) -> None:
         if job is None:
             _skip(store, held)
             return
+        faults.reached("read")
         column = _transform(store, job)
         index = _index(store, job, column)
         names = [column.name, *([index.file.name] if index else [])]
-        with store.catalog.transaction() as tx, store.files.unnamed(names):
+        with store.catalog.transaction("publish") as tx, store.files.unnamed(names):
             _publish(tx.session, held, job, column, index, time.monotonic() - started)
 
 

@@ -101,10 +101,10 @@ class MortalCatalog(Catalog):
         self.bomb = bomb
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self, name: str = "") -> Iterator[Transaction]:
         """Die before it, before the commit, or right after."""
         self.bomb.moment("a transaction begins")
-        with super().transaction() as tx:
+        with super().transaction(name) as tx:
             yield tx
             self.bomb.moment("a transaction is about to commit")
             tx.after.insert(0, self.bomb.committed)

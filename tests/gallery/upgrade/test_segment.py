@@ -36,13 +36,13 @@ class Flaky(Catalog):
         self.renewed = threading.Event()
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self, name: str = "") -> Iterator[Transaction]:
         """Fail once, in the heartbeat's thread."""
         beating = threading.current_thread().name.startswith("lease-")
         if beating and not self.failed:
             self.failed = True
             raise OperationalError("UPDATE", {}, ConnectionError("gone for a moment"))
-        with super().transaction() as tx:
+        with super().transaction(name) as tx:
             yield tx
         if beating:
             self.renewed.set()
