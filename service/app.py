@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
+from gallery.search.coalesce import Coalescer
 from gallery.search.mapped import MappedColumns
 from gallery.search.run import Searcher
 from gallery.settings import GallerySettings
@@ -69,12 +71,14 @@ def create_app(
 
 def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None]) -> Process:
     mapped = MappedColumns(store.transforms, store.settings.mapped_cache_bytes)
+    searcher = Searcher(
+        store.catalog, store.transforms, mapped, store.settings.oversample, store.settings.min_candidates
+    )
     return Process(
         store=store,
         galleries=Galleries(store.catalog, store.files),
-        searcher=Searcher(
-            store.catalog, store.transforms, mapped, store.settings.oversample, store.settings.min_candidates
-        ),
+        searcher=searcher,
+        coalescer=Coalescer(searcher, _lanes(store.settings)),
         keyring=Keyring(store.catalog),
         metrics=Metrics(),
         settings=settings,
@@ -82,6 +86,11 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None])
         searches=Slots(settings.max_concurrent_searches, settings.max_waiting_searches),
         requests=Slots(settings.max_concurrent_requests, settings.max_waiting_requests),
     )
+
+
+def _lanes(settings: GallerySettings) -> int:
+    """How many searches have cores to run on, each with its threads; what comes beyond is better done together."""
+    return max(1, (os.cpu_count() or 1) // settings.threads_used)
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from sqlalchemy.exc import IntegrityError
 
 from gallery.errors import NotFound
+from gallery.search.coalesce import Coalescer
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries, World
 from gallery.store import Store
@@ -33,6 +34,8 @@ class Process:
     store: Store
     galleries: Galleries
     searcher: Searcher
+    #: the same searches, those of many clients together
+    coalescer: Coalescer
     keyring: Keyring
     metrics: Metrics
     settings: ServiceSettings

@@ -153,7 +153,7 @@ class BatchAnswer(BaseModel):
     took_ms: float
 
 
-_REFUSES: tuple[type[GalleryError], ...] = (
+REFUSES: tuple[type[GalleryError], ...] = (
     errors.GalleryNotFound,
     errors.ModelNotFound,
     errors.NoRoute,
@@ -163,7 +163,7 @@ _REFUSES: tuple[type[GalleryError], ...] = (
     errors.InvalidFilter,
     errors.LimitExceeded,
 )
-_SEARCH = {
+EXAMPLE = {
     "model": "resnet50-v2",
     "vector": [0.1, 0.2, 0.3],
     "companions": {"resnet18-v1": [0.4, 0.5]},
@@ -177,7 +177,7 @@ _BATCH = {"model": "resnet50-v2", "queries": [[0.1, 0.2, 0.3], {"vector": [0.4, 
 @router.post(
     "/galleries/{gallery}/search",
     response_model=SearchAnswer,
-    **documented(*_REFUSES, takes=SearchBody, example=_SEARCH),
+    **documented(*REFUSES, takes=SearchBody, example=EXAMPLE),
 )
 def search(
     _: MaySearch,
@@ -189,15 +189,15 @@ def search(
     """Find the items nearest to a query, wherever an upgrade of the gallery is."""
     started = time.perf_counter()
     within(body.k, process.store.settings.max_k, "max_k", "/k")
-    answers = _answers(process, gallery, body, lambda world: _single(body, world))
-    (hits,) = _hits(process, answers, payload="payload" in body.include)
+    answers = _answers(process, gallery, body, lambda world: one_query(body, world))
+    (hits,) = hits_as_json(process, answers, payload="payload" in body.include)
     return _json({"hits": hits, **_about(body, answers[0], started)})
 
 
 @router.post(
     "/galleries/{gallery}/search/batch",
     response_model=BatchAnswer,
-    **documented(*_REFUSES, takes=BatchBody, example=_BATCH),
+    **documented(*REFUSES, takes=BatchBody, example=_BATCH),
 )
 def search_batch(
     _: MaySearch,
@@ -211,26 +211,28 @@ def search_batch(
     within(body.k, process.store.settings.max_k, "max_k", "/k")
     within(len(body.queries), process.store.settings.max_queries, "max_queries", "/queries")
     answers = _answers(process, gallery, body, lambda world: _several(body, world))
-    results = [{"hits": hits} for hits in _hits(process, answers, payload="payload" in body.include)]
+    results = [{"hits": hits} for hits in hits_as_json(process, answers, payload="payload" in body.include)]
     return _json({"results": results, **_about(body, answers[0], started)})
 
 
-class _Queries(NamedTuple):
+class Queries(NamedTuple):
     """The queries as arrays, each (queries, dimension)."""
 
     vectors: Vectors
     companions: Mapping[str, Vectors]
 
 
-def _single(body: SearchBody, world: World) -> _Queries:
+def one_query(body: SearchBody, world: World) -> Queries:
+    """The query of a search; raises what its vectors are refused with."""
+
     def one(vector: NDArray[Any], name: str, at: str) -> Vectors:
         return accept(vector.reshape(1, -1), world.model(name), pointer=at)
 
     companions = {name: one(vector, name, f"/companions/{name}") for name, vector in body.companions.items()}
-    return _Queries(one(body.vector, body.model, "/vector"), companions)
+    return Queries(one(body.vector, body.model, "/vector"), companions)
 
 
-def _several(body: BatchBody, world: World) -> _Queries:
+def _several(body: BatchBody, world: World) -> Queries:
     def all_of(vectors: Sequence[NDArray[Any]], name: str, at: str) -> Vectors:
         model = world.model(name)
         return accept(stack(vectors, model.dimension, name, at), model, pointer=at)
@@ -246,18 +248,21 @@ def _several(body: BatchBody, world: World) -> _Queries:
         name: all_of([query.companions[name] for query in body.queries], name, "/queries/{row}/companions/" + name)
         for name in names
     }
-    return _Queries(all_of([query.vector for query in body.queries], body.model, "/queries/{row}/vector"), companions)
+    return Queries(all_of([query.vector for query in body.queries], body.model, "/queries/{row}/vector"), companions)
 
 
-def _answers(process: Process, gallery: str, body: _Options, queries_of: Callable[[World], _Queries]) -> list[Answer]:
+def _answers(process: Process, gallery: str, body: _Options, queries_of: Callable[[World], Queries]) -> list[Answer]:
     """Search, in as many calls as keep the memory bounded; nearly always one."""
 
     def ask(world: World) -> list[Answer]:
         world.snapshot(gallery)  # a gallery that is not there is said before a model that is not
         queries = queries_of(world)
         at_once = max(1, _CANDIDATES_AT_ONCE // (body.k * (body.oversample or process.searcher.oversample)))
-        parts = [slice(at, at + at_once) for at in range(0, len(queries.vectors), at_once)]
-        return [process.searcher.search(world, gallery, _request(body, queries, part)) for part in parts]
+        at_once = min(at_once, process.store.settings.max_queries)
+        requests = (
+            request_for(body, queries, slice(at, at + at_once)) for at in range(0, len(queries.vectors), at_once)
+        )
+        return [process.coalescer.search(world, gallery, each, at_once=at_once) for each in requests]
 
     started, outcome = time.perf_counter(), "failed"
     try:
@@ -278,7 +283,8 @@ def _answers(process: Process, gallery: str, body: _Options, queries_of: Callabl
     return answers
 
 
-def _request(body: _Options, queries: _Queries, part: slice) -> SearchRequest:
+def request_for(body: _Options, queries: Queries, part: slice) -> SearchRequest:
+    """Some of the queries, as the gallery is asked."""
     return SearchRequest(
         model=body.model,
         vectors=queries.vectors[part],
@@ -290,7 +296,7 @@ def _request(body: _Options, queries: _Queries, part: slice) -> SearchRequest:
     )
 
 
-def _hits(process: Process, answers: Sequence[Answer], *, payload: bool) -> list[list[dict[str, Any]]]:
+def hits_as_json(process: Process, answers: Sequence[Answer], *, payload: bool) -> list[list[dict[str, Any]]]:
     """The hits of each query, as JSON will have them."""
     found = [answer.hits(query) for answer in answers for query in range(len(answer.rows))]
     if not payload:
@@ -306,13 +312,18 @@ def _with_payload(hit: Hit, payloads: Mapping[tuple[int, int], Mapping[str, Any]
 
 def _about(body: _Options, answer: Answer, started: float) -> dict[str, Any]:
     return {
-        "served": {
-            "model": body.model,
-            "score_space": answer.score_space,
-            "gallery_version": answer.snapshot.version,
-            "routes": answer.coverage._asdict(),
-        },
+        "served": served_as_json(body, answer),
         "took_ms": round((time.perf_counter() - started) * 1000, 3),
+    }
+
+
+def served_as_json(body: _Options, answer: Answer) -> dict[str, Any]:
+    """What answered, as JSON will have it."""
+    return {
+        "model": body.model,
+        "score_space": answer.score_space,
+        "gallery_version": answer.snapshot.version,
+        "routes": answer.coverage._asdict(),
     }
 
 

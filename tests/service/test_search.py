@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from sqlalchemy import event
@@ -13,14 +15,14 @@ SEARCH = f"/galleries/{GALLERY}/search"
 
 @pytest.fixture
 def statements(world: World) -> list[str]:
-    """Every statement that the database is asked, by searches only: the refresher is silenced."""
+    """Every statement that the database is asked, by searches only: the refresher's threads are silenced."""
     world.app.state.process.galleries.refresh()
     asked: list[str] = []
 
     def listen(_c: object, _cursor: object, statement: str, *_: object) -> None:
         import threading
 
-        if threading.current_thread().name != "refresher":
+        if threading.current_thread().name not in {"watch", "tell"}:
             asked.append(statement)
 
     event.listen(world.store.catalog.engine, "before_cursor_execute", listen)
@@ -35,6 +37,13 @@ def test_a_search_does_not_touch_the_database(world: World, statements: list[str
     assert statements == []
     world.old_search(0, include=["payload"])
     assert statements
+
+
+def test_clients_that_search_at_once_get_each_their_own_answer(world: World) -> None:
+    alone = [world.old_search(axis)["hits"] for axis in range(4)]
+    with ThreadPoolExecutor(12) as clients:
+        answers = clients.map(lambda at: world.old_search(at % 4)["hits"], range(48))
+        assert all(hits == alone[at % 4] for at, hits in enumerate(answers))
 
 
 def test_hits_carry_payloads_on_request(world: World) -> None:
