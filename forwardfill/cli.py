@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forwardfill import remote
+from forwardfill.importing.command import command as import_command
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.errors import GalleryError
@@ -25,6 +26,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(remote.models, name="models")
 app.add_typer(remote.galleries, name="galleries")
 app.add_typer(remote.upgrade, name="upgrade")
+app.command("import")(import_command)
 console = Console()
 
 Data = Annotated[Path | None, typer.Option(help="Folder of columns, indexes and artifacts [FORWARDFILL_DATA].")]

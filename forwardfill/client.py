@@ -33,6 +33,7 @@ Vectors = npt.ArrayLike
 
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 UPLOAD_BLOCK = 1 << 20
+ARROW = "application/vnd.apache.arrow.stream"
 #: JSON around a vector and a payload; an estimate, to keep requests below the server's limit of bytes
 ITEM_OVERHEAD = 256
 #: no event comes from an upgrade that is throttled to less than a segment in this time
@@ -413,6 +414,19 @@ class Client:
             body = {"model": model, "items": rows.items(start, min(start + size, len(ids)))}
             version = int(self._call("POST", f"/galleries/{_quoted(gallery)}/items", body)["version"])
         return version
+
+    def upsert_arrow(self, gallery: str, model: str, stream: bytes) -> Json:
+        """Write the items of one Arrow IPC stream, in one request: `id`, `embedding`, `side_information`, `payload`.
+
+        Returns:
+            `upserted`, a number, and the gallery's `version`; all of it is durable.
+
+        Raises:
+            ForwardfillError: an item was refused, and so all; `errors` points at it.
+        """
+        path, headers = f"/galleries/{_quoted(gallery)}/items", {"content-type": ARROW}
+        answer = self._request("POST", path, content=stream, query={"model": model}, headers=headers)
+        return orjson.loads(answer.content)  # type: ignore[no-any-return]
 
     def delete_items(self, gallery: str, ids: Sequence[str]) -> Json:
         """Delete items; returns `deleted`, a number, and `missing`, the ids that were not there."""

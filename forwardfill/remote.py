@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from forwardfill.client import RESTING, Client, ForwardfillError, Throttle, Upgrade
-from forwardfill.settings import ClientSettings
+from forwardfill.client import RESTING, Client, Throttle, Upgrade
+from forwardfill.connection import connected as _client
 
 models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
 galleries = typer.Typer(no_args_is_help=True, help="Galleries of a running service.")
@@ -152,24 +150,6 @@ def rollback(upgrade_id: str, accept_unreachable: bool = False) -> None:
     """Undo a completed upgrade, byte for byte."""
     with _client() as client:
         _say(client.rollback(upgrade_id, accept_unreachable=accept_unreachable))
-
-
-@contextmanager
-def _client() -> Iterator[Client]:
-    """Talk to FORWARDFILL_URL with FORWARDFILL_API_KEY; say what went wrong in one line."""
-    settings = ClientSettings()
-    url, key = settings.url, settings.api_key
-    with Client(url, key.get_secret_value() if key else None) as client:
-        try:
-            yield client
-        except ForwardfillError as error:
-            console.print(f"[red]{error}[/red]")
-            raise typer.Exit(1) from error
-        except httpx.TransportError as error:
-            console.print(
-                f"[red]no service answers at {url}: {error}; set FORWARDFILL_URL, or run `forwardfill serve`[/red]"
-            )
-            raise typer.Exit(1) from error
 
 
 def _watch(client: Client, upgrade_id: str) -> None:

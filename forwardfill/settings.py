@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -13,3 +15,4 @@ class ClientSettings(BaseSettings):
 
     url: str = Field(default="http://127.0.0.1:8000", description="The service that commands talk to.")
     api_key: SecretStr | None = Field(default=None, description="The key that they send.")
+    import_folder: Path | None = Field(default=None, description="FAISS indexes are imported from here only.")

@@ -1,0 +1,103 @@
+"""What every format is read as: columns, each of which gives its rows in order, in blocks of Arrow arrays.
+
+The columns of an import are read side by side, and may come from different files of different formats. All that a format
+must do is to list its columns and to read one of them from a row on; nothing else knows formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+class BadInput(Exception):
+    """Something that was given cannot be imported; the message says what, where, and what would mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a file."""
+
+    path: Path
+    #: empty where the file has no names for its columns
+    name: str
+    rows: int
+    #: whether a row is a list of numbers; else it is a single value
+    vectors: bool
+    #: Arrow arrays of any length from a row on; the second number is a length to prefer
+    read: Callable[[int, int], Iterator[Any]]
+
+    @property
+    def where(self) -> str:
+        """How a message calls it."""
+        return f"{self.path}, column {self.name!r}" if self.name else str(self.path)
+
+    def blocks(self, start: int, size: int) -> Iterator[Any]:
+        """Arrow arrays of `size` rows from row `start` on; the last may be shorter.
+
+        Raises:
+            BadInput: the file is damaged, or no longer what it was when it was opened.
+        """
+        wrong = BadInput(
+            f"{self.where}: said to have {self.rows} rows and has others; it is damaged, or changes meanwhile"
+        )
+        try:
+            for block in _rechunked(self.read(start, size), size):
+                if len(block) != min(size, self.rows - start):
+                    raise wrong
+                yield block
+                start += len(block)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise BadInput(f"{self.where}: cannot be read from row {start} on: {error}") from error
+        if start != self.rows:
+            raise wrong
+
+
+def as_arrow(block: np.ndarray[Any, Any]) -> Any:
+    """An array (n, d) of real numbers as n lists of float32, or an array (n,) as n values."""
+    if block.ndim == 1:
+        return pa.array(block.tolist())
+    with np.errstate(
+        over="ignore"
+    ):  # a number beyond float32 becomes infinity, which is refused where vectors are checked
+        numbers = np.ascontiguousarray(block, np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
+
+
+def slices(array: Any, start: int, size: int) -> Iterator[Any]:
+    """What can be sliced into NumPy arrays, a slice at a time."""
+    return (as_arrow(array[at : at + size]) for at in range(start, len(array), size))
+
+
+def skipping(arrays: Iterable[Any], rows: int) -> Iterator[Any]:
+    """Leave out the first rows of a sequence of Arrow arrays."""
+    for array in arrays:
+        skipped = min(rows, len(array))
+        rows -= skipped
+        if skipped < len(array):
+            yield array.slice(skipped)
+
+
+def is_list_of_numbers(kind: Any) -> bool:
+    """Whether an Arrow type can hold vectors."""
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
+
+
+def _rechunked(arrays: Iterable[Any], size: int) -> Iterator[Any]:
+    waiting, rows = list[Any](), 0
+    for array in arrays:
+        array.validate(full=True)  # an offset that points elsewhere must be found before anyone follows it
+        rest = array
+        while rows + len(rest) >= size:
+            yield pa.concat_arrays([*waiting, rest.slice(0, size - rows)])
+            rest, waiting, rows = rest.slice(size - rows), [], 0
+        if len(rest):
+            waiting, rows = [*waiting, rest], rows + len(rest)
+    if waiting:
+        yield pa.concat_arrays(waiting)

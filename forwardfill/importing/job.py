@@ -1,0 +1,122 @@
+"""One import from what the command line says: find the columns, ask the service what it takes, run the loop under a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from forwardfill.connection import connected
+from forwardfill.importing.column import BadInput, Column
+from forwardfill.importing.formats import FORMATS, columns, pick
+from forwardfill.importing.rows import Rows
+from forwardfill.importing.run import run
+from forwardfill.importing.state import State, digest
+from forwardfill.settings import ClientSettings
+
+console = Console()
+
+
+def carry_out(
+    gallery: str,
+    model: str,
+    vectors: Path,
+    *,
+    kind: str | None,
+    column: str | None,
+    ids: Path | None,
+    id_column: str | None,
+    id_prefix: str,
+    side: Path | None,
+    side_column: str | None,
+    payload: Path | None,
+    payload_column: str | None,
+    batch: int | None,
+    state: Path | None,
+    allow_folder: Path | None,
+) -> None:
+    """Do what `command` says; exit with 2 where the input is bad, with 1 where the service refuses or is away."""
+    if kind is not None and kind not in FORMATS:
+        _refuse(f"--format is one of {', '.join(FORMATS)}, not {kind}")
+    allowed = allow_folder or ClientSettings().import_folder
+    try:
+        found = columns(vectors, kind=kind, allowed=allowed)
+        embeddings = pick(found, column, "embedding", vectors=True, path=vectors, option="--column")
+        id_rows = _beside(found, ids, id_column, "id", "--id-column", embeddings)
+        side_rows = _beside(found, side, side_column, "side_information", "--side-column", embeddings)
+        payloads = _beside(found, payload, payload_column, "payload", "--payload-column", embeddings)
+        with connected() as client:
+            made_by, kept_in = client.model(model), client.gallery(gallery)
+            rows = Rows(
+                embeddings,
+                made_by["dimension"],
+                ids=id_rows,
+                id_prefix=id_prefix,
+                side=side_rows,
+                side_dimension=(made_by["side_information"] or {}).get("dimension"),
+                payloads=payloads,
+            )
+            named = {name: each.name for name, each in rows.columns().items()}
+            # A gallery that was deleted and made again has another birth, and none of the rows.
+            target = {"gallery": gallery, "created_at": kept_in["created_at"], "model": model}
+            files = [each.path for each in rows.columns().values()]
+            progress = State(
+                state or vectors.with_name(f"{vectors.name}.{gallery}.import.json"),
+                digest(files, {**target, "columns": named, "prefix": id_prefix, "format": kind}),
+            )
+            with _Bar(len(rows)) as bar:
+                run(client, gallery, model, rows, progress, batch=batch, stored=bar.show)
+    except BadInput as error:
+        _refuse(str(error))
+    console.print(f"{gallery}: all {len(rows)} rows are stored", markup=False, highlight=False)
+
+
+def _beside(
+    found: Sequence[Column], file: Path | None, name: str | None, usual: str, option: str, embeddings: Column
+) -> Column | None:
+    """A column that goes with the vectors: in a file of its own, or in theirs by its name or the usual one."""
+    vectors = usual == "side_information"
+    if file is not None:
+        return pick(columns(file), name, usual, vectors=vectors, path=file, option=option)
+    if name is None and all(each.name != usual for each in found):
+        return None
+    return pick(found, name or usual, usual, vectors=vectors, path=embeddings.path, option=option)
+
+
+class _Bar:
+    """A progress bar; where no terminal is, a line for each batch."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._bar = Progress(
+            TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        )
+        self._task = self._bar.add_task("rows", total=total)
+        self._first = True
+
+    def __enter__(self) -> _Bar:
+        if console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, stored: int) -> None:
+        """So many rows are stored."""
+        if self._first and stored:
+            console.print(f"goes on behind row {stored - 1}, where an earlier run ended", highlight=False)
+        self._first = False
+        if console.is_terminal:
+            self._bar.update(self._task, completed=stored)
+        else:
+            console.print(f"{stored} of {self._total} rows", highlight=False)
+
+
+def _refuse(message: str) -> NoReturn:
+    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(2)
