@@ -45,7 +45,7 @@ class World:
         self.transform = load_transform(self.artifact)
         self.old, self.new, self.transformation = (f"{self.gallery}-{name}" for name in ("old", "new", "old-to-new"))
 
-    def register(self, http: httpx.Client) -> None:
+    def register(self, http: httpx.Client, **gallery: Any) -> None:
         """Both models, the artifact, the transformation, and an empty gallery, over REST."""
         body = self.artifact.read_bytes()
         sha256 = hashlib.sha256(body).hexdigest()
@@ -55,7 +55,7 @@ class World:
         ok(http.put(f"/artifacts/{sha256}", content=body))
         transformation = {"name": self.transformation, "source": self.old, "target": self.new, "artifact": sha256}
         ok(http.post("/transformations", json={**transformation, "direction": "forward", "method": "fct"}))
-        ok(http.post("/galleries", json={"name": self.gallery, "model": self.old}))
+        ok(http.post("/galleries", json={"name": self.gallery, "model": self.old, **gallery}))
 
     def make(self, ids: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """New vectors for some ids; not yet acknowledged."""

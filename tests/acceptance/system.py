@@ -8,34 +8,58 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
 READY_SECONDS = 60.0
 
 
+class Running(Protocol):
+    """A process that was started: what we ask of `subprocess.Popen`."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def terminate(self) -> None: ...
+
+
+#: starts `forwardfill` with arguments and an environment, its output appended to a file
+Spawn = Callable[[Sequence[str], Mapping[str, str], Path], Running]
+
+
+def execute(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Running:
+    """As an operator starts it."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "forwardfill.cli", *arguments],
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
 class Process:
     """One process of the system, with its output in a file."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path, spawn: Spawn = execute) -> None:
         self.arguments = arguments
         self.environment = {**os.environ, **environment}
         self.log = log
+        self.spawn = spawn
         self.start()
 
     def start(self) -> None:
-        with self.log.open("ab") as out:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "forwardfill.cli", *self.arguments],
-                env=self.environment,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.popen = self.spawn(self.arguments, self.environment, self.log)
 
     def kill(self) -> None:
         """What `kill -9` does: no handler runs, nothing is flushed."""
@@ -52,10 +76,10 @@ class Process:
 class Api(Process):
     """An API process, and an HTTP client for it."""
 
-    def __init__(self, *options: str, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, *options: str, environment: Mapping[str, str], log: Path, spawn: Spawn = execute) -> None:
         self.port = free_port()
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
-        super().__init__(["serve", "--port", str(self.port), *options], environment, log)
+        super().__init__(["serve", "--port", str(self.port), *options], environment, log, spawn)
 
     def start(self) -> None:
         super().start()
@@ -80,8 +104,17 @@ class Api(Process):
 class System:
     """API processes and workers over one catalog and one data folder."""
 
-    def __init__(self, folder: Path, *, database_url: str = "", broker_url: str = "", **settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        database_url: str = "",
+        broker_url: str = "",
+        spawn: Spawn = execute,
+        **settings: str,
+    ) -> None:
         self.folder = folder
+        self.spawn = spawn
         self.data = folder / "data"
         self.environment = {
             "FORWARDFILL_DATA": str(self.data),
@@ -104,12 +137,12 @@ class System:
 
     def add_api(self, *options: str) -> Api:
         log = self.folder / f"api-{len(self.apis)}.log"
-        self.apis.append(Api(*options, environment=self.environment, log=log))
+        self.apis.append(Api(*options, environment=self.environment, log=log, spawn=self.spawn))
         return self.apis[-1]
 
     def add_worker(self) -> Process:
         log = self.folder / f"worker-{len(self.workers)}.log"
-        self.workers.append(Process(["worker"], self.environment, log))
+        self.workers.append(Process(["worker"], self.environment, log, self.spawn))
         return self.workers[-1]
 
     def stop(self) -> None:

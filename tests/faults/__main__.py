@@ -1,0 +1,124 @@
+"""`make faults`: the whole matrix on real processes, on both stacks, as a table that must be all zeros.
+
+python -m tests.faults [--stack sqlite|postgresql] [--only WORDS] [--list]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.faults.cases import Case, cases
+from tests.faults.forks import Nursery
+from tests.faults.servers import servers
+from tests.faults.stage import Judgement, Stage, staged
+
+console = Console(width=110)
+
+
+@dataclass
+class Row:
+    """All tries of one fault at one point on one stack."""
+
+    fault: str
+    point: str
+    stack: str
+    tries: int = 0
+    lost: int = 0
+    doubled: int = 0
+    wrong: int = 0
+    #: tries whose story went wrong
+    failed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        return not (self.lost or self.doubled or self.wrong or self.failed)
+
+
+def main() -> int:
+    """Run what was asked for; 1 if anything is not zero."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.split("\n")[0])
+    parser.add_argument("--stack", choices=["sqlite", "postgresql"], help="only this one")
+    parser.add_argument("--only", default="", help="only faults whose name and point have these words")
+    parser.add_argument("--list", action="store_true", help="only say what there is")
+    asked = parser.parse_args()
+    wanted = [case for case in cases() if all(word in f"{case.fault} {case.point}" for word in asked.only.split())]
+    if asked.list:
+        for case in wanted:
+            console.print(f"{case.fault}: {case.point}")
+        return 0
+    rows: list[Row] = []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="forwardfill-faults-") as folder, Nursery() as nursery:
+        if asked.stack != "postgresql":
+            (embedded := Path(folder) / "sqlite").mkdir()
+            with staged(embedded, nursery.spawn) as stage:
+                _play_all(stage, "SQLite + files", [case for case in wanted if case.embedded], rows)
+        if asked.stack != "sqlite":
+            (production := Path(folder) / "postgresql").mkdir()
+            with (
+                servers() as (postgres, redis),
+                staged(production, nursery.spawn, postgres=postgres, redis=redis) as stage,
+            ):
+                _play_all(stage, "PostgreSQL + Redis", wanted, rows)
+    _tell(rows, time.monotonic() - began)
+    return 0 if rows and all(row.clean for row in rows) else 1
+
+
+def _play_all(stage: Stage, stack: str, wanted: Sequence[Case], rows: list[Row]) -> None:
+    for case in wanted:
+        row = next((row for row in rows if (row.fault, row.point, row.stack) == (case.fault, case.point, stack)), None)
+        if row is None:
+            rows.append(row := Row(case.fault, case.point, stack))
+        began = time.monotonic()
+        row.tries += 1
+        try:
+            judged = _play(stage, case)
+        except Exception:  # noqa: BLE001 - the others are played all the same
+            row.failed += 1
+            console.print(traceback.format_exc(limit=-4), markup=False)
+            stage.mend()
+        else:
+            row.lost, row.doubled, row.wrong = (
+                row.lost + judged.lost,
+                row.doubled + judged.doubled,
+                row.wrong + judged.wrong,
+            )
+            row.failed += bool(judged.why) and not (judged.lost or judged.doubled or judged.wrong)
+            for why in judged.why[:10]:
+                console.print(f"    {why}", markup=False)
+        seconds = time.monotonic() - began
+        row.seconds += seconds
+        console.print(f"{stack}: {case.fault}, {case.point}: {seconds:.1f} s", markup=False, highlight=False)
+
+
+def _play(stage: Stage, case: Case) -> Judgement:
+    run = stage.begin()
+    judged = case.play(stage, run)
+    run.end()
+    return judged
+
+
+def _tell(rows: Sequence[Row], seconds: float) -> None:
+    table = Table("fault", "point", "stack", "tries", "lost", "doubled", "wrong answers", "failed", "s")
+    for row in rows:
+        numbers = (row.tries, row.lost, row.doubled, row.wrong, row.failed)
+        style = None if row.clean else "red"
+        table.add_row(row.fault, row.point, row.stack, *map(str, numbers), f"{row.seconds:.0f}", style=style)
+    console.print(table)
+    tries, wrong = sum(row.tries for row in rows), sum(not row.clean for row in rows)
+    console.print(f"{tries} tries in {seconds / 60:.1f} minutes; {wrong} of {len(rows)} rows are not all zeros.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
