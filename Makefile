@@ -15,7 +15,7 @@ PIP_FLAGS ?=
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test serve check bench migrate clean
+.PHONY: help demo test serve check bench faults migrate clean
 
 help: ## List the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,10 @@ check: $(VENV)/.installed-dev ## Lint, formatting, types and the order of import
 
 bench: $(VENV)/.installed-bench ## Run the benchmarks; takes ARGS
 	$(BIN)/python -m benchmarks $(ARGS)
+
+faults: $(VENV)/.installed-dev ## Kill, freeze and starve real processes at every commit step, on both stacks; takes ARGS
+	@$(install_redis)
+	$(BIN)/python -m tests.faults $(ARGS)
 
 migrate: $(VENV)/.installed-postgres ## Bring the catalog's schema to the newest version (`serve` does so by itself on SQLite)
 	$(BIN)/forwardfill migrate $(ARGS)
