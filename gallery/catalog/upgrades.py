@@ -27,6 +27,7 @@ from gallery.catalog.tables import (
 )
 
 _FRESH = timedelta(seconds=10)  # a latency that no process renewed for this long says nothing any more
+_DAY_SECONDS = 86_400.0  # no lease is longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ def lease_next(
     while True:
         row = session.scalar(
             select(UpgradeSegmentRow)
-            .where(UpgradeSegmentRow.upgrade_id == upgrade.id, _free(now()))
+            .where(UpgradeSegmentRow.upgrade_id == upgrade.id, _free(now(), seconds))
             .order_by(UpgradeSegmentRow.position)
             .limit(1)
             .with_for_update()
@@ -187,12 +188,12 @@ def renew(session: Session, lease: Lease, seconds: float) -> bool:
     return renewed.first() is not None
 
 
-def has_free_segment(session: Session, upgrade_id: str) -> bool:
-    """Whether a worker could lease a segment now."""
+def has_free_segment(session: Session, upgrade_id: str, seconds: float = _DAY_SECONDS) -> bool:
+    """Whether a worker could lease a segment now, where leases are given for so many seconds."""
     return (
         session.scalar(
             select(UpgradeSegmentRow.segment_id)
-            .where(UpgradeSegmentRow.upgrade_id == upgrade_id, _free(now()))
+            .where(UpgradeSegmentRow.upgrade_id == upgrade_id, _free(now(), seconds))
             .limit(1)
         )
         is not None
@@ -300,11 +301,15 @@ def events_after(session: Session, upgrade_id: str, event_id: int) -> list[Event
     )
 
 
-def _free(moment: datetime) -> ColumnElement[bool]:
-    return or_(
-        UpgradeSegmentRow.state == "pending",
-        and_(UpgradeSegmentRow.state == "leased", UpgradeSegmentRow.leased_until < moment),
-    )
+def _free(moment: datetime, seconds: float) -> ColumnElement[bool]:
+    """Nobody has it, or whoever had it went silent.
+
+    A lease that seems to last far longer than any that is given now was given before the clock was set back; its holder, if
+    it lives, renews it by the new clock long before anyone looks.
+    """
+    until = UpgradeSegmentRow.leased_until
+    ended = or_(until < moment, until > moment + timedelta(seconds=2 * seconds))
+    return or_(UpgradeSegmentRow.state == "pending", and_(UpgradeSegmentRow.state == "leased", ended))
 
 
 def _holding(lease: Lease) -> ColumnElement[bool]:

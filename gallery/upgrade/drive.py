@@ -29,7 +29,7 @@ def due(store: Store) -> list[str]:
     """Upgrades for which a worker could do something now."""
     with store.catalog.reading() as session:
         rows = session.scalars(select(UpgradeRow).where(UpgradeRow.active, UpgradeRow.state.in_(DRIVEN)))
-        return [row.id for row in rows if _due(session, row)]
+        return [row.id for row in rows if _due(session, row, store.settings.lease_seconds)]
 
 
 def advance(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str, owner: str) -> bool:
@@ -125,13 +125,13 @@ def _record_failure(store: Store, held: Lease, error: Exception) -> None:
         return  # whoever holds the segment now will record its own
 
 
-def _due(session: Session, row: UpgradeRow) -> bool:
+def _due(session: Session, row: UpgradeRow, lease_seconds: float) -> bool:
     if row.state != State.RUNNING:
         return True
     left = upgrade_rows.counts(session, row.id).segments
     if not left.get("pending") and not left.get("leased"):
         return True
-    return segment.hold(session, row) is None and upgrade_rows.has_free_segment(session, row.id)
+    return segment.hold(session, row) is None and upgrade_rows.has_free_segment(session, row.id, lease_seconds)
 
 
 def _damaged(store: Store, upgrade_id: str) -> dict[int, str]:

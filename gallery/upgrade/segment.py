@@ -25,7 +25,7 @@ from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow, UpgradeRow, now
 from gallery.catalog.upgrades import Lease
-from gallery.columns import Dtype, blocks, open_column, write_blocks
+from gallery.columns import Dtype, blocks, open_column, verify, write_blocks
 from gallery.files import Written
 from gallery.indexing import Built, build
 from gallery.spaces import EmbeddingModel, Transformation
@@ -154,8 +154,11 @@ def _read(store: Store, held: Lease) -> _Job | None:
             return None
         if upgrade.missing_side == "fail":
             raise errors.MissingSideInformation(f"segment {segment.id} has no side-information")
+    # What is made of damaged bytes would get a digest that says it is right.
+    verify(store.files, column.file, column.sha256)
     side = None
     if transformation.side_dimension is not None and segment.side_file is not None:
+        verify(store.files, segment.side_file, segment.side_sha256 or "")
         side = open_column(
             store.files.path(segment.side_file), rows=segment.rows, dimension=transformation.side_dimension
         )

@@ -1,0 +1,65 @@
+"""What an upgrade stands on may be worse than it looks: a clock that is set back, a column that is not what was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from gallery import faults
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import ColumnRow, SegmentRow
+from gallery.upgrade import drive, lifecycle, segment
+from gallery.upgrade.states import State
+from tests.gallery.world import WITH_SIDE, World
+
+VECTORS, SIDE = np.arange(8.0).reshape(2, 4), np.ones((2, 2))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    opened = World.open(tmp_path / "data").prepare(("forward", "old", "new", WITH_SIDE))
+    opened.upsert("old", ["a", "b"], VECTORS, side=SIDE)
+    yield opened
+    faults.arm(None)
+    opened.close()
+
+
+def test_a_lease_of_the_dead_ends_although_the_clock_was_set_back(world: World) -> None:
+    upgrade = world.start()
+    world.step(upgrade)
+    held = segment.lease(world.store, upgrade, "dead")
+    assert held is not None
+    assert segment.lease(world.store, upgrade, "other") is None
+    faults.arm("clock:-3600")
+    assert drive.due(world.store) == [upgrade]
+    taken = segment.lease(world.store, upgrade, "other")
+    assert taken is not None
+    assert taken.fence == held.fence + 1
+    assert segment.lease(world.store, upgrade, "third") is None
+
+
+@pytest.mark.parametrize("what", ["embeddings", "side-information"])
+def test_nothing_is_derived_from_damaged_bytes(world: World, what: str) -> None:
+    with world.store.catalog.reading() as session:
+        columns, sides = session.scalars(select(ColumnRow.file)), session.scalars(select(SegmentRow.side_file))
+        name = (columns if what == "embeddings" else sides).one()
+    assert name is not None
+    path = world.store.files.path(name)
+    whole = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    upgrade = world.start()
+    assert world.run(upgrade) == State.FAILED
+    with world.store.catalog.reading() as session:
+        (failure,) = upgrade_rows.failures(session, upgrade)
+        assert name in (failure.error or "")
+        assert session.scalars(select(ColumnRow).where(ColumnRow.origin == "derived")).all() == []
+    path.write_bytes(whole)
+    lifecycle.retry(world.store, upgrade)
+    assert world.run(upgrade) == State.COMPLETED
