@@ -1,5 +1,7 @@
 """Give a column its index file: chosen by the gallery's settings, built from the column, measured, durable, recorded.
 
+Segments share the centroids of their lists where those find enough in each (`gallery.centroids`).
+
 What is measured is the recall of the column's own rows against exact search. It stands with the index's parameters; where
 nothing that `auto` tries finds enough, the column stays without a file, is searched exactly, and its row says so.
 
@@ -8,24 +10,32 @@ Large native segments are searched exactly until a worker has come by; an upgrad
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
 
-from gallery import faults
-from gallery.arrays import Space, Stored
+from gallery import centroids, faults
+from gallery.arrays import Stored, Vectors
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog.segments import MEASURED, REFUSED
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow
+from gallery.centroids import Unindexed
 from gallery.columns import open_column
 from gallery.files import Written, written
 from gallery.index._recall import Sample, recall, sample
+from gallery.index.base import ListsBackend
 from gallery.index.choose import EXACT, Choice, choose
+from gallery.index.quantizer import digest
 from gallery.index.registry import backend
+from gallery.spaces import EmbeddingModel
 from gallery.store import Store, indexes_folder
+
+# What stands with the parameters of an index: which centroids it has. Segments with the same are compared with them once.
+QUANTIZER = "quantizer"
 
 
 class Built(NamedTuple):
@@ -49,22 +59,23 @@ class _FindsTooLittle(Exception):
     """An index that was built is not taken; `args` is its recall."""
 
 
-def build(store: Store, gallery: GalleryRow, vectors: Stored, space: Space) -> Built | None:
-    """Build the index that a column should have; None where it is searched exactly."""
-    return decide(store, gallery, vectors, space).built
+def build(store: Store, gallery: GalleryRow, vectors: Stored, model: EmbeddingModel) -> Built | None:
+    """Build the index that a column should have, which no row names yet; None where it is searched exactly."""
+    return decide(store, gallery, Unindexed(gallery.id, model, vectors, None)).built
 
 
-def decide(store: Store, gallery: GalleryRow, vectors: Stored, space: Space) -> Decision:
+def decide(store: Store, gallery: GalleryRow, column: Unindexed) -> Decision:
     """Build what the gallery's settings allow until one finds enough of what exact search finds."""
-    choices = choose(gallery.index, rows=len(vectors), exact_below=store.settings.exact_below)
+    rows, total = len(column.vectors), centroids.total_rows(store, column)
+    choices = choose(gallery.index, rows=rows, exact_below=store.settings.exact_below, total=total)
     if not choices:
         return Decision(None, {})
-    asked, refused = sample(vectors, space), {}
-    for choice in choices:
+    asked, refused = sample(column.vectors, column.model.space), {}
+    for choice, lists in _attempts(store, column, choices, total):
         name = store.files.new(indexes_folder(gallery.id), ".faiss")
         try:
             with store.files.writing(name) as path:
-                parameters = _build(choice, vectors, space, path, asked)
+                parameters = _build(choice, lists, column, path, asked)
         except _FindsTooLittle as found:
             refused[choice.kind] = found.args[0]
             continue
@@ -72,19 +83,37 @@ def decide(store: Store, gallery: GalleryRow, vectors: Stored, space: Space) -> 
     return Decision(None, refused)
 
 
-def _build(choice: Choice, vectors: Stored, space: Space, path: Path, asked: Sample) -> dict[str, Any]:
+def _attempts(
+    store: Store, column: Unindexed, choices: Sequence[Choice], total: int
+) -> Iterator[tuple[Choice, Vectors | None]]:
+    """What to build, and with which centroids if it takes some; made only when those before were refused."""
+    for choice in choices:
+        chosen = backend(choice.kind)
+        if isinstance(chosen, ListsBackend):
+            for lists in centroids.offered(store, column, chosen, choice.efforts[0], total):
+                yield choice, lists
+        else:
+            yield choice, None
+
+
+def _build(choice: Choice, lists: Vectors | None, column: Unindexed, path: Path, asked: Sample) -> dict[str, Any]:
     """Build an index at `path` and return the first parameters by which it finds enough, with what it finds.
 
     Raises:
         _FindsTooLittle: it does not find enough by any.
     """
-    chosen, found = backend(choice.kind), 0.0
-    chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0])
+    chosen, vectors, space = backend(choice.kind), column.vectors, column.model.space
+    if isinstance(chosen, ListsBackend):
+        chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0], centroids=lists)
+    else:
+        chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0])
     faults.reached("build_index")
+    found = 0.0
     for parameters in choice.efforts:
         found = round(recall(chosen.open(vectors, space=space, path=path, parameters=parameters), asked), 4)
         if found >= choice.enough:
-            return {**parameters, MEASURED: found}
+            told = {} if lists is None else {QUANTIZER: digest(lists)}
+            return {**parameters, **told, MEASURED: found}
     raise _FindsTooLittle(found)
 
 
@@ -123,7 +152,7 @@ def index_column(store: Store, column_id: int) -> bool:
         gallery = session.get_one(GalleryRow, segment.gallery_id)
         model = model_rows.as_model(session.get_one(ModelRow, column.model_id))
     vectors = open_column(store.files.path(column.file), rows=segment.rows, dimension=model.dimension)
-    built, refused = decide(store, gallery, vectors, model.space)
+    built, refused = decide(store, gallery, Unindexed(gallery.id, model, vectors, column.file))
     if built is None:
         return bool(refused) and _remember(store, column_id, refused)
     with store.catalog.transaction("index") as tx:

@@ -236,7 +236,7 @@ def _side(store: Store, job: _Job) -> Written | None:
 def _column(store: Store, job: _Job, model: EmbeddingModel, of_model: Sequence[ColumnRow]) -> _Column:
     file = _concatenated(store, job, [column.file for column in of_model], model.dimension)
     vectors = open_column(store.files.path(file.name), rows=job.rows, dimension=model.dimension)
-    return _Column(of_model[0], file, build(store, job.gallery, vectors, model.space))
+    return _Column(of_model[0], file, build(store, job.gallery, vectors, model))
 
 
 def _concatenated(store: Store, job: _Job, sources: Sequence[str], dimension: int) -> Written:

@@ -19,6 +19,9 @@ BLOCK = 8192
 PRODUCT_QUERIES = 8
 # How many rows more than wanted a matrix product is asked for, so that rounding seldom decides which are among them.
 SLACK = 16
+# From how many rows for each selected one on the selected are copied, also for a lone query: asking of every row whether it
+# is selected costs more.
+SPARSE = 16
 
 
 def is_plain(vectors: Stored, space: Space) -> bool:
@@ -87,7 +90,8 @@ def search(
     if not len(queries) or not len(vectors):
         return nothing(len(queries), k, metric)
     queries = np.ascontiguousarray(queries)
-    if len(queries) < PRODUCT_QUERIES:
+    sparse = selected is not None and np.count_nonzero(selected) * SPARSE < len(vectors)
+    if len(queries) < PRODUCT_QUERIES and not sparse:
         return _one_by_one(queries, vectors, k, metric, selected)
     if selected is None:
         return _together(queries, vectors, k, metric, length(vectors) if longest is None else longest)

@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from math import ceil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from gallery.arrays import Mask, Space, Stored, Vectors
+from gallery.arrays import Mask, Rows, Space, Stored, Vectors
 from gallery.index import _exact
+from gallery.index._filtering import How, how, pool
 from gallery.index._library import faiss
 from gallery.index.base import Found
-
-# How many rows can be compared exactly in the time that it takes to propose one. Measured with 50,000 x 128 on two
-# cores: an HNSW search with one row in five selected takes as long as comparing those 10,000, 0.5 ms; IVF is slower.
-EXACT_ROWS_PER_PROPOSED = 50
-
-# FAISS's search parameters for an effort, which is at least 1: how many rows there are for each that may be found.
-Steer = Callable[[float], Any]
+from gallery.index.quantizer import Assignments
 
 
-class FaissIndex:
+class FaissIndex(ABC):
     """A FAISS index that proposes rows, which are then scored exactly from the column.
 
     The FAISS object is never changed after opening: everything that steers a search is passed with the search, so any
     number of threads may search at once.
     """
 
-    def __init__(self, kind: str, index: Any, *, vectors: Stored, space: Space, steer: Steer) -> None:
+    #: whether `_select` can be asked
+    by_lists: ClassVar[bool] = False
+
+    def __init__(self, kind: str, index: Any, *, vectors: Stored, space: Space) -> None:
         self.kind = kind
         self._index = index
         self._column = np.asarray(vectors)
         self._space = space
-        self._steer = steer
 
-    def search(self, queries: Vectors, k: int, selected: Mask | None = None) -> Found:
+    def search(
+        self, queries: Vectors, k: int, selected: Mask | None = None, assigned: Assignments | None = None
+    ) -> Found:
         """The `k` best rows for each query, as `base.Index.search` says."""
         _exact.check_request(queries, k, selected, self._column.shape)
         total = len(self._column)
         count = total if selected is None else int(np.count_nonzero(selected))
         if not count or not len(queries):
             return _exact.nothing(len(queries), k, self._space.metric)
+        if assigned is None or assigned.queries is not queries:
+            assigned = Assignments(np.ascontiguousarray(queries))
         if selected is None or count == total:
-            return self._propose(queries, k, None, 1.0)
-        effort = total / count
-        if count <= EXACT_ROWS_PER_PROPOSED * _pool(k, effort):
+            return self._sieve(assigned, k, None, 1.0)
+        way = how(total, count, k, by_lists=self.by_lists)
+        if way is How.EXACT:
             return _exact.search_column(queries, self._column, k, self._space, selected)
-        return self._propose(queries, k, selected, effort)
+        if way is How.LISTS:
+            return self._select(assigned, k, selected)
+        return self._sieve(assigned, k, selected, total / count)
 
-    def _propose(self, queries: Vectors, k: int, selected: Mask | None, effort: float) -> Found:
+    @abstractmethod
+    def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
+        """`count` rows (queries, count) that FAISS finds best, -1 where it finds fewer.
+
+        `effort` is how much harder to look than a search of all rows does, at least 1.
+        """
+
+    def _select(self, assigned: Assignments, k: int, selected: Mask) -> Found:
+        """The `k` best of the selected rows, read from lists."""
+        raise NotImplementedError
+
+    def _sieve(self, assigned: Assignments, k: int, selected: Mask | None, effort: float) -> Found:
         """Let FAISS propose rows, and answer exactly the queries for which it proposed too few.
 
         The selection is applied to what FAISS proposes and not handed to it. Its own filter stops when the
@@ -59,24 +73,18 @@ class FaissIndex:
         """
         total = len(self._column)
         wanted = min(k, total)
-        pool = wanted if selected is None else min(_pool(k, effort), total)
-        _, rows = self._index.search(np.ascontiguousarray(queries), pool, params=self._steer(effort))
+        rows = self._propose(assigned, wanted if selected is None else min(pool(k, effort), total), effort)
         if selected is not None:
             rows = np.where(selected[rows], rows, -1)  # -1 picks the last row's mark, and stays -1 either way
             first = np.argsort(rows < 0, axis=1, kind="stable")[:, :k]
             rows = np.take_along_axis(rows, first, axis=1)
-        found = _exact.ranked(queries, rows, self._column, self._space, k)
+        found = _exact.ranked(assigned.queries, rows, self._column, self._space, k)
         short = np.flatnonzero(found.rows[:, wanted - 1] < 0)
         if len(short):
             allowed = np.ones(total, np.bool_) if selected is None else selected
-            exact = _exact.search_column(queries[short], self._column, k, self._space, allowed)
+            exact = _exact.search_column(assigned.queries[short], self._column, k, self._space, allowed)
             found.scores[short], found.rows[short] = exact
         return found
-
-
-def _pool(k: int, effort: float) -> int:
-    """How many rows to propose, so that `k` of them are selected unless the selection shuns the query."""
-    return ceil((2 * k + 16) * effort)
 
 
 def mapped(kind: str, path: Path | None, flags: int, vectors: Stored) -> Any:

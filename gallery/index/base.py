@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from gallery.arrays import Mask, Rows, Space, Stored, Vectors
+
+if TYPE_CHECKING:
+    from gallery.index.quantizer import Assignments
 
 
 class Found(NamedTuple):
@@ -30,13 +33,17 @@ class Index(Protocol):
 
     kind: str
 
-    def search(self, queries: Vectors, k: int, selected: Mask | None = None) -> Found:
+    def search(
+        self, queries: Vectors, k: int, selected: Mask | None = None, assigned: Assignments | None = None
+    ) -> Found:
         """The `k` best rows for each query.
 
         Args:
             queries: (queries, dimension) float32, C-contiguous; of unit length where the metric is cosine.
             k: how many rows, at least 1; may exceed the number of rows.
             selected: (rows,) bool; only rows that are True may be found. None means all.
+            assigned: what was found out about the very same queries for other segments, to be used and added to. The
+                answer does not depend on it.
         """
 
 
@@ -66,8 +73,11 @@ class Backend(Protocol):
                 those at build time, and what was measured of the index may stand beside them.
         """
 
-    def efforts(self, rows: int) -> Sequence[Mapping[str, Any]]:
+    def efforts(self, rows: int, total: int | None = None) -> Sequence[Mapping[str, Any]]:
         """Parameters to try on a segment of `rows` rows until its recall is good enough, the cheapest search first.
+
+        `total` is how many rows the gallery has, where it is not this segment alone: lists that segments share are made
+        for all of them.
 
         They differ only in what steers a search, so that one build serves all. The list ends where a search would cost as
         much as an exact one, and is empty where there is nothing to steer.
@@ -79,3 +89,28 @@ class Backend(Protocol):
         Raises:
             ValueError: a parameter is unknown or out of range; the message names it and the fix.
         """
+
+
+@runtime_checkable
+class ListsBackend(Backend, Protocol):
+    """A backend that puts rows into lists by trained centroids, which the segments of a gallery can share."""
+
+    def build(
+        self,
+        vectors: Stored,
+        *,
+        space: Space,
+        path: Path,
+        parameters: Mapping[str, Any],
+        centroids: Vectors | None = None,
+    ) -> bool:
+        """As any backend does, with the lists of `centroids` (lists, dimension); None trains some with the column."""
+
+    def lists(self, parameters: Mapping[str, Any], rows: int, trainable: int) -> int:
+        """How many lists suit a gallery of `rows` rows, where `trainable` rows can be trained with."""
+
+    def serves(self, parameters: Mapping[str, Any], lists: int, now: int) -> bool:
+        """Whether a gallery that would `now` be given so many lists can go on with `lists`."""
+
+    def centroids(self, path: Path) -> Vectors:
+        """The centroids (lists, dimension) of an index file; raises RuntimeError where it cannot be read."""

@@ -35,13 +35,14 @@ def check(settings: Mapping[str, Any]) -> None:
     choose(settings, rows=1, exact_below=0)
 
 
-def choose(settings: Mapping[str, Any], *, rows: int, exact_below: int) -> Sequence[Choice]:
+def choose(settings: Mapping[str, Any], *, rows: int, exact_below: int, total: int | None = None) -> Sequence[Choice]:
     """What to try for a segment of `rows` rows, in turn; nothing where it is searched exactly.
 
     Args:
         settings: `{"kind": "auto" | a backend's name, ...}` with the backend's own parameters, which are not steered.
         rows: rows of the segment.
         exact_below: segments with fewer rows are searched exactly, which is then as fast as any.
+        total: rows of the gallery, if it has more.
 
     Raises:
         ValueError: unknown kind or parameter.
@@ -51,7 +52,9 @@ def choose(settings: Mapping[str, Any], *, rows: int, exact_below: int) -> Seque
     if kind == AUTO:
         if parameters:
             raise ValueError(f"kind 'auto' takes no parameters, but got {', '.join(sorted(parameters))}")
-        return [Choice(name, backend(name).efforts(rows), RECALL) for name in TRIED] if rows >= exact_below else []
+        return (
+            [Choice(name, backend(name).efforts(rows, total), RECALL) for name in TRIED] if rows >= exact_below else []
+        )
     if kind not in names():
         raise ValueError(f"kind {kind!r} is not one of {', '.join((AUTO, *names()))}")
     complete = backend(kind).check(parameters)

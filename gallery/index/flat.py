@@ -12,6 +12,7 @@ import numpy as np
 from gallery.arrays import Mask, Space, Stored, Vectors
 from gallery.index import _exact, _parameters
 from gallery.index.base import Found
+from gallery.index.quantizer import Assignments
 
 
 class FlatIndex:
@@ -26,7 +27,13 @@ class FlatIndex:
         self._preparing = Lock()
         self._longest: float | None = None
 
-    def search(self, queries: Vectors, k: int, selected: Mask | None = None) -> Found:
+    def search(
+        self,
+        queries: Vectors,
+        k: int,
+        selected: Mask | None = None,
+        assigned: Assignments | None = None,  # noqa: ARG002
+    ) -> Found:
         """The `k` best rows for each query, as `base.Index.search` says."""
         _exact.check_request(queries, k, selected, self._column.shape)
         vectors = self._ready()
@@ -69,7 +76,7 @@ class Flat:
         """No parameters; any is refused with a ValueError."""
         return _parameters.checked(self.name, parameters, {})
 
-    def efforts(self, rows: int) -> Sequence[Mapping[str, Any]]:  # noqa: ARG002
+    def efforts(self, rows: int, total: int | None = None) -> Sequence[Mapping[str, Any]]:  # noqa: ARG002
         """Nothing to steer: every row is compared."""
         return ()
 

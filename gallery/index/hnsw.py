@@ -8,16 +8,31 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from gallery.arrays import Space, Stored
+from gallery.arrays import Rows, Space, Stored
 from gallery.index import _exact, _faiss, _parameters
+from gallery.index._filtering import EXACT_ROWS_PER_PROPOSED
 from gallery.index._library import faiss
 from gallery.index._parameters import Whole
+from gallery.index.quantizer import Assignments
 
 PARAMETERS = {
     "m": Whole(default=16, low=2, high=128),
     "ef_construction": Whole(default=200, low=4, high=4096),
     "ef_search": Whole(default=64, low=1, high=1 << 16),
 }
+
+
+class HnswIndex(_faiss.FaissIndex):
+    """A graph that is searched where the file is mapped."""
+
+    def __init__(self, index: Any, *, ef_search: int, vectors: Stored, space: Space) -> None:
+        super().__init__("hnsw", index, vectors=vectors, space=space)
+        self._ef_search = ef_search
+
+    def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
+        steer = faiss.SearchParametersHNSW(efSearch=ceil(self._ef_search * effort))
+        rows: Rows = self._index.search(assigned.queries, count, params=steer)[1]
+        return rows
 
 
 class Hnsw:
@@ -41,25 +56,18 @@ class Hnsw:
         faiss.write_index(index, str(path))
         return True
 
-    def open(
-        self, vectors: Stored, *, space: Space, path: Path | None, parameters: Mapping[str, Any]
-    ) -> _faiss.FaissIndex:
+    def open(self, vectors: Stored, *, space: Space, path: Path | None, parameters: Mapping[str, Any]) -> HnswIndex:
         """Map the graph; raises ValueError if the file does not fit the column."""
-        ef_search: int = parameters["ef_search"]
-
-        def steer(effort: float) -> Any:
-            return faiss.SearchParametersHNSW(efSearch=ceil(ef_search * effort))
-
         index = _faiss.mapped(self.name, path, faiss.IO_FLAG_MMAP_IFC, vectors)
-        return _faiss.FaissIndex(self.name, index, vectors=vectors, space=space, steer=steer)
+        return HnswIndex(index, ef_search=parameters["ef_search"], vectors=vectors, space=space)
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with defaults filled in; ValueError where one is unknown or out of range."""
         return _parameters.checked(self.name, parameters, PARAMETERS)
 
-    def efforts(self, rows: int) -> Sequence[Mapping[str, Any]]:
+    def efforts(self, rows: int, total: int | None = None) -> Sequence[Mapping[str, Any]]:  # noqa: ARG002
         """Twice as many rows in view each time, while that costs less than an exact search."""
-        last = rows // _faiss.EXACT_ROWS_PER_PROPOSED
+        last = rows // EXACT_ROWS_PER_PROPOSED
         seen = [PARAMETERS["ef_search"].default]
         while seen[-1] * 2 <= last:
             seen.append(seen[-1] * 2)

@@ -9,21 +9,67 @@ from typing import Any
 
 import numpy as np
 
-from gallery.arrays import Space, Stored, Vectors
+from gallery.arrays import Mask, Rows, Space, Stored, Vectors
 from gallery.index import _exact, _faiss, _parameters
-from gallery.index._library import ONE_BY_ONE, faiss
+from gallery.index._library import faiss
 from gallery.index._parameters import Whole
-
-# FAISS asks for at least 39 training rows for each centroid; more than this many do not make better ones.
-TRAINING_ROWS_PER_LIST = 64
+from gallery.index.base import Found
+from gallery.index.quantizer import Assignments, Nearest, Quantizer, serves, shared, train, training_rows, wanted
 
 PARAMETERS = {
-    "nlist": Whole(default=0, low=0, high=1 << 20),  # 0: the square root of the number of rows
+    "nlist": Whole(default=0, low=0, high=1 << 20),  # 0: as many as suit the number of rows
     "nprobe": Whole(default=32, low=1, high=1 << 20),
 }
 
 # The fewest lists that are tried; with fewer, a search costs no less.
 _FIRST_PROBES = 8
+
+
+class IvfIndex(_faiss.FaissIndex):
+    """Lists that are read where the file is mapped. Which to read is found once for all segments with the same lists."""
+
+    by_lists = True
+
+    def __init__(
+        self, index: Any, *, quantizer: Quantizer, nprobe: int, kind: str, vectors: Stored, space: Space
+    ) -> None:
+        super().__init__(kind, index, vectors=vectors, space=space)
+        self.quantizer = quantizer
+        self._nprobe = min(nprobe, len(quantizer))
+
+    def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
+        width = min(ceil(self._nprobe * effort), len(self.quantizer))
+        return self._read(assigned.queries, count, assigned.of(self.quantizer, width), None)
+
+    def _select(self, assigned: Assignments, k: int, selected: Mask) -> Found:
+        """The `k` best of the selected rows: twice as many lists each time, until that changes nothing.
+
+        Rows enough are no sign that they are the best: with 2,500 selected of 6,000, all far from the query, the nearest
+        lists held 10 rows and none of the 10 best.
+        """
+        queries, selection = assigned.queries, _exact.Selection(selected)
+        best = _exact.nothing(len(queries), k, self._space.metric)
+        asking, first, last = np.arange(len(queries)), 0, self._nprobe
+        while len(asking) and first < len(self.quantizer):
+            last = min(last, len(self.quantizer))
+            near = assigned.of(self.quantizer, last)
+            near = Nearest(near.scores[asking, first:last], near.lists[asking, first:last])
+            rows = self._read(queries[asking], k, near, selection.selector)
+            rows = np.concatenate([best.rows[asking], rows], axis=1)
+            found = _exact.ranked(queries[asking], rows, self._column, self._space, k)
+            settled = (found.rows == best.rows[asking]).all(axis=1) & (found.rows[:, -1] >= 0)
+            best.scores[asking], best.rows[asking] = found
+            asking, first, last = asking[~settled], last, 2 * last
+        return best
+
+    def _read(self, queries: Vectors, count: int, near: Nearest, selector: Any) -> Rows:
+        """The `count` best rows (queries, count) of the lists that are `near`; -1 where they hold fewer."""
+        asked = [np.ascontiguousarray(array) for array in (queries, near.lists, near.scores)]
+        scores, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
+        x, lists, by, found, ids = (faiss.swig_ptr(array) for array in (*asked, scores, rows))
+        steer = faiss.SearchParametersIVF(nprobe=near.lists.shape[1], sel=selector)
+        self._index.search_preassigned_c(len(queries), x, count, lists, by, found, ids, False, steer)
+        return rows
 
 
 class Ivf:
@@ -36,41 +82,56 @@ class Ivf:
 
     name = "ivf"
 
-    def build(self, vectors: Stored, *, space: Space, path: Path, parameters: Mapping[str, Any]) -> bool:
-        """Train on a sample of the column and write its lists; the same column gives the same bytes."""
-        rows = len(vectors)
-        nlist = min(parameters["nlist"] or _lists(rows), rows)
-        index = _trained(_training_rows(vectors, space, nlist), nlist, space)
+    def build(
+        self,
+        vectors: Stored,
+        *,
+        space: Space,
+        path: Path,
+        parameters: Mapping[str, Any],
+        centroids: Vectors | None = None,
+    ) -> bool:
+        """Put the rows into the lists of `centroids`, else of some trained with the column itself, and write them.
+
+        The same column and centroids give the same bytes.
+        """
+        if centroids is None:
+            lists = min(parameters["nlist"] or _lists(len(vectors)), len(vectors))
+            centroids = train(training_rows([vectors], space, lists), lists, space)
+        index = _empty(centroids, space)
         for block in _faiss.blocks(vectors, space):
             index.add(block)
         _probe_by_score(index)
         faiss.write_index(index, str(path))
         return True
 
-    def open(
-        self, vectors: Stored, *, space: Space, path: Path | None, parameters: Mapping[str, Any]
-    ) -> _faiss.FaissIndex:
+    def open(self, vectors: Stored, *, space: Space, path: Path | None, parameters: Mapping[str, Any]) -> IvfIndex:
         """Map the lists; raises ValueError if the file does not fit the column."""
-        nprobe: int = parameters["nprobe"]
-        # Which lists are read must not depend on the batch.
-        choosing = faiss.SearchParameters(sel=ONE_BY_ONE)
-
-        def steer(effort: float) -> Any:
-            return faiss.SearchParametersIVF(nprobe=ceil(nprobe * effort), quantizer_params=choosing)
-
         index = _faiss.mapped(self.name, path, faiss.IO_FLAG_MMAP, vectors)
-        # Mapped lists are read ahead by 32 threads that every search starts anew: 16 lists of 224 rows took 0.58 ms
-        # with them and take 0.07 ms without. The kernel reads ahead by itself.
-        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
-        return _faiss.FaissIndex(self.name, index, vectors=vectors, space=space, steer=steer)
+        quantizer = shared(_centroids(index), space.metric)
+        nprobe: int = parameters["nprobe"]
+        return IvfIndex(index, quantizer=quantizer, nprobe=nprobe, kind=self.name, vectors=vectors, space=space)
+
+    def lists(self, parameters: Mapping[str, Any], rows: int, trainable: int) -> int:
+        """How many lists suit a gallery of `rows` rows, where `trainable` rows can be trained with."""
+        asked: int = parameters["nlist"]
+        return min(asked, trainable) if asked else wanted(rows, trainable)
+
+    def serves(self, parameters: Mapping[str, Any], lists: int, now: int) -> bool:
+        """Whether a gallery that would `now` be given so many lists can go on with `lists`."""
+        return lists == now if parameters["nlist"] else serves(lists, now)
+
+    def centroids(self, path: Path) -> Vectors:
+        """The centroids of an index file."""
+        return _centroids(faiss.read_index(str(path), faiss.IO_FLAG_MMAP))
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with defaults filled in; ValueError where one is unknown or out of range."""
         return _parameters.checked(self.name, parameters, PARAMETERS)
 
-    def efforts(self, rows: int) -> Sequence[Mapping[str, Any]]:
+    def efforts(self, rows: int, total: int | None = None) -> Sequence[Mapping[str, Any]]:
         """More and more lists, up to a third of them: half cost as much as a plain scan of 20,000 x 128 rows."""
-        last = max(_FIRST_PROBES, _lists(rows) // 3)
+        last = max(_FIRST_PROBES, _lists(total or rows) // 3)
         probes = [_FIRST_PROBES]
         while probes[-1] < last:
             probes.append(min(last, ceil(1.5 * probes[-1])))
@@ -82,39 +143,30 @@ def _lists(rows: int) -> int:
     return max(1, round(sqrt(rows)))
 
 
-def _trained(rows: Vectors, nlist: int, space: Space) -> Any:
-    """An empty index whose lists are those of the centroids nearest by distance, whatever the metric.
+def _empty(centroids: Vectors, space: Space) -> Any:
+    """An index without rows, whose lists are those of the centroids nearest by distance, whatever the metric.
 
     Rows must not be assigned by inner product: the longest centroid would draw most of them.
     """
-    dimension = rows.shape[1]
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, nlist, _exact.faiss_metric(space.metric))
-    index.cp.seed = 1
-    index.cp.spherical = space.metric == "cosine"
-    index.cp.min_points_per_centroid = 1  # few rows are no reason to print a warning
-    index.train(rows)
+    lists, dimension = centroids.shape
+    by_distance = faiss.IndexFlatL2(dimension)
+    by_distance.add(centroids)
+    index = faiss.IndexIVFFlat(by_distance, dimension, lists, _exact.faiss_metric(space.metric))
+    index.is_trained = True
     return index
 
 
 def _probe_by_score(index: Any) -> None:
-    """Let a query choose its lists by the metric itself, over the same centroids.
-
-    For inner product of vectors of any length this raised recall@10 of 16 lists out of 224 on real embeddings from
-    0.73 and 0.93, with centroids of unit length, to 0.88 and 0.96.
-    """
+    """Let whoever searches the file by itself choose lists by the metric, as `Quantizer.nearest` does."""
     if index.metric_type == faiss.METRIC_INNER_PRODUCT:
         by_score = faiss.IndexFlatIP(index.d)
         by_score.add(index.quantizer.reconstruct_n(0, index.nlist))
         index.quantizer = by_score
 
 
-def _training_rows(vectors: Stored, space: Space, nlist: int) -> Vectors:
-    """A sample drawn with a fixed seed, so that building again gives the same index."""
-    wanted = nlist * TRAINING_ROWS_PER_LIST
-    if wanted >= len(vectors):
-        return _exact.prepared(vectors, space)
-    sample = np.random.default_rng(1).choice(len(vectors), wanted, replace=False)
-    return _exact.prepared(vectors[np.sort(sample)], space)
+def _centroids(index: Any) -> Vectors:
+    centroids: Vectors = index.quantizer.reconstruct_n(0, index.nlist)
+    return centroids
 
 
 BACKEND = Ivf()

@@ -18,6 +18,7 @@ from gallery.catalog import items as item_rows
 from gallery.catalog.filters import compile_filter
 from gallery.catalog.segments import Origin
 from gallery.catalog.transaction import Catalog
+from gallery.index.quantizer import Assignments
 from gallery.index.scores import score, unit, worst
 from gallery.search.mapped import Asked, MappedColumns
 from gallery.search.merge import Part, merge, single
@@ -130,6 +131,7 @@ class _Run:
         self.target = self.models[planned.score_space]
         self.candidates = max((request.oversample or searcher.oversample) * request.k, searcher.min_candidates)
         self._queries: dict[str, Vectors] = {}
+        self._assigned: dict[str, Assignments] = {}
 
     def parts(self) -> Iterator[Part]:
         """What each group of segments found, scored in the score space."""
@@ -172,7 +174,9 @@ class _Run:
     def _ask(self, at: int, model: str, k: int) -> Part:
         """The best rows of one segment in a space that it has a column of."""
         view = self.snapshot.segments[at]
-        found = view.columns[model].index.search(self._query(model), min(k, view.rows), self._selected(view))
+        queries = self._query(model)
+        assigned = self._assigned.setdefault(model, Assignments(queries))  # segments share what one finds out
+        found = view.columns[model].index.search(queries, min(k, view.rows), self._selected(view), assigned)
         return single(at, found.scores, found.rows)
 
     def _ask_mapped(self, at: int, column: str, transformation: Transformation) -> Part:

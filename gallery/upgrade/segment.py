@@ -192,7 +192,7 @@ def _transform(store: Store, job: _Job) -> Written:
 
 def _index(store: Store, job: _Job, column: Written) -> Built | None:
     vectors = open_column(store.files.path(column.name), rows=job.rows, dimension=job.target.dimension)
-    return build(store, job.gallery, vectors, job.target.space)
+    return build(store, job.gallery, vectors, job.target)
 
 
 def _publish(session: Session, held: Lease, job: _Job, column: Written, index: Built | None, seconds: float) -> None:

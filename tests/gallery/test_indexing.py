@@ -64,7 +64,7 @@ def test_where_nothing_finds_enough_the_column_is_searched_exactly_and_says_why(
 
 def test_the_next_backend_is_tried_where_one_finds_too_little(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     column = filled(world, rows=2000)
-    monkeypatch.setattr(choose.backend("ivf"), "efforts", lambda rows: [{"nlist": 100, "nprobe": 1}], raising=False)
+    monkeypatch.setattr(choose.backend("ivf"), "efforts", lambda *_: [{"nlist": 100, "nprobe": 1}], raising=False)
     assert index_column(world.store, column)
     made = row(world, column)
     assert made.index_kind == "hnsw"

@@ -38,7 +38,7 @@ class TestAnswers:
         index, column, queries = built(name, space, dtype)
         assert_right(name, index.search(queries, 10), queries, column, space.metric, 10)
 
-    @pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
+    @pytest.mark.parametrize("share", [0.99, 0.9, 0.6, 0.4, 0.1, 0.01])
     def test_rows_that_are_not_selected_are_never_found(
         self, name: str, space: Space, dtype: str, share: float, built: Make
     ) -> None:
@@ -47,11 +47,12 @@ class TestAnswers:
         found = index.search(queries, 10, selected)
         assert_right(name, found, queries, column, space.metric, 10, selected)
 
+    @pytest.mark.parametrize("count", [3500, 2500])
     def test_a_selection_far_from_the_queries_is_searched_too(
-        self, name: str, space: Space, dtype: str, built: Make
+        self, name: str, space: Space, dtype: str, count: int, built: Make
     ) -> None:
         index, column, queries = built(name, space, dtype)
-        far = best(reference(queries[:1], column, space.metric), space.metric, len(column))[0, -3500:]
+        far = best(reference(queries[:1], column, space.metric), space.metric, len(column))[0, -count:]
         selected = np.isin(np.arange(len(column)), far)
         found = index.search(queries[:1], 10, selected)
         assert_right(name, found, queries[:1], column, space.metric, 10, selected)

@@ -1,0 +1,106 @@
+"""Which centroids a new index is built with: those of the gallery's newest index of the model, while they serve.
+
+So segments come to share them, and a query is compared with them once. No row and no file of their own says which they are:
+every index file holds its centroids, and what the newest one holds is what the next one gets. When there is none, when the
+gallery has outgrown them, or when an index built with them finds too little, new ones are trained on all of the gallery's
+vectors of the model. What was built before keeps its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy import func, select
+
+from gallery import errors
+from gallery.arrays import Stored, Vectors
+from gallery.catalog.tables import ColumnRow, SegmentRow
+from gallery.columns import open_column
+from gallery.index import quantizer
+from gallery.index.base import ListsBackend
+from gallery.spaces import EmbeddingModel
+from gallery.store import Store
+
+
+class Unindexed(NamedTuple):
+    """A column that is to have an index."""
+
+    gallery_id: int
+    model: EmbeddingModel
+    vectors: Stored
+    #: its name, where a row names it
+    file: str | None
+
+
+def total_rows(store: Store, column: Unindexed) -> int:
+    """Rows of the gallery: what lists are made for, although not each segment may have the model yet."""
+    with store.catalog.reading() as session:
+        there = (SegmentRow.gallery_id == column.gallery_id, SegmentRow.retired_at.is_(None))
+        rows = session.scalar(select(func.sum(SegmentRow.rows)).where(*there)) or 0
+    return max(int(rows), len(column.vectors))
+
+
+def offered(
+    store: Store, column: Unindexed, chosen: ListsBackend, parameters: Mapping[str, Any], total: int
+) -> Iterator[Vectors]:
+    """Centroids (lists, dimension) to build with, in turn until an index finds enough. Nothing is stored.
+
+    Args:
+        store: where the gallery is.
+        column: what is to be indexed.
+        chosen: the backend that is to use them.
+        parameters: its parameters.
+        total: rows of the gallery.
+    """
+    columns = [*_others(store, column), column.vectors]
+    lists = chosen.lists(parameters, total, sum(len(each) for each in columns))
+    newest = _newest(store, column, chosen)
+    if newest is not None and chosen.serves(parameters, len(newest), lists):
+        yield newest
+    space = column.model.space
+    yield quantizer.train(quantizer.training_rows(columns, space, lists), lists, space)
+
+
+def _newest(store: Store, column: Unindexed, chosen: ListsBackend) -> Vectors | None:
+    """The centroids of the newest index of a kind; None where there is none, or it went away just now."""
+    with store.catalog.reading() as session:
+        name = session.scalar(
+            select(func.max(ColumnRow.index_file))  # their names are in the order in which they were made
+            .join(SegmentRow)
+            .where(
+                SegmentRow.gallery_id == column.gallery_id,
+                ColumnRow.model_id == column.model.id,
+                ColumnRow.index_kind == chosen.name,
+            )
+        )
+    if name is None:
+        return None
+    try:
+        found = chosen.centroids(store.files.path(name))
+    except RuntimeError:  # which is all that FAISS says of a file that is not there, or not whole
+        return None
+    return found if found.shape[1] == column.model.dimension else None
+
+
+def _others(store: Store, column: Unindexed) -> list[Stored]:
+    """The gallery's other columns of the model that can be read."""
+    with store.catalog.reading() as session:
+        named = session.execute(
+            select(ColumnRow.file, SegmentRow.rows)
+            .join(SegmentRow)
+            .where(
+                SegmentRow.gallery_id == column.gallery_id,
+                SegmentRow.retired_at.is_(None),
+                ColumnRow.model_id == column.model.id,
+                ColumnRow.file != (column.file or ""),
+            )
+            .order_by(ColumnRow.id)
+        ).all()
+    found = []
+    for name, rows in named:
+        try:
+            found.append(open_column(store.files.path(name), rows=rows, dimension=column.model.dimension))
+        except (errors.Damaged, FileNotFoundError):
+            continue  # a rollback or a merge took it away; there are others to learn from
+    return found

@@ -1,0 +1,51 @@
+"""How the best of some rows of a segment are found where others must not be. Pure."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from math import ceil
+
+# How many rows can be compared exactly in the time that it takes to propose one. Measured with 50,000 x 128 on two
+# cores: an HNSW search with one row in five selected takes as long as comparing those 10,000, 0.5 ms.
+EXACT_ROWS_PER_PROPOSED = 50
+
+# From how many rows for each selected one on an index that reads lists is told which to read. With fewer left out, it
+# is cheaper to let it propose a few rows more and to drop what is not selected.
+SPARSE = 2
+
+
+class How(Enum):
+    """A way to search some rows of a segment."""
+
+    #: as if all were selected: the index proposes more than wanted, and what is not selected is dropped
+    SIEVE = auto()
+    #: lists are read for selected rows only, more and more of them until that changes nothing
+    LISTS = auto()
+    #: every selected row is compared
+    EXACT = auto()
+
+
+def how(rows: int, selected: int, k: int, *, by_lists: bool) -> How:
+    """The cheapest way that finds the best `k`.
+
+    Args:
+        rows: rows of the segment.
+        selected: how many of them may be found, at least 1.
+        k: how many are wanted.
+        by_lists: whether the index can read lists for selected rows only.
+    """
+    if selected == rows:
+        return How.SIEVE
+    effort = rows / selected
+    sparse = by_lists and effort > SPARSE
+    if selected <= EXACT_ROWS_PER_PROPOSED * pool(k, 1 if sparse else effort):
+        return How.EXACT
+    return How.LISTS if sparse else How.SIEVE
+
+
+def pool(k: int, effort: float) -> int:
+    """How many rows to propose, so that `k` of them are selected unless the selection shuns the query.
+
+    `effort` is how many rows there are for each that is selected.
+    """
+    return ceil((2 * k + 16) * effort)

@@ -1,0 +1,90 @@
+"""Segments come to share the centroids of their lists, and get new ones where those do not serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gallery.catalog import segments as segment_rows
+from gallery.catalog.galleries import gallery_row
+from gallery.catalog.tables import ColumnRow
+from gallery.index.ivf import IvfIndex
+from gallery.indexing import QUANTIZER, index_column, wanting
+from tests.gallery.world import GALLERY, OLD, World
+
+
+@pytest.fixture
+def small(world: World) -> World:
+    """A world where 100 rows are enough for an index."""
+    world.store.settings.exact_below = 100
+    return world
+
+
+def add(world: World, name: str, vectors: NDArray[Any], gallery: str = GALLERY) -> None:
+    """Write one segment and index it."""
+    world.upsert("old", [f"{name}{row}" for row in range(len(vectors))], vectors, gallery=gallery)
+    for column in wanting(world.store):
+        assert index_column(world.store, column)
+
+
+def quantizers(world: World, gallery: str = GALLERY) -> list[str]:
+    """Which centroids each segment has."""
+    with world.store.catalog.reading() as session:
+        told = segment_rows.indexes_of(session, gallery_row(session, gallery).id)["old"]
+    assert {segment["kind"] for segment in told} == {"ivf"}
+    return [segment[QUANTIZER] for segment in told]
+
+
+def anywhere(rows: int, seed: int = 0) -> NDArray[Any]:
+    return np.random.default_rng(seed).integers(-50, 50, (rows, OLD))
+
+
+def test_segments_of_one_gallery_and_model_share_centroids_and_find_what_they_hold(small: World) -> None:
+    for at in range(3):
+        add(small, f"s{at}-", anywhere(1600, at))
+    assert len(set(quantizers(small))) == 1
+    small.make("other")
+    add(small, "other", anywhere(1600, 7), gallery="other")
+    assert quantizers(small, "other") != quantizers(small)[:1]
+    views = small.galleries.refresh().snapshot(GALLERY).segments
+    opened = [view.columns["old"].index for view in views]
+    assert len({index.quantizer for index in opened if isinstance(index, IvfIndex)}) == 1
+    assert len(opened) == 3
+
+
+def test_a_gallery_that_has_outgrown_its_centroids_gets_new_ones_and_old_segments_keep_theirs(small: World) -> None:
+    for name, rows in (("a", 400), ("b", 400), ("c", 4000), ("d", 400)):
+        add(small, name, anywhere(rows, rows))
+    first, second, third, fourth = quantizers(small)
+    assert first == second != third == fourth
+
+
+def test_where_the_centroids_find_too_little_in_a_segment_new_ones_are_trained(small: World) -> None:
+    line, cloud = np.zeros((2000, OLD)), 100 * anywhere(4000, 1)
+    line[:, 0] = np.linspace(-50, 50, 2000)
+    cloud[:, 0] = anywhere(4000, 2)[:, 0]  # lists along the line say nothing of who is near whom in the cloud
+    add(small, "line", line)
+    add(small, "cloud", cloud[:2000])
+    add(small, "more", cloud[2000:])
+    first, second, third = quantizers(small)
+    assert first != second == third
+
+
+def test_an_index_whose_file_went_away_is_no_source_of_centroids(small: World) -> None:
+    add(small, "a", anywhere(300))
+    with small.store.catalog.reading() as session:
+        files = [row.index_file or "" for row in session.query(ColumnRow)]
+    small.store.files.path(files[0]).write_bytes(b"torn")
+    add(small, "b", anywhere(300, 1))
+    assert len(set(quantizers(small))) == 2
+
+
+def test_lists_that_were_asked_for_by_number_are_shared_by_that_number(small: World) -> None:
+    small.make("named", index={"kind": "ivf", "nlist": 12, "nprobe": 12})
+    for name in "ab":
+        add(small, name, anywhere(300, ord(name)), gallery="named")
+    add(small, "large", anywhere(3000), gallery="named")
+    assert len(set(quantizers(small, "named"))) == 1
