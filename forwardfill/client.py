@@ -424,8 +424,10 @@ class Client:
         Raises:
             ForwardfillError: an item was refused, and so all; `errors` points at it.
         """
-        path, headers = f"/galleries/{_quoted(gallery)}/items", {"content-type": ARROW}
-        answer = self._request("POST", path, content=stream, query={"model": model}, headers=headers)
+        path = f"/galleries/{_quoted(gallery)}/items"
+        headers = {"content-type": ARROW, "content-length": str(len(stream))}
+        # In pieces, because httpx keeps a body that it was handed whole until the garbage collector comes by.
+        answer = self._request("POST", path, content=_pieces(stream), query={"model": model}, headers=headers)
         return orjson.loads(answer.content)  # type: ignore[no-any-return]
 
     def delete_items(self, gallery: str, ids: Sequence[str]) -> Json:
@@ -828,6 +830,11 @@ def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(UPLOAD_BLOCK):
             yield block
+
+
+def _pieces(content: bytes) -> Iterator[bytes]:
+    for start in range(0, len(content), UPLOAD_BLOCK):
+        yield content[start : start + UPLOAD_BLOCK]
 
 
 def _matrix(vectors: Vectors) -> npt.NDArray[np.float32]:

@@ -95,9 +95,14 @@ def _rechunked(arrays: Iterable[Any], size: int) -> Iterator[Any]:
         array.validate(full=True)  # an offset that points elsewhere must be found before anyone follows it
         rest = array
         while rows + len(rest) >= size:
-            yield pa.concat_arrays([*waiting, rest.slice(0, size - rows)])
+            yield _joined([*waiting, rest.slice(0, size - rows)])
             rest, waiting, rows = rest.slice(size - rows), [], 0
         if len(rest):
             waiting, rows = [*waiting, rest], rows + len(rest)
     if waiting:
-        yield pa.concat_arrays(waiting)
+        yield _joined(waiting)
+
+
+def _joined(arrays: list[Any]) -> Any:
+    """One array; what is one already may be mapped, and is not copied into memory."""
+    return arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)

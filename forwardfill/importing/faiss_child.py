@@ -7,6 +7,7 @@ vectors as they were added, so what comes out is what went in, and it neither co
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 from importlib import import_module
@@ -166,7 +167,8 @@ if __name__ == "__main__":
     try:
         main(Path(file), column_name, int(first_row), int(block_rows))
     except RuntimeError as refused:
-        # FAISS's message spans lines and names functions; what comes after the last colon but one is what it says.
-        sys.exit("FAISS cannot read it: " + " ".join(str(refused).split())[-300:])
+        # FAISS's message begins with the function, the file and the line that say it.
+        said = re.sub(r"^Error in .*? at \S+:\d+: (Error: )?", "", " ".join(str(refused).split()))
+        sys.exit(f"FAISS cannot read it, so it is cut off, damaged or of another format: {said[:300]}")
     except MemoryError:
         sys.exit("it asks for more memory than a file of its size can need: it is damaged")

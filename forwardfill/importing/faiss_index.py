@@ -34,6 +34,7 @@ def columns(path: Path, allowed: Path | None) -> list[Column]:
         BadInput: it is elsewhere, or no index that keeps its vectors.
     """
     _check_place(path, allowed)
+    path = path.resolve()  # what was checked is what is read, wherever a link points later
     with _child(path, "id", sys.maxsize, 1) as stream:  # beyond its last row, so just the schema
         rows = int(stream.schema.metadata[b"rows"])
         stream.read_all()

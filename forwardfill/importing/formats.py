@@ -42,14 +42,15 @@ def columns(path: Path, *, kind: str | None = None, allowed: Path | None = None)
     if not path.is_file():
         raise BadInput(f"{path}: there is no such file")
     kind = kind or next((each for each, suffixes in _SUFFIXES.items() if path.suffix.lower() in suffixes), None)
-    if kind == "faiss":
-        return faiss_index.columns(path, allowed)
-    if kind not in _READERS:
+    if kind != "faiss" and kind not in _READERS:
         suffixes = ", ".join(each for known in _SUFFIXES.values() for each in known)
         raise BadInput(
             f"{path}: of no known format; give it one of the suffixes {suffixes}, or say which it is with --format"
         )
-    return _READERS[kind](path)
+    try:
+        return faiss_index.columns(path, allowed) if kind == "faiss" else _READERS[kind](path)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error}") from error
 
 
 def pick(found: Sequence[Column], wanted: str | None, usual: str, *, vectors: bool, path: Path, option: str) -> Column:

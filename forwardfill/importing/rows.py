@@ -135,12 +135,8 @@ def vectors(array: Any, dimension: int, column: Column, start: int, *, required:
     if required and not valid.all():
         raise BadInput(f"{column.where}, row {start + int(np.argmin(valid))}: has no vector; every row needs one")
     rows = start + np.flatnonzero(valid)
-    fixed = pa.types.is_fixed_size_list(array.type)
-    lengths = (
-        np.full(len(rows), array.type.list_size)
-        if fixed
-        else array.drop_null().value_lengths().to_numpy(zero_copy_only=False)
-    )
+    there = array.drop_null() if array.null_count else array  # drop_null copies, even where nothing is null
+    lengths = there.value_lengths().to_numpy(zero_copy_only=False)
     other = np.flatnonzero(lengths != dimension)
     if len(other):
         raise BadInput(
@@ -149,7 +145,7 @@ def vectors(array: Any, dimension: int, column: Column, start: int, *, required:
         )
     # Numbers that float32 cannot hold become infinity here, and are found below.
     typed = array.cast(pa.list_(pa.float32(), dimension), safe=False)
-    numbers = typed.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(len(rows), dimension)
+    numbers = typed.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), dimension)  # of the rows that have some
     bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
     if len(bad):
         raise BadInput(

@@ -5,6 +5,7 @@ A batch that was stored but not noted is sent again. That changes nothing, since
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from forwardfill.importing.column import BadInput
 from forwardfill.importing.rows import Rows
 from forwardfill.importing.state import State
 
-#: a request is held in memory about four times, on both sides
+#: of vectors and payloads; formats that are decoded need several times as much while they are read
 REQUEST_BYTES = 64 << 20
 #: what a merge of small segments makes at most, so larger segments from here would stay apart
 REQUEST_ROWS = 100_000
@@ -94,10 +95,10 @@ def _send(
 
 
 def _encoded(batch: Any) -> bytes:
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()  # gives what was written without another copy
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return bytes(sink.getvalue())
+    return sink.getvalue()
 
 
 def _named(error: ForwardfillError, rows: Rows, start: int) -> Exception:
@@ -106,5 +107,7 @@ def _named(error: ForwardfillError, rows: Rows, start: int) -> Exception:
         pointed = re.match(r"/items/(\d+)/(\w+)", str(each.get("pointer")))
         if pointed:
             column = rows.columns().get(pointed[2], rows.embeddings)
-            return BadInput(f"{column.where}, row {start + int(pointed[1])}: {each.get('detail')} ({error.code})")
+            item = int(pointed[1])  # which the service's words may name
+            where = f"{column.where}, row {start + item}, item {item} of its request"
+            return BadInput(f"{where}: {each.get('detail')} ({error.code})")
     return error

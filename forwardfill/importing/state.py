@@ -2,8 +2,8 @@
 
 It says which import it is of by a digest of what is imported and where to, so that nobody goes on with other rows in the
 middle. Names and times of files are not part of it: a copy of the same bytes is the same source. Of a large file, blocks
-spread over the whole are hashed, not all of it: to hash 100 GB takes minutes at every start, while a file that was replaced,
-cut off or written anew differs in these. What escapes is a few rows changed in place between two blocks, as a careful
+spread over the whole are hashed, not all of it, which would be read once more at every start, while a file that was
+replaced, cut off or written anew differs in these. What escapes is a few rows changed in place between two blocks, as a careful
 person might do; who changes rows starts over, as the message that makes one do it says.
 """
 
@@ -69,13 +69,22 @@ class State:
         return rows
 
     def save(self, rows: int) -> None:
-        """Replace the file by one that says so; after a crash it says this or what it said before."""
+        """Replace the file by one that says so; after a crash it says this or what it said before.
+
+        Raises:
+            BadInput: it cannot be written there.
+        """
         part = self.path.with_name(self.path.name + ".part")
-        with part.open("wb") as file:
-            file.write(orjson.dumps({"import": self.digest, "rows": rows}))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
+        try:
+            with part.open("wb") as file:
+                file.write(orjson.dumps({"import": self.digest, "rows": rows}))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
+        except OSError as error:
+            raise BadInput(
+                f"{self.path}: cannot be written ({error}), so nobody could go on here; name another place with --state"
+            ) from error
 
     def remove(self) -> None:
         """Nothing is left to go on with."""

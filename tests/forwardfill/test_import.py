@@ -227,7 +227,7 @@ def test_what_only_the_service_refuses_is_named_by_its_row_in_the_file(service: 
     zero[37] = 0
     np.save(tmp_path / "zero.npy", zero)
     done = imported(gallery, tmp_path / "zero.npy", "--batch", "10", model="cosine")
-    refused(done, "zero.npy, row 37: ", "no direction", "invalid_vector")
+    refused(done, "zero.npy, row 37, item 7 of its request: ", "no direction", "invalid_vector")
     assert service.client.gallery(gallery)["items"] == 30, "what came before is stored, and noted"
 
     np.save(tmp_path / "zero.npy", VECTORS)
@@ -313,6 +313,11 @@ def test_the_digest_of_a_source_knows_its_bytes_and_not_its_name(tmp_path: Path)
     for changed in (content + b"x", content[:-1], b"x" + content[1:], content[:-1] + b"x", content[::-1]):
         other.write_bytes(changed)
         assert digest([one], {}) != digest([other], {})
+
+
+def test_a_state_that_cannot_be_written_is_told_with_the_option_that_helps(vectors: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"nowhere/state: cannot be written .* --state"):
+        run_against([200], rows_of(vectors), State(tmp_path / "nowhere" / "state", "x"))
 
 
 def test_a_state_that_is_no_state_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from forwardfill.importing import faiss_child
-from forwardfill.importing.column import BadInput, Column
+from forwardfill.importing.column import BadInput
 from forwardfill.importing.formats import columns, pick
 from forwardfill.importing.rows import Rows
 
@@ -181,8 +181,13 @@ def test_an_index_that_keeps_codes_is_refused() -> None:
         faiss_child.kept(faiss, index)
 
 
-def faiss_columns(path: Path, allowed: Path | None) -> list[Column]:
-    return columns(path, allowed=allowed)
+def test_an_index_whose_lists_are_in_another_file_is_refused(tmp_path: Path) -> None:
+    index = ivf()
+    lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(tmp_path / "lists"))
+    index.replace_invlists(lists, False)
+    index.add(VECTORS)
+    with pytest.raises(SystemExit, match="its lists are in another file"):
+        faiss_child.kept(faiss, index)
 
 
 def test_an_index_file_is_read_by_a_child_from_an_allowed_folder_only(tmp_path: Path) -> None:
