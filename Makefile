@@ -1,6 +1,7 @@
 # Everything that people and CI run. A fresh machine needs Python 3.11 or later and make; `make` alone lists the targets.
 #
 #   PYTHON     the interpreter that makes .venv      make test PYTHON=python3.12
+#   MINUTES    how long `soak` lasts         make soak MINUTES=1
 #   ARGS       passed on to the command              make demo ARGS="--data cifar100 --root DIR"
 #   PIP_FLAGS  passed on to `pip install`            make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -13,9 +14,10 @@ VENV ?= .venv
 PYTHON ?=
 PIP_FLAGS ?=
 ARGS ?=
+MINUTES ?= 10
 BIN := $(VENV)/bin
 
-.PHONY: help demo test serve check bench faults migrate clean
+.PHONY: help demo test serve check bench soak faults migrate clean
 
 help: ## List the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,8 +39,11 @@ check: $(VENV)/.installed-dev ## Lint, formatting, types and the order of import
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-bench ## Run the benchmarks; takes ARGS
+bench: $(VENV)/.installed-bench ## Measure against FAISS, Chroma and pgvector; exits non-zero where a bar is missed; takes ARGS
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(VENV)/.installed-bench ## Search, write, merge and upgrade for MINUTES, and check every answer; takes ARGS
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 faults: $(VENV)/.installed-dev ## Kill, freeze and starve real processes at every commit step, on both stacks; takes ARGS
 	@$(install_redis)
@@ -51,10 +56,10 @@ clean: ## Remove .venv, build/ and every cache; data folders stay
 	rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp per extra: done again when the dependencies change, otherwise instant. dev holds every extra that runs here.
+# One stamp per extra: done again when the dependencies change, otherwise instant. dev holds those that the tests need.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[$*]"
-	touch $@ $(if $(filter dev,$*),$(addprefix $(VENV)/.installed-,train postgres bench))
+	touch $@ $(if $(filter dev,$*),$(addprefix $(VENV)/.installed-,train postgres))
 
 $(BIN)/python:
 	@$(find_python); \

@@ -1,112 +1,100 @@
-"""`python -m benchmarks`: every figure is a ratio of two things timed in turn, because machines are noisy."""
+"""`python -m benchmarks`: ratios, each the median of rounds in which both sides are measured in turn, and their bars.
+
+Machines are noisy, so nothing is compared with a figure of another run. Exits with 1 where a bar is missed.
+"""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
-from time import perf_counter
-from typing import NamedTuple
 
-import faiss
-import numpy as np
+import orjson
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.gallery import Gallery
-from gallery.search.request import SearchRequest
-from models.transformations import Fct
+from benchmarks import chroma, during, floor, halfway, million, pgvector, upgrading
+from benchmarks.report import show
+from benchmarks.setting import Setting, Skip, machine, threads
+from benchmarks.table import Group, Line, document, exit_code, markdown
 
-DIMENSION, HIDDEN = 128, 2048
+Measure = Callable[[Setting], Iterator[Line]]
+
+#: in the order in which they run: those that take longest come last
+GROUPS: dict[str, Measure] = {
+    "http": floor.measure,
+    "chroma": chroma.measure,
+    "pgvector": pgvector.measure,
+    "half": halfway.measure,
+    "during": during.measure,
+    "million": million.measure,
+    "workers": upgrading.measure_workers,
+    "reembed": upgrading.measure_reembedding,
+    "upgrade": upgrading.measure,
+}
+OUT = Path("build/bench")
 
 
-class Ratio(NamedTuple):
-    """One line of the table."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what was asked for, print it, write it down; the exit code."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(threads())
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.scratch, prefix="forwardfill-bench-") as scratch:
+        setting = _setting(options, Path(scratch))
+        groups = []
+        for name in options.only or GROUPS:
+            groups.append(run(name, GROUPS[name], setting))
+            show(groups[-1])
+            _write(options, groups)  # an hour of measuring is not lost with the last of it
+    return exit_code(groups)
 
-    what: str
-    ours: str
-    against: str
-    ratio: float
+
+def run(name: str, measure: Measure, setting: Setting) -> Group:
+    """One group. What goes wrong in it is written down, and the others are measured all the same."""
+    lines: list[Line] = []
+    try:
+        for line in measure(setting):
+            lines.append(line)  # what was measured before something went wrong stays  # noqa: PERF402
+    except Skip as why:
+        return Group(name, tuple(lines), skipped=str(why))
+    except Exception as error:  # noqa: BLE001 - a server that does not start, a peer that is not installed
+        traceback.print_exc()
+        return Group(name, tuple(lines), failed=f"{type(error).__name__}: {error}")
+    return Group(name, tuple(lines))
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=20_000, help="items of the gallery")
-    parser.add_argument("--rounds", type=int, default=30, help="timed searches of each kind")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        network = Fct(source_dimension=DIMENSION, target_dimension=DIMENSION, side_dimension=DIMENSION, hidden=HIDDEN)
-        gallery = Gallery(Path(folder), network, items=options.items, segments=10)
-        ratios = [*_fraction_zero(gallery, options.rounds), _upgrade(gallery), _fully(gallery, options.rounds)]
-    table = Table(
-        "measure", "ours", "against", "ratio", title=f"{options.items} items x {DIMENSION}, 2-layer mixer of {HIDDEN}"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", action="append", choices=GROUPS, metavar="NAME", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--root", type=Path, help="folder of real data: CIFAR-100's embeddings and images")
+    parser.add_argument("--items", type=int, default=100_000, help="of the measures that need no more")
+    parser.add_argument("--million", type=int, default=1_000_000, help="of the measures about a million")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each side is measured, in turn")
+    parser.add_argument("--quick", action="store_true", help="tiny: see that all of it runs; the ratios mean nothing")
+    parser.add_argument("--out", type=Path, default=OUT, help="where results.json and results.md go")
+    parser.add_argument("--scratch", type=Path, help="a folder on the disk to measure on; some 10 GB for a million")
+    return parser
+
+
+def _setting(options: argparse.Namespace, scratch: Path) -> Setting:
+    return Setting(
+        scratch=scratch,
+        root=options.root,
+        items=min(options.items, 2000) if options.quick else options.items,
+        million=min(options.million, 8000) if options.quick else options.million,
+        rounds=min(options.rounds, 2) if options.quick else options.rounds,
+        quick=options.quick,
     )
-    for line in ratios:
-        table.add_row(line.what, line.ours, line.against, f"{line.ratio:.2f}")
-    Console().print(table)
 
 
-def _fraction_zero(gallery: Gallery, rounds: int) -> list[Ratio]:
-    """Before any segment is transformed: the forward route against its parts."""
-    old, new = gallery.old[0], gallery.new_query
-    candidates, sides = gallery.old[:200], gallery.side[:200]
-    ours, bare = _in_turn(
-        lambda: gallery.search(SearchRequest("new", new, 10, {"old": old[None]})),
-        lambda: gallery.transform(candidates, sides),
-        rounds,
-    )
-    return [Ratio("search at 0 %, p50, against a bare pass of its 200 candidates", _ms(ours), _ms(bare), ours / bare)]
-
-
-def _upgrade(gallery: Gallery) -> Ratio:
-    """The whole upgrade (read, transform, write, sync, publish) against the bare forward pass."""
-    started = perf_counter()
-    gallery.transform(gallery.old, gallery.side)
-    bare = perf_counter() - started
-    started = perf_counter()
-    gallery.upgrade()
-    ours = perf_counter() - started
-    rate = len(gallery.old) / ours
-    return Ratio(
-        "upgrade, items per second, against a bare pass",
-        f"{rate:.0f}/s",
-        f"{len(gallery.old) / bare:.0f}/s",
-        bare / ours,
-    )
-
-
-def _fully(gallery: Gallery, rounds: int) -> Ratio:
-    """After the upgrade: the direct route against FAISS alone over one array of the same vectors."""
-    vectors = gallery.transform(gallery.old, gallery.side)
-    ours, bare = _in_turn(
-        lambda: gallery.search(SearchRequest("new", gallery.new_query, 10)),
-        lambda: faiss.knn(gallery.new_query, vectors, 10),
-        rounds,
-    )
-    return Ratio("search at 100 %, 10 segments, p50, against one faiss.knn", _ms(ours), _ms(bare), ours / bare)
-
-
-def _in_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median seconds of each, one after the other, after a warm-up."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(rounds + 3):
-        for of, action in zip(times, (first, second), strict=True):
-            started = perf_counter()
-            action()
-            if turn >= 3:
-                of.append(perf_counter() - started)
-    return median(times[0]), median(times[1])
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.2f} ms"
+def _write(options: argparse.Namespace, groups: Sequence[Group]) -> None:
+    asked = {name: None if value is None else str(value) for name, value in vars(options).items()}
+    results = {"machine": machine(), "options": asked, "good": exit_code(groups) == 0, "groups": document(groups)}
+    (options.out / "results.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    (options.out / "results.md").write_text(markdown(groups), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    np.seterr(all="raise", under="ignore")
-    main()
+    raise SystemExit(main())

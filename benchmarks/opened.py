@@ -1,0 +1,40 @@
+"""A data folder opened in this process, as an API process has it in memory: searches without HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from gallery.catalog.transaction import Catalog
+from gallery.files import Files
+from gallery.search.mapped import MappedColumns
+from gallery.search.request import Answer, SearchRequest
+from gallery.search.run import Searcher
+from gallery.settings import GallerySettings
+from gallery.snapshot import Galleries
+from gallery.transforms import Transforms
+from models.runtime import load_transform
+
+
+class Opened:
+    """The galleries of a folder that nobody else changes meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open every gallery at its present version."""
+        settings = GallerySettings(data=folder)
+        files = Files(folder)
+        transforms = Transforms(files, load_transform)
+        self.catalog = Catalog(settings.database)
+        self._world = Galleries(self.catalog, files).refresh()
+        mapped = MappedColumns(transforms, settings.mapped_cache_bytes)
+        self._searcher = Searcher(self.catalog, transforms, mapped, settings.oversample, settings.min_candidates)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.catalog.close()
+
+    def search(self, gallery: str, request: SearchRequest) -> Answer:
+        """Search as an API process does."""
+        return self._searcher.search(self._world, gallery, request)
