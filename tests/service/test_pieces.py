@@ -1,0 +1,102 @@
+"""A large body is parsed in pieces: to what it is in one piece, and without stopping the other threads."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.api.galleries import ItemsBody
+from service.bodies import parse
+from service.pieces import loads
+
+TEXT = st.text(alphabet='a"\\{}[],: \0é', max_size=8)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, width=16) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+BODIES = st.dictionaries(
+    st.sampled_from(["model", "items", "k", "", "\0"]) | TEXT, VALUES | st.lists(VALUES), max_size=4
+)
+
+
+def judged(parse: Any, raw: bytes) -> Any:
+    """What comes of a body: its value as text, so that 1 is not True, or that it is refused."""
+    try:
+        return json.dumps(parse(raw))
+    except orjson.JSONDecodeError as error:
+        return str(error)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    body=BODIES, piece=st.integers(1, 12), indent=st.sampled_from([None, 1]), gap=st.sampled_from([",", ", ", " ,\n"])
+)
+def test_a_body_in_pieces_is_what_it_is_in_one(body: Any, piece: int, indent: int | None, gap: str) -> None:
+    raw = json.dumps(body, indent=indent, separators=(gap, ":"), ensure_ascii=False).encode()
+    assert judged(lambda raw: loads(raw, piece), raw) == judged(orjson.loads, raw)
+
+
+@settings(max_examples=100, deadline=None)
+@given(body=BODIES, piece=st.integers(1, 12), at=st.floats(0, 1), put=st.sampled_from(["", *'{}[],":\\x1']))
+def test_a_broken_body_is_refused_in_the_words_of_one_piece(body: Any, piece: int, at: float, put: str) -> None:
+    text = json.dumps(body, separators=(",", ":"))
+    cut = int(at * len(text))
+    raw = (text[:cut] + put + text[cut + (put == "") :]).encode()
+    assert judged(lambda raw: loads(raw, piece), raw) == judged(orjson.loads, raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"items":[{"a":1},{"a":2},]}',
+        b'{"items":[{"a":1},{"a":2}],"items":[{"a":3}]}',
+        b'{"items":[{"a":1},{"a":2}],"\\u0000":[{"a":3}]}',
+        b'{"items":"[","items":[{"a":1},{"a":2}],"k":1}',
+        b'{"model":"x[{},{}","items":[{"a":"},{"},{"a":[{},{}]},{"a":2}],"k":[1,2]}',
+        b'{"items":["a","b\\",","c"],"model":"m"}',
+        b'{"queries":[[1,2],[3,[4],[5]],[6]],"k":1}',
+        b'{"items":[{"a":1},{"a":2}]} x',
+        b'{"items":[{"a":1},{"a":2}]',
+    ],
+)
+def test_what_looks_like_an_end_of_an_element_is_taken_for_what_it_is(raw: bytes) -> None:
+    for piece in range(1, 12):
+        assert judged(lambda raw, piece=piece: loads(raw, piece), raw) == judged(orjson.loads, raw)
+
+
+def test_a_large_body_stops_no_other_thread_for_long() -> None:
+    """A thread that holds the interpreter's lock stops the event loop as well, so what counts is how long it holds it.
+
+    That is told in its own CPU time, since on a busy machine every thread waits for a core. Another thread that is late
+    to ask lengthens it, and nothing shortens it: one good try of several is enough.
+    """
+    vectors = np.random.default_rng(1).normal(size=(4000, 256)).astype(np.float32)
+    items = [{"id": str(at), "embedding": vector.tolist()} for at, vector in enumerate(vectors)]
+    raw = orjson.dumps({"model": "old", "items": items})
+    started = time.thread_time()
+    orjson.loads(raw)
+    in_one_piece = time.thread_time() - started
+    assert any(_longest_hold(raw) < in_one_piece / 2 for _ in range(8))
+
+
+def _longest_hold(raw: bytes) -> float:
+    """CPU seconds of the thread that parses, at most, between two turns of another thread."""
+    begin, parsed, leave = threading.Event(), threading.Event(), threading.Event()
+    parser = threading.Thread(target=lambda: (begin.wait(), parse(ItemsBody, raw), parsed.set(), leave.wait()))
+    parser.start()
+    clock, turns = time.pthread_getcpuclockid(parser.ident or 0), [0.0]
+    begin.set()
+    while not parsed.wait(0.0005):  # the lock is let go of, and asked for again
+        turns.append(time.clock_gettime(clock))
+    leave.set()
+    parser.join()
+    return float(np.diff([*turns, turns[-1]]).max())
