@@ -104,7 +104,8 @@ class _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if console.is_terminal:
+            self._bar.stop()
 
     def show(self, stored: int) -> None:
         """So many rows are stored."""
