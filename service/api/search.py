@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
@@ -211,8 +211,11 @@ def search_batch(
     within(body.k, process.store.settings.max_k, "max_k", "/k")
     within(len(body.queries), process.store.settings.max_queries, "max_queries", "/queries")
     answers = _answers(process, gallery, body, lambda world: _several(body, world))
-    results = [{"hits": hits} for hits in hits_as_json(process, answers, payload="payload" in body.include)]
-    return _json({"results": results, **_about(body, answers[0], started)})
+    found = hits_as_json(process, answers, payload="payload" in body.include)
+    # Query by query: a million hits written at once would stop every other thread for as long.
+    results = b",".join([orjson.dumps({"hits": hits}) for hits in found])
+    about = orjson.dumps(_about(body, answers[0], started))
+    return Response(b'{"results":[%b],%b' % (results, about[1:]), media_type="application/json")
 
 
 class Queries(NamedTuple):
@@ -296,14 +299,21 @@ def request_for(body: _Options, queries: Queries, part: slice) -> SearchRequest:
     )
 
 
-def hits_as_json(process: Process, answers: Sequence[Answer], *, payload: bool) -> list[list[dict[str, Any]]]:
-    """The hits of each query, as JSON will have them."""
-    found = [answer.hits(query) for answer in answers for query in range(len(answer.rows))]
+def hits_as_json(process: Process, answers: Sequence[Answer], *, payload: bool) -> Iterator[list[dict[str, Any]]]:
+    """The hits of each query, as JSON will have them; those of one query at a time are made."""
     if not payload:
-        return [[{"id": hit.id, "score": hit.score, "origin": hit.origin} for hit in hits] for hits in found]
+        for hits in _found(answers):
+            yield [{"id": hit.id, "score": hit.score, "origin": hit.origin} for hit in hits]
+        return
     with process.store.catalog.reading() as session:
-        payloads = item_rows.payloads(session, (hit.place for hits in found for hit in hits))
-    return [[_with_payload(hit, payloads) for hit in hits] for hits in found]
+        payloads = item_rows.payloads(session, (hit.place for hits in _found(answers) for hit in hits))
+    for hits in _found(answers):
+        yield [_with_payload(hit, payloads) for hit in hits]
+
+
+def _found(answers: Sequence[Answer]) -> Iterator[list[Hit]]:
+    """The hits of each query."""
+    return (answer.hits(query) for answer in answers for query in range(len(answer.rows)))
 
 
 def _with_payload(hit: Hit, payloads: Mapping[tuple[int, int], Mapping[str, Any] | None]) -> dict[str, Any]:
