@@ -26,9 +26,11 @@ from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import GalleryRow, SegmentRow, UpgradeRow
 from gallery.columns import Dtype, write, write_ids
 from gallery.files import Written
-from gallery.spaces import EmbeddingModel, Registry
+from gallery.lineage import Lineage, Step
+from gallery.roles import Pinned, Role, lacking, role
+from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store, columns_folder
-from gallery.upgrade.states import TRANSFORMED, WORKING, State
+from gallery.upgrade.sources import choose
 from gallery.vectors import accept, accept_side
 
 MAX_ID_BYTES = 512
@@ -68,15 +70,29 @@ class _Changed(Exception):
     """The upgrade moved on between writing the files and naming them; write again for its new state."""
 
 
-class _Role(NamedTuple):
-    """What an upgrade wants of items that come in a model."""
+class _Wanted(NamedTuple):
+    """What the gallery's upgrades want of the items of a request."""
 
-    #: the upgrade that shall transform the new segment later
-    queue: str | None = None
-    #: the upgrade whose transformation must be applied with the request
-    derive: str | None = None
-    #: whether the derived column is seen at once, or waits for the cutover
-    published: bool = False
+    role: Role
+    #: the open upgrades, each on top of the one before it
+    stack: Sequence[UpgradeRow]
+    pinned: Pinned
+
+    @property
+    def derive(self) -> list[tuple[UpgradeRow, bool]]:
+        """The upgrades whose column comes with the request, and whether it is seen at once."""
+        rows = {row.id: row for row in self.stack}
+        return [(rows[each.upgrade], each.published) for each in self.role.derive]
+
+
+class _Derived(NamedTuple):
+    """A durable column that an upgrade wants of a new segment."""
+
+    upgrade: UpgradeRow
+    published: bool
+    by: Transformation
+    lineage: Lineage
+    file: Written
 
 
 class _Files(NamedTuple):
@@ -86,7 +102,13 @@ class _Files(NamedTuple):
     ids: Written
     embeddings: Written
     side: Written | None
-    derived: Written | None
+    derived: Sequence[_Derived]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        files = [self.ids, self.embeddings, *([self.side] if self.side else []), *(each.file for each in self.derived)]
+        return [file.name for file in files]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,54 +152,22 @@ def delete(store: Store, gallery: str, ids: Sequence[str]) -> Deleted:
 def _upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
     with store.catalog.reading() as session:
         row = gallery_rows.gallery_row(session, gallery)
-        registry = model_rows.registry(session)
         model = model_rows.as_model(model_rows.model_row(session, items.model))
-        upgrades = upgrade_rows.of_gallery(session, row.id)
-        role = _role(row, model, upgrades, registry)
+        wanted = _wanted(session, row, model)
     accepted = _accept(row, model, items)
-    _accept_for(accepted, next((u for u in upgrades if u.id in (role.derive, role.queue)), None))
-    upgrade = next((u for u in upgrades if u.id == role.derive), None)
-    written = [_write(store, accepted, rows, upgrade) for rows in _uniform(accepted.has_side)]
-    names = [file.name for new in written for file in (new.ids, new.embeddings, new.side, new.derived) if file]
+    _accept_for(accepted, wanted)
+    written = [_write(store, accepted, rows, wanted) for rows in _uniform(accepted.has_side)]
+    names = [name for new in written for name in new.names]
     with store.catalog.transaction("upsert") as tx, store.files.unnamed(names):
-        version = _publish(tx.session, accepted, role, upgrade, written)
+        version = _publish(tx.session, accepted, wanted, written)
     return Upserted(len(items.ids), version)
 
 
-def _role(gallery: GalleryRow, model: EmbeddingModel, upgrades: Sequence[UpgradeRow], registry: Registry) -> _Role:
-    """Whether a gallery takes items of a model, and what its upgrade wants of them.
-
-    Raises:
-        ModelRetired: a finalized upgrade left the model behind.
-        NoRoute: the gallery's queries could not reach such items.
-    """
-    open_ = [u for u in upgrades if u.active or u.state == State.COMPLETED]
-    current = open_[-1] if open_ else None
-    if current is not None and model.name == current.source.name:
-        if current.state in TRANSFORMED:
-            shown = current.state == State.COMPLETED or current.cutover == "progressive"
-            return _Role(derive=current.id, published=shown)
-        return _Role(queue=current.id if current.state in WORKING else None)
-    if model.id == gallery.model_id or (current is not None and model.name == current.target.name):
-        return _Role()
-    if current is not None and current.active:
-        raise errors.NoRoute(
-            f"{gallery.name} is being upgraded from {current.source.name} to {current.target.name}, which has no way for "
-            f"vectors of {model.name}: send them in one of these two, or once the upgrade is over",
-            pointer="/model",
-        )
-    if registry.between(model.name, gallery.model.name, "backward", {}) is not None:
-        return _Role()
-    if any(u.source.name == model.name and u.state == State.FINALIZED for u in upgrades):
-        raise errors.ModelRetired(
-            f"{gallery.name} was upgraded from {model.name} to {gallery.model.name} for good: embed with {gallery.model.name}",
-            pointer="/model",
-        )
-    raise errors.NoRoute(
-        f"{gallery.name} holds vectors of {gallery.model.name}; to add vectors of {model.name}, start an upgrade to it or "
-        f"register a backward transformation from {model.name} to {gallery.model.name}",
-        pointer="/model",
-    )
+def _wanted(session: Session, row: GalleryRow, model: EmbeddingModel) -> _Wanted:
+    stack = upgrade_rows.open_of(session, row.id)
+    pinned = {each.id: upgrade_rows.transformations(session, each) for each in stack}
+    upgrades, registry = upgrade_rows.of_gallery(session, row.id), model_rows.registry(session)
+    return _Wanted(role(row, model, upgrades, stack, pinned, registry), stack, pinned)
 
 
 def _accept(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) -> _Accepted:
@@ -223,16 +213,21 @@ def _accept_side_of(side: np.ndarray[Any, np.dtype[Any]], dimension: int, has_si
         raise type(error)(str(error), pointer=f"/items/{item}/side_information") from error
 
 
-def _accept_for(accepted: _Accepted, upgrade: UpgradeRow | None) -> None:
+def _accept_for(accepted: _Accepted, wanted: _Wanted) -> None:
     """An upgrade that fails on missing side-information must not be made to fail by a write."""
-    if upgrade is None or upgrade.missing_side != "fail" or accepted.has_side.all():
-        return
-    if upgrade.transformation.side_dimension is not None:
-        raise errors.MissingSideInformation(
-            f"{upgrade.transformation.name}, which upgrades this gallery, needs side-information of dimension "
-            f"{upgrade.transformation.side_dimension}: send it, or embed the item with {upgrade.target.name}",
-            pointer=f"/items/{int(np.argmin(accepted.has_side))}/side_information",
-        )
+    for rows in _uniform(accepted.has_side):
+        side = accepted.model.side_dimension if accepted.has_side[rows[0]] else None
+        upgrade = lacking(wanted.role, accepted.model, side, wanted.stack, wanted.pinned)
+        if upgrade is not None:
+            needed = [each for each in wanted.pinned[upgrade.id] if each.side_dimension is not None]
+            by, width = (
+                (needed[0].name, needed[0].side_dimension) if needed else (upgrade.transformation.name, "another")
+            )
+            raise errors.MissingSideInformation(
+                f"{by}, which upgrades this gallery, needs side-information of dimension {width}: send it, or embed the item "
+                f"with {upgrade.target.name}",
+                pointer=f"/items/{int(rows[0])}/side_information",
+            )
 
 
 def _accept_ids(ids: Sequence[str]) -> None:
@@ -274,38 +269,50 @@ def _uniform(has_side: Mask) -> Iterator[Rows]:
             yield rows
 
 
-def _write(store: Store, accepted: _Accepted, rows: Rows, upgrade: UpgradeRow | None) -> _Files:
+def _write(store: Store, accepted: _Accepted, rows: Rows, wanted: _Wanted) -> _Files:
     """Write the files of one new segment."""
     folder = columns_folder(accepted.gallery.id)
     dtype: Dtype = "float16" if accepted.gallery.storage_dtype == "float16" else "float32"
     embeddings, side = accepted.embeddings[rows].astype(dtype, copy=False), None
     if accepted.side is not None and accepted.has_side[rows[0]]:
         side = accepted.side.astype(dtype, copy=False)  # holds just the items that have some, in order
-    derived = None if upgrade is None else _derive(store, upgrade, embeddings, side)
     return _Files(
         rows=rows,
         ids=write_ids(store.files, folder, [accepted.items.ids[row] for row in rows]),
         embeddings=write(store.files, folder, embeddings, dtype),
         side=write(store.files, folder, side, dtype) if side is not None else None,
-        derived=None if derived is None else write(store.files, folder, derived, dtype),
+        derived=_derive(store, accepted, wanted, embeddings, side, dtype),
     )
 
 
-def _derive(store: Store, upgrade: UpgradeRow, embeddings: Stored, side: Stored | None) -> Vectors | None:
-    """The items in the target model's space: every segment of the upgrade has it already, so they come with theirs."""
-    transformation = model_rows.as_transformation(upgrade.transformation)
-    if side is None and transformation.side_dimension is not None and upgrade.missing_side == "skip":
-        return None
-    return store.transforms.apply(transformation, model_rows.as_model(upgrade.target), embeddings, side)
+def _derive(
+    store: Store, accepted: _Accepted, wanted: _Wanted, embeddings: Stored, side: Stored | None, dtype: Dtype
+) -> list[_Derived]:
+    """The items in the models of upgrades whose every segment has those columns already, so they come with theirs.
+
+    One is left out where its upgrade leaves out items without side-information.
+    """
+    found: list[_Derived] = []
+    vectors: dict[str, Stored] = {accepted.model.name: embeddings}
+    made: dict[str, Lineage] = {accepted.model.name: ()}
+    for upgrade, published in wanted.derive:
+        lengths = {model: len(lineage) for model, lineage in made.items()}
+        by = choose(upgrade, wanted.pinned[upgrade.id], lengths, None if side is None else side.shape[1])
+        if by is None:
+            continue
+        mapped = store.transforms.apply(by, model_rows.as_model(upgrade.target), vectors[by.source], side)
+        lineage = (*made[by.source], Step(by.name, by.artifact, by.source))
+        file = write(store.files, columns_folder(accepted.gallery.id), mapped, dtype)
+        found.append(_Derived(upgrade, published, by, lineage, file))
+        vectors[by.target], made[by.target] = mapped.astype(dtype, copy=False), lineage
+    return found
 
 
-def _publish(
-    session: Session, accepted: _Accepted, role: _Role, upgrade: UpgradeRow | None, written: Sequence[_Files]
-) -> int:
+def _publish(session: Session, accepted: _Accepted, wanted: _Wanted, written: Sequence[_Files]) -> int:
     """Name the files and replace what has these ids."""
     gallery_id = accepted.gallery.id
     version = gallery_rows.bump(session, gallery_id)
-    _unchanged(session, accepted, role)
+    _unchanged(session, accepted, wanted)
     item_rows.mark_deleted(session, gallery_id, accepted.items.ids, version)
     for new in written:
         segment = segment_rows.add_segment(
@@ -317,7 +324,7 @@ def _publish(
             side=new.side,
             side_dimension=accepted.model.side_dimension,
         )
-        _add_columns(session, accepted, segment, role, upgrade, new)
+        _add_columns(session, accepted, segment, new)
         item_rows.add_items(
             session,
             gallery_id=gallery_id,
@@ -325,23 +332,22 @@ def _publish(
             ids=[accepted.items.ids[row] for row in new.rows],
             payloads=[accepted.items.payloads[row] for row in new.rows],
         )
-        if role.queue is not None:
+        if wanted.role.queue is not None:
             # Work that arrives late goes last: segment ids only grow.
-            upgrade_rows.add_segments(session, role.queue, [(segment.id, len(new.rows))], start=segment.id + (1 << 32))
+            upgrade_rows.add_segments(
+                session, wanted.role.queue, [(segment.id, len(new.rows))], start=segment.id + (1 << 32)
+            )
     return version
 
 
-def _unchanged(session: Session, accepted: _Accepted, role: _Role) -> None:
+def _unchanged(session: Session, accepted: _Accepted, wanted: _Wanted) -> None:
     """The gallery's row is locked now; if the upgrade wants something else than when the files were written, start over."""
     row = gallery_rows.gallery_row(session, accepted.gallery.name)
-    upgrades = upgrade_rows.of_gallery(session, row.id)
-    if row.id != accepted.gallery.id or _role(row, accepted.model, upgrades, model_rows.registry(session)) != role:
+    if row.id != accepted.gallery.id or _wanted(session, row, accepted.model).role != wanted.role:
         raise _Changed
 
 
-def _add_columns(
-    session: Session, accepted: _Accepted, segment: SegmentRow, role: _Role, upgrade: UpgradeRow | None, new: _Files
-) -> None:
+def _add_columns(session: Session, accepted: _Accepted, segment: SegmentRow, new: _Files) -> None:
     dtype = accepted.gallery.storage_dtype
     segment_rows.add_column(
         session,
@@ -352,15 +358,16 @@ def _add_columns(
         origin="native",
         published=True,
     )
-    if upgrade is not None and new.derived is not None:
+    for each in new.derived:
         segment_rows.add_column(
             session,
             segment_id=segment.id,
-            model_id=upgrade.target_id,
-            written=new.derived,
+            model_id=each.upgrade.target_id,
+            written=each.file,
             dtype=dtype,
             origin="derived",
-            published=role.published,
-            transformation_id=upgrade.transformation_id,
-            upgrade_id=upgrade.id,
+            published=each.published,
+            transformation_id=each.by.id,
+            upgrade_id=each.upgrade.id,
+            lineage=each.lineage,
         )

@@ -27,6 +27,7 @@ from gallery.columns import Ids, open_column, open_ids
 from gallery.files import Files
 from gallery.index.base import Index
 from gallery.index.registry import backend
+from gallery.lineage import Lineage, from_json
 from gallery.spaces import EmbeddingModel, Registry
 
 _OPEN_ATTEMPTS = 5
@@ -39,6 +40,8 @@ class Column:
     id: int
     model: str
     origin: Origin
+    #: what made it, step by step; empty where it is native
+    lineage: Lineage
     vectors: Stored
     index: Index
     #: what the index was opened from; a column that gains an index is opened again
@@ -172,10 +175,10 @@ class Galleries:
             old = None  # deleted, and created anew under its name
         if old is not None and old.version == version:
             return old
+        faults.reached("refresh")
         return _load(session, self._files, name, registry, old)
 
 
-        faults.reached("refresh")
 def _load(session: Session, files: Files, name: str, registry: Registry, old: Snapshot | None) -> Snapshot:
     row = session.scalars(select(GalleryRow).where(GalleryRow.name == name)).one()
     opened = {view.id: view for view in old.segments} if old else {}
@@ -230,7 +233,7 @@ def _open_column(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int)
     kind, path = ("flat", None) if row.index_file is None else (row.index_kind, files.path(row.index_file))
     index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
     origin: Origin = "native" if row.origin == "native" else "derived"
-    return Column(row.id, model.name, origin, vectors, index, row.index_file)
+    return Column(row.id, model.name, origin, from_json(row.lineage), vectors, index, row.index_file)
 
 
 def _open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -72,6 +72,28 @@ class Transforms:
         faults.reached("transform")
         mapped = self.get(transformation.artifact)(embeddings, _side(transformation, embeddings, side))
         return unit(mapped) if target.normalized else mapped
+
+    def apply_all(
+        self,
+        by: Sequence[Transformation],
+        models: Mapping[str, EmbeddingModel],
+        embeddings: NDArray[Any],
+        side: NDArray[Any] | None,
+    ) -> Vectors:
+        """Map embeddings by one transformation after the other, each as `apply` does; all are given the same side-information.
+
+        Args:
+            by: one or more, each of which starts where the one before it leads to.
+            models: their targets, by name.
+            embeddings: (n, dimension of the first one's source).
+            side: (n, side dimension) or None.
+
+        Returns:
+            (n, dimension of the last one's target) float32.
+        """
+        for transformation in by:
+            embeddings = self.apply(transformation, models[transformation.target], embeddings, side)
+        return embeddings
 
     def uncertainty(
         self, transformation: Transformation, embeddings: NDArray[Any], side: NDArray[Any] | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from gallery import errors
-from gallery.catalog import models as model_rows
 from gallery.catalog.tables import UpgradeRow
 from gallery.snapshot import SegmentView, Snapshot
 from models.runtime import Transform, Vectors
@@ -22,17 +21,12 @@ def least_certain(process: Process, upgrade: UpgradeRow, page: slice) -> tuple[l
         NoUncertainty: the transformation has no uncertainty head, or what it was applied to is gone.
         GalleryNotFound: the gallery was deleted.
     """
-    transformation = model_rows.as_transformation(upgrade.transformation)
-    transform = process.store.transforms.get(upgrade.artifact)
-    if not isinstance(transform, Transform) or not transform.has_uncertainty:
-        raise NoUncertainty(
-            f"{transformation.name} predicts no uncertainty: fit one with an uncertainty head (FastFill), and upgrade with it"
-        )
+    _predicting(process, upgrade.artifact, upgrade.transformation.name)
     snapshot = process.galleries.refresh().snapshot(upgrade.gallery_name)
     if snapshot.gallery_id != upgrade.gallery_id:
         raise errors.GalleryNotFound(f"the gallery of this upgrade, {upgrade.gallery_name}, was deleted")
     views = _derived(snapshot, upgrade)
-    predicted = [_predicted(transform, view, upgrade.source.name) for view in views]
+    predicted = [_predicted(process, view, upgrade.target.name) for view in views]
     places = [(at, row) for at, view in enumerate(views) for row in _live(view)]
     values = np.concatenate(
         [values[_live(view)] for view, values in zip(views, predicted, strict=True)] or [np.empty(0)]
@@ -41,18 +35,32 @@ def least_certain(process: Process, upgrade: UpgradeRow, page: slice) -> tuple[l
     return [views[places[at][0]].ids[places[at][1]] for at in order], len(places)
 
 
-def _derived(snapshot: Snapshot, upgrade: UpgradeRow) -> list[SegmentView]:
-    source, target = upgrade.source.name, upgrade.target.name
-    views = [view for view in snapshot.segments if target in view.columns and view.columns[target].origin == "derived"]
-    if any(source not in view.columns for view in views):
+def _predicting(process: Process, artifact: str, name: str) -> Transform:
+    """A transformation that predicts how certain its result is."""
+    transform = process.store.transforms.get(artifact)
+    if not isinstance(transform, Transform) or not transform.has_uncertainty:
         raise NoUncertainty(
-            f"the upgrade is finalized, so the {source} vectors that it would be predicted from are gone"
+            f"{name} predicts no uncertainty: fit one with an uncertainty head (FastFill), and upgrade with it"
+        )
+    return transform
+
+
+def _derived(snapshot: Snapshot, upgrade: UpgradeRow) -> list[SegmentView]:
+    target = upgrade.target.name
+    views = [view for view in snapshot.segments if target in view.columns and view.columns[target].origin == "derived"]
+    gone = {step.source for view in views if (step := view.columns[target].lineage[-1]).source not in view.columns}
+    if gone:
+        raise NoUncertainty(
+            f"the upgrade is finalized, so the {min(gone)} vectors that it would be predicted from are gone"
         )
     return views
 
 
-def _predicted(transform: Transform, view: SegmentView, source: str) -> Vectors:
-    side = view.side
+def _predicted(process: Process, view: SegmentView, target: str) -> Vectors:
+    """By what made the segment's column, from what it was made of."""
+    step = view.columns[target].lineage[-1]
+    transform = _predicting(process, step.artifact, step.transformation)
+    source, side = step.source, view.side
     if side is None and transform.side_dimension is not None:
         side = np.zeros((view.rows, transform.side_dimension), np.float32)
     found = transform.uncertainty(view.columns[source].vectors, side)

@@ -25,6 +25,7 @@ from gallery.catalog.tables import (
     UpgradeSegmentRow,
     now,
 )
+from gallery.lineage import Lineage, from_json
 
 #: of several segments' work for one upgrade that is over, which state the merged segment's work is said to have
 _TELLING = ("failed", "pending", "leased", "skipped", "done")
@@ -37,6 +38,7 @@ class ColumnKind(NamedTuple):
     origin: str
     transformation_id: int | None
     upgrade_id: str | None
+    lineage: Lineage
     published: bool
     dtype: str
 
@@ -82,8 +84,17 @@ def facts(session: Session, gallery_id: int) -> dict[int, Facts]:
     for row in session.scalars(
         select(ColumnRow).join(SegmentRow).where(*there).order_by(ColumnRow.segment_id, ColumnRow.model_id)
     ):
-        kind = ColumnKind(row.model_id, row.origin, row.transformation_id, row.upgrade_id, row.published, row.dtype)
-        columns[row.segment_id].append(kind)
+        columns[row.segment_id].append(
+            ColumnKind(
+                model_id=row.model_id,
+                origin=row.origin,
+                transformation_id=row.transformation_id,
+                upgrade_id=row.upgrade_id,
+                lineage=from_json(row.lineage),
+                published=row.published,
+                dtype=row.dtype,
+            )
+        )
     held = _held(session, gallery_id)
     return {
         row.id: Facts(

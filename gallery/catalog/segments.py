@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import bindparam, exists, select, update
+from sqlalchemy import bindparam, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
-from gallery.catalog.tables import ColumnRow, GalleryRow, ItemRow, ModelRow, SegmentRow, TransformationRow
+from gallery.catalog.tables import ColumnRow, GalleryRow, ItemRow, ModelRow, SegmentRow
 from gallery.files import Written
+from gallery.lineage import Lineage, Step, as_json, from_json
+from gallery.spaces import Transformation
 
 Origin = Literal["native", "derived"]
+_CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
 
 # What stands with the parameters of an index: its recall; and, by backend, that of those which found too little.
 MEASURED, REFUSED = "recall_at_10", "refused"
@@ -56,6 +60,7 @@ def add_column(
     published: bool,
     transformation_id: int | None = None,
     upgrade_id: str | None = None,
+    lineage: Lineage = (),
 ) -> ColumnRow:
     """Record a column whose file is durable."""
     row = ColumnRow(
@@ -64,6 +69,7 @@ def add_column(
         origin=origin,
         transformation_id=transformation_id,
         upgrade_id=upgrade_id,
+        lineage=as_json(lineage),
         published=published,
         dtype=dtype,
         file=written.name,
@@ -77,15 +83,30 @@ def add_column(
     return row
 
 
+def made(source: ColumnRow, by: Transformation) -> Lineage:
+    """The lineage of what a transformation makes of a column."""
+    return (*from_json(source.lineage), Step(by.name, by.artifact, by.source))
+
+
 def set_index(column: ColumnRow, kind: str, parameters: dict[str, Any], written: Written) -> None:
     """Record the index file of a column."""
     column.index_kind, column.index_parameters = kind, parameters
     column.index_file, column.index_sha256, column.index_bytes = written.name, written.sha256, written.bytes
 
 
-def column_of(session: Session, segment_id: int, model_id: int) -> ColumnRow | None:
-    """A segment's column of a model, published or not."""
-    return session.scalar(select(ColumnRow).where(ColumnRow.segment_id == segment_id, ColumnRow.model_id == model_id))
+def columns_of(session: Session, segments: Sequence[int]) -> dict[int, dict[str, ColumnRow]]:
+    """The columns of segments, published or not, by segment and the model's name."""
+    found: dict[int, dict[str, ColumnRow]] = {}
+    for start in range(0, len(segments), _CHUNK):
+        chunk = segments[start : start + _CHUNK]
+        rows = session.execute(
+            select(ColumnRow, ModelRow.name)
+            .join(ModelRow, ModelRow.id == ColumnRow.model_id)
+            .where(ColumnRow.segment_id.in_(chunk))
+        )
+        for column, model in rows:
+            found.setdefault(column.segment_id, {})[model] = column
+    return found
 
 
 def indexes_of(session: Session, gallery_id: int) -> dict[str, list[Mapping[str, Any]]]:
@@ -107,16 +128,24 @@ def indexes_of(session: Session, gallery_id: int) -> dict[str, list[Mapping[str,
     return found
 
 
-def made_by(session: Session, segment_id: int) -> dict[str, str | None]:
-    """By model, the transformation that made a segment's column; null where the column is native."""
-    rows = session.execute(
-        select(ModelRow.name, TransformationRow.name)
-        .select_from(ColumnRow)
-        .join(ModelRow, ModelRow.id == ColumnRow.model_id)
-        .outerjoin(TransformationRow, TransformationRow.id == ColumnRow.transformation_id)
-        .where(ColumnRow.segment_id == segment_id)
+def lineages_of(session: Session, gallery_id: int) -> dict[str, dict[Lineage, int]]:
+    """By model, how many live items have a vector that searches find and that came about in this way."""
+    live = (
+        select(ItemRow.segment_id, func.count().label("live"))
+        .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None))
+        .group_by(ItemRow.segment_id)
+        .subquery()
     )
-    return dict(rows.all())
+    rows = session.execute(
+        select(ModelRow.name, ColumnRow.lineage, live.c.live)
+        .join_from(ColumnRow, live, live.c.segment_id == ColumnRow.segment_id)
+        .join(ModelRow, ModelRow.id == ColumnRow.model_id)
+        .where(ColumnRow.published)
+    )
+    found: dict[str, dict[Lineage, int]] = defaultdict(lambda: defaultdict(int))
+    for model, lineage, count in rows:
+        found[model][from_json(lineage)] += count
+    return found
 
 
 def without_model(session: Session, gallery_id: int, model_id: int) -> list[SegmentRow]:
@@ -127,6 +156,19 @@ def without_model(session: Session, gallery_id: int, model_id: int) -> list[Segm
     return list(
         session.scalars(
             select(SegmentRow).where(SegmentRow.gallery_id == gallery_id, live, ~has).order_by(SegmentRow.id)
+        )
+    )
+
+
+def older(session: Session, gallery_id: int, model_id: int, newer: Sequence[int]) -> list[ColumnRow]:
+    """A gallery's columns of a model in those segments that searches find by a column of a newer one."""
+    column = aliased(ColumnRow)
+    has_newer = exists().where(column.segment_id == ColumnRow.segment_id, column.model_id.in_(newer), column.published)
+    return list(
+        session.scalars(
+            select(ColumnRow)
+            .join(SegmentRow)
+            .where(SegmentRow.gallery_id == gallery_id, ColumnRow.model_id == model_id, has_newer)
         )
     )
 

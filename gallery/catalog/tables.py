@@ -184,6 +184,8 @@ class ColumnRow(Base):
     origin: Mapped[str] = mapped_column(String(7))
     transformation_id: Mapped[int | None] = mapped_column(ForeignKey("transformations.id"))
     upgrade_id: Mapped[str | None] = mapped_column(ForeignKey("upgrades.id"), index=True)
+    #: every transformation since a model made the vectors (`gallery.lineage`); empty where the column is native
+    lineage: Mapped[list[Any]] = mapped_column(default=list)
     published: Mapped[bool]
     dtype: Mapped[str] = mapped_column(String(8))
     file: Mapped[str]
@@ -249,6 +251,8 @@ class UpgradeRow(Base):
     target_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     transformation_id: Mapped[int] = mapped_column(ForeignKey("transformations.id"))
     artifact: Mapped[str] = mapped_column(String(64))
+    #: what else it is pinned to, for segments with columns of other models: {"transformation", "artifact"}
+    others: Mapped[list[Any]] = mapped_column(default=list)
     state: Mapped[str] = mapped_column(String(16))
     state_since: Mapped[datetime] = mapped_column(default=now)
     active: Mapped[bool]

@@ -7,7 +7,7 @@ holder of the latest may publish, however late it wakes up and whatever the cloc
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.catalog.models import as_transformation, transformation_row
 from gallery.catalog.tables import (
-    ColumnRow,
     EventRow,
     ProbeRow,
     SearchLatencyRow,
@@ -25,9 +25,10 @@ from gallery.catalog.tables import (
     UpgradeSegmentRow,
     now,
 )
+from gallery.spaces import Transformation
 
-_FRESH = timedelta(seconds=10)  # a latency that no process renewed for this long says nothing any more
 _DAY_SECONDS = 86_400.0  # no lease is longer
+_FRESH = timedelta(seconds=10)  # a latency that no process renewed for this long says nothing any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,38 @@ def of_gallery(session: Session, gallery_id: int) -> list[UpgradeRow]:
     )
 
 
+def open_of(session: Session, gallery_id: int) -> list[UpgradeRow]:
+    """The upgrades of a gallery that can still be undone, each on top of the one before it; only the last may be active.
+
+    Each starts at the model that the one before it led to; no clock has a say.
+    """
+    rows = [row for row in of_gallery(session, gallery_id) if row.active or row.state == "completed"]
+    starting = {row.source_id: row for row in rows}
+    row = next((row for row in rows if row.source_id not in {other.target_id for other in rows}), None)
+    found: list[UpgradeRow] = []
+    while row is not None:
+        found.append(row)
+        row = starting.get(row.target_id)
+    return found
+
+
+def above(session: Session, row: UpgradeRow) -> list[UpgradeRow]:
+    """The open upgrades that started on top of this one."""
+    found = [] if row.gallery_id is None else open_of(session, row.gallery_id)
+    at = next((at for at, other in enumerate(found) if other.id == row.id), len(found))
+    return found[at + 1 :]
+
+
+def transformations(session: Session, row: UpgradeRow) -> list[Transformation]:
+    """What an upgrade is pinned to: by the digests that it was started with, whatever the names stand for now."""
+    main = replace(as_transformation(row.transformation), artifact=row.artifact)
+    others = [
+        replace(as_transformation(transformation_row(session, other["transformation"])), artifact=other["artifact"])
+        for other in row.others
+    ]
+    return [main, *others]
+
+
 def active_of(session: Session, gallery_id: int) -> UpgradeRow | None:
     """The active upgrade of a gallery."""
     return session.scalar(select(UpgradeRow).where(UpgradeRow.gallery_id == gallery_id, UpgradeRow.active))
@@ -96,9 +129,10 @@ def pins(session: Session, gallery_id: int) -> Pins:
     for row in of_gallery(session, gallery_id):
         if row.state in ("cancelled", "rolled_back"):
             continue
-        pinned[row.source.name, row.target.name] = row.transformation.name
-        if row.missing_side == "zeros":
-            zeros_for.add(row.transformation.name)
+        for each in transformations(session, row):
+            pinned[each.source, each.target] = each.name
+            if row.missing_side == "zeros":
+                zeros_for.add(each.name)
         if row.state == "finalized":
             retired.add(row.source.name)
             retired.discard(row.target.name)
@@ -114,16 +148,15 @@ def add_segments(session: Session, upgrade_id: str, segments: Iterable[tuple[int
     session.flush()
 
 
-def work(session: Session, upgrade: UpgradeRow) -> list[tuple[SegmentRow, ColumnRow]]:
-    """The segments of an upgrade and their columns of its source model, as they are stored."""
-    rows = session.execute(
-        select(SegmentRow, ColumnRow)
+def work(session: Session, upgrade: UpgradeRow) -> list[SegmentRow]:
+    """The segments of an upgrade, as they are stored."""
+    rows = session.scalars(
+        select(SegmentRow)
         .join(UpgradeSegmentRow, UpgradeSegmentRow.segment_id == SegmentRow.id)
-        .join(ColumnRow, and_(ColumnRow.segment_id == SegmentRow.id, ColumnRow.model_id == upgrade.source_id))
         .where(UpgradeSegmentRow.upgrade_id == upgrade.id)
         .order_by(SegmentRow.id)
     )
-    return [(segment, column) for segment, column in rows]
+    return list(rows)
 
 
 def reorder(session: Session, upgrade_id: str, segments: Iterable[int]) -> None:

@@ -31,6 +31,7 @@ from gallery.columns import Dtype, open_column, open_ids, verify, write_blocks, 
 from gallery.compact.plan import Piece, Rule, merges
 from gallery.files import Written
 from gallery.indexing import Built, build
+from gallery.lineage import from_json
 from gallery.spaces import EmbeddingModel
 from gallery.store import Store, columns_folder
 
@@ -298,6 +299,7 @@ def _add_column(tx: Transaction, segment: SegmentRow, column: _Column) -> None:
         published=like.published,
         transformation_id=like.transformation_id,
         upgrade_id=like.upgrade_id,
+        lineage=from_json(like.lineage),
     )
     if column.built is not None:
         segment_rows.set_index(added, column.built.kind, column.built.parameters, column.built.file)

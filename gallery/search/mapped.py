@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,10 @@ from gallery.index.registry import backend
 from gallery.snapshot import Column
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.transforms import Transforms
+
+#: one or more transformations, each of which starts where the one before it leads to
+By = Sequence[Transformation]
+Models = Mapping[str, EmbeddingModel]
 
 
 class Asked(NamedTuple):
@@ -59,19 +63,20 @@ class MappedColumns:
         self._transforms = transforms
         self._limit = limit_bytes
         self._lock = threading.Lock()
-        self._columns: OrderedDict[tuple[int, int], _Known] = OrderedDict()
+        self._columns: OrderedDict[tuple[int, ...], _Known] = OrderedDict()
         self._bytes = 0
 
-    def take(self, asked: Sequence[Asked], by: Transformation, target: EmbeddingModel) -> Vectors:
-        """The asked rows in the target's space, in the order in which they are asked: (rows of all, dimension) float32.
+    def take(self, asked: Sequence[Asked], by: By, models: Models) -> Vectors:
+        """The asked rows in the space that `by` leads to, in the order in which they are asked: (rows of all, dimension) float32.
 
         What is not known is mapped by one call, however many segments it comes from.
         """
+        target = models[by[-1].target]
         places = [self._place(each.column, by, target) for each in asked]
         wanted = [
             each.rows if known is None else known.missing(each.rows) for each, known in zip(asked, places, strict=True)
         ]
-        mapped = self._map([each._replace(rows=rows) for each, rows in zip(asked, wanted, strict=True)], by, target)
+        mapped = self._map([each._replace(rows=rows) for each, rows in zip(asked, wanted, strict=True)], by, models)
         taken = []
         for each, known, rows, vectors in zip(asked, places, wanted, mapped, strict=True):
             if known is None:
@@ -81,17 +86,17 @@ class MappedColumns:
                 taken.append(known.vectors[each.rows])
         return np.concatenate(taken) if taken else np.empty((0, target.dimension), dtype=np.float32)
 
-    def index(self, column: Column, side: Stored | None, by: Transformation, target: EmbeddingModel) -> Index:
-        """An exact index over a whole column in the target's space.
+    def index(self, column: Column, side: Stored | None, by: By, models: Models) -> Index:
+        """An exact index over a whole column in the space that `by` leads to.
 
         For queries that are not known in the column's own space: every row is then a candidate.
         """
-        vectors = self.take([Asked(column, side, np.arange(len(column.vectors)))], by, target)
-        return backend("flat").open(vectors, space=target.space, path=None, parameters={})
+        vectors = self.take([Asked(column, side, np.arange(len(column.vectors)))], by, models)
+        return backend("flat").open(vectors, space=models[by[-1].target].space, path=None, parameters={})
 
-    def _place(self, column: Column, by: Transformation, target: EmbeddingModel) -> _Known | None:
+    def _place(self, column: Column, by: By, target: EmbeddingModel) -> _Known | None:
         """Where the mapped rows of a column are kept; None if it is too large to be kept."""
-        key, size = (column.id, by.id), len(column.vectors) * target.dimension * 4
+        key, size = (column.id, *(each.id for each in by)), len(column.vectors) * target.dimension * 4
         if size > self._limit:
             return None
         with self._lock:
@@ -105,20 +110,21 @@ class MappedColumns:
                 self._bytes -= oldest.vectors.nbytes
         return known
 
-    def _map(self, asked: Sequence[Asked], by: Transformation, target: EmbeddingModel) -> list[Vectors]:
+    def _map(self, asked: Sequence[Asked], by: By, models: Models) -> list[Vectors]:
         """Map rows of several segments: those with side-information in one call, those without in another."""
-        mapped: list[Vectors] = [np.empty((0, target.dimension), dtype=np.float32)] * len(asked)
+        mapped: list[Vectors] = [np.empty((0, models[by[-1].target].dimension), dtype=np.float32)] * len(asked)
+        takes_side = any(each.side_dimension is not None for each in by)
         for with_side in (True, False):
             chosen = [
                 at
                 for at, each in enumerate(asked)
-                if len(each.rows) and (each.side is not None and by.side_dimension is not None) is with_side
+                if len(each.rows) and (each.side is not None and takes_side) is with_side
             ]
             if not chosen:
                 continue
             sides = [side[asked[at].rows] for at in chosen if with_side and (side := asked[at].side) is not None]
             vectors = np.concatenate([asked[at].column.vectors[asked[at].rows] for at in chosen])
-            result = self._transforms.apply(by, target, vectors, np.concatenate(sides) if sides else None)
+            result = self._transforms.apply_all(by, models, vectors, np.concatenate(sides) if sides else None)
             ends = np.cumsum([len(asked[at].rows) for at in chosen])
             for at, part in zip(chosen, np.split(result, ends[:-1]), strict=True):
                 mapped[at] = part

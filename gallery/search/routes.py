@@ -15,7 +15,11 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from gallery import errors
+from gallery.paths import Path, feeds, paths
 from gallery.spaces import Registry, Transformation
+
+#: so many forward transformations may follow each other at query time: each adds its error, and its cost per candidate
+LONGEST = 3
 
 
 class Route(StrEnum):
@@ -29,12 +33,17 @@ class Route(StrEnum):
 class Reach(NamedTuple):
     """What matters of a segment for planning."""
 
-    #: models it has published columns of
-    models: frozenset[str]
+    #: (model that it has a published column of, how many transformations made that; 0 where it is native)
+    columns: frozenset[tuple[str, int]]
     #: width of its side-information, null if none
     side_dimension: int | None
     #: live rows
     live: int
+
+    @property
+    def models(self) -> list[str]:
+        """The models that it has published columns of, by name."""
+        return sorted(model for model, _ in self.columns)
 
 
 class Way(NamedTuple):
@@ -43,8 +52,8 @@ class Way(NamedTuple):
     route: Route
     #: the model whose column is searched
     column: str
-    #: what maps its candidates into the score space; None for `direct`
-    transformation: Transformation | None
+    #: what maps its candidates into the score space, one after the other; empty for `direct`
+    by: tuple[Transformation, ...]
     #: the query is not known in the column's space, so that every row is a candidate
     exhaustive: bool = False
 
@@ -88,10 +97,21 @@ class Known:
         """Whether the query has a vector in a space, given or mapped."""
         return space == self.query_model or space in self.companions or self.query_by(space) is not None
 
-    def feeds(self, transformation: Transformation, segment: Reach) -> bool:
-        """Whether a segment has the side-information that a transformation needs, or zeros may stand for it."""
-        return transformation.takes(segment.side_dimension) or (
-            segment.side_dimension is None and transformation.name in self.zeros_for
+    def feeds(self, path: Path, segment: Reach) -> bool:
+        """Whether a segment has the side-information that a path needs, or zeros may stand for it."""
+        return all(feeds(each, segment.side_dimension, zeros=each.name in self.zeros_for) for each in path.by)
+
+    def paths(self, segment: Reach, space: str) -> list[Path]:
+        """How a segment's vectors come into a space, the best first.
+
+        What an upgrade is pinned to goes before what was registered since: it has made columns of that space already.
+        """
+        pairs = dict.fromkeys((t.source, t.target) for t in self.registry.transformations if t.direction == "forward")
+        found = [self.registry.between(*pair, "forward", self.pinned) for pair in pairs]
+        pinned = self.pinned.values()
+        return sorted(
+            paths(dict(segment.columns), space, [t for t in found if t is not None], longest=LONGEST),
+            key=lambda path: path.by[-1].name not in pinned,
         )
 
 
@@ -101,11 +121,11 @@ def plan(known: Known, segments: Sequence[Reach], *, allow_partial: bool = False
     Raises:
         NoRoute: some segment cannot be reached and no partial answer is allowed.
     """
-    cache: dict[tuple[frozenset[str], int | None, str], Way | None] = {}
+    cache: dict[tuple[frozenset[tuple[str, int]], int | None, str], Way | None] = {}
 
     def way(segment: Reach, space: str) -> Way | None:
         """Segments alike are planned once: a gallery has many segments, but few kinds of them."""
-        key = (segment.models, segment.side_dimension, space)
+        key = (segment.columns, segment.side_dimension, space)
         if key not in cache:
             cache[key] = _way(known, segment, space)
         return cache[key]
@@ -152,23 +172,22 @@ def _plan(known: Known, space: str, segments: Sequence[Reach], ways: tuple[Way |
 
 def _way(known: Known, segment: Reach, space: str) -> Way | None:
     if space in segment.models:
-        return Way(Route.DIRECT, space, None)
+        return Way(Route.DIRECT, space, ())
     return _forward(known, segment, space) or _backward(known, segment, space)
 
 
 def _forward(known: Known, segment: Reach, space: str) -> Way | None:
-    for model in sorted(segment.models):
-        transformation = known.registry.between(model, space, "forward", known.pinned)
-        if transformation is not None and known.feeds(transformation, segment) and known.is_known_in(model):
-            return Way(Route.FORWARD, model, transformation)
+    for path in known.paths(segment, space):
+        if known.is_known_in(path.column) and known.feeds(path, segment):
+            return Way(Route.FORWARD, path.column, path.by)
     return None
 
 
 def _backward(known: Known, segment: Reach, space: str) -> Way | None:
     """By the query's own vector in the newer space if it is known there, else by every row of the segment."""
     ways = [
-        Way(Route.BACKWARD, model, transformation, exhaustive=not known.is_known_in(model))
-        for model in sorted(segment.models)
+        Way(Route.BACKWARD, model, (transformation,), exhaustive=not known.is_known_in(model))
+        for model in segment.models
         if (transformation := known.registry.between(model, space, "backward", known.pinned)) is not None
     ]
     return min(ways, key=lambda way: way.exhaustive, default=None)
@@ -178,20 +197,15 @@ def _advice(known: Known, segments: Sequence[Reach], best: Plan) -> str:
     """Name both models, and what would help."""
     lost = [segment for segment, way in zip(segments, best.ways, strict=True) if way is None]
     stored = sorted({model for segment in lost for model in segment.models})
-    forward = [
-        t.name
-        for t in known.registry.transformations
-        if t.direction == "forward" and t.target == known.query_model and t.source in stored
-    ]
     query, others = known.query_model, " or ".join(stored)
+    forward = [(path, known.feeds(path, segment)) for segment in lost for path in known.paths(segment, query)]
     if forward:
-        usable = any(
-            known.feeds(t, segment) for t in known.registry.transformations if t.name in forward for segment in lost
-        )
+        path, usable = max(forward, key=lambda found: found[1])
+        names = " and ".join(each.name for each in path.by)
         help_ = (
-            f"send the query's {others} vector in `companions`, so that {forward[-1]} can be used"
+            f"send the query's {path.column} vector in `companions`, so that {names} can be used"
             if usable
-            else f"{forward[-1]} needs side-information, which these items do not have"
+            else f"{names} needs side-information, which these items do not have"
         )
     else:
         help_ = (

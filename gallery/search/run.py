@@ -20,7 +20,7 @@ from gallery.catalog.segments import Origin
 from gallery.catalog.transaction import Catalog
 from gallery.index.quantizer import Assignments
 from gallery.index.scores import score, unit, worst
-from gallery.search.mapped import Asked, MappedColumns
+from gallery.search.mapped import Asked, By, MappedColumns
 from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.routes import Known, Plan, Reach, Route, Way, plan
@@ -89,7 +89,13 @@ def _plan(world: World, snapshot: Snapshot, request: SearchRequest) -> Plan:
         world.model(name)
     known = Known(request.model, request.companions.keys(), world.registry, snapshot.pinned, snapshot.zeros_for)
     reaches = [
-        Reach(frozenset(view.columns), view.side_dimension, view.live) for view in snapshot.segments if view.live
+        Reach(
+            frozenset((name, len(column.lineage)) for name, column in view.columns.items()),
+            view.side_dimension,
+            view.live,
+        )
+        for view in snapshot.segments
+        if view.live
     ]
     try:
         planned = plan(known, reaches, allow_partial=request.allow_partial)
@@ -135,18 +141,18 @@ class _Run:
 
     def parts(self) -> Iterator[Part]:
         """What each group of segments found, scored in the score space."""
-        groups: dict[tuple[str, Transformation], list[int]] = {}
+        groups: dict[tuple[str, tuple[Transformation, ...]], list[int]] = {}
         for at, way in enumerate(self.planned.ways):
             if way is None:
                 continue
-            if way.transformation is None:
+            if not way.by:
                 yield self._ask(at, self.target.name, self.request.k)
             elif way.exhaustive:
-                yield self._ask_mapped(at, way.column, way.transformation)
+                yield self._ask_mapped(at, way.column, way.by)
             else:
-                groups.setdefault((way.column, way.transformation), []).append(at)
-        for (column, transformation), segments in groups.items():
-            yield self._rescore(column, transformation, segments)
+                groups.setdefault((way.column, way.by), []).append(at)
+        for (column, by), segments in groups.items():
+            yield self._rescore(column, by, segments)
 
     def _query(self, model: str) -> Vectors:
         """The queries in a model's space: as sent, or mapped by a backward transformation."""
@@ -179,14 +185,14 @@ class _Run:
         found = view.columns[model].index.search(queries, min(k, view.rows), self._selected(view), assigned)
         return single(at, found.scores, found.rows)
 
-    def _ask_mapped(self, at: int, column: str, transformation: Transformation) -> Part:
+    def _ask_mapped(self, at: int, column: str, by: By) -> Part:
         """The best rows of one segment, all of which are mapped: the query has no vector in the column's space."""
         view = self.snapshot.segments[at]
-        index = self.searcher.mapped.index(view.columns[column], view.side, transformation, self.target)
+        index = self.searcher.mapped.index(view.columns[column], view.side, by, self.models)
         found = index.search(self._query(self.target.name), min(self.request.k, view.rows), self._selected(view))
         return single(at, found.scores, found.rows)
 
-    def _rescore(self, column: str, transformation: Transformation, segments: Iterable[int]) -> Part:
+    def _rescore(self, column: str, by: By, segments: Iterable[int]) -> Part:
         """The best candidates over several segments in the column's space, mapped once and scored again."""
         asked = [self._ask(at, column, self.candidates) for at in segments]
         metric = self.models[column].metric
@@ -194,11 +200,11 @@ class _Run:
         missing = best.rows < 0
         places = np.where(missing, -1, (best.segments << _ROW_BITS) | best.rows)
         distinct, inverse = np.unique(places, return_inverse=True)
-        scores = self._score(self._map(distinct, column, transformation), inverse.reshape(places.shape))
+        scores = self._score(self._map(distinct, column, by), inverse.reshape(places.shape))
         scores[missing] = worst(self.target.metric)
         return Part(scores, best.segments, best.rows)
 
-    def _map(self, places: Rows, column: str, by: Transformation) -> Vectors:
+    def _map(self, places: Rows, column: str, by: By) -> Vectors:
         """The candidates at sorted places, of segment and row in one number, in the score space; -1 stands for none."""
         found = places[places >= 0]
         segments, starts = np.unique(found >> _ROW_BITS, return_index=True)
@@ -208,7 +214,7 @@ class _Run:
             for at, rows in zip(segments.tolist(), parts, strict=True)
         ]
         mapped = np.zeros((len(places), self.target.dimension), dtype=np.float32)
-        mapped[len(places) - len(found) :] = self.searcher.mapped.take(asked, by, self.target)
+        mapped[len(places) - len(found) :] = self.searcher.mapped.take(asked, by, self.models)
         return unit(mapped) if self.target.metric == "cosine" else mapped
 
     def _score(self, mapped: Vectors, inverse: NDArray[np.intp]) -> Vectors:

@@ -18,7 +18,7 @@ from gallery.columns import verify
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
-from gallery.upgrade import gate, segment
+from gallery.upgrade import gate, segment, sources
 from gallery.upgrade.lifecycle import complete, drop, locked, move
 from gallery.upgrade.states import DRIVEN, State
 
@@ -167,5 +167,7 @@ def _without_target(session: Session, row: UpgradeRow) -> list[int]:
     """Segments that should have a column of the target and have none: by a join, never by counts."""
     skipped = {s.segment_id for s in upgrade_rows.in_state(session, row.id, "skipped")}
     lacking = segment_rows.without_model(session, row.gallery_id or 0, row.target_id)
-    with_side = row.transformation.side_dimension is None or row.missing_side != "skip"
-    return [s.id for s in lacking if s.id not in skipped and (with_side or s.side_file is not None)]
+    lacking = [segment for segment in lacking if segment.id not in skipped]
+    left_out = row.missing_side == "skip"
+    made_from = sources.of_segments(session, row, lacking)
+    return [s.id for s, source in zip(lacking, made_from, strict=True) if source is not None or not left_out]

@@ -17,14 +17,12 @@ from ulid import ULID
 from gallery import errors
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
-from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import (
     ArtifactRow,
     ColumnRow,
     GalleryRow,
-    SegmentRow,
     TransformationRow,
     UpgradeRow,
     now,
@@ -32,8 +30,10 @@ from gallery.catalog.tables import (
 from gallery.catalog.transaction import Transaction
 from gallery.store import Store
 from gallery.transforms import no_uncertainty
+from gallery.upgrade import sources
 from gallery.upgrade.plan import Order
-from gallery.upgrade.states import ACTIVE, State, Verb, step, wants
+from gallery.upgrade.sources import Pinned
+from gallery.upgrade.states import ACTIVE, State, Verb, allowed, step, wants
 
 Cutover = Literal["progressive", "automatic", "manual"]
 MissingSide = Literal["fail", "zeros", "skip"]
@@ -82,11 +82,14 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
         known = _known(session, new)  # after the lock: the first request with this key may have been under way
         if known is not None:
             return Changed(known, changed=False)
-        transformation = _transformation(session, gallery, new)
-        _orderable(session, transformation, new.order)
+        pinned = sources.pin(session, gallery, new.transformation, new.target_model)
+        for transformation in (pinned.main, *pinned.others):
+            _orderable(session, transformation, new.order)
         _alone(session, gallery)
-        row = _upgrade(session, gallery, transformation, new)
-        _event(session, row, actor, "started", transformation=transformation.name, artifact=row.artifact)
+        row = _upgrade(session, gallery, pinned, new)
+        _event(
+            session, row, actor, "started", transformation=pinned.main.name, artifact=row.artifact, others=row.others
+        )
         if gallery_rows.items_live(session, gallery.id) == 0:
             _complete_empty(session, row, gallery)
         else:
@@ -150,6 +153,7 @@ def rollback(store: Store, upgrade_id: str, *, accept_unreachable: bool = False,
     """Undo a completed upgrade, byte for byte: the columns of the source model were never touched.
 
     Raises:
+        InvalidStateTransition: another upgrade started on top of it, and is open.
         NativeItemsWouldBeUnreachable: as for `cancel`.
     """
     return _undo(store, upgrade_id, Verb.ROLLBACK, (State.ROLLING_BACK, State.ROLLED_BACK), accept_unreachable, actor)
@@ -166,23 +170,22 @@ def cutover(store: Store, upgrade_id: str, *, actor: str | None = None) -> Chang
 
 
 def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
-    """Let go of the source model's columns: no way back, and their bytes are free.
+    """Let go of the older models' columns: no way back, and their bytes are free.
 
-    Segments that were skipped keep theirs, or their items would be lost.
+    What it started on top of is finalized with it. A segment that was skipped keeps its newest column, or its items would be
+    lost.
     """
     with store.catalog.transaction("finalize") as tx:
         row, gallery = locked(tx.session, upgrade_id)
-        if not wants(Verb.FINALIZE, State(row.state), dry_run=row.dry_run) or gallery is None:
+        if not _wants(tx.session, row, Verb.FINALIZE) or gallery is None:
             return Changed(row.id, changed=False)
-        has_target = (
-            select(ColumnRow.segment_id)
-            .join(SegmentRow)
-            .where(SegmentRow.gallery_id == gallery.id, ColumnRow.model_id == row.target_id, ColumnRow.published)
-        )
-        old = select(ColumnRow).where(ColumnRow.model_id == row.source_id, ColumnRow.segment_id.in_(has_target))
-        freed = drop(store, tx, list(tx.session.scalars(old)))
-        row.report = {**row.report, "bytes_freed": freed}
-        move(tx.session, row, State.FINALIZED, actor=actor, bytes_freed=freed)
+        stack = upgrade_rows.open_of(tx.session, gallery.id)
+        stack = stack[: [each.id for each in stack].index(row.id) + 1]
+        for at, each in enumerate(stack):
+            newer = [later.target_id for later in stack[at:]]
+            freed = drop(store, tx, segment_rows.older(tx.session, gallery.id, each.source_id, newer))
+            each.report = {**each.report, "bytes_freed": freed, **({} if each is row else {"finalized_with": row.id})}
+            move(tx.session, each, State.FINALIZED, actor=actor, bytes_freed=freed)
     return Changed(row.id, changed=True)
 
 
@@ -246,52 +249,6 @@ def _known(session: Session, new: NewUpgrade) -> str | None:
     return row.id if row is not None else None
 
 
-def _transformation(session: Session, gallery: GalleryRow, new: NewUpgrade) -> TransformationRow:
-    """The transformation that was named, or the latest forward one to the target; it must start at the gallery's model."""
-    if new.transformation is None:
-        return _latest_to(session, gallery, new.target_model or "")
-    row = model_rows.transformation_row(session, new.transformation)
-    if new.target_model is not None and row.target.name != new.target_model:
-        raise errors.WrongTransformation(
-            f"{row.name} leads to {row.target.name}, not {new.target_model}", pointer="/target_model"
-        )
-    if row.direction != "forward":
-        raise errors.WrongTransformation(
-            f"{row.name} is a backward transformation: it maps queries from {row.source.name} to {row.target.name}; an "
-            "upgrade maps stored vectors and needs a forward one",
-            pointer="/transformation",
-        )
-    if row.target_id == gallery.model_id:
-        raise errors.SameModel(f"{gallery.name} is in {row.target.name} already", pointer="/transformation")
-    if row.source_id != gallery.model_id:
-        raise errors.WrongTransformation(
-            f"{row.name} starts at {row.source.name}, but {gallery.name} holds vectors of {gallery.model.name}",
-            pointer="/transformation",
-        )
-    return row
-
-
-def _latest_to(session: Session, gallery: GalleryRow, target: str) -> TransformationRow:
-    model = model_rows.model_row(session, target)
-    if model.id == gallery.model_id:
-        raise errors.SameModel(f"{gallery.name} is in {target} already", pointer="/target_model")
-    row = session.scalar(
-        select(TransformationRow)
-        .where(
-            TransformationRow.source_id == gallery.model_id,
-            TransformationRow.target_id == model.id,
-            TransformationRow.direction == "forward",
-        )
-        .order_by(TransformationRow.id.desc())
-        .limit(1)
-    )
-    if row is None:
-        raise errors.WrongTransformation(
-            f"no forward transformation from {gallery.model.name} to {target} is registered", pointer="/target_model"
-        )
-    return row
-
-
 def _orderable(session: Session, transformation: TransformationRow, order: Order) -> None:
     """Refuse an order that the transformation cannot give; where the catalog does not know, a worker will find out."""
     architecture = session.get_one(ArtifactRow, transformation.artifact).architecture
@@ -304,22 +261,18 @@ def _alone(session: Session, gallery: GalleryRow) -> None:
     active = upgrade_rows.active_of(session, gallery.id)
     if active is not None:
         raise errors.UpgradeInProgress(f"upgrade {active.id} of {gallery.name} is {active.state}", upgrade=active.id)
-    for row in upgrade_rows.of_gallery(session, gallery.id):
-        if row.state == State.COMPLETED:
-            raise errors.UpgradeInProgress(
-                f"upgrade {row.id} of {gallery.name} is completed: finalize it or roll it back first", upgrade=row.id
-            )
 
 
-def _upgrade(session: Session, gallery: GalleryRow, transformation: TransformationRow, new: NewUpgrade) -> UpgradeRow:
+def _upgrade(session: Session, gallery: GalleryRow, pinned: Pinned, new: NewUpgrade) -> UpgradeRow:
     row = UpgradeRow(
         id=str(ULID()),
         gallery_id=gallery.id,
         gallery_name=gallery.name,
-        source_id=transformation.source_id,
-        target_id=transformation.target_id,
-        transformation_id=transformation.id,
-        artifact=transformation.artifact,
+        source_id=pinned.main.source_id,
+        target_id=pinned.main.target_id,
+        transformation_id=pinned.main.id,
+        artifact=pinned.main.artifact,
+        others=[{"transformation": other.name, "artifact": other.artifact} for other in pinned.others],
         state=State.PENDING,
         active=True,
         cutover=new.cutover,
@@ -343,10 +296,10 @@ def _plan(session: Session, row: UpgradeRow) -> None:
     """One row of work per segment that lacks the target, as they are stored; another order is measured by a worker.
 
     Raises:
-        WrongTransformation: some segment has neither a column of the source nor of the target.
+        WrongTransformation: some segment has no column of the target, nor one that a transformation of the upgrade starts at.
     """
     lacking = segment_rows.without_model(session, row.gallery_id or 0, row.target_id)
-    sourceless = [s.id for s in lacking if segment_rows.column_of(session, s.id, row.source_id) is None]
+    sourceless = sources.without_column(session, row, lacking)
     if sourceless:
         raise errors.WrongTransformation(
             f"{len(sourceless)} segments hold neither {row.source.name} nor {row.target.name} vectors, so this "
@@ -401,7 +354,7 @@ def _undo(
     with store.catalog.transaction(verb.value) as tx:
         session = tx.session
         row, gallery = locked(session, upgrade_id)
-        if not wants(verb, State(row.state), dry_run=row.dry_run) or gallery is None:
+        if not _wants(session, row, verb) or gallery is None:
             return Changed(row.id, changed=False)
         unreachable = item_rows.only_native_in(session, gallery.id, row.target_id)
         if unreachable and not accept_unreachable:
@@ -415,6 +368,19 @@ def _undo(
         gallery.model_id = row.source_id
         move(session, row, steps[1], actor=actor)
     return Changed(row.id, changed=True)
+
+
+def takes(session: Session, row: UpgradeRow) -> list[str]:
+    """The verbs that an upgrade takes now."""
+    return allowed(State(row.state), dry_run=row.dry_run, above=_above(session, row))
+
+
+def _wants(session: Session, row: UpgradeRow, verb: Verb) -> bool:
+    return wants(verb, State(row.state), dry_run=row.dry_run, above=_above(session, row))
+
+
+def _above(session: Session, row: UpgradeRow) -> list[State]:
+    return [State(other.state) for other in upgrade_rows.above(session, row)]
 
 
 def drop(store: Store, tx: Transaction, columns: list[ColumnRow]) -> int:

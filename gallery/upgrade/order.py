@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,13 @@ import numpy as np
 from gallery import errors
 from gallery.arrays import Rows
 from gallery.catalog import items as item_rows
-from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
-from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeRow
+from gallery.catalog.tables import SegmentRow, UpgradeRow
 from gallery.columns import open_column
-from gallery.spaces import Transformation
 from gallery.store import Store
+from gallery.upgrade import sources
 from gallery.upgrade.plan import Candidate, Order, ordered
+from gallery.upgrade.sources import Source
 
 # The mean of this many rows is within 1/64 of their standard deviation, closer than segments need to be told apart, and a
 # segment of a million rows costs no more than one of this size.
@@ -42,18 +41,15 @@ def measure(store: Store, upgrade: UpgradeRow) -> list[Candidate]:
     with store.catalog.reading() as session:
         work = upgrade_rows.work(session, upgrade)
         if by is Order.MOST_SEARCHED:
-            return ordered([Candidate(segment.id, segment.rows, hits=segment.hits) for segment, _ in work], by)
+            return ordered([Candidate(segment.id, segment.rows, hits=segment.hits) for segment in work], by)
         deleted = dict(item_rows.deleted_since(session, upgrade.gallery_id or 0, -1))
-    # The digest that the upgrade was started with decides, whatever the transformation's name stands for.
-    transformation = replace(model_rows.as_transformation(upgrade.transformation), artifact=upgrade.artifact)
+        made_from = sources.of_segments(session, upgrade, work)
     return ordered(
         [
             Candidate(
-                segment.id,
-                segment.rows,
-                uncertainty=_uncertainty(store, upgrade, transformation, segment, column, deleted.get(segment.id)),
+                segment.id, segment.rows, uncertainty=_uncertainty(store, segment, source, deleted.get(segment.id))
             )
-            for segment, column in work
+            for segment, source in zip(work, made_from, strict=True)
         ],
         by,
     )
@@ -74,21 +70,13 @@ def told(work: Sequence[Candidate], by: Order) -> Mapping[str, Any]:
     return {"first_segments": first}
 
 
-def _uncertainty(
-    store: Store,
-    upgrade: UpgradeRow,
-    transformation: Transformation,
-    segment: SegmentRow,
-    column: ColumnRow,
-    deleted: Rows | None,
-) -> float:
+def _uncertainty(store: Store, segment: SegmentRow, source: Source | None, deleted: Rows | None) -> float:
     """The mean over the live rows of a segment, or over some of them that lie evenly; -inf if nothing will be derived."""
-    takes_side = transformation.side_dimension is not None
     rows = _sample(segment.rows, deleted)
-    if not len(rows) or (takes_side and segment.side_file is None and upgrade.missing_side == "skip"):
+    if not len(rows) or source is None:
         return -math.inf
-    path = store.files.path
-    vectors = open_column(path(column.file), rows=segment.rows, dimension=upgrade.source.dimension)[rows]
+    path, transformation = store.files.path, source.transformation
+    vectors = open_column(path(source.column.file), rows=segment.rows, dimension=source.dimension)[rows]
     side = None
     if segment.side_file is not None and transformation.side_dimension is not None:
         side = open_column(path(segment.side_file), rows=segment.rows, dimension=transformation.side_dimension)[rows]

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,14 +23,16 @@ from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.segments import made
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow, UpgradeRow, now
 from gallery.catalog.upgrades import Lease
 from gallery.columns import Dtype, blocks, open_column, verify, write_blocks
 from gallery.files import Written
 from gallery.indexing import Built, build
+from gallery.lineage import Lineage
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store, columns_folder
-from gallery.upgrade import throttle
+from gallery.upgrade import sources, throttle
 from gallery.upgrade.states import PUBLISHING, State
 
 BLOCK_ROWS = 8192
@@ -49,6 +51,8 @@ class _Job:
     dtype: Dtype
     source: Stored
     side: Stored | None
+    #: of the new column
+    lineage: Lineage
 
 
 def lease(store: Store, upgrade_id: str, owner: str) -> Lease | None:
@@ -141,22 +145,21 @@ def _read(store: Store, held: Lease) -> _Job | None:
     with store.catalog.reading() as session:
         upgrade = upgrade_rows.upgrade_row(session, held.upgrade_id)
         segment = session.get(SegmentRow, held.segment_id)
-        column = segment_rows.column_of(session, held.segment_id, upgrade.source_id)
-        if segment is None or column is None or upgrade.gallery_id is None:
+        if segment is None or upgrade.gallery_id is None:
             raise errors.LeaseLost(f"segment {held.segment_id} is gone, or its gallery was deleted")
         gallery = session.get_one(GalleryRow, upgrade.gallery_id)
-        # The digest that the upgrade was started with decides, whatever the transformation's name stands for.
-        transformation = replace(model_rows.as_transformation(upgrade.transformation), artifact=upgrade.artifact)
+        source = sources.of_segment(session, upgrade, segment)
         target = model_rows.as_model(upgrade.target)
         live = item_rows.any_live(session, segment.id)
-    if transformation.side_dimension is not None and segment.side_file is None:
+    if source is None:
         if upgrade.missing_side == "skip" or not live:
             return None
-        if upgrade.missing_side == "fail":
-            raise errors.MissingSideInformation(f"segment {segment.id} has no side-information")
+        raise errors.MissingSideInformation(
+            f"segment {segment.id} has no side-information for {upgrade.transformation.name}"
+        )
     # What is made of damaged bytes would get a digest that says it is right.
-    verify(store.files, column.file, column.sha256)
-    side = None
+    verify(store.files, source.column.file, source.column.sha256)
+    transformation, side = source.transformation, None
     if transformation.side_dimension is not None and segment.side_file is not None:
         verify(store.files, segment.side_file, segment.side_sha256 or "")
         side = open_column(
@@ -169,8 +172,9 @@ def _read(store: Store, held: Lease) -> _Job | None:
         target=target,
         rows=segment.rows,
         dtype="float16" if gallery.storage_dtype == "float16" else "float32",
-        source=open_column(store.files.path(column.file), rows=segment.rows, dimension=upgrade.source.dimension),
+        source=open_column(store.files.path(source.column.file), rows=segment.rows, dimension=source.dimension),
         side=side,
+        lineage=made(source.column, transformation),
     )
 
 
@@ -209,6 +213,7 @@ def _publish(session: Session, held: Lease, job: _Job, column: Written, index: B
         published=upgrade.cutover == "progressive",
         transformation_id=job.transformation.id,
         upgrade_id=upgrade.id,
+        lineage=job.lineage,
     )
     if index is not None:
         segment_rows.set_index(added, index.kind, index.parameters, index.file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 
 from gallery import errors
@@ -98,24 +98,44 @@ def step(now: State, then: State) -> State:
     return then
 
 
-def allowed(now: State, *, dry_run: bool = False) -> list[str]:
-    """The verbs that a state takes."""
-    return [] if dry_run and now is S.COMPLETED else [verb.value for verb in Verb if now in _FROM[verb]]
+def allowed(now: State, *, dry_run: bool = False, above: Collection[State] = ()) -> list[str]:
+    """The verbs that a state takes; `above` has the states of the open upgrades that started on top of this one."""
+    if dry_run and now is S.COMPLETED:
+        return []
+    return [verb.value for verb in Verb if now in _FROM[verb] and verb not in _covered(above)]
 
 
-def wants(verb: Verb, now: State, *, dry_run: bool = False) -> bool:
+def wants(verb: Verb, now: State, *, dry_run: bool = False, above: Collection[State] = ()) -> bool:
     """Whether the verb has something to do; False if it is so already.
 
     Raises:
-        InvalidStateTransition: the state does not allow it; `allowed` names what it does allow.
+        InvalidStateTransition: the state does not allow it, or what started on top of it; `allowed` names what they do allow.
     """
     if dry_run and now is S.COMPLETED:
         raise errors.InvalidStateTransition("a dry run changed nothing, so there is nothing to do", allowed=[])
+    if now in _FROM[verb] and verb in _covered(above):
+        can = allowed(now, above=above)
+        raise errors.InvalidStateTransition(
+            f"another upgrade started on top of this one and is {', '.join(above)}: finalize it or take it back before a "
+            f"{verb} of this one",
+            allowed=can,
+        )
     if now in _FROM[verb]:
         return True
     if now in _ALREADY[verb]:
         return False
-    can = allowed(now)
+    can = allowed(now, above=above)
     raise errors.InvalidStateTransition(
         f"an upgrade that is {now} takes no {verb}; it takes {', '.join(can) or 'nothing more'}", allowed=can
     )
+
+
+def _covered(above: Collection[State]) -> frozenset[Verb]:
+    """The verbs that a completed upgrade does not take because of those on top of it.
+
+    Its own columns are what the next one started from and goes back to; while that one is active, it may read the older
+    columns too.
+    """
+    if not above:
+        return frozenset()
+    return frozenset({Verb.ROLLBACK}) if ACTIVE.isdisjoint(above) else frozenset({Verb.ROLLBACK, Verb.FINALIZE})

@@ -25,6 +25,7 @@ from gallery.catalog.tables import GalleryRow, ItemRow
 from gallery.compact import merge
 from gallery.index.choose import EXACT, check
 from gallery.ingest import NewItems
+from gallery.lineage import Step
 from gallery.snapshot import SegmentView
 from gallery.spaces import EmbeddingModel
 from gallery.upgrade import gate, lifecycle
@@ -96,12 +97,29 @@ class StoredSideInformation(BaseModel):
     bytes: int
 
 
+class LineageStep(BaseModel):
+    """One transformation on the way from the vector that a model made."""
+
+    transformation: str
+    artifact_sha256: str
+    source_model: str = Field(description="The model whose column it was applied to.")
+    source_origin: Literal["native", "derived"] = Field(description="Whether that column was native or derived.")
+
+
+class Lineage(BaseModel):
+    """How derived vectors came about, and of how many live items."""
+
+    items: int
+    steps: list[LineageStep] = Field(description="The oldest first; it starts at a native column.")
+
+
 class Column(BaseModel):
     """What is stored for one model."""
 
     model: str
     native_items: int = Field(description="Live items that the model itself embedded.")
     derived_items: int = Field(description="Live items whose vector came out of a transformation.")
+    lineages: list[Lineage] = Field(description="How the derived ones came about.")
     bytes: int
     index: dict[str, Any] = Field(
         description="`kind` of the index files, and their `bytes`; `segments` whose recall was measured, each with its "
@@ -152,6 +170,7 @@ class ItemColumn(BaseModel):
     model: str
     origin: Literal["native", "derived"]
     transformation: str | None = Field(description="What made it, if it is derived.")
+    lineage: list[LineageStep] = Field(description="Every transformation since a model made it; empty if it is native.")
     vector: list[float] | None = Field(default=None, description="With `include=vectors`.")
 
 
@@ -345,14 +364,14 @@ def get_item(
     include: Annotated[list[Literal["vectors"]], Query()] = [],  # noqa: B006 - FastAPI copies it
 ) -> StoredItem:
     """Read an item: its payload, and which model or transformation made each of its embeddings."""
-    view, found, made_by = _stored(process, gallery, item)
-    columns = _columns(view, found.row, made_by, vectors="vectors" in include)
+    view, found = _stored(process, gallery, item)
+    columns = _columns(view, found.row, vectors="vectors" in include)
     side = view.side[found.row].tolist() if "vectors" in include and view.side is not None else None
     return StoredItem(id=item, payload=found.payload, columns=columns, side_information=side)
 
 
-def _stored(process: Process, gallery: str, item: str) -> tuple[SegmentView, ItemRow, dict[str, str | None]]:
-    """Where an item is, in the catalog and in the newest snapshot; and what made its columns.
+def _stored(process: Process, gallery: str, item: str) -> tuple[SegmentView, ItemRow]:
+    """Where an item is, in the catalog and in the newest snapshot.
 
     Between the two reads the item's segment may have become part of a larger one; then both are read again.
     """
@@ -360,11 +379,10 @@ def _stored(process: Process, gallery: str, item: str) -> tuple[SegmentView, Ite
         with process.store.catalog.reading() as session:
             row = gallery_rows.gallery_row(session, gallery)
             found = item_rows.live_item(session, row.id, item)
-            made_by = segment_rows.made_by(session, found.segment_id)
         snapshot = process.galleries.refresh().snapshot(gallery)
         view = next((view for view in snapshot.segments if view.id == found.segment_id), None)
         if view is not None:
-            return view, found, made_by
+            return view, found
     raise errors.ItemNotFound(f"the gallery has no item {item!r}")
 
 
@@ -454,21 +472,35 @@ def _is_upgraded(process: Process, gallery: str) -> bool:
         return upgrade_rows.active_of(session, snapshot.gallery_id) is not None
 
 
-def _columns(view: SegmentView, row: int, made_by: Mapping[str, str | None], *, vectors: bool) -> list[ItemColumn]:
+def _columns(view: SegmentView, row: int, *, vectors: bool) -> list[ItemColumn]:
     return [
         ItemColumn(
             model=name,
             origin=column.origin,
-            transformation=made_by.get(name),
+            transformation=column.lineage[-1].transformation if column.lineage else None,
+            lineage=_steps(column.lineage),
             vector=column.vectors[row].tolist() if vectors else None,
         )
         for name, column in sorted(view.columns.items())
     ]
 
 
+def _steps(lineage: Sequence[Step]) -> list[LineageStep]:
+    return [
+        LineageStep(
+            transformation=step.transformation,
+            artifact_sha256=step.artifact,
+            source_model=step.source,
+            source_origin="derived" if at else "native",
+        )
+        for at, step in enumerate(lineage)
+    ]
+
+
 def _gallery(session: Session, row: GalleryRow) -> Gallery:
     side_items, side_bytes = gallery_rows.side_information(session, row.id)
     indexes = segment_rows.indexes_of(session, row.id)
+    lineages = segment_rows.lineages_of(session, row.id)
     active = upgrade_rows.active_of(session, row.id)
     return Gallery(
         name=row.name,
@@ -478,18 +510,26 @@ def _gallery(session: Session, row: GalleryRow) -> Gallery:
         version=row.version,
         storage_dtype=row.storage_dtype,
         index=row.index,
-        columns=[_column(found, indexes.get(found["model"], [])) for found in gallery_rows.models_of(session, row.id)],
+        columns=[
+            _column(found, lineages.get(found["model"], {}), indexes.get(found["model"], []))
+            for found in gallery_rows.models_of(session, row.id)
+        ],
         side_information=StoredSideInformation(items=side_items, bytes=side_bytes),
         active_upgrade=active.id if active is not None else None,
         created_at=row.created_at,
     )
 
 
-def _column(found: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> Column:
+def _column(
+    found: Mapping[str, Any], lineages: Mapping[tuple[Step, ...], int], measured: Sequence[Mapping[str, Any]]
+) -> Column:
     return Column(
         model=found["model"],
         native_items=found["native_items"],
         derived_items=found["derived_items"],
+        lineages=[
+            Lineage(items=items, steps=_steps(lineage)) for lineage, items in sorted(lineages.items()) if lineage
+        ],
         bytes=found["bytes"],
         index={
             "kind": found["index_kind"] or EXACT,

@@ -109,6 +109,14 @@ class Condition(BaseModel):
     detail: str
 
 
+class Pinned(BaseModel):
+    """A transformation that an upgrade was started with."""
+
+    transformation: str
+    source_model: str
+    artifact_sha256: str
+
+
 class Upgrade(BaseModel):
     """An upgrade as it stands."""
 
@@ -118,6 +126,10 @@ class Upgrade(BaseModel):
     target_model: str
     transformation: str
     artifact_sha256: str
+    pinned: list[Pinned] = Field(
+        description="Every transformation that it may use, that one first: per segment, the one that leaves the fewest "
+        "transformations between its vectors and those that a model made."
+    )
     state: State
     cutover: Cutover
     order: Order
@@ -309,7 +321,10 @@ def cutover(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep,
 
 @router.post("/{upgrade}/finalize", **_VERB)
 def finalize(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
-    """Let go of the source model's columns: no way back, and their bytes are free. 200 if it was done before."""
+    """Let go of the older models' columns: no way back, and their bytes are free. 200 if it was done before.
+
+    What it started on top of is finalized with it.
+    """
     return _done(process, response, lambda: lifecycle.finalize(process.store, upgrade, actor=caller.name))
 
 
@@ -330,7 +345,10 @@ def cancel(
 def rollback(
     caller: MayAdmin, _: RequestSlot, upgrade: str, body: _Undo, process: ProcessDep, response: Response
 ) -> Upgrade:
-    """Undo a completed upgrade, byte for byte, until it is finalized. 200 if it is rolled back already."""
+    """Undo a completed upgrade, byte for byte, until it is finalized. 200 if it is rolled back already.
+
+    What started on top of it must be finalized or undone before.
+    """
     accept = body.accept_unreachable
     return _done(
         process,
@@ -394,6 +412,10 @@ def _upgrade(session: Session, row: UpgradeRow) -> Upgrade:
         target_model=row.target.name,
         transformation=row.transformation.name,
         artifact_sha256=row.artifact,
+        pinned=[
+            Pinned(transformation=each.name, source_model=each.source, artifact_sha256=each.artifact)
+            for each in upgrade_rows.transformations(session, row)
+        ],
         state=State(row.state),
         cutover=row.cutover,  # type: ignore[arg-type]
         order=Order(row.order),
@@ -405,7 +427,7 @@ def _upgrade(session: Session, row: UpgradeRow) -> Upgrade:
         quality=Quality(**progress.quality(row)),
         report=row.report,
         conditions=[Condition.model_validate(each, from_attributes=True) for each in progress.conditions(session, row)],
-        allowed=allowed(State(row.state), dry_run=row.dry_run),
+        allowed=lifecycle.takes(session, row),
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,

@@ -32,6 +32,7 @@ from gallery.search.run import Searcher
 from gallery.settings import GallerySettings
 from gallery.snapshot import Galleries
 from gallery.snapshot import World as Seen
+from gallery.spaces import Direction
 from gallery.store import Store
 from gallery.transforms import Transforms, artifact_file
 from gallery.upgrade import drive, lifecycle
@@ -142,10 +143,12 @@ class World:
         with self.store.catalog.transaction() as tx:
             model_rows.add_model(tx.session, model_rows.NewModel(name, dimension, metric, **more))
 
-    def transformation(self, name: str, source: str, target: str, linear: Linear) -> None:
-        """Register a transformation and its artifact."""
+    def transformation(
+        self, name: str, source: str, target: str, linear: Linear, direction: Direction | None = None
+    ) -> None:
+        """Register a transformation and its artifact; forward where it starts at old, unless something else is said."""
         sha256 = put_artifact(self.store.files, linear)
-        direction = "forward" if source == "old" else "backward"
+        direction = direction or ("forward" if source == "old" else "backward")
         with self.store.catalog.transaction() as tx:
             if tx.session.get(ArtifactRow, sha256) is None:
                 tx.session.add(ArtifactRow(sha256=sha256, bytes=1, architecture=linear.architecture))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.service.world import GALLERY, OLD, UNITS, World, opened
+from tests.service.world import GALLERY, OLD, UNITS, World, linear, opened
 from workers.settings import WorkerSettings
 from workers.tasks import Worker
 
@@ -24,6 +24,7 @@ def test_a_gallery_says_what_it_holds(world: World) -> None:
             "model": "old",
             "native_items": 4,
             "derived_items": 0,
+            "lineages": [],
             "bytes": 4 * (128 + 4 * OLD),
             "index": {"kind": "flat", "bytes": 0, "recall_at_10": None, "segments": []},
         }
@@ -82,19 +83,53 @@ def test_vectors_may_come_as_base64(world: World) -> None:
 def test_an_item_is_read_with_its_columns_and_their_makers(world: World) -> None:
     upgrade = world.upgraded()
     item = world.get(f"{ITEMS}/item-1")
+    step = {
+        "transformation": "old-to-new",
+        "artifact_sha256": world.get("/transformations/old-to-new")["artifact"],
+        "source_model": "old",
+        "source_origin": "native",
+    }
     assert item == {
         "id": "item-1",
         "payload": {"axis": 1, "even": False},
         "side_information": None,
         "columns": [
-            {"model": "new", "origin": "derived", "transformation": "old-to-new", "vector": None},
-            {"model": "old", "origin": "native", "transformation": None, "vector": None},
+            {"model": "new", "origin": "derived", "transformation": "old-to-new", "lineage": [step], "vector": None},
+            {"model": "old", "origin": "native", "transformation": None, "lineage": [], "vector": None},
         ],
     }
     vectors = [column["vector"] for column in world.get(f"{ITEMS}/item-1?include=vectors")["columns"]]
     assert vectors == [[0, 0, 1, 0, 0], [0, 1, 0, 0]]
     world.verb(upgrade, "rollback")
     assert [column["model"] for column in world.get(f"{ITEMS}/item-1")["columns"]] == ["old"]
+
+
+def test_a_chain_of_upgrades_is_told_by_the_gallery_its_items_and_each_upgrade(world: World) -> None:
+    world.model("newest", 3)
+    world.transformation("new-to-newest", "new", "newest", "forward", linear(np.eye(3, 5)))
+    first = world.upgraded()
+    second = world.upgraded(transformation="new-to-newest")
+    world.upsert({"id": "late", "embedding": [1, 2, 3, 4, 5]}, model="new")
+
+    upgrade = world.upgrade(second)
+    assert [each["transformation"] for each in upgrade["pinned"]] == ["new-to-newest"]
+    assert (world.upgrade(first)["allowed"], upgrade["allowed"]) == (["finalize"], ["rollback", "finalize"])
+    problem = world.refused(world.client.post(f"/admin/upgrades/{first}/rollback"), 409, "invalid_state_transition")
+    assert problem["allowed"] == ["finalize"]
+
+    (newest,) = [each for each in world.get(f"/galleries/{GALLERY}")["columns"] if each["model"] == "newest"]
+    told = {
+        each["items"]: [(step["transformation"], step["source_model"], step["source_origin"]) for step in each["steps"]]
+        for each in newest["lineages"]
+    }
+    composed = [("old-to-new", "old", "native"), ("new-to-newest", "new", "derived")]
+    assert told == {4: composed, 1: [("new-to-newest", "new", "native")]}
+    columns = {each["model"]: each["lineage"] for each in world.get(f"{ITEMS}/item-0")["columns"]}
+    assert {model: len(lineage) for model, lineage in columns.items()} == {"old": 0, "new": 1, "newest": 2}
+
+    world.verb(second, "finalize")
+    assert [world.upgrade(each)["state"] for each in (first, second)] == ["finalized", "finalized"]
+    assert [each["model"] for each in world.get(f"/galleries/{GALLERY}")["columns"]] == ["newest"]
 
 
 @pytest.mark.parametrize("name", ["a/b", "ä ö", "delete", "%", "日本"])

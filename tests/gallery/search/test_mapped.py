@@ -22,6 +22,7 @@ from gallery.transforms import Transforms, artifact_file
 WIDTH = 4
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NEW = EmbeddingModel(2, "new", WIDTH, "euclidean", False, None, None, None, NOW)
+MODELS = {"new": NEW}
 
 
 class Doubling:
@@ -58,7 +59,7 @@ def forward(tmp_path: Path) -> Transformation:
 def column(number: int, rows: int) -> Column:
     vectors = np.arange(rows * WIDTH, dtype=np.float32).reshape(rows, WIDTH) + number * 1000
     index = backend("flat").open(vectors, space=Space("euclidean", normalized=False), path=None, parameters={})
-    return Column(number, "old", "native", vectors, index, None)
+    return Column(number, "old", "native", (), vectors, index, None)
 
 
 def asked(from_: Column, rows: Sequence[int]) -> Asked:
@@ -69,7 +70,7 @@ def test_rows_come_in_the_order_in_which_they_are_asked_from_all_columns(
     transforms: Transforms, forward: Transformation
 ) -> None:
     first, second = column(1, 5), column(2, 3)
-    taken = MappedColumns(transforms, 1 << 20).take([asked(second, [2, 0]), asked(first, [4, 4, 1])], forward, NEW)
+    taken = MappedColumns(transforms, 1 << 20).take([asked(second, [2, 0]), asked(first, [4, 4, 1])], [forward], MODELS)
     assert np.array_equal(taken, 2 * np.concatenate([second.vectors[[2, 0]], first.vectors[[4, 4, 1]]]))
 
 
@@ -77,8 +78,8 @@ def test_a_row_that_is_known_is_not_mapped_again(
     transforms: Transforms, forward: Transformation, doubling: Doubling
 ) -> None:
     mapped, one = MappedColumns(transforms, 1 << 20), column(1, 10)
-    mapped.take([asked(one, [1, 2, 3])], forward, NEW)
-    mapped.take([asked(one, [3, 2, 5])], forward, NEW)
+    mapped.take([asked(one, [1, 2, 3])], [forward], MODELS)
+    mapped.take([asked(one, [3, 2, 5])], [forward], MODELS)
     assert doubling.mapped == 4
 
 
@@ -89,10 +90,10 @@ def test_what_is_kept_stays_within_the_bound_and_the_oldest_goes_first(
     mapped = MappedColumns(transforms, 2 * size)
     columns = [column(number, 10) for number in range(3)]
     for each in columns:
-        mapped.take([asked(each, [0])], forward, NEW)
-    mapped.take([asked(columns[2], [0]), asked(columns[1], [0])], forward, NEW)
+        mapped.take([asked(each, [0])], [forward], MODELS)
+    mapped.take([asked(columns[2], [0]), asked(columns[1], [0])], [forward], MODELS)
     assert doubling.mapped == 3
-    mapped.take([asked(columns[0], [0])], forward, NEW)
+    mapped.take([asked(columns[0], [0])], [forward], MODELS)
     assert doubling.mapped == 4
 
 
@@ -101,7 +102,7 @@ def test_a_column_larger_than_the_bound_is_mapped_each_time_and_rightly(
 ) -> None:
     mapped, large = MappedColumns(transforms, 8), column(1, 10)
     for _ in range(2):
-        assert np.array_equal(mapped.take([asked(large, [7])], forward, NEW), 2 * large.vectors[[7]])
+        assert np.array_equal(mapped.take([asked(large, [7])], [forward], MODELS), 2 * large.vectors[[7]])
     assert doubling.mapped == 2
 
 
@@ -110,11 +111,11 @@ def test_many_threads_get_the_right_rows(transforms: Transforms, forward: Transf
 
     def take(seed: int) -> bool:
         rows = np.random.default_rng(seed).integers(0, 2000, 300)
-        return bool(np.array_equal(mapped.take([asked(one, rows)], forward, NEW), 2 * one.vectors[rows]))
+        return bool(np.array_equal(mapped.take([asked(one, rows)], [forward], MODELS), 2 * one.vectors[rows]))
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(take, range(64)))
 
 
 def test_nothing_asked_gives_no_rows(transforms: Transforms, forward: Transformation) -> None:
-    assert MappedColumns(transforms, 8).take([], forward, NEW).shape == (0, WIDTH)
+    assert MappedColumns(transforms, 8).take([], [forward], MODELS).shape == (0, WIDTH)

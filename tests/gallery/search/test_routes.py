@@ -13,12 +13,15 @@ from gallery.search.routes import Known, Plan, Reach, Route, plan
 from gallery.spaces import Direction, EmbeddingModel, Registry, Transformation
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
-OLD, NEW, BOTH = (
-    Reach(frozenset({"old"}), 2, 10),
-    Reach(frozenset({"new"}), None, 3),
-    Reach(frozenset({"old", "new"}), 2, 5),
-)
-BARE = Reach(frozenset({"old"}), None, 7)
+
+
+def reach(side: int | None, live: int, **columns: int) -> Reach:
+    """A segment with a column of each model, which so many transformations made."""
+    return Reach(frozenset(columns.items()), side, live)
+
+
+OLD, NEW, BOTH = reach(2, 10, old=0), reach(None, 3, new=0), reach(2, 5, old=0, new=1)
+BARE = reach(None, 7, old=0)
 
 
 def transformation(
@@ -52,6 +55,11 @@ def planned(
 def ways(found: Plan) -> list[tuple[str, str] | None]:
     """Route and searched column per segment."""
     return [None if way is None else (way.route.value, way.column) for way in found.ways]
+
+
+def applied(found: Plan) -> list[str]:
+    """Per segment, what maps its candidates, in this order."""
+    return [" ".join(each.name for each in way.by) for way in found.ways if way]
 
 
 DIRECT_OLD, DIRECT_NEW = ("direct", "old"), ("direct", "new")
@@ -159,7 +167,7 @@ def test_items_without_side_information_go_forward_only_where_zeros_may_stand_fo
 
 
 def test_side_information_of_another_width_does_not_feed_a_transformation() -> None:
-    other = Reach(frozenset({"old"}), 3, 1)
+    other = reach(3, 1, old=0)
     assert planned("new", [other], FORWARD, companions=["old"], zeros_for=["fct"]).score_space == "old"
 
 
@@ -168,14 +176,62 @@ def test_the_transformation_is_the_pinned_one_else_the_latest() -> None:
 
     def used(pinned: Any) -> Any:
         found = planned("new", [OLD], FORWARD, later, companions=["old"], pinned=pinned)
-        return [way.transformation.name for way in found.ways if way and way.transformation]
+        return applied(found)
 
     assert used({}) == ["later"]
     assert used({("old", "new"): "fct"}) == ["fct"]
 
 
-def test_transformations_are_not_chained() -> None:
-    chain = (transformation("a", "old", "new", "forward"), transformation("b", "new", "newest", "forward"))
-    assert planned("newest", [OLD], *chain, companions=["old"]).score_space == "old"
-    with pytest.raises(errors.NoRoute):
-        planned("newest", [OLD], *chain, companions=["new"])
+OLD_TO_NEW = transformation("a", "old", "new", "forward", number=1)
+NEW_TO_NEWEST = transformation("b", "new", "newest", "forward", number=2)
+OLD_TO_NEWEST = transformation("c", "old", "newest", "forward", number=3)
+CHAIN = (OLD_TO_NEW, NEW_TO_NEWEST)
+
+
+def test_transformations_are_composed_where_the_query_is_known_at_their_beginning() -> None:
+    found = planned("newest", [OLD], *CHAIN, companions=["old"])
+    assert (found.score_space, ways(found), applied(found)) == ("newest", [ON], ["a b"])
+    with pytest.raises(
+        errors.NoRoute, match="send the query's old vector in `companions`, so that a and b can be used"
+    ):
+        planned("newest", [OLD], *CHAIN, companions=["new"])
+
+
+def test_what_was_composed_already_is_not_composed_again() -> None:
+    found = planned("newest", [BOTH], *CHAIN, companions=["old", "new"])
+    assert (ways(found), applied(found)) == ([("forward", "new")], ["b"])
+    assert applied(planned("newest", [BOTH], *CHAIN, companions=["old"])) == ["a b"]
+
+
+def test_a_direct_transformation_of_native_vectors_wins_over_one_of_derived_vectors() -> None:
+    found = planned("newest", [BOTH], *CHAIN, OLD_TO_NEWEST, companions=["old", "new"])
+    assert (ways(found), applied(found)) == ([ON], ["c"])
+    assert applied(planned("newest", [BOTH], *CHAIN, OLD_TO_NEWEST, companions=["new"])) == ["b"]
+    assert applied(planned("newest", [NEW], *CHAIN, OLD_TO_NEWEST, companions=["new"])) == ["b"]
+
+
+def test_what_an_upgrade_is_pinned_to_wins_over_a_better_one_that_was_registered_since() -> None:
+    found = planned(
+        "newest",
+        [BOTH],
+        *CHAIN,
+        OLD_TO_NEWEST,
+        companions=["old", "new"],
+        pinned={("old", "new"): "a", ("new", "newest"): "b"},
+    )
+    assert applied(found) == ["b"]
+
+
+def test_every_transformation_of_a_path_must_be_fed() -> None:
+    hungry = transformation("hungry", "new", "newest", "forward", side=3)
+    assert planned("newest", [OLD], OLD_TO_NEW, hungry, companions=["old"]).score_space == "old"
+    fed = planned("newest", [reach(3, 1, old=0)], OLD_TO_NEW, hungry, companions=["old"])
+    assert applied(fed) == ["a hungry"]
+
+
+def test_a_path_is_short_and_goes_in_no_circle() -> None:
+    names = ["old", *"abc", "newest"]
+    long = [transformation(f"t{at}", *names[at : at + 2], "forward", number=at) for at in range(4)]
+    there_and_back = transformation("back", "a", "old", "forward", number=9)
+    assert planned("newest", [OLD], *long, there_and_back, companions=["old"]).score_space == "old"
+    assert applied(planned("newest", [reach(None, 1, a=0)], *long, there_and_back, companions=["a"])) == ["t1 t2 t3"]

@@ -1,0 +1,31 @@
+"""Where a stored vector came from: what was applied to the vector that a model made, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+
+class Step(NamedTuple):
+    """One transformation that was applied."""
+
+    #: its name
+    transformation: str
+    #: SHA-256 of the artifact that did it
+    artifact: str
+    #: the model whose column it was applied to; of the first step, the model that made the vector
+    source: str
+
+
+#: the oldest step first; empty where the column is native
+Lineage = tuple[Step, ...]
+
+
+def as_json(lineage: Lineage) -> list[dict[str, str]]:
+    """A lineage as the catalog keeps it."""
+    return [step._asdict() for step in lineage]
+
+
+def from_json(steps: Iterable[Mapping[str, Any]]) -> Lineage:
+    """The lineage that the catalog keeps."""
+    return tuple(Step(**step) for step in steps)

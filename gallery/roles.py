@@ -1,0 +1,121 @@
+"""Whether a gallery takes items of a model, and what its open upgrades want of them. Pure.
+
+Upgrades that are not finalized lie on top of each other: v1 -> v2 is completed, v2 -> v3 runs. An item that comes in v1 gets
+its column of v2 with the request, since every other segment has one, and waits for v3 with all the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from gallery import errors
+from gallery.catalog.tables import GalleryRow, UpgradeRow
+from gallery.spaces import EmbeddingModel, Registry, Transformation
+from gallery.upgrade.sources import choose
+from gallery.upgrade.states import TRANSFORMED, WORKING, State
+
+
+class Derive(NamedTuple):
+    """An upgrade that made its column of every segment: new ones come with theirs."""
+
+    upgrade: str
+    #: whether the column is seen at once, or waits for the cutover
+    published: bool
+
+
+class Role(NamedTuple):
+    """What a gallery's upgrades want of items that come in a model."""
+
+    #: in the order in which the upgrades lie on top of each other
+    derive: tuple[Derive, ...] = ()
+    #: the upgrade that shall transform the new segment later
+    queue: str | None = None
+
+
+#: what each open upgrade is pinned to, by its id
+Pinned = Mapping[str, Sequence[Transformation]]
+
+
+def role(
+    gallery: GalleryRow,
+    model: EmbeddingModel,
+    upgrades: Sequence[UpgradeRow],
+    stack: Sequence[UpgradeRow],
+    pinned: Pinned,
+    registry: Registry,
+) -> Role:
+    """What to do with items of a model.
+
+    Args:
+        gallery: where they shall go.
+        model: what embedded them.
+        upgrades: all of the gallery's.
+        stack: the open ones, each on top of the one before it.
+        pinned: their transformations.
+        registry: all models and transformations.
+
+    Raises:
+        ModelRetired: a finalized upgrade left the model behind.
+        NoRoute: the gallery's queries could not reach such items.
+    """
+    if model.name not in {gallery.model.name, *(name for u in stack for name in (u.source.name, u.target.name))}:
+        _reachable(gallery, model, upgrades, stack, registry)
+        return Role()
+    reached, derive, queue = {model.name}, [], None
+    for upgrade in stack:
+        if upgrade.target.name in reached or reached.isdisjoint(each.source for each in pinned[upgrade.id]):
+            continue
+        reached.add(upgrade.target.name)
+        if upgrade.state in TRANSFORMED:
+            derive.append(
+                Derive(upgrade.id, published=upgrade.state == State.COMPLETED or upgrade.cutover == "progressive")
+            )
+        elif upgrade.state in WORKING:
+            queue = upgrade.id
+    return Role(tuple(derive), queue)
+
+
+def lacking(
+    given: Role, model: EmbeddingModel, side_dimension: int | None, stack: Sequence[UpgradeRow], pinned: Pinned
+) -> UpgradeRow | None:
+    """The upgrade that could not transform such items, and does not leave them out: a write must not make it fail."""
+    wanting = {*(each.upgrade for each in given.derive), given.queue}
+    made = {model.name: 0}
+    for upgrade in stack:
+        if upgrade.id not in wanting:
+            continue
+        by = choose(upgrade, pinned[upgrade.id], made, side_dimension)
+        if by is not None:
+            made[by.target] = made[by.source] + 1
+        elif upgrade.missing_side != "skip":
+            return upgrade
+    return None
+
+
+def _reachable(
+    gallery: GalleryRow,
+    model: EmbeddingModel,
+    upgrades: Sequence[UpgradeRow],
+    stack: Sequence[UpgradeRow],
+    registry: Registry,
+) -> None:
+    """Refuse items of a model that is none of the gallery's, unless a backward transformation leads from it."""
+    if stack and stack[-1].active:
+        raise errors.NoRoute(
+            f"{gallery.name} is being upgraded from {stack[-1].source.name} to {stack[-1].target.name}, which has no way for "
+            f"vectors of {model.name}: send them in one of these two, or once the upgrade is over",
+            pointer="/model",
+        )
+    if registry.between(model.name, gallery.model.name, "backward", {}) is not None:
+        return
+    if any(u.source.name == model.name and u.state == State.FINALIZED for u in upgrades):
+        raise errors.ModelRetired(
+            f"{gallery.name} was upgraded from {model.name} to {gallery.model.name} for good: embed with {gallery.model.name}",
+            pointer="/model",
+        )
+    raise errors.NoRoute(
+        f"{gallery.name} holds vectors of {gallery.model.name}; to add vectors of {model.name}, start an upgrade to it or "
+        f"register a backward transformation from {model.name} to {gallery.model.name}",
+        pointer="/model",
+    )
