@@ -507,6 +507,32 @@ class Client:
         answer: Any = self._call("POST", f"/galleries/{_quoted(gallery)}/search/batch", body)
         return answer  # type: ignore[no-any-return]
 
+    def explain(
+        self,
+        gallery: str,
+        model: str,
+        vector: Vectors,
+        *,
+        k: int = 10,
+        companions: Mapping[str, Vectors] | None = None,
+        filter: Json | None = None,  # noqa: A002
+        include: Sequence[str] = (),
+        allow_partial: bool = False,
+        oversample: int | None = None,
+    ) -> Json:
+        """Search, and tell how: the plan of each segment, milliseconds by step, and recall against exact search.
+
+        The comparison reads and transforms the whole gallery, so give the client a `timeout` that allows for that.
+
+        Args:
+            gallery, model, vector, k, companions, filter, include, allow_partial, oversample: as for `search`.
+
+        Returns:
+            `hits` and `served` of the search, and `plan`, `milliseconds` and `exact`.
+        """
+        body = {"model": model, **_query(vector, companions), **_options(k, filter, include, allow_partial, oversample)}
+        return self._call("POST", f"/galleries/{_quoted(gallery)}/search/explain", body)
+
     def set_probes(
         self, gallery: str, vectors: Mapping[str, Vectors], *, relevant: Sequence[Sequence[str]] | None = None
     ) -> Json:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -17,6 +20,7 @@ models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
 galleries = typer.Typer(no_args_is_help=True, help="Galleries of a running service.")
 upgrade = typer.Typer(no_args_is_help=True, help="Upgrades of a running service: start, watch, steer.")
 console = Console()
+_EXPLAINED_SECONDS = 3600.0  # reading and transforming a large gallery
 
 
 @models.command("list")
@@ -46,6 +50,30 @@ def compact_gallery(name: str) -> None:
     with _client() as client:
         found = client.compact_gallery(name)
     console.print(f"{name}: a worker will merge what is small among {found['segments']} segments")
+
+
+@galleries.command("explain")
+def explain_search(
+    name: str,
+    model: Annotated[str, typer.Option(help="The model that embedded the query.")],
+    vector: Annotated[Path, typer.Option(help="The query: an .npy file with one vector.")],
+    companion: Annotated[
+        list[str] | None, typer.Option(help="The same query of another model, as MODEL=FILE; may be repeated.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="Hits.")] = 10,
+    oversample: Annotated[int | None, typer.Option(help="Candidates per hit that are transformed.")] = None,
+) -> None:
+    """Do a search and show how: the plan, the time of each step, and what exact search of the whole gallery finds."""
+    others = dict(each.split("=", 1) for each in companion or () if "=" in each)
+    if len(others) < len(companion or ()):
+        raise typer.BadParameter("a companion is MODEL=FILE, each model once")
+    companions = {model: _vector(Path(file)) for model, file in others.items()}
+    with _client(timeout=_EXPLAINED_SECONDS) as client:
+        found = client.explain(name, model, _vector(vector), k=k, companions=companions, oversample=oversample)
+    _table(found["plan"]["segments"], "segment", "route", "column", "index", "live", "candidates", "ask_ms")
+    _table([found["milliseconds"]], *found["milliseconds"])
+    shown = {"all": found["exact"]["recall"], **found["exact"]["by_route"]}
+    _table([{"route": route, **recall} for route, recall in shown.items()], "route", "hits", "found", "recall")
 
 
 @upgrade.command("start")
@@ -177,6 +205,15 @@ def _say(found: Upgrade) -> None:
     console.print(f"{found['gallery']}: {found['state']}, {found['progress']['fraction']:.0%}{why}")
     if found["error"]:
         console.print(f"[red]{found['error']}[/red]")
+
+
+def _vector(file: Path) -> npt.NDArray[Any]:
+    """The one vector of a file, (dimension,) or (1, dimension)."""
+    try:
+        found: npt.NDArray[Any] = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{file} is not an .npy file that can be read: {error}") from error
+    return found.reshape(-1)
 
 
 def _table(rows: Any, *columns: str) -> None:

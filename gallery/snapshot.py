@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from sqlalchemy import select
@@ -46,6 +47,8 @@ class Column:
     index: Index
     #: what the index was opened from; a column that gains an index is opened again
     index_file: str | None
+    #: of its index, with what was measured of it
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +236,9 @@ def _open_column(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int)
     kind, path = ("flat", None) if row.index_file is None else (row.index_kind, files.path(row.index_file))
     index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
     origin: Origin = "native" if row.origin == "native" else "derived"
-    return Column(row.id, model.name, origin, from_json(row.lineage), vectors, index, row.index_file)
+    return Column(
+        row.id, model.name, origin, from_json(row.lineage), vectors, index, row.index_file, row.index_parameters
+    )
 
 
 def _open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:

@@ -18,6 +18,7 @@ from gallery.catalog import items as item_rows
 from gallery.catalog.filters import compile_filter
 from gallery.catalog.segments import Origin
 from gallery.catalog.transaction import Catalog
+from gallery.index.base import Index
 from gallery.index.quantizer import Assignments
 from gallery.index.scores import score, unit, worst
 from gallery.search.mapped import Asked, By, MappedColumns
@@ -53,23 +54,10 @@ class Searcher:
             InvalidFilter: the filter cannot be compiled.
         """
         snapshot = world.snapshot(gallery)
-        planned = _plan(world, snapshot, request)
-        run = _Run(self, world, snapshot, request, planned, self._filtered(snapshot, request))
-        best = merge(list(run.parts()), request.k, run.target.metric, len(request.vectors))
-        return Answer(
-            snapshot=snapshot,
-            score_space=planned.score_space,
-            coverage=planned.coverage,
-            scores=best.scores,
-            segments=best.segments,
-            rows=best.rows,
-            origins=[
-                _origin(view, way, planned.score_space)
-                for view, way in zip(snapshot.segments, planned.ways, strict=True)
-            ],
-        )
+        planned = planned_for(world, snapshot, request)
+        return Run(self, world, snapshot, request, planned, self.filtered(snapshot, request)).answer()
 
-    def _filtered(self, snapshot: Snapshot, request: SearchRequest) -> Mapping[int, Mask] | None:
+    def filtered(self, snapshot: Snapshot, request: SearchRequest) -> Mapping[int, Mask] | None:
         """Per segment id, the rows that fit the payload filter."""
         if request.filter is None:
             return None
@@ -83,7 +71,8 @@ class Searcher:
         return masks
 
 
-def _plan(world: World, snapshot: Snapshot, request: SearchRequest) -> Plan:
+def planned_for(world: World, snapshot: Snapshot, request: SearchRequest) -> Plan:
+    """How a request will be done; raises as `Searcher.search`."""
     world.model(request.model)
     for name in request.companions:
         world.model(name)
@@ -116,8 +105,8 @@ def _origin(view: SegmentView, way: Way | None, score_space: str) -> Origin:
     return view.columns[score_space].origin if way is not None and way.route is Route.DIRECT else "derived"
 
 
-class _Run:
-    """One search under way."""
+class Run:
+    """One search under way. `explain` watches its steps, so each is a method of its own."""
 
     def __init__(
         self,
@@ -138,6 +127,22 @@ class _Run:
         self.candidates = max((request.oversample or searcher.oversample) * request.k, searcher.min_candidates)
         self._queries: dict[str, Vectors] = {}
         self._assigned: dict[str, Assignments] = {}
+
+    def answer(self) -> Answer:
+        """Ask each segment, and merge what they found."""
+        best = merge(list(self.parts()), self.request.k, self.target.metric, len(self.request.vectors))
+        return Answer(
+            snapshot=self.snapshot,
+            score_space=self.planned.score_space,
+            coverage=self.planned.coverage,
+            scores=best.scores,
+            segments=best.segments,
+            rows=best.rows,
+            origins=[
+                _origin(view, way, self.planned.score_space)
+                for view, way in zip(self.snapshot.segments, self.planned.ways, strict=True)
+            ],
+        )
 
     def parts(self) -> Iterator[Part]:
         """What each group of segments found, scored in the score space."""
@@ -188,9 +193,13 @@ class _Run:
     def _ask_mapped(self, at: int, column: str, by: By) -> Part:
         """The best rows of one segment, all of which are mapped: the query has no vector in the column's space."""
         view = self.snapshot.segments[at]
-        index = self.searcher.mapped.index(view.columns[column], view.side, by, self.models)
+        index = self._mapped(view, column, by)
         found = index.search(self._query(self.target.name), min(self.request.k, view.rows), self._selected(view))
         return single(at, found.scores, found.rows)
+
+    def _mapped(self, view: SegmentView, column: str, by: By) -> Index:
+        """A whole column in the score space."""
+        return self.searcher.mapped.index(view.columns[column], view.side, by, self.models)
 
     def _rescore(self, column: str, by: By, segments: Iterable[int]) -> Part:
         """The best candidates over several segments in the column's space, mapped once and scored again."""

@@ -1,0 +1,242 @@
+"""One search with its plan, where its time went, and what it missed of what exact search finds.
+
+The search is the one that everybody gets: the same `Run`, whose steps are watched. Then every live row of every segment
+that it reached is scored in the same space, a block at a time. So explaining takes as long as reading and transforming the
+whole gallery, and nobody else pays for it: a search that is not explained has no clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gallery.arrays import Mask, Rows, Stored, Vectors
+from gallery.index.base import Index
+from gallery.index.registry import backend
+from gallery.search.mapped import Asked, By, MappedColumns
+from gallery.search.merge import Part, merge, single
+from gallery.search.request import Answer, SearchRequest
+from gallery.search.routes import Plan, Way
+from gallery.search.run import Run, Searcher, planned_for
+from gallery.snapshot import SegmentView, Snapshot, World
+
+STEPS = ("plan", "filter", "ask", "transform", "score", "merge")
+_ROWS_AT_ONCE = 8192
+
+
+class Step(NamedTuple):
+    """How one segment was searched."""
+
+    segment: SegmentView
+    #: None where the score space is not reached from it, or nothing in it is live
+    way: Way | None
+    #: rows that came with a score in the score space, to be merged
+    candidates: int
+    #: milliseconds that its index took
+    ask_ms: float
+
+
+class Recall(NamedTuple):
+    """How many of the exact hits were found."""
+
+    hits: int
+    found: int
+
+    @property
+    def share(self) -> float | None:
+        """None where there was nothing to find."""
+        return self.found / self.hits if self.hits else None
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A search of one query, and what it was made of."""
+
+    answer: Answer
+    plan: Plan
+    #: how many rows a segment that is not `direct` is asked for
+    candidates: int
+    #: per segment of the snapshot
+    steps: tuple[Step, ...]
+    #: milliseconds by step, see `STEPS`; each is its own time only
+    milliseconds: Mapping[str, float]
+    #: the same query scored against every row
+    exact: Answer
+    #: milliseconds that the exact comparison took
+    exact_ms: float
+
+    @property
+    def recall(self) -> dict[str, Recall]:
+        """By the route of their segments, how many of the exact hits were found."""
+        found = _scores(self.answer).keys()
+        hits: dict[str, list[bool]] = {}
+        for place in _scores(self.exact):
+            way = self.plan.ways[place[0]]
+            hits.setdefault(way.route if way is not None else "", []).append(place in found)
+        return {route: Recall(len(each), sum(each)) for route, each in sorted(hits.items())}
+
+    @property
+    def total_recall(self) -> Recall:
+        """How many of all the exact hits were found."""
+        each = self.recall.values()
+        return Recall(sum(one.hits for one in each), sum(one.found for one in each))
+
+    @property
+    def largest_difference(self) -> float | None:
+        """Between the two scores of an item that both found; None where there is none.
+
+        A transformation rounds otherwise in another batch, and nothing else may make a difference.
+        """
+        found, exact = _scores(self.answer), _scores(self.exact)
+        return max((abs(found[place] - exact[place]) for place in found.keys() & exact.keys()), default=None)
+
+
+def explain(searcher: Searcher, world: World, gallery: str, request: SearchRequest) -> Explained:
+    """Search one gallery with one query, watched, and compare with exact search.
+
+    Raises:
+        GalleryError: as `Searcher.search`.
+    """
+    clock = _Clock()
+    snapshot = world.snapshot(gallery)
+    with clock("plan"):
+        planned = planned_for(world, snapshot, request)
+    with clock("filter"):
+        filtered = searcher.filtered(snapshot, request)
+    run = _Watched(clock, searcher, world, snapshot, request, planned, filtered)
+    with clock("merge"):
+        answer = run.answer()
+    started = time.perf_counter()
+    exact = _Exact(searcher, world, snapshot, request, planned, filtered).answer()
+    return Explained(
+        answer=answer,
+        plan=planned,
+        candidates=run.candidates,
+        steps=tuple(
+            Step(view, way, run.offered.get(at, 0), clock.spent.get(("ask", at), 0.0))
+            for at, (view, way) in enumerate(zip(snapshot.segments, planned.ways, strict=True))
+        ),
+        milliseconds={step: sum(ms for (name, _), ms in clock.spent.items() if name == step) for step in STEPS},
+        exact=exact,
+        exact_ms=(time.perf_counter() - started) * 1000,
+    )
+
+
+class _Clock:
+    """Milliseconds by step and segment. A step within another is no part of the other."""
+
+    def __init__(self) -> None:
+        self.spent: dict[tuple[str, int | None], float] = {}
+        self._within: list[float] = []
+
+    @contextmanager
+    def __call__(self, step: str, segment: int | None = None) -> Iterator[None]:
+        self._within.append(0.0)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = (time.perf_counter() - started) * 1000
+            own = took - self._within.pop()
+            self.spent[step, segment] = self.spent.get((step, segment), 0.0) + own
+            if self._within:
+                self._within[-1] += took
+
+
+class _Watched(Run):
+    """A search whose steps are timed."""
+
+    def __init__(self, clock: _Clock, *given: Any) -> None:
+        super().__init__(*given)
+        self._clock = clock
+        #: per position of a segment, the scored rows that it gave
+        self.offered: dict[int, int] = {}
+
+    def parts(self) -> Iterator[Part]:
+        for part in super().parts():
+            segments, rows = np.unique(part.segments[part.rows >= 0], return_counts=True)
+            self.offered.update(zip(segments.tolist(), rows.tolist(), strict=True))
+            yield part
+
+    def _vectors(self, model: str) -> Vectors:
+        with self._clock("transform"):
+            return super()._vectors(model)
+
+    def _ask(self, at: int, model: str, k: int) -> Part:
+        with self._clock("ask", at):
+            return super()._ask(at, model, k)
+
+    def _ask_mapped(self, at: int, column: str, by: By) -> Part:
+        with self._clock("ask", at):
+            return super()._ask_mapped(at, column, by)
+
+    def _mapped(self, view: SegmentView, column: str, by: By) -> Index:
+        with self._clock("transform"):
+            return super()._mapped(view, column, by)
+
+    def _map(self, places: Rows, column: str, by: By) -> Vectors:
+        with self._clock("transform"):
+            return super()._map(places, column, by)
+
+    def _score(self, mapped: Vectors, inverse: Any) -> Vectors:
+        with self._clock("score"):
+            return super()._score(mapped, inverse)
+
+
+class _Exact(Run):
+    """The same search, for which every row is a candidate. What it maps is not kept: it would push out what searches use."""
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        world: World,
+        snapshot: Snapshot,
+        request: SearchRequest,
+        planned: Plan,
+        filtered: Mapping[int, Mask] | None,
+    ) -> None:
+        ways = tuple(way and way._replace(exhaustive=True) for way in planned.ways)
+        forgetful = replace(searcher, mapped=MappedColumns(searcher.transforms, 0))
+        super().__init__(forgetful, world, snapshot, request, replace(planned, ways=ways), filtered)
+
+    def _ask(self, at: int, model: str, k: int) -> Part:  # noqa: ARG002 - k is the request's
+        column = self.snapshot.segments[at].columns[model]
+        return self._all(at, lambda rows: column.vectors[rows])
+
+    def _ask_mapped(self, at: int, column: str, by: By) -> Part:
+        view = self.snapshot.segments[at]
+        return self._all(
+            at, lambda rows: self.searcher.mapped.take([Asked(view.columns[column], view.side, rows)], by, self.models)
+        )
+
+    def _all(self, at: int, take: Callable[[Rows], Stored]) -> Part:
+        """The best rows of one segment, whose vectors in the score space `take` gives."""
+        view = self.snapshot.segments[at]
+        selected = self._selected(view)
+        rows = np.arange(view.rows) if selected is None else np.flatnonzero(selected)
+        blocks = (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
+        return self._best(single(at, *self._block(block, take(block))) for block in blocks)
+
+    def _block(self, rows: Rows, vectors: Stored) -> tuple[Vectors, Rows]:
+        """Scores and rows of the best of some rows."""
+        index = backend("flat").open(vectors, space=self.target.space, path=None, parameters={})
+        found = index.search(self._query(self.target.name), min(self.request.k, len(rows)))
+        return found.scores, np.where(found.rows < 0, -1, rows[found.rows])
+
+    def _best(self, parts: Iterable[Part]) -> Part:
+        """The best of many parts, one after the other, so that few are kept."""
+        best = merge([], self.request.k, self.target.metric, len(self.request.vectors))
+        for part in parts:
+            best = merge([best, part], self.request.k, self.target.metric, len(self.request.vectors))
+        return best
+
+
+def _scores(answer: Answer) -> dict[tuple[int, int], float]:
+    """The first query's hits: the score by position of the segment, and row."""
+    places = zip(answer.segments[0].tolist(), answer.rows[0].tolist(), answer.scores[0].tolist(), strict=True)
+    return {(segment, row): score for segment, row, score in places if row >= 0}
