@@ -15,6 +15,7 @@ import orjson
 import torch
 
 from benchmarks import chroma, during, floor, halfway, million, pgvector, upgrading
+from benchmarks.processes import end_in_good_order
 from benchmarks.report import show
 from benchmarks.setting import Setting, Skip, machine, threads
 from benchmarks.table import Group, Line, document, exit_code, markdown
@@ -39,6 +40,7 @@ OUT = Path("build/bench")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what was asked for, print it, write it down; the exit code."""
     options = _parser().parse_args(arguments)
+    end_in_good_order()
     torch.set_num_threads(threads())
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.scratch, prefix="forwardfill-bench-") as scratch:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from benchmarks.vectors import Data, K, recall
 
 NEIGHBOURS, CONSTRUCTION = 16, 200
-#: candidates in view, each step a fifth more: a coarser ladder would give the other side more recall than it is judged by
-EFFORTS = [int(10 * 1.2**step) for step in range(30)]
+#: candidates in view, each step a fifth more: a coarser ladder would give the other side more recall than it is judged by.
+#: pgvector takes no more than a thousand
+EFFORTS = [int(10 * 1.2**step) for step in range(26)]
 #: a peer may find so much less than we do
 TOLERANCE = 0.003
 

@@ -138,7 +138,8 @@ def paced(
 ) -> Load:
     """So many requests a second, whether or not the answers keep up.
 
-    Seconds count from when a request was to be sent, so a server that hangs for a moment is charged for all who waited.
+    Seconds count from when a request was due, whether or not a connection was free: a server that hangs for a moment is
+    charged for all who waited.
 
     Args:
         port: of the server.
@@ -159,11 +160,12 @@ def paced(
     async def send(due: asyncio.Queue[tuple[float, bytes] | None]) -> None:
         started = perf_counter()
         for number, request in enumerate(cycle(requests)):
-            at = started + number / rate
-            await asyncio.sleep(max(0.0, at - perf_counter()))
+            early = started + number / rate - perf_counter()
+            if early > 0:
+                await asyncio.sleep(early)
             if not while_(perf_counter() - started):
                 break
-            due.put_nowait((at, request))
+            due.put_nowait((perf_counter(), request))
         for _ in range(connections):
             due.put_nowait(None)
 

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import load, ours
 from benchmarks.oracle import Hit, Oracle
-from benchmarks.processes import resident
+from benchmarks.processes import end_in_good_order, resident
 from benchmarks.report import show
 from benchmarks.table import Group, Line, Pair, at_most, compared, counted, document, exit_code
 from benchmarks.vectors import DIMENSION, clustered
@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--items", type=int, default=5000, help="ids that may be there at once")
     parser.add_argument("--out", type=Path, default=OUT, help="where soak.json goes")
     options = parser.parse_args(arguments)
+    end_in_good_order()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="forwardfill-soak-") as scratch:
         data = Path(scratch) / "ours"

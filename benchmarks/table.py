@@ -97,10 +97,15 @@ def compared(what: str, pairs: Sequence[Pair], bar: Bar | None = None, *, unit: 
     )
 
 
+def alone(what: str, values: Sequence[float], bar: Bar | None = None, *, unit: str = "", note: str = "") -> Line:
+    """The line of a measure that is judged as it is: the median of the rounds decides."""
+    return _alone(what, values, median(values), bar, unit, note)
+
+
 def counted(what: str, values: Sequence[float], bar: Bar | None = None, *, unit: str = "", note: str = "") -> Line:
-    """The line of a measure that is judged as it is, such as failures: the worst of the rounds decides."""
+    """The line of a count, such as failures: the worst of the rounds decides."""
     worst = min(values) if bar is not None and bar.kind == ">=" else max(values)
-    return Line(what, unit, worst, float("nan"), worst, min(values), max(values), len(values), bar, note)
+    return _alone(what, values, worst, bar, unit, note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +135,13 @@ HEAD = ("measure", "ours", "against", "ratio", "of rounds", "bar", "")
 
 def cells(line: Line) -> tuple[str, ...]:
     """A line as the columns of `HEAD`."""
+    single = math.isnan(line.against)
     return (
         line.what + (f" ({line.note})" if line.note else ""),
         figure(line.ours, line.unit),
-        "" if math.isnan(line.against) else figure(line.against, line.unit),
-        f"{line.ratio:.3g}",
-        f"{line.least:.3g} to {line.largest:.3g} ({line.rounds})",
+        "" if single else figure(line.against, line.unit),
+        "" if single else f"{line.ratio:.3g}",
+        f"{figure(line.least, '')} to {figure(line.largest, '')} ({line.rounds})",
         "" if line.bar is None else str(line.bar),
         "" if line.bar is None else ("MISSED" if line.missed else "holds"),
     )
@@ -163,6 +169,10 @@ def markdown(groups: Iterable[Group]) -> str:
 def document(groups: Iterable[Group]) -> list[dict[str, Any]]:
     """All figures, for programs; no number that JSON does not have."""
     return [asdict(group) | {"lines": [_plain(line) for line in group.lines]} for group in groups]
+
+
+def _alone(what: str, values: Sequence[float], judged: float, bar: Bar | None, unit: str, note: str) -> Line:
+    return Line(what, unit, judged, math.nan, judged, min(values), max(values), len(values), bar, note)
 
 
 def _plain(line: Line) -> dict[str, Any]:

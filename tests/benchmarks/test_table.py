@@ -7,7 +7,19 @@ import math
 
 import pytest
 
-from benchmarks.table import Group, Pair, at_least, at_most, cells, compared, counted, document, exit_code, markdown
+from benchmarks.table import (
+    Group,
+    Pair,
+    alone,
+    at_least,
+    at_most,
+    cells,
+    compared,
+    counted,
+    document,
+    exit_code,
+    markdown,
+)
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios_so_that_one_bad_round_decides_nothing() -> None:
@@ -46,6 +58,12 @@ def test_a_count_is_judged_by_its_worst_round() -> None:
     assert counted("failed", [0, 0, 1], at_most(0)).missed
     assert not counted("failed", [0, 0], at_most(0)).missed
     assert counted("recall", [0.99, 0.5], at_least(0.98)).missed
+
+
+def test_a_figure_that_stands_alone_is_judged_by_its_median() -> None:
+    line = alone("ready", [0.1, 9.0, 0.2], at_most(0.5), unit="s")
+    assert not line.missed
+    assert cells(line) == ("ready", "0.2 s", "", "", "0.1 to 9 (3)", "<= 0.5", "holds")
 
 
 def test_nothing_measured_is_no_line() -> None:
