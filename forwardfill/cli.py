@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from forwardfill import remote
+from forwardfill import remote, transformations
 from forwardfill.importing.command import command as import_command
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
@@ -26,6 +26,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(remote.models, name="models")
 app.add_typer(remote.galleries, name="galleries")
 app.add_typer(remote.upgrade, name="upgrade")
+app.add_typer(transformations.app, name="transformations")
 app.command("import")(import_command)
 console = Console()
 

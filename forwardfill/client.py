@@ -39,6 +39,8 @@ ITEM_OVERHEAD = 256
 #: no event comes from an upgrade that is throttled to less than a segment in this time
 QUIET_SECONDS = 60.0
 RECONNECT_SECONDS = 0.5
+#: a fit takes minutes, and tells how far it is once a second
+LOOK_SECONDS = 0.5
 #: states in which an upgrade stays unless a person acts
 RESTING = frozenset({"finalized", "cancelled", "rolled_back", "failed"})
 
@@ -342,6 +344,67 @@ class Client:
         if labels is not None:
             body["labels"] = np.asarray(labels).tolist()
         return self._call("POST", f"/transformations/{_quoted(transformation)}/evaluate", body)
+
+    def start_fit(
+        self,
+        gallery: str,
+        pairs: bytes,
+        *,
+        name: str,
+        target: str,
+        method: str = "auto",
+        direction: str = "forward",
+        seed: int = 0,
+        use_side_information: bool | None = None,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """Start to fit a transformation to items of a gallery and their vectors by another model; a worker does it.
+
+        Args:
+            gallery: its name.
+            pairs: an Arrow IPC stream, as `forwardfill.pairs.stream` writes it.
+            name: of the transformation that will be registered.
+            target: the model that made the vectors.
+            method: or `auto`, whichever is best.
+            direction: forward or backward.
+            seed: of the split and of the training.
+            use_side_information: None: if all items have it.
+            idempotency_key: a repeated call with the same key starts nothing new.
+        """
+        query = {
+            "gallery": gallery,
+            "name": name,
+            "target": target,
+            "method": method,
+            "direction": direction,
+            "seed": str(seed),
+        }
+        if use_side_information is not None:
+            query["use_side_information"] = str(use_side_information).lower()
+        headers = {"content-type": ARROW} | ({} if idempotency_key is None else {"idempotency-key": idempotency_key})
+        answer = self._request("POST", "/transformations/fit", content=pairs, query=query, headers=headers)
+        return orjson.loads(answer.content)  # type: ignore[no-any-return]
+
+    def fits(self) -> list[Json]:
+        """Return all fits."""
+        return list(self._pages("/transformations/fits"))
+
+    def fit(self, fit_id: str) -> Json:
+        """Return a fit: its progress, and once it is completed its verdict."""
+        return self._call("GET", f"/transformations/fits/{_quoted(fit_id)}")
+
+    def cancel_fit(self, fit_id: str) -> Json:
+        """End a fit that has not ended; nothing is registered."""
+        return self._call("POST", f"/transformations/fits/{_quoted(fit_id)}/cancel")
+
+    def watch_fit(self, fit_id: str) -> Iterator[Json]:
+        """Follow a fit until it has ended; what it is then comes last."""
+        while True:
+            found = self.fit(fit_id)
+            yield found
+            if found["finished_at"] is not None:
+                return
+            time.sleep(LOOK_SECONDS)
 
     # --- galleries and items ------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from gallery.files import Files
 from gallery.verify import Report
 
 #: where files are that rows name
-FOLDERS = ("columns", "indexes", "artifacts")
+FOLDERS = ("columns", "indexes", "artifacts", "fits")
 console = Console()
 
 

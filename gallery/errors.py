@@ -2,7 +2,8 @@
 
 GalleryError
   x NotFound
-      ModelNotFound, TransformationNotFound, ArtifactNotFound, GalleryNotFound, ItemNotFound, UpgradeNotFound, KeyNotFound
+      ModelNotFound, TransformationNotFound, ArtifactNotFound, GalleryNotFound, ItemNotFound, UpgradeNotFound, FitNotFound,
+      KeyNotFound
   x Conflict
       ModelExists, TransformationExists, GalleryExists, KeyExists
       NoRoute, ModelRetired
@@ -11,7 +12,7 @@ GalleryError
       InvalidVector, DimensionMismatch, DuplicateId, InvalidItem, InvalidFilter, InvalidIndex
       MissingSideInformation
       DigestMismatch, UnsafeArtifact
-      WrongTransformation, SameModel, IdempotencyKeyReused
+      WrongTransformation, SameModel, UnusablePairs, IdempotencyKeyReused
       LimitExceeded
   x Damaged
   x LeaseLost
@@ -71,6 +72,10 @@ class ItemNotFound(NotFound):
 
 class UpgradeNotFound(NotFound):
     """No upgrade has this id."""
+
+
+class FitNotFound(NotFound):
+    """No fit has this id."""
 
 
 class KeyNotFound(NotFound):
@@ -163,6 +168,10 @@ class WrongTransformation(Invalid):
 
 class SameModel(Invalid):
     """The upgrade's target is the model that the gallery has."""
+
+
+class UnusablePairs(Invalid):
+    """No transformation can be fitted to these pairs as was asked."""
 
 
 class IdempotencyKeyReused(Invalid):

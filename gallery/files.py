@@ -117,6 +117,27 @@ def written(files: Files, name: str) -> Written:
     return Written(name=name, sha256=digest(path), bytes=path.stat().st_size)
 
 
+def adopt(files: Files, path: Path, name: str, sha256: str) -> None:
+    """Make a file durable under a name that its digest decides, so that whoever comes first wrote the same bytes.
+
+    Args:
+        files: where it will be.
+        path: where it is, in the same file system.
+        name: what it will be called.
+        sha256: its digest.
+    """
+    stored = files.path(name)
+    if stored.exists() and digest(stored) == sha256:
+        return
+    try:
+        with files.writing(name) as part:
+            path.rename(part)
+    except FileNotFoundError:
+        # Another process brought the same bytes, took the unfinished file's name, and finished it.
+        if not stored.exists():
+            raise
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

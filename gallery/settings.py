@@ -26,6 +26,8 @@ class GallerySettings(BaseSettings):
     max_dimension: int = Field(default=8192, ge=1, description="Largest dimension of a model.")
     max_items_per_upsert: int = Field(default=10_000, ge=1, description="Items in one JSON upsert.")
     max_items_per_arrow: int = Field(default=1_000_000, ge=1, description="Items in one Arrow upsert.")
+    # A map hardly gets better beyond that, and all of them are in a worker's memory at once.
+    max_fit_pairs: int = Field(default=100_000, ge=1, description="Pairs that a transformation is fitted to.")
     max_k: int = Field(default=1000, ge=1, description="Hits of one search.")
     max_queries: int = Field(default=1000, ge=1, description="Queries in one batch search.")
     oversample: int = Field(default=10, ge=1, description="Candidates per hit on forward and backward routes.")

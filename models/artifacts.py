@@ -67,6 +67,10 @@ class ArtifactInfo:
     #: bytes of the file
     size: int
 
+    def declared(self) -> dict[str, object]:
+        """Return what a catalog keeps of it: the architecture, what it needs, and what it can tell."""
+        return {**self.architecture, "side_dimension": self.side_dimension, "uncertainty": self.has_uncertainty}
+
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:

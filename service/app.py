@@ -21,7 +21,7 @@ from gallery.store import Store
 from gallery.transforms import Transforms
 from models.runtime import load_transform
 from service import documents, errors
-from service.api import events, explain, galleries, health, models, search, upgrades
+from service.api import events, explain, fits, galleries, health, models, search, upgrades
 from service.auth import Keyring
 from service.process import Process
 from service.refresh import Refresher
@@ -61,7 +61,7 @@ def create_app(
         lifespan=_lifespan,
     )
     app.state.process = process
-    for subject in (models, galleries, search, explain, upgrades, events, health):
+    for subject in (fits, models, galleries, search, explain, upgrades, events, health):
         app.include_router(subject.router)
     errors.install(app)
     documents.install(app)

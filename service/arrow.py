@@ -1,4 +1,4 @@
-"""Items as an Arrow IPC stream. Read from a file that was mapped, so a fixed-size column is never copied."""
+"""Items, or pairs to fit, as an Arrow IPC stream. Read from a file that was mapped, so a fixed-size column is never copied."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from gallery import errors
 from gallery.ingest import NewItems
+from gallery.pairs import NewPairs
 from service.errors import InvalidArrow
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _REQUIRED = ("id", "embedding")
 _COLUMNS = (*_REQUIRED, "side_information", "payload")
+_PAIR_COLUMNS = (*_REQUIRED, "label")
 
 
 def read_items(path: Path, *, model: str | None, max_items: int, max_bytes: int) -> NewItems:
@@ -34,38 +36,75 @@ def read_items(path: Path, *, model: str | None, max_items: int, max_bytes: int)
         LimitExceeded: it has too many rows.
         InvalidItem, InvalidVector, DimensionMismatch: an item cannot be stored; the pointer names it.
     """
-    try:
-        table = _table(path, max_items, max_bytes)
-        _check_columns(table.schema.names)
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        raise InvalidArrow(f"not a whole Arrow IPC stream: {error}") from error
-    ids = _strings(table, "id")
-    if any(each is None for each in ids):
-        raise errors.InvalidItem("an item needs an id", pointer=f"/items/{ids.index(None)}/id")
+    table = _table(path, _COLUMNS, ("max_items_per_arrow", max_items), max_bytes)
     side, has_side = _side(table)
     return NewItems(
         model=model if model is not None else _model(table.schema),
-        ids=[each for each in ids if each is not None],
-        embeddings=_vectors(_column(table, "embedding"), np.arange(len(table)), "embedding"),
+        ids=_ids(table, "/items"),
+        embeddings=_vectors(_column(table, "embedding"), np.arange(len(table)), "/items/{row}/embedding"),
         payloads=_payloads(table),
         side=side,
         has_side=has_side,
     )
 
 
-def _table(path: Path, max_items: int, max_bytes: int) -> Any:
+def read_pairs(path: Path, *, max_pairs: int, max_bytes: int) -> NewPairs:
+    """Items that exist, with another model's vectors of them.
+
+    Args:
+        path: the stream: `id`, `embedding`, and optionally `label`, strings or integers.
+        max_pairs: rows that it may have.
+        max_bytes: as for `read_items`.
+
+    Raises:
+        InvalidArrow, LimitExceeded, InvalidItem, InvalidVector, DimensionMismatch: as for `read_items`.
+    """
+    table = _table(path, _PAIR_COLUMNS, ("max_fit_pairs", max_pairs), max_bytes)
+    return NewPairs(
+        ids=_ids(table, "/pairs"),
+        embeddings=_vectors(_column(table, "embedding"), np.arange(len(table)), "/pairs/{row}/embedding"),
+        labels=_labels(table) if "label" in table.schema.names else None,
+    )
+
+
+def _ids(table: Any, at: str) -> list[str]:
+    ids = _strings(table, "id")
+    if any(each is None for each in ids):
+        raise errors.InvalidItem("an item needs an id", pointer=f"{at}/{ids.index(None)}/id")
+    return [each for each in ids if each is not None]
+
+
+def _labels(table: Any) -> list[str]:
+    kind = table.schema.field("label").type
+    if not pa.types.is_integer(kind):
+        labels = _strings(table, "label")
+    else:
+        labels = [None if each is None else str(each) for each in _column(table, "label").to_pylist()]
+    if any(each is None for each in labels):
+        raise errors.InvalidItem("label all pairs, or none", pointer=f"/pairs/{labels.index(None)}/label")
+    return [each for each in labels if each is not None]
+
+
+def _table(path: Path, columns: tuple[str, ...], limit: tuple[str, int], max_bytes: int) -> Any:
+    """The stream as one table, of these columns only."""
+    try:
+        table = _whole(path, limit, max_bytes)
+        _check_columns(table.schema.names, columns)
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        raise InvalidArrow(f"not a whole Arrow IPC stream: {error}") from error
+    return table
+
+
+def _whole(path: Path, limit: tuple[str, int], max_bytes: int) -> Any:
+    name, most = limit
     rows = size = 0
     batches = []
     with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
         for batch in stream:
             batch.validate(full=True)  # offsets that point elsewhere must be found before anyone follows them
             rows, size = rows + len(batch), size + batch.nbytes
-            if rows > max_items:
-                raise errors.LimitExceeded(
-                    f"a stream may have {max_items} items (max_items_per_arrow)",
-                    limit="max_items_per_arrow",
-                    maximum=max_items,
-                )
+            if rows > most:
+                raise errors.LimitExceeded(f"a stream may have {most} items ({name})", limit=name, maximum=most)
             if size > max_bytes:
                 raise errors.LimitExceeded(
                     f"a stream may take {max_bytes} bytes (max_arrow_bytes)", limit="max_arrow_bytes", maximum=max_bytes
@@ -74,10 +113,10 @@ def _table(path: Path, max_items: int, max_bytes: int) -> Any:
         return pa.Table.from_batches(batches, stream.schema)
 
 
-def _check_columns(names: list[str]) -> None:
+def _check_columns(names: list[str], known: tuple[str, ...]) -> None:
     for name in names:
-        if name not in _COLUMNS or names.count(name) > 1:
-            raise InvalidArrow(f"the column {name!r} is not one of {', '.join(_COLUMNS)}, or is there twice")
+        if name not in known or names.count(name) > 1:
+            raise InvalidArrow(f"the column {name!r} is not one of {', '.join(known)}, or is there twice")
     for name in _REQUIRED:
         if name not in names:
             raise InvalidArrow(f"the column {name!r} is missing")
@@ -112,12 +151,12 @@ def _side(table: Any) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
     has_side = column.is_valid().to_numpy(zero_copy_only=False)
     if not has_side.any():
         return None, None
-    return _vectors(column.drop_null(), np.flatnonzero(has_side), "side_information"), has_side
+    return _vectors(column.drop_null(), np.flatnonzero(has_side), "/items/{row}/side_information"), has_side
 
 
-def _vectors(column: Any, items: NDArray[np.intp], name: str) -> NDArray[Any]:
-    """A list column as (n, dimension); `items` are the items that its rows belong to."""
-    kind = column.type
+def _vectors(column: Any, items: NDArray[np.intp], pointer: str) -> NDArray[Any]:
+    """A list column as (n, dimension); `items` are the items that its rows belong to, `{row}` in the pointer."""
+    kind, name = column.type, pointer.rpartition("/")[2]
     fixed = pa.types.is_fixed_size_list(kind)
     if not (fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_floating(
         kind.value_type
@@ -125,17 +164,17 @@ def _vectors(column: Any, items: NDArray[np.intp], name: str) -> NDArray[Any]:
         raise InvalidArrow(f"the column {name!r} is of type {kind}; it must be a list of floats, best of a fixed size")
     if column.null_count:
         missing = int(np.argmin(column.is_valid().to_numpy(zero_copy_only=False)))
-        raise errors.InvalidVector("an item needs a vector", pointer=f"/items/{items[missing]}/{name}")
-    width = kind.list_size if fixed else _width(column, items, name)
+        raise errors.InvalidVector("an item needs a vector", pointer=pointer.format(row=items[missing]))
+    width = kind.list_size if fixed else _width(column, items, pointer)
     numbers = column.flatten()
     if numbers.null_count:
         row = int(np.argmin(numbers.is_valid().to_numpy(zero_copy_only=False))) // width
-        raise errors.InvalidVector("a vector has no nulls", pointer=f"/items/{items[row]}/{name}")
+        raise errors.InvalidVector("a vector has no nulls", pointer=pointer.format(row=items[row]))
     vectors: NDArray[Any] = numbers.to_numpy(zero_copy_only=False).reshape(len(column), width)
     return vectors
 
 
-def _width(column: Any, items: NDArray[np.intp], name: str) -> int:
+def _width(column: Any, items: NDArray[np.intp], pointer: str) -> int:
     """The length of all lists, which must be one."""
     lengths = column.value_lengths().to_numpy(zero_copy_only=False)
     if not len(lengths):
@@ -143,7 +182,7 @@ def _width(column: Any, items: NDArray[np.intp], name: str) -> int:
     other = np.flatnonzero(lengths != lengths[0])
     if other.size:
         raise errors.DimensionMismatch(
-            f"vectors of dimension {lengths[0]} and {lengths[other[0]]}", pointer=f"/items/{items[other[0]]}/{name}"
+            f"vectors of dimension {lengths[0]} and {lengths[other[0]]}", pointer=pointer.format(row=items[other[0]])
         )
     return int(lengths[0])
 

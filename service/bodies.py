@@ -65,6 +65,12 @@ def _without_nul(value: str) -> str:
     return value
 
 
+def _not_a_list(value: str) -> str:
+    if value == "fits":
+        raise ValueError("`fits` is where fits are listed; choose another name")
+    return value
+
+
 VECTOR_SCHEMA = {
     "anyOf": [
         {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 8192},
@@ -76,6 +82,8 @@ VECTOR_SCHEMA = {
 Vector = Annotated[NDArray[Any], PlainValidator(_vector), JsonSchema(VECTOR_SCHEMA)]
 #: the name of something that is made
 Name = Annotated[str, StringConstraints(pattern=NAME)]
+#: of a transformation: `/transformations/fits` lists what is being fitted
+TransformationName = Annotated[Name, AfterValidator(_not_a_list)]
 #: what people write
 Text = Annotated[str, AfterValidator(_without_nul)]
 #: the name of something that should be there

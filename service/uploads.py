@@ -13,7 +13,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
-from gallery.files import PART, Files, digest
+from gallery.files import PART, Files, adopt
 from gallery.transforms import ARTIFACTS
 from models import artifacts
 from service.bodies import chunks
@@ -68,21 +68,11 @@ def judged(path: Path) -> dict[str, Any]:
         UnsafeArtifact: it is not a well-formed artifact.
     """
     try:
-        info = artifacts.check(path)
+        return artifacts.check(path).declared()
     except artifacts.UnsafeArtifact as error:
         raise errors.UnsafeArtifact(str(error)) from error
-    return {**info.architecture, "side_dimension": info.side_dimension, "uncertainty": info.has_uncertainty}
 
 
 def keep(files: Files, upload: Upload, name: str) -> None:
     """Make an upload durable under a name that its digest decides, so that whoever comes first wrote the same bytes."""
-    stored = files.path(name)
-    if stored.exists() and digest(stored) == upload.sha256:
-        return
-    try:
-        with files.writing(name) as part:
-            upload.path.rename(part)
-    except FileNotFoundError:
-        # Another upload of the same bytes took the unfinished file's name, and finished it.
-        if not stored.exists():
-            raise
+    adopt(files, upload.path, name, upload.sha256)

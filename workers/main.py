@@ -16,6 +16,7 @@ from gallery.store import Store
 from gallery.transforms import Transforms
 from models.runtime import load_transform
 from workers.app import create_app
+from workers.fitting import fit_pairs
 from workers.queue import Queue
 from workers.settings import WorkerSettings
 from workers.tasks import Worker, register, watch
@@ -25,22 +26,22 @@ log = structlog.get_logger()
 
 def run() -> None:
     """Work until SIGTERM. The step under way is finished first; a second signal, or SIGKILL, loses only its time."""
-    settings, gallery_settings = WorkerSettings(), GallerySettings()
     faults.arm(os.environ.get(faults.VARIABLE))
-    files = Files(gallery_settings.data)
+    settings, gallery_settings = WorkerSettings(), GallerySettings()
+    files, device = Files(gallery_settings.data), _device(settings.device)
     store = Store(
         catalog=Catalog(gallery_settings.database),
         files=files,
-        transforms=Transforms(files, partial(load_transform, device=_device(settings.device))),
+        transforms=Transforms(files, partial(load_transform, device=device)),
         settings=gallery_settings,
     )
-    worker = Worker(store, settings)
+    worker = Worker(store, settings, partial(fit_pairs, device=device))
     app = create_app(settings)
     register(app, worker)
     queue = Queue(app)
 
     def started(**_: object) -> None:
-        log.info("worker_started", owner=worker.owner, device=_device(settings.device))
+        log.info("worker_started", owner=worker.owner, device=device)
         watch(worker, queue.nudge, settings.sweep_seconds)
 
     def stopping(**_: object) -> None:

@@ -15,7 +15,7 @@ import structlog
 from celery import Celery
 from ulid import ULID
 
-from gallery import errors
+from gallery import errors, fits, fitting
 from gallery.catalog.compactions import Looked
 from gallery.catalog.galleries import known_file
 from gallery.compact import merge
@@ -27,20 +27,22 @@ from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import drive
 from workers.app import WORK
+from workers.fitting import fit_pairs
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
-_SWEPT_FOLDERS = ("columns", "indexes", "artifacts")
+_SWEPT_FOLDERS = ("columns", "indexes", "artifacts", "fits")
 _SWEEP_FILES_SECONDS = 600
 
 
 class Worker:
     """One process that does what is due."""
 
-    def __init__(self, store: Store, settings: WorkerSettings) -> None:
-        """Work on `store`."""
+    def __init__(self, store: Store, settings: WorkerSettings, fit: fits.Fit = fit_pairs) -> None:
+        """Work on `store`; `fit` trains transformations."""
         self.store = store
         self.settings = settings
+        self._fit = fit
         #: unique per process, so that a lease of a process that died is never taken for one's own
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{str(ULID())[-6:]}"
         self.stopping = threading.Event()
@@ -64,20 +66,27 @@ class Worker:
             or wanting(self.store, limit=1)
             or any(self._wants_merge(look) for look in self._looked())
             or merge.reclaimable(self.store, self.settings.retired_seconds)
+            or fitting.due(self.store)
         )
 
     def work(self) -> None:
         """Do what is due until nothing is, or the process is told to stop: then the step under way is the last."""
         while not self.stopping.is_set():
-            moved = False
-            for upgrade_id in drive.due(self.store):
-                if self.stopping.is_set():
-                    return
-                moved |= self._advance(upgrade_id)
-            if not moved and not self._index_one() and not self._compact_one():
+            if not self._urgent() and not self._compact_one() and not self._fit_one():
                 break
+        if self.stopping.is_set():
+            return
         merge.reclaim(self.store, self.settings.retired_seconds)
         self._sweep_files()
+
+    def _urgent(self) -> bool:
+        """What people wait for: a step of each upgrade, else an index; False if there is nothing of it to do now."""
+        moved = False
+        for upgrade_id in drive.due(self.store):
+            if self.stopping.is_set():
+                return moved
+            moved |= self._advance(upgrade_id)
+        return moved or self._index_one()
 
     def _advance(self, upgrade_id: str) -> bool:
         try:
@@ -105,6 +114,19 @@ class Worker:
                 merge.answered(self.store, look)
             self._compact.add(look)
         return False
+
+    def _fit_one(self) -> bool:
+        """Take one fit to its end. A training takes minutes, so it makes way for whatever is urgent between two steps."""
+        return any(
+            fitting.advance(self.store, fit_id, self.owner, self._fit, self._go_on)
+            for fit_id in fitting.due(self.store)
+        )
+
+    def _go_on(self) -> bool:
+        """Do what is urgent; whether there is time for the rest then."""
+        while not self.stopping.is_set() and self._urgent():
+            pass
+        return not self.stopping.is_set()
 
     def _wants_merge(self, look: Looked) -> bool:
         wants = look.asked_at is not None or bool(self._merges(look))

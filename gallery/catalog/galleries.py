@@ -10,6 +10,7 @@ from sqlalchemy import case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.catalog import fits as fit_rows
 from gallery.catalog.tables import (
     ArtifactRow,
     ColumnRow,
@@ -187,6 +188,7 @@ def known_file(session: Session) -> Callable[[str], bool]:
             session.scalar(columns) is not None
             or session.scalar(segments) is not None
             or session.get(ArtifactRow, artifact) is not None
+            or fit_rows.names_file(session, name)
         )
 
     return known

@@ -71,6 +71,19 @@ def live_item(session: Session, gallery_id: int, item_id: str) -> ItemRow:
     return row
 
 
+def places(session: Session, gallery_id: int, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The (segment, row) of each id that has a live item."""
+    found: dict[str, tuple[int, int]] = {}
+    for chunk in _chunks(ids):
+        rows = session.execute(
+            select(ItemRow.item_id, ItemRow.segment_id, ItemRow.row).where(
+                ItemRow.gallery_id == gallery_id, ItemRow.item_id.in_(chunk), ItemRow.deleted_version.is_(None)
+            )
+        )
+        found.update({item: (segment, row) for item, segment, row in rows})
+    return found
+
+
 def deleted_since(session: Session, gallery_id: int, version: int) -> Iterator[tuple[int, Rows]]:
     """Per segment, the rows that were deleted after `version`."""
     found: dict[int, list[int]] = defaultdict(list)

@@ -1,7 +1,7 @@
 """Every table. Rows are facts; what to do about them is decided elsewhere.
 
-Two constraints carry invariants by themselves: `items_live` makes it impossible that an id is live twice in a gallery,
-and `upgrades_active` that two upgrades of one gallery are active.
+Three constraints carry invariants by themselves: `items_live` makes it impossible that an id is live twice in a gallery,
+`upgrades_active` that two upgrades of one gallery are active, and `fits_active` that two fits want the same name.
 """
 
 from __future__ import annotations
@@ -294,6 +294,58 @@ class UpgradeSegmentRow(Base):
     attempts: Mapped[int] = mapped_column(default=0)
     error: Mapped[str | None]
     done_at: Mapped[datetime | None]
+
+
+class FitRow(Base):
+    """One training of a transformation, from items of a gallery and what the target model makes of them."""
+
+    __tablename__ = "fits"
+    __table_args__ = (
+        Index("fits_active", "name", unique=True, sqlite_where=text("active"), postgresql_where=text("active")),
+    )
+
+    id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    #: no foreign key: the gallery may be deleted while the fit waits, and then the fit fails by itself
+    gallery_id: Mapped[int]
+    gallery_name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    source_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    target_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    #: the transformation that it will register; no two active fits want the same one
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    method: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    direction: Mapped[str] = mapped_column(String(8))
+    seed: Mapped[int] = mapped_column(BigInteger)
+    #: whether the items' side-information is fitted too; null: if all of them have it
+    use_side: Mapped[bool | None]
+    #: the pairs: their number, and until the fit ends their files
+    pairs: Mapped[int]
+    ids_file: Mapped[str | None]
+    ids_sha256: Mapped[str | None] = mapped_column(String(64))
+    vectors_file: Mapped[str | None]
+    vectors_sha256: Mapped[str | None] = mapped_column(String(64))
+    labels_file: Mapped[str | None]
+    labels_sha256: Mapped[str | None] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), default="pending")
+    active: Mapped[bool] = mapped_column(default=True)
+    owner: Mapped[str | None]
+    leased_until: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(default=0)
+    fraction: Mapped[float] = mapped_column(default=0.0)
+    #: the method that is being trained
+    trying: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    report: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    #: SHA-256 of what it made
+    artifact: Mapped[str | None] = mapped_column(String(64))
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    request_sha256: Mapped[str] = mapped_column(String(64))
+    error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    source: Mapped[ModelRow] = relationship(foreign_keys=[source_id], lazy="joined", innerjoin=True)
+    target: Mapped[ModelRow] = relationship(foreign_keys=[target_id], lazy="joined", innerjoin=True)
 
 
 class EventRow(Base):

@@ -36,6 +36,7 @@ class Limits(BaseModel):
     max_artifact_bytes: int
     max_items_per_upsert: int
     max_items_per_arrow: int
+    max_fit_pairs: int
     max_k: int
     max_dimension: int
     max_queries: int

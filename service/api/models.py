@@ -24,7 +24,7 @@ from gallery.vectors import accept, accept_side
 from models.evaluation import evaluate_pairs
 from service import uploads
 from service.auth import MayAdmin, MaySearch
-from service.bodies import Body, Json, Name, Reference, Text, Vector, stack, within
+from service.bodies import Body, Json, Name, Reference, Text, TransformationName, Vector, stack, within
 from service.documents import documented
 from service.paging import PageDep, fetch
 from service.process import Process, ProcessDep, RequestSlot, once_more
@@ -45,7 +45,7 @@ class SideInformation(Body):
 class TransformationBody(Body):
     """A transformation between two registered models."""
 
-    name: Name
+    name: TransformationName
     source: Reference
     target: Reference
     direction: Direction = Field(

@@ -29,6 +29,7 @@ def test_info_publishes_version_and_limits(empty: World) -> None:
         "max_artifact_bytes": 1 << 30,
         "max_items_per_upsert": 10_000,
         "max_items_per_arrow": 1_000_000,
+        "max_fit_pairs": 100_000,
         "max_k": 1000,
         "max_dimension": 8192,
         "max_queries": 1000,

@@ -1,0 +1,51 @@
+"""Pairs to fit a transformation to, as the service takes them: ids of items, and another model's vectors of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from forwardfill.client import Vectors
+
+
+def stream(ids: Sequence[str], embeddings: Vectors, labels: Sequence[int] | Sequence[str] | None = None) -> bytes:
+    """Write pairs as an Arrow IPC stream.
+
+    Args:
+        ids: n ids of items that the gallery has.
+        embeddings: (n, dimension) by the target model.
+        labels: n labels, of all pairs or of none.
+
+    Raises:
+        ValueError: lengths differ, or the embeddings are no matrix of numbers.
+    """
+    matrix = np.ascontiguousarray(embeddings, dtype=np.float32)
+    if matrix.ndim != 2:
+        raise ValueError(f"vectors have shape (n, d), not {matrix.shape}")
+    columns = {"id": list(ids), "embedding": pa.FixedSizeListArray.from_arrays(matrix.ravel(), matrix.shape[1])}
+    if labels is not None:
+        columns["label"] = [str(each) for each in labels]
+    for name, column in columns.items():
+        if len(column) != len(matrix):
+            raise ValueError(f"{len(matrix)} embeddings, but {len(column)} of {name}")
+    table, sink = pa.table(columns), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def from_files(ids: Path, embeddings: Path, labels: Path | None) -> bytes:
+    """Read pairs from an `.npy` file of embeddings, and from text files with one id, or one label, a line.
+
+    Raises:
+        ValueError: they do not belong together.
+        OSError: one cannot be read.
+    """
+    return stream(_lines(ids), np.load(embeddings, allow_pickle=False), None if labels is None else _lines(labels))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,223 @@
+"""What a worker does for a fit: lease it, read the pairs, train, and register what came of it together with the fit's end.
+
+A worker that dies loses its lease, and another begins again from the same pairs and seed. The transaction that registers checks
+the fence, so a fit registers once. How it is trained is not known here: a function from arrays to a file is handed in.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from gallery import errors
+from gallery.arrays import Metric
+from gallery.catalog import fits as fit_rows
+from gallery.catalog import models as model_rows
+from gallery.catalog.fits import COMPLETED, FAILED, Lease
+from gallery.catalog.models import NewTransformation
+from gallery.catalog.tables import FitRow, now
+from gallery.files import PART, adopt
+from gallery.fits import Asked, Fit, Outcome, Tell, end
+from gallery.pairs import read
+from gallery.spaces import Direction, EmbeddingModel
+from gallery.store import Store
+from gallery.transforms import ARTIFACTS, artifact_file
+
+_TELL_SECONDS = 1.0  # a training step may take a millisecond, and to tell the catalog takes several
+log = structlog.get_logger()
+
+
+class _Stopped(Exception):
+    """The worker was told to stop."""
+
+
+def due(store: Store) -> list[str]:
+    """Fits that a worker could begin with now, the oldest first."""
+    with store.catalog.reading() as session:
+        return fit_rows.due(session)
+
+
+def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[], bool]) -> bool:
+    """Take a fit from its start to its end; False if another worker has it, or it was given back.
+
+    Args:
+        store: where everything is.
+        fit_id: which.
+        owner: who holds it meanwhile.
+        fit: trains.
+        go_on: asked about once a second; it may do more urgent work first. False gives the fit back.
+    """
+    held = _lease(store, fit_id, owner)
+    if held is None:
+        return False
+    try:
+        with _heartbeat(store, held):
+            _work(store, held, fit, _teller(store, held, go_on))
+    except errors.LeaseLost:
+        pass  # cancelled, or whoever holds it now will end it
+    except _Stopped:
+        _give_back(store, held)
+        return False
+    except errors.GalleryError as error:
+        _fail(store, held, f"{error.code}: {error}", final=True)
+    except Exception as error:  # noqa: BLE001 - the next attempt may be luckier; the last one is recorded
+        log.warning("fit_failed", fit=fit_id, error=repr(error))
+        _fail(store, held, f"{type(error).__name__}: {error}", final=False)
+    except BaseException:
+        _give_back(store, held)
+        raise
+    return True
+
+
+def searched_by(source: EmbeddingModel, target: EmbeddingModel, direction: Direction) -> Metric:
+    """How vectors will be compared once the map is in use: forward in the new space, backward in the old one.
+
+    Unit vectors have one order by all metrics, and what a transformation gives is brought to unit length where the model's
+    own vectors have it.
+    """
+    space = target if direction == "forward" else source
+    return "cosine" if space.normalized else space.metric
+
+
+def _lease(store: Store, fit_id: str, owner: str) -> Lease | None:
+    """Lease it; one whose holders died again and again is ended, so that it cannot take down every worker."""
+    with store.catalog.transaction() as tx:
+        row = fit_rows.lease(tx.session, fit_id, owner=owner, seconds=store.settings.lease_seconds)
+        if row is None:
+            return None
+        if row.attempts > store.settings.max_attempts:
+            end(store, tx, row, FAILED, row.error or f"its worker died {row.attempts - 1} times")
+            return None
+        return Lease(fit_id, owner, row.fence)
+
+
+def _work(store: Store, held: Lease, fit: Fit, tell: Tell) -> None:
+    with store.catalog.reading() as session:
+        row = fit_rows.fit_row(session, held.fit_id)
+        source, target = model_rows.as_model(row.source), model_rows.as_model(row.target)
+    pairs = read(store, row)
+    asked = Asked(row.method, _direction(row), searched_by(source, target, _direction(row)), row.seed)
+    # Its name ends as an unfinished file's does, so that after a crash the sweep takes it.
+    path = store.files.path(store.files.new(ARTIFACTS, PART))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        outcome = fit(pairs, asked, path, tell)
+        adopt(store.files, path, artifact_file(outcome.sha256), outcome.sha256)
+    finally:
+        path.unlink(missing_ok=True)
+    warnings = (*pairs.warnings, *_compared(source, target))
+    try:
+        _complete(store, held, outcome, warnings)
+    except IntegrityError:  # another process made the same row at this moment: now it is seen, and judged
+        _complete(store, held, outcome, warnings)
+
+
+def _complete(store: Store, held: Lease, outcome: Outcome, warnings: tuple[str, ...]) -> None:
+    """Register what was made, and end the fit: both or none."""
+    with store.catalog.transaction() as tx:
+        row = fit_rows.held(tx.session, held)
+        row.report = {**outcome.report, "warnings": [*warnings, *outcome.report["warnings"]]}
+        row.artifact, row.fraction = outcome.sha256, 1.0
+        model_rows.add_artifact(tx.session, outcome.sha256, size=outcome.bytes, architecture=outcome.architecture)
+        try:
+            _register(tx.session, row, outcome)
+        except errors.TransformationExists:
+            # Nothing of the work is lost: the artifact is there under its digest.
+            error = (
+                f"a transformation was registered as {row.name!r} meanwhile: register {row.artifact} under another name"
+            )
+            end(store, tx, row, FAILED, error)
+        else:
+            end(store, tx, row, COMPLETED)
+
+
+def _register(session: Session, row: FitRow, outcome: Outcome) -> None:
+    old, new = row.source.name, row.target.name
+    source, target = (old, new) if row.direction == "forward" else (new, old)
+    definition = NewTransformation(row.name, source, target, _direction(row), outcome.method, outcome.sha256)
+    model_rows.add_transformation(session, definition)
+    added = model_rows.transformation_row(session, row.name)
+    added.evaluation = {**outcome.evaluation, "fit": row.id, "at": now().isoformat().replace("+00:00", "Z")}
+
+
+def _fail(store: Store, held: Lease, error: str, *, final: bool) -> None:
+    """Record that an attempt failed; unless that is final, or it was the last one, there will be another."""
+    with store.catalog.transaction() as tx:
+        try:
+            row = fit_rows.held(tx.session, held)
+        except errors.LeaseLost:
+            return  # whoever holds it now will record its own
+        if final or row.attempts >= store.settings.max_attempts:
+            end(store, tx, row, FAILED, error[:2000])
+        else:
+            fit_rows.give_back(row)
+            row.error = error[:2000]
+
+
+def _give_back(store: Store, held: Lease) -> None:
+    """It was not its fault, so this is no attempt."""
+    with store.catalog.transaction() as tx:
+        try:
+            row = fit_rows.held(tx.session, held)
+        except errors.LeaseLost:
+            return
+        fit_rows.give_back(row)
+        row.attempts -= 1
+
+
+def _teller(store: Store, held: Lease, go_on: Callable[[], bool]) -> Tell:
+    """Between two steps of the training: look whether to go on, and say how far it is."""
+    again = 0.0
+
+    def tell(fraction: float, method: str) -> None:
+        nonlocal again
+        if time.monotonic() < again:
+            return
+        if not go_on():
+            raise _Stopped
+        with store.catalog.transaction() as tx:
+            if not fit_rows.renew(tx.session, held, store.settings.lease_seconds, (fraction, method)):
+                raise errors.LeaseLost(f"fit {held.fit_id} is no longer held by {held.owner}")
+        again = time.monotonic() + _TELL_SECONDS
+
+    return tell
+
+
+@contextmanager
+def _heartbeat(store: Store, held: Lease) -> Iterator[None]:
+    """Renew the lease while the block runs: some steps, such as a large closed form, take long and tell nothing."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(store.settings.lease_seconds / 3):
+            try:
+                with store.catalog.transaction() as tx:
+                    if not fit_rows.renew(tx.session, held, store.settings.lease_seconds):
+                        return
+            except SQLAlchemyError as error:  # the database may be back before the lease ends
+                log.warning("heartbeat_missed", fit=held.fit_id, error=repr(error))
+
+    thread = threading.Thread(target=beat, name=f"lease-{held.fit_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _compared(source: EmbeddingModel, target: EmbeddingModel) -> tuple[str, ...]:
+    before, after = searched_by(source, target, "backward"), searched_by(source, target, "forward")
+    if before == after:
+        return ()
+    return (f"{source.name} is searched by {before}, {target.name} by {after}: all searches are judged by one of them",)
+
+
+def _direction(row: FitRow) -> Direction:
+    return "forward" if row.direction == "forward" else "backward"
