@@ -43,7 +43,14 @@ class Postgres:
         pid = self._server.get_pid()
         os.kill(pid, signal.SIGQUIT if crash else signal.SIGINT)
         wait_for(lambda: not (self._server.pgdata / "postmaster.pid").exists(), 60, lambda: "PostgreSQL does not stop")
-        self._server.ensure_postgres_running()
+        wait_for(self._starts, 120, lambda: "PostgreSQL does not start")
+
+    def _starts(self) -> bool:
+        try:
+            self._server.ensure_postgres_running()
+        except (subprocess.SubprocessError, AssertionError):  # it is still recovering
+            return False
+        return True
 
     def stop(self) -> None:
         self._server.cleanup()

@@ -18,7 +18,7 @@ from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.catalog.transaction import Catalog
 from gallery.faults import VARIABLE
 from gallery.files import Files
-from tests.acceptance.gallery_world import World
+from tests.acceptance.gallery_world import World, base64_of
 from tests.acceptance.system import Api, Process, Spawn, System, execute, ok, wait_for
 from tests.faults.history import violations
 from tests.faults.record import ITEMS, Book, Client, Traffic
@@ -101,7 +101,8 @@ class Stage:
 
     def close(self) -> None:
         self.catalog.close()
-        self.system.stop()
+        for process in (self.worker, *self.system.apis):
+            process.kill()
 
 
 class Try:
@@ -125,6 +126,11 @@ class Try:
         """Start an upgrade; a worker takes it from there."""
         body = {"gallery": self.world.gallery, "transformation": self.world.transformation, **more}
         self.upgrade = ok(self.stage.api.http.post("/admin/upgrades", json=body))["id"]
+
+    def probe(self) -> None:
+        """Let the upgrade be measured by a query."""
+        vectors = {model: base64_of(vector) for model, vector in self.book.queries.items()}
+        ok(self.stage.api.http.put(f"/galleries/{self.world.gallery}/probes", json={"probes": [{"vectors": vectors}]}))
 
     def document(self) -> dict[str, Any]:
         found: dict[str, Any] = ok(self.stage.api.http.get(f"/admin/upgrades/{self.upgrade}"))
