@@ -35,6 +35,9 @@ WIDTH = 128
 #: the models, by the names that the file has for them
 CHAIN = ("side", "old", "new")
 
+#: what docs/benchmarks.md tells
+TOLD = {"before": 0.144, "composed": 0.273, "direct": 0.320}
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz"),
@@ -118,4 +121,4 @@ def test_direct_is_better_than_composed_and_is_preferred(tmp_path: Path) -> None
         for name, vectors in mapped.items()
     }
     assert measured == pytest.approx(expected, abs=0.005)
-    assert measured["before"] + 0.05 < measured["composed"] < measured["direct"] - 0.02, measured
+    assert measured == pytest.approx(TOLD, abs=0.01)

@@ -10,12 +10,12 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from gallery.catalog import schema
 from gallery.catalog.schema import is_current, migrate
-from gallery.catalog.tables import Base
+from gallery.catalog.tables import Base, ColumnRow
 from gallery.catalog.transaction import Catalog
 
 
@@ -92,6 +92,20 @@ def test_segments_and_what_refers_to_them_survive_the_column_of_their_hits_in_bo
     assert is_current(catalog)
 
 
+def test_columns_that_were_derived_before_lineages_were_kept_name_their_last_transformation(catalog: Catalog) -> None:
+    _step(catalog, command.upgrade, "20261122")
+    with catalog.transaction() as tx:
+        for statement in (*A_SEGMENT, *DERIVED):
+            tx.session.execute(text(statement))
+    migrate(catalog)
+    with catalog.reading() as session:
+        lineages = dict(session.execute(select(ColumnRow.origin, ColumnRow.lineage)).all())
+    assert lineages == {
+        "native": [],
+        "derived": [{"transformation": "forward", "artifact": "digest", "source": "old"}],
+    }
+
+
 def test_the_history_can_be_taken_back_to_nothing(catalog: Catalog) -> None:
     migrate(catalog)
     _step(catalog, command.downgrade, "base")
@@ -118,6 +132,18 @@ A_SEGMENT = (
     "INSERT INTO columns (segment_id, model_id, origin, published, dtype, file, sha256, bytes, index_kind,"
     " index_parameters, created_at)"
     " VALUES (7, 1, 'native', true, 'float32', 'file', 'digest', 1, 'flat', '{}', '2026-01-01')",
+)
+
+
+DERIVED = (
+    "INSERT INTO models (id, name, dimension, metric, normalized, created_at)"
+    " VALUES (2, 'new', 4, 'cosine', true, '2026-01-01')",
+    "INSERT INTO artifacts (sha256, bytes, architecture, created_at) VALUES ('digest', 1, '{}', '2026-01-01')",
+    "INSERT INTO transformations (id, name, source_id, target_id, direction, method, artifact, created_at)"
+    " VALUES (3, 'forward', 1, 2, 'forward', 'affine', 'digest', '2026-01-01')",
+    "INSERT INTO columns (segment_id, model_id, origin, transformation_id, published, dtype, file, sha256, bytes,"
+    " index_kind, index_parameters, created_at)"
+    " VALUES (7, 2, 'derived', 3, true, 'float32', 'other', 'digest', 1, 'flat', '{}', '2026-01-01')",
 )
 
 
