@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -89,24 +89,29 @@ def end_in_good_order() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-def service(
-    folder: Path, settings: Mapping[str, object] | None = None, *, worker: bool = True
-) -> AbstractContextManager[Server]:
+@contextmanager
+def service(folder: Path, settings: Mapping[str, object] | None = None, *, worker: bool = True) -> Iterator[Server]:
     """Forwardfill itself over a data folder, as `forwardfill serve` starts it, beside a worker unless told otherwise."""
-    words = ["serve", "--worker" if worker else "--no-worker"]
-    return server(
-        lambda port: _forwardfill(*words, "--port", str(port)),
-        "/health/ready",
-        folder.with_suffix(".log"),
-        _environment(folder, settings),
-    )
+    log, words = folder.with_suffix(".log"), ["serve", "--worker" if worker else "--no-worker"]
+    said = _size(log)
+    with server(
+        lambda port: _forwardfill(*words, "--port", str(port)), "/health/ready", log, _environment(folder, settings)
+    ) as running:
+        if worker:
+            _wait_for_worker(log, said)
+        yield running
 
 
+@contextmanager
 def worker(
     folder: Path, settings: Mapping[str, object] | None = None, *, number: int = 0
-) -> AbstractContextManager[subprocess.Popen[bytes]]:
-    """A worker of its own over the same folder, at the priority of everything else."""
-    return process(_forwardfill("worker"), folder.with_suffix(f".worker{number}.log"), _environment(folder, settings))
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of its own over the same folder, at the priority of everything else; it is ready."""
+    log = folder.with_suffix(f".worker{number}.log")
+    said = _size(log)
+    with process(_forwardfill("worker"), log, _environment(folder, settings)) as running:
+        _wait_for_worker(log, said)
+        yield running
 
 
 def resident(pid: int) -> int:
@@ -161,6 +166,19 @@ def _wait(started: subprocess.Popen[bytes], port: int, ready: str, log: Path) ->
             why = f"ended with code {started.returncode}" if started.poll() is not None else "is not ready"
             raise RuntimeError(f"{started.args!r} {why}: {log.read_text(errors='replace')[-3000:]}")
         time.sleep(LOOK_SECONDS)
+
+
+def _wait_for_worker(log: Path, said: int) -> None:
+    """Until a worker says that it has started: what it does before that is no part of what it is measured by."""
+    deadline = time.monotonic() + START_SECONDS
+    while b'"event":"worker_started"' not in log.read_bytes()[said:]:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no worker has started: {log.read_text(errors='replace')[-3000:]}")
+        time.sleep(LOOK_SECONDS)
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
 
 
 def _answers(port: int, path: str) -> bool:
