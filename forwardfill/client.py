@@ -626,6 +626,7 @@ class Client:
         throttle: Throttle | None = None,
         gate: Json | None = None,
         on_missing_side_information: Literal["fail", "zeros", "skip"] = "fail",
+        score_thresholds: Sequence[float] = (),
         dry_run: bool = False,
         idempotency_key: str | None = None,
     ) -> Upgrade:
@@ -638,8 +639,9 @@ class Client:
             cutover: whether a segment serves as soon as it is done, or all at once, by itself or on request.
             order: of the segments.
             throttle: see `Throttle`.
-            gate: quality below which the upgrade does not start.
+            gate: limits of quality, by which the upgrade does not start, pauses, or does not cut over.
             on_missing_side_information: what to do with items that have none.
+            score_thresholds: cut-offs on the scores of source-model queries; the report names those of the target model.
             dry_run: validate and report, change nothing.
             idempotency_key: a repeated call with the same key starts nothing new.
         """
@@ -650,7 +652,13 @@ class Client:
             "on_missing_side_information": on_missing_side_information,
             "dry_run": dry_run,
         }
-        optional = {"transformation": transformation, "target_model": target_model, "throttle": throttle, "gate": gate}
+        optional = {
+            "transformation": transformation,
+            "target_model": target_model,
+            "throttle": throttle,
+            "gate": gate,
+            "score_thresholds": list(score_thresholds) or None,
+        }
         body |= {name: value for name, value in optional.items() if value is not None}
         headers = {} if idempotency_key is None else {"idempotency-key": idempotency_key}
         return self._upgrade("POST", "/admin/upgrades", body, headers=headers)

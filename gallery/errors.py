@@ -7,7 +7,7 @@ GalleryError
   x Conflict
       ModelExists, TransformationExists, GalleryExists, KeyExists
       NoRoute, ModelRetired
-      UpgradeInProgress, InvalidStateTransition, NativeItemsWouldBeUnreachable
+      UpgradeInProgress, InvalidStateTransition, NativeItemsWouldBeUnreachable, GateClosed
   x Invalid
       InvalidVector, DimensionMismatch, DuplicateId, InvalidItem, InvalidFilter, InvalidIndex
       MissingSideInformation
@@ -120,6 +120,10 @@ class InvalidStateTransition(Conflict):
 
 class NativeItemsWouldBeUnreachable(Conflict):
     """Items that came natively in the target model would not answer source-model queries."""
+
+
+class GateClosed(Conflict):
+    """The upgraded columns were measured, and they miss a limit of the upgrade's gate."""
 
 
 class Invalid(GalleryError):

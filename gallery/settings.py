@@ -37,6 +37,12 @@ class GallerySettings(BaseSettings):
         default=30.0, gt=0, description="A worker that is silent for longer loses its segment."
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts at a segment before it is set aside as failed.")
+    quality_share: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="Most of a worker's time that measuring quality with probes may take while an upgrade runs.",
+    )
     mapped_cache_bytes: int = Field(
         default=256 * 1024 * 1024,
         ge=0,

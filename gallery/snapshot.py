@@ -226,12 +226,13 @@ def _columns(
     for row, count in rows:
         model, column = names[row.model_id], known.get(row.id)
         if column is None or column.index_file != row.index_file:
-            column = _open_column(files, row, model, count)
+            column = open_searchable(files, row, model, count)
         found.setdefault(row.segment_id, {})[model.name] = column
     return found
 
 
-def _open_column(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int) -> Column:
+def open_searchable(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int) -> Column:
+    """Open a column and its index, published or not."""
     vectors = open_column(files.path(row.file), rows=rows, dimension=model.dimension)
     kind, path = ("flat", None) if row.index_file is None else (row.index_kind, files.path(row.index_file))
     index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)

@@ -53,6 +53,11 @@ def add_gallery(
     return row
 
 
+def lock(session: Session, gallery_id: int) -> None:
+    """Hold off other writers of a gallery without a change that a search could see."""
+    session.execute(select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update())
+
+
 def bump(session: Session, gallery_id: int) -> int:
     """Advance a gallery's version and return it.
 

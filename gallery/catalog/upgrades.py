@@ -121,12 +121,16 @@ def active_of(session: Session, gallery_id: int) -> UpgradeRow | None:
     return session.scalar(select(UpgradeRow).where(UpgradeRow.gallery_id == gallery_id, UpgradeRow.active))
 
 
-def pins(session: Session, gallery_id: int) -> Pins:
-    """Which transformation each pair of models is pinned to, and which models are retired."""
+def pins(session: Session, gallery_id: int, *, also: str | None = None) -> Pins:
+    """Which transformation each pair of models is pinned to, and which models are retired.
+
+    A dry run pins nothing, unless it is asked what would be if `also` this one were no dry run.
+    """
     pinned: dict[tuple[str, str], str] = {}
     retired: set[str] = set()
     zeros_for: set[str] = set()
-    for row in of_gallery(session, gallery_id):
+    supposed = [row] if also is not None and (row := upgrade_row(session, also)).dry_run else []
+    for row in [*of_gallery(session, gallery_id), *supposed]:
         if row.state in ("cancelled", "rolled_back"):
             continue
         for each in transformations(session, row):

@@ -12,14 +12,14 @@ from sqlalchemy.orm import Session
 from gallery import errors
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
-from gallery.catalog.tables import ColumnRow, UpgradeRow
+from gallery.catalog.tables import ColumnRow, UpgradeRow, now
 from gallery.catalog.upgrades import Lease
 from gallery.columns import verify
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
-from gallery.upgrade import gate, segment, sources
-from gallery.upgrade.lifecycle import complete, drop, locked, move
+from gallery.upgrade import gate, lifecycle, live, segment, sources, validation
+from gallery.upgrade.lifecycle import Changed, complete, drop, locked, move
 from gallery.upgrade.states import DRIVEN, State
 
 log = structlog.get_logger()
@@ -37,10 +37,14 @@ def advance(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: 
     with store.catalog.reading() as session:
         state = State(upgrade_rows.upgrade_row(session, upgrade_id).state)
     if state in (State.PENDING, State.VALIDATING):
-        return gate.validate(store, galleries, searcher, upgrade_id)
+        return validation.validate(store, galleries, searcher, upgrade_id)
     if state is State.RUNNING:
         held = segment.lease(store, upgrade_id, owner)
-        return _do(store, held) if held is not None else settle(store, upgrade_id)
+        if held is None:
+            return settle(store, upgrade_id)
+        done = _do(store, held)
+        live.look(store, galleries, searcher, upgrade_id)
+        return done
     if state is State.VERIFYING:
         return finish(store, galleries, searcher, upgrade_id)
     return False
@@ -67,28 +71,65 @@ def settle(store: Store, upgrade_id: str) -> bool:
 
 
 def finish(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str) -> bool:
-    """Read every new column again, look for segments without one, measure, then complete or wait for the cutover."""
+    """Read every new column again, look for segments without one, measure, then complete or wait for the cutover.
+
+    An upgrade whose gate is missed by the upgraded columns fails; resumed, it completes in spite of that.
+    """
     damaged = _damaged(store, upgrade_id)
     if damaged:
         return _set_aside(store, upgrade_id, damaged)
     try:
-        quality = gate.measure_now(store, galleries, searcher, upgrade_id)
+        compared = live.before_cutover(store, galleries, searcher, upgrade_id)
     except Exception as error:  # noqa: BLE001 - whatever cannot be verified is a reason not to complete
         return fail(store, upgrade_id, State.VERIFYING, f"{type(error).__name__}: {error}")
     with store.catalog.transaction("cutover") as tx:
         row, gallery = locked(tx.session, upgrade_id)
         if row.state != State.VERIFYING:
             return False
-        row.quality = {**row.quality, **quality}
+        row.quality = live.verified(row, compared, now())
         missing = _without_target(tx.session, row)
         if missing:
             row.error = f"segments {missing[:5]} have no column of {row.target.name}"
             move(tx.session, row, State.FAILED, error=row.error)
         elif row.cutover == "manual":
-            move(tx.session, row, State.AWAITING_CUTOVER)
+            move(tx.session, row, State.AWAITING_CUTOVER)  # whoever asks for the cutover is told of the gate
+        elif gate.stops(row.quality):
+            row.error = (gate.closed(row.quality) or {}).get("detail")
+            move(tx.session, row, State.FAILED, error=row.error)
         else:
+            row.quality = live.served(row)
             complete(tx.session, row, gallery)
     return True
+
+
+def cutover(
+    store: Store,
+    galleries: Galleries,
+    searcher: Searcher,
+    upgrade_id: str,
+    *,
+    accept_below_gate: bool = False,
+    actor: str | None = None,
+) -> Changed:
+    """Let all transformed segments serve at once, if they are measured to be good enough.
+
+    Raises:
+        GateClosed: they are not, and that was not accepted.
+    """
+    with store.catalog.reading() as session:
+        waits = upgrade_rows.upgrade_row(session, upgrade_id).state == State.AWAITING_CUTOVER
+    compared = live.before_cutover(store, galleries, searcher, upgrade_id) if waits else None
+
+    def admit(row: UpgradeRow) -> None:
+        row.quality = live.verified(row, compared, now())
+        if (found := gate.closed(row.quality)) and not accept_below_gate:
+            raise errors.GateClosed(
+                f'{found["detail"]}; repeat with {{"accept_below_gate": true}} to let it serve in spite of that',
+                limit=found["limit"],
+            )
+        row.quality = live.served(row)
+
+    return lifecycle.cutover(store, upgrade_id, actor=actor, admit=admit)
 
 
 def fail(store: Store, upgrade_id: str, expected: State, error: str) -> bool:

@@ -6,7 +6,7 @@ Cancel, cutover, rollback and finalize touch rows only, a few per segment, so th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -31,9 +31,11 @@ from gallery.catalog.transaction import Transaction
 from gallery.store import Store
 from gallery.transforms import no_uncertainty
 from gallery.upgrade import sources
+from gallery.upgrade.gate import waived
 from gallery.upgrade.plan import Order
 from gallery.upgrade.sources import Pinned
 from gallery.upgrade.states import ACTIVE, State, Verb, allowed, step, wants
+from gallery.upgrade.thresholds import unknown
 
 Cutover = Literal["progressive", "automatic", "manual"]
 MissingSide = Literal["fail", "zeros", "skip"]
@@ -52,6 +54,8 @@ class NewUpgrade:
     on_missing_side_information: MissingSide = "fail"
     throttle: Mapping[str, float] = field(default_factory=dict)
     gate: Mapping[str, float] = field(default_factory=dict)
+    #: cut-offs on the scores of source-model queries, for which the report names those of the target model
+    score_thresholds: Sequence[float] = ()
     dry_run: bool = False
     idempotency_key: str | None = None
     #: digest of the request that the key stands for
@@ -77,7 +81,8 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
     with store.catalog.transaction() as tx:
         session = tx.session
         gallery = gallery_rows.gallery_row(session, new.gallery)
-        gallery_rows.bump(session, gallery.id)
+        # A dry run changes nothing that a search sees, so the version stays; the lock is needed all the same.
+        (gallery_rows.lock if new.dry_run else gallery_rows.bump)(session, gallery.id)
         session.refresh(gallery)
         known = _known(session, new)  # after the lock: the first request with this key may have been under way
         if known is not None:
@@ -103,13 +108,18 @@ def pause(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed
 
 
 def resume(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
-    """Go on where it stopped; after a failure, with another try for what failed."""
+    """Go on where it stopped; after a failure, with another try for what failed.
+
+    Where its gate had stopped an upgrade that had begun, it goes on in spite of it.
+    """
     with store.catalog.transaction() as tx:
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
         if not wants(Verb.RESUME, State(row.state), dry_run=row.dry_run):
             return Changed(row.id, changed=False)
         if row.state == State.FAILED:
             _forgive(tx.session, row)
+        if _begun(row) is State.RUNNING:
+            row.quality = waived(row.quality, now().isoformat())
         move(tx.session, row, _begun(row), actor=actor)
     return Changed(row.id, changed=True)
 
@@ -159,12 +169,15 @@ def rollback(store: Store, upgrade_id: str, *, accept_unreachable: bool = False,
     return _undo(store, upgrade_id, Verb.ROLLBACK, (State.ROLLING_BACK, State.ROLLED_BACK), accept_unreachable, actor)
 
 
-def cutover(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
-    """Let all transformed segments serve at once."""
+def cutover(
+    store: Store, upgrade_id: str, *, actor: str | None = None, admit: Callable[[UpgradeRow], None] = lambda _: None
+) -> Changed:
+    """Let all transformed segments serve at once, if `admit`, which is given the locked row, does not raise."""
     with store.catalog.transaction("cutover") as tx:
         row, gallery = locked(tx.session, upgrade_id)
         if not wants(Verb.CUTOVER, State(row.state), dry_run=row.dry_run):
             return Changed(row.id, changed=False)
+        admit(row)
         complete(tx.session, row, gallery, actor=actor)
     return Changed(row.id, changed=True)
 
@@ -282,7 +295,7 @@ def _upgrade(session: Session, gallery: GalleryRow, pinned: Pinned, new: NewUpgr
         throttle={name: value for name, value in new.throttle.items() if value is not None},
         gate=dict(new.gate),
         quality={},
-        report={},
+        report=_asked(new.score_thresholds),
         idempotency_key=new.idempotency_key,
         request_sha256=new.request_sha256,
     )
@@ -314,6 +327,12 @@ def _complete_empty(session: Session, row: UpgradeRow, gallery: GalleryRow) -> N
         move(session, row, State.COMPLETED)
     else:
         complete(session, row, gallery)
+
+
+def _asked(thresholds: Sequence[float]) -> dict[str, Any]:
+    """What a report holds before anything is measured."""
+    waiting = "it is measured before the first segment"
+    return {"score_thresholds": [unknown(each, waiting) for each in thresholds]} if thresholds else {}
 
 
 def _begun(row: UpgradeRow) -> State:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, now
 from gallery.catalog.upgrades import Counts
+from gallery.upgrade import gate
 from gallery.upgrade.segment import hold
 from gallery.upgrade.states import State
 
@@ -63,30 +64,65 @@ def progress(session: Session, row: UpgradeRow) -> Progress:
 
 
 def conditions(session: Session, row: UpgradeRow) -> list[Condition]:
-    """Why it does not go at full speed: paused, throttled, stalled, or with failed segments."""
-    found: list[Condition] = []
+    """Why it does not go at full speed: paused, waiting, throttled, stalled, failed, or below its gate."""
+    failed = upgrade_rows.failures(session, row.id) if row.state in (State.RUNNING, State.PAUSED, State.FAILED) else []
+    found = [*_stopped(row, segments_failed=bool(failed)), *_waiting(session, row)]
+    if failed:
+        said = failed[0].error or "see .../failures"
+        found.append(Condition("segments_failed", row.state_since, "attempts_exhausted", f"{said}; see .../failures"))
+    return [*found, *_gate(row)]
+
+
+def _stopped(row: UpgradeRow, *, segments_failed: bool) -> list[Condition]:
+    """In a state that lasts until a person does something."""
+    since = row.state_since
     if row.state == State.PAUSED:
-        found.append(Condition("paused", row.state_since, "requested", "resume it with POST .../resume"))
+        if gate.stops(row.quality):
+            detail = "its gate closed; resume it with POST .../resume, which goes on in spite of that, or cancel it"
+            return [Condition("paused", since, "gate_closed", detail)]
+        return [Condition("paused", since, "requested", "resume it with POST .../resume")]
     if row.state == State.AWAITING_CUTOVER:
-        found.append(
-            Condition("awaiting_cutover", row.state_since, "manual_cutover", "let it serve with POST .../cutover")
-        )
+        return [Condition("awaiting_cutover", since, "manual_cutover", "let it serve with POST .../cutover")]
+    if row.state == State.FAILED:
+        return [
+            Condition("failed", since, _reason(row, segments_failed=segments_failed), row.error or "see .../failures")
+        ]
+    return []
+
+
+def _reason(row: UpgradeRow, *, segments_failed: bool) -> str:
+    if segments_failed:
+        return "segments_failed"
+    if row.started_at is None:
+        return "validation_failed"
+    return "gate_closed" if gate.stops(row.quality) else "verification_failed"
+
+
+def _waiting(session: Session, row: UpgradeRow) -> list[Condition]:
+    """In a state in which workers have something to do, and do it slowly or not."""
     if row.state == State.RUNNING:
-        found += _running(session, row)
-    failed = upgrade_rows.failures(session, row.id)
-    if failed and row.state in (State.RUNNING, State.PAUSED, State.FAILED):
-        found.append(
-            Condition("segments_failed", row.state_since, "attempts_exhausted", failed[0].error or "see .../failures")
-        )
-    return found
+        return _running(session, row)
+    if row.state in (State.PENDING, State.VERIFYING) and now() - row.state_since > _STALLED_AFTER:
+        detail = "no worker has taken it up, or one is at it for a while; is one running?"
+        return [Condition("stalled", row.state_since, "no_worker", detail)]
+    return []
+
+
+def _gate(row: UpgradeRow) -> list[Condition]:
+    """Below its gate, whether that stops it, or somebody decided to go on."""
+    found = gate.closed(row.quality)
+    if found is None or not row.active:
+        return []
+    kind = "gate_closed" if gate.stops(row.quality) else "gate_waived"
+    return [Condition(kind, datetime.fromisoformat(found["since"]), found["limit"], found["detail"])]
 
 
 def _running(session: Session, row: UpgradeRow) -> list[Condition]:
-    held = hold(session, row)
-    if held is not None:
-        return [Condition("throttled", row.state_since, *held)]
     counts = upgrade_rows.counts(session, row.id)
     last = max(filter(None, (row.state_since, counts.last_done)))
+    held = hold(session, row)
+    if held is not None:
+        return [Condition("throttled", last, *held)]
     if now() - last > _STALLED_AFTER and upgrade_rows.has_free_segment(session, row.id):
         return [Condition("stalled", last, "no_worker", "segments wait and no worker takes them; is one running?")]
     return []
@@ -102,4 +138,5 @@ def _rate(row: UpgradeRow, counts: Counts, done: int) -> float | None:
 
 def quality(row: UpgradeRow) -> dict[str, Any]:
     """What was measured with probes: before, now, expected after; null where there is nothing to measure with."""
-    return {name: row.quality.get(name) for name in ("before", "now", "expected_after")}
+    told = {name: row.quality.get(name) for name in ("before", "now", "expected_after")}
+    return {**told, "by_progress": row.quality.get("by_progress") or []}

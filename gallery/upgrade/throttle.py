@@ -31,14 +31,21 @@ def after_segment(
     return max(not_before or now, now + timedelta(seconds=seconds * (1 / duty - 1)))
 
 
+def predicted_seconds(throttle: Mapping[str, Any], items: int, rate: float) -> float:
+    """How long `items` take at a measured rate of items per second, as one worker is throttled."""
+    working = items / rate / (throttle.get("duty_cycle") or 1)
+    return max(working, items / limit) if (limit := throttle.get("items_per_second")) else working
+
+
 def held_back(
     throttle: Mapping[str, Any], not_before: datetime | None, now: datetime, p99_ms: float | None
 ) -> tuple[str, str] | None:
     """Why no segment may be leased now, as a reason for programs and a detail for people; None if one may."""
     limit = throttle.get("max_search_p99_ms")
     if limit is not None and p99_ms is not None and p99_ms > limit:
-        return SEARCH_P99, f"p99 {p99_ms:.0f} ms > {limit:g} ms"
+        return SEARCH_P99, f"p99 {p99_ms:.0f} ms > {limit:g} ms: no segment starts until searches are faster"
     if not_before is not None and now < not_before:
         reason = "items_per_second" if throttle.get("items_per_second") else "duty_cycle"
-        return reason, f"the next segment starts in {(not_before - now).total_seconds():.1f} s"
+        wait = (not_before - now).total_seconds()
+        return reason, f"{reason} is {throttle.get(reason, 1):g}: the next segment starts in {wait:.1f} s"
     return None

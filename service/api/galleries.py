@@ -28,7 +28,7 @@ from gallery.ingest import NewItems
 from gallery.lineage import Step
 from gallery.snapshot import SegmentView
 from gallery.spaces import EmbeddingModel
-from gallery.upgrade import gate, lifecycle
+from gallery.upgrade import lifecycle, quality
 from gallery.vectors import accept
 from service import arrow, uploads
 from service.auth import MayAdmin, MaySearch, MayWrite
@@ -417,7 +417,7 @@ def put_probes(
                 model = registry.models.get(name) or model_rows.as_model(model_rows.model_row(tx.session, name))
                 vectors[name] = accept(vector.reshape(1, -1), model, pointer=f"/probes/{at}/vectors/{name}")[0]
             accepted.append((vectors, probe.relevant))
-        gate.put_probes(tx.session, row.id, accepted)
+        quality.put_probes(tx.session, row.id, accepted)
     return Probes(probes=len(accepted))
 
 

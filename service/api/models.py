@@ -20,6 +20,7 @@ from gallery.catalog.models import NewModel, NewTransformation
 from gallery.catalog.tables import ArtifactRow, ModelRow, TransformationRow, now
 from gallery.spaces import EmbeddingModel
 from gallery.transforms import artifact_file
+from gallery.upgrade.known_answers import Tried, compared
 from gallery.vectors import accept, accept_side
 from models.evaluation import evaluate_pairs
 from service import uploads
@@ -329,7 +330,13 @@ def evaluate(
     measured = evaluate_pairs(mapped, wanted, labels, metric=target.metric)
     with process.store.catalog.transaction() as tx:
         row = model_rows.transformation_row(tx.session, transformation)
-        row.evaluation = {**measured, "pairs": len(embeddings), "at": now().isoformat().replace("+00:00", "Z")}
+        answers = compared(Tried(mapped), embeddings, wanted)  # by which an upgrade will judge the transformation
+        row.evaluation = {
+            **measured,
+            "known_answers": answers,
+            "pairs": len(embeddings),
+            "at": now().isoformat().replace("+00:00", "Z"),
+        }
         tx.session.flush()
         return _transformation(row)
 

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, UpgradeSegmentRow
-from gallery.upgrade import lifecycle, progress
+from gallery.upgrade import drive, lifecycle, progress
 from gallery.upgrade.lifecycle import Changed, NewUpgrade
 from gallery.upgrade.plan import Order
 from gallery.upgrade.states import State, allowed
@@ -33,6 +33,9 @@ router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
 Cutover = Literal["progressive", "automatic", "manual"]
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class Throttle(Body):
     """How fast it may go; null removes a limit."""
 
@@ -42,10 +45,21 @@ class Throttle(Body):
 
 
 class Gate(Body):
-    """What the probes must be expected to reach, or the upgrade does not begin."""
+    """What the gallery's probes must reach, or the upgrade does not begin, pauses, or does not cut over."""
 
-    min_cmc1: float | None = Field(default=None, ge=0, le=1)
-    min_recall_at_10: float | None = Field(default=None, ge=0, le=1)
+    min_cmc1: Share | None = Field(default=None, description="Least share of probes whose first hit is relevant.")
+    min_recall_at_10: Share | None = Field(default=None, description="Least share of the relevant ids among ten hits.")
+    min_map: Share | None = Field(default=None, description="Least mean average precision over the ten hits.")
+    min_overlap_at_10: Share | None = Field(
+        default=None,
+        description="Least share of a source-model query's ten hits that are hits still; needs no relevant ids.",
+    )
+    max_negative_flips: int | None = Field(
+        default=None, ge=0, description="Most probes whose first hit was relevant before and is not now."
+    )
+    max_cmc1_drop: Share | None = Field(default=None, description="How much lower than before it may be.")
+    max_recall_drop: Share | None = Field(default=None, description="Of `recall_at_10`.")
+    max_map_drop: Share | None = None
 
 
 class UpgradeBody(Body):
@@ -62,6 +76,11 @@ class UpgradeBody(Body):
     throttle: Throttle = Throttle()
     gate: Gate = Gate()
     on_missing_side_information: Literal["fail", "zeros", "skip"] = "fail"
+    score_thresholds: list[FiniteFloat] = Field(
+        default=[],
+        max_length=20,
+        description="Cut-offs that clients use on the scores of source-model queries; the report names what becomes of them.",
+    )
     dry_run: bool = Field(default=False, description="Check and report, and change nothing.")
 
 
@@ -69,6 +88,12 @@ class ThrottleBody(Body):
     """New limits."""
 
     throttle: Throttle
+
+
+class CutoverBody(Body):
+    """Consent to what was measured."""
+
+    accept_below_gate: bool = Field(default=False, description="Let it serve although its gate is missed.")
 
 
 class UndoBody(Body):
@@ -92,12 +117,44 @@ class Progress(BaseModel):
     eta_seconds: float | None
 
 
+class Measures(BaseModel):
+    """What probes found; null where there is nothing to tell it from."""
+
+    probes: int = Field(description="Probes that were asked.")
+    judged: int = Field(default=0, description="Of these, with known relevant ids.")
+    k: int = Field(default=10, description="Hits of each.")
+    cmc1: float | None = Field(default=None, description="Share of the judged ones whose first hit is relevant.")
+    recall_at_10: float | None = Field(
+        default=None, description="Share of the relevant ids, at most ten each, among the hits."
+    )
+    map: float | None = Field(
+        default=None, description="Mean average precision over the hits; what is not a hit is missed."
+    )
+    overlap_at_10: float | None = Field(
+        default=None, description="Share of the hits of the source model's query that are hits still; over all probes."
+    )
+    negative_flips: int | None = Field(
+        default=None,
+        description="Judged ones whose first hit is relevant for the source model's query and not for this.",
+    )
+
+
+class Point(Measures):
+    """Quality at some progress."""
+
+    fraction: float = Field(description="Of the items, what was done.")
+
+
 class Quality(BaseModel):
     """What was measured with probes; null where there is nothing to measure with."""
 
-    before: dict[str, float] | None
-    now: dict[str, float] | None
-    expected_after: dict[str, float] | None
+    before: Measures | None = Field(description="Queries of the source model, when `now` was measured.")
+    now: Measures | None = Field(description="Queries of the target model, of what searches see.")
+    expected_after: Measures | None = Field(
+        description="Queries of the target model over the whole gallery, each candidate transformed; before the cutover of "
+        "an upgrade that is not progressive, over the upgraded columns themselves."
+    )
+    by_progress: list[Point] = Field(description="`now` while a progressive upgrade ran; at most 128 points, evenly.")
 
 
 class Condition(BaseModel):
@@ -140,8 +197,9 @@ class Upgrade(BaseModel):
     progress: Progress
     quality: Quality
     report: dict[str, Any] = Field(
-        description="What validation found: items, bytes needed and free, seconds estimated, and where the order is not "
-        "`stored`, the segments that go first and why."
+        description="What validation found: `checks`, each passed or not and why; items, and what lacks side-information; "
+        "bytes of disk and memory needed and free, seconds estimated; `known_answers`; `score_thresholds`; and where the "
+        "order is not `stored`, the segments that go first and why."
     )
     conditions: list[Condition]
     allowed: list[str] = Field(description="Verbs that it takes now.")
@@ -222,6 +280,7 @@ def start_upgrade(
         on_missing_side_information=body.on_missing_side_information,
         throttle=body.throttle.model_dump(exclude_none=True),
         gate=body.gate.model_dump(exclude_none=True),
+        score_thresholds=body.score_thresholds,
         dry_run=body.dry_run,
         idempotency_key=idempotency_key,
         request_sha256=_fingerprint(body),
@@ -279,6 +338,18 @@ def change_throttle(
     return read_upgrade(process, upgrade)
 
 
+_CUTOVER = {
+    "status_code": 202,
+    **documented(
+        errors.UpgradeNotFound,
+        errors.InvalidStateTransition,
+        errors.GateClosed,
+        takes=CutoverBody,
+        example={"accept_below_gate": True},
+        optional=True,
+        already=Upgrade,
+    ),
+}
 _VERB = {"status_code": 202, **documented(errors.UpgradeNotFound, errors.InvalidStateTransition, already=Upgrade)}
 _UNDO = {
     "status_code": 202,
@@ -303,7 +374,10 @@ def pause(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, r
 
 @router.post("/{upgrade}/resume", **_VERB)
 def resume(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
-    """Go on where it stopped; after a failure, with another try for what failed. 200 if it runs already."""
+    """Go on where it stopped; after a failure, with another try for what failed. 200 if it runs already.
+
+    Where its gate had stopped an upgrade that had begun, it goes on in spite of that; `retry` would measure it again.
+    """
     return _done(process, response, lambda: lifecycle.resume(process.store, upgrade, actor=caller.name))
 
 
@@ -313,10 +387,32 @@ def retry(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, r
     return _done(process, response, lambda: lifecycle.retry(process.store, upgrade, actor=caller.name))
 
 
-@router.post("/{upgrade}/cutover", **_VERB)
-def cutover(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
-    """Let all transformed segments serve at once, where `cutover` is `manual`. 200 if they do already."""
-    return _done(process, response, lambda: lifecycle.cutover(process.store, upgrade, actor=caller.name))
+@router.post("/{upgrade}/cutover", **_CUTOVER)
+def cutover(
+    caller: MayAdmin,
+    _: RequestSlot,
+    upgrade: str,
+    body: Annotated[CutoverBody, Depends(Json(CutoverBody, optional=True))],
+    process: ProcessDep,
+    response: Response,
+) -> Upgrade:
+    """Let all transformed segments serve at once, where `cutover` is `manual`. 200 if they do already.
+
+    The probes are asked on the upgraded columns first; where they miss the gate, that must be accepted.
+    """
+    accept = body.accept_below_gate
+    return _done(
+        process,
+        response,
+        lambda: drive.cutover(
+            process.store,
+            process.galleries,
+            process.searcher,
+            upgrade,
+            accept_below_gate=accept,
+            actor=caller.name,
+        ),
+    )
 
 
 @router.post("/{upgrade}/finalize", **_VERB)

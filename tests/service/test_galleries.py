@@ -215,6 +215,8 @@ def test_probes_are_kept_and_measure_the_upgrade(world: World) -> None:
     world.work()
     quality = world.upgrade(upgrade)["quality"]
     assert quality["before"]["cmc1"] == quality["expected_after"]["cmc1"] == quality["now"]["cmc1"] == 1.0
+    fractions = [point["fraction"] for point in quality["by_progress"]]
+    assert (fractions[0], fractions[-1]) == (0.0, 1.0)
     wrong = {"probes": [probes[0], {"vectors": {"old": [1.0]}}]}
     problem = world.refused(world.client.put(f"/galleries/{GALLERY}/probes", json=wrong), 422, "dimension_mismatch")
     assert problem["errors"][0]["pointer"] == "/probes/1/vectors/old"

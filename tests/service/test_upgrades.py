@@ -60,7 +60,7 @@ def test_the_document_counts_from_rows(world: World) -> None:
     progress = document["progress"]
     assert (progress["items_total"], progress["items_done"], progress["fraction"]) == (4, 1, 0.25)
     assert (progress["segments_total"], progress["segments_done"], progress["segments_failed"]) == (4, 1, 0)
-    assert document["quality"] == {"before": None, "now": None, "expected_after": None}
+    assert document["quality"] == {"before": None, "now": None, "expected_after": None, "by_progress": []}
     assert document["started_at"].endswith("Z")
     assert document["finished_at"] is None
     assert document["allowed"] == ["pause", "cancel", "retry"]
@@ -239,6 +239,7 @@ def test_a_dry_run_reports_and_changes_nothing(world: World) -> None:
     assert document["state"] == "completed"
     assert document["dry_run"]
     assert document["report"]["bytes_needed"] > 0
+    assert [check["passed"] for check in document["report"]["checks"]] == [True] * 8
     assert world.everything()["files"] == files
     assert world.get(f"/galleries/{GALLERY}")["model"] == "old"
     world.refused(world.client.post(f"/admin/upgrades/{upgrade}/finalize"), 409, "invalid_state_transition")
@@ -250,7 +251,56 @@ def test_a_gate_that_is_missed_fails_the_upgrade_and_says_by_how_much(world: Wor
     document = world.upgrade(upgrade)
     assert document["state"] == "failed"
     assert "probes" in document["error"]
+    condition = document["conditions"][0]
+    assert (condition["type"], condition["reason"], condition["detail"]) == (
+        "failed",
+        "validation_failed",
+        document["error"],
+    )
     world.verb(upgrade, "cancel")
+
+
+def probe(world: World, relevant: list[str]) -> None:
+    """A probe on each axis, in both models, and what each should find."""
+    probes = [
+        {"vectors": {"old": unit.tolist(), "new": [0.5, *unit.tolist()]}, "relevant": [item]}
+        for unit, item in zip(UNITS, relevant, strict=True)
+    ]
+    assert world.client.put(f"/galleries/{GALLERY}/probes", json={"probes": probes}).status_code == 200
+
+
+def test_a_cutover_below_the_gate_is_refused_until_it_is_accepted(world: World) -> None:
+    probe(world, ["item-0", "item-1", "item-2", "item-3"])
+    upgrade = world.start(cutover="manual", gate={"max_negative_flips": 0, "min_map": 0.9}, score_thresholds=[0.1])
+    world.work()
+    document = world.upgrade(upgrade)
+    assert document["state"] == "awaiting_cutover", document
+    (threshold,) = document["report"]["score_thresholds"]
+    assert (threshold["accepted_before"], threshold["accepted_after"], threshold["probes"]) == (4, 4, 4)
+    assert document["quality"]["expected_after"]["map"] == 1.0
+    probe(world, ["item-0", "item-1", "item-2", "item-0"])  # what is relevant is judged anew when it is asked for
+    problem = world.refused(world.client.post(f"/admin/upgrades/{upgrade}/cutover"), 409, "gate_closed")
+    assert problem["limit"] == "min_map"
+    assert "accept_below_gate" in problem["detail"]
+    assert world.upgrade(upgrade)["state"] == "awaiting_cutover"
+    done = world.verb(upgrade, "cutover", {"accept_below_gate": True})
+    assert (done["state"], done["quality"]["now"]["cmc1"]) == ("completed", 0.75)
+    world.verb(upgrade, "cutover", status=200)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"gate": {"min_luck": 0.5}}, "/gate/min_luck"),
+        ({"gate": {"max_negative_flips": 0.5}}, "/gate/max_negative_flips"),
+        ({"gate": {"max_map_drop": 2}}, "/gate/max_map_drop"),
+        ({"score_thresholds": ["high"]}, "/score_thresholds/0"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused_by_name(world: World, body: dict[str, Any], pointer: str) -> None:
+    asked = {"gallery": GALLERY, "transformation": "old-to-new", **body}
+    problem = world.refused(world.client.post("/admin/upgrades", json=asked), 422, "invalid_request")
+    assert problem["errors"][0]["pointer"] == pointer
 
 
 def test_failed_segments_are_listed_with_their_error_and_can_be_retried(

@@ -1,0 +1,72 @@
+"""A gallery as searches do not see it yet: what quality is measured on before they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sqlalchemy import select
+
+from gallery.catalog import models as model_rows
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeRow
+from gallery.snapshot import SegmentView, Snapshot, World, open_searchable
+from gallery.store import Store
+
+
+def running(store: Store, world: World, row: UpgradeRow) -> World:
+    """As searches see it while the upgrade runs: its transformation is used, and its policy for side-information.
+
+    Searches see that of an upgrade anyway, and never of a dry run, which changes nothing.
+    """
+    snapshot = world.snapshot(row.gallery_name)
+    with store.catalog.reading() as session:
+        pins = upgrade_rows.pins(session, snapshot.gallery_id, also=row.id)
+    return _with(world, replace(snapshot, pinned=pins.pinned, zeros_for=pins.zeros_for))
+
+
+def upgraded(store: Store, world: World, row: UpgradeRow) -> World:
+    """As `running`, but for what the upgrade will skip, where a query of the target model alone will not reach that.
+
+    The columns of the target are not there yet: their rows are mapped when they are asked for.
+    """
+    seen = running(store, world, row)
+
+    def comes(view: SegmentView) -> bool:
+        return row.missing_side != "skip" or model_rows.as_transformation(row.transformation).takes(view.side_dimension)
+
+    return _reached(seen, row, comes)
+
+
+def cut_over(store: Store, world: World, row: UpgradeRow) -> World:
+    """As a query of the target model alone sees it after the cutover: every column that the upgrade made is searched."""
+    snapshot = world.snapshot(row.gallery_name)
+    model = world.model(row.target.name)
+    with store.catalog.reading() as session:
+        made = session.execute(
+            select(ColumnRow, SegmentRow.rows)
+            .join(SegmentRow)
+            .where(ColumnRow.upgrade_id == row.id, ~ColumnRow.published, SegmentRow.retired_at.is_(None))
+        ).all()
+    added = {column.segment_id: open_searchable(store.files, column, model, rows) for column, rows in made}
+
+    def after(view: SegmentView) -> SegmentView:
+        if view.id not in added:
+            return view
+        return replace(view, columns={**view.columns, model.name: added[view.id]})
+
+    seen = _with(world, replace(snapshot, segments=tuple(after(view) for view in snapshot.segments)))
+    return _reached(seen, row, lambda _: False)
+
+
+def _reached(world: World, row: UpgradeRow, comes: Callable[[SegmentView], bool]) -> World:
+    """Without segments that neither have nor get a column of the target; a backward transformation would reach them."""
+    snapshot, target = world.snapshot(row.gallery_name), row.target.name
+    if world.registry.between(target, row.source.name, "backward", snapshot.pinned) is not None:
+        return world
+    kept = tuple(view for view in snapshot.segments if target in view.columns or comes(view))
+    return _with(world, replace(snapshot, segments=kept))
+
+
+def _with(world: World, snapshot: Snapshot) -> World:
+    return replace(world, galleries={**world.galleries, snapshot.gallery: snapshot})

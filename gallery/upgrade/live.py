@@ -1,0 +1,161 @@
+"""Quality while an upgrade runs, and before its cutover; the gate is judged by it.
+
+A progressive upgrade is measured after a segment was published, by the worker that published it, and no oftener than what
+measuring may take of the time. What it finds is kept as a curve of quality over progress.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from gallery import errors
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import UpgradeRow, now
+from gallery.search.run import Searcher
+from gallery.snapshot import Galleries
+from gallery.store import Store
+from gallery.upgrade import foresight, gate, quality
+from gallery.upgrade.lifecycle import move
+from gallery.upgrade.progress import progress
+from gallery.upgrade.states import State
+
+#: most points of the curve
+POINTS = 128
+_STEP = 0.01  # of the items: a curve needs no more
+_WAIT = timedelta(seconds=10)  # where segments take long: what is written meanwhile changes quality too
+log = structlog.get_logger()
+
+
+def due(measured: Mapping[str, Any], fraction: float, moment: datetime, share: float) -> bool:
+    """Whether quality is to be measured again. Pure.
+
+    Args:
+        measured: of the last time, `at`, `fraction` and `seconds` that it took; empty if it was never measured.
+        fraction: of the items, what is done now.
+        moment: this one.
+        share: most of the time that measuring may take.
+    """
+    if not measured:
+        return True
+    since = moment - datetime.fromisoformat(measured["at"])
+    rested = since.total_seconds() >= measured["seconds"] * (1 / share - 1)
+    return rested and (fraction - measured["fraction"] >= _STEP or since >= _WAIT)
+
+
+def curve(points: Sequence[Mapping[str, Any]], point: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The curve with one more point, in place of those that are as good as there already; the first stays. Pure."""
+
+    def part(of: Mapping[str, Any]) -> int:
+        return int(of["fraction"] * (POINTS - 2))
+
+    first = [each for each in points[:1] if each["fraction"] < point["fraction"]]
+    return [*first, *(each for each in points[1:] if part(each) < part(point)), point]
+
+
+def begun(measured: Mapping[str, Any] | None, at: datetime) -> dict[str, Any]:
+    """What a progressive upgrade's quality holds before its first segment."""
+    return _seen({}, measured, 0.0, at, 0.0)
+
+
+def look(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str) -> None:
+    """Measure a progressive upgrade that runs, if that is due; where its gate is missed, pause it.
+
+    What cannot be measured now stops nothing: it is measured again before the upgrade completes.
+    """
+    with store.catalog.reading() as session:
+        row = upgrade_rows.upgrade_row(session, upgrade_id)
+        fraction = progress(session, row).fraction
+        known = row.quality.get("measured") or {}
+        if row.state != State.RUNNING or row.cutover != "progressive":
+            return
+        if not due(known, fraction, now(), store.settings.quality_share) or not (
+            probes := quality.stored(session, row)
+        ):
+            return
+    started = time.monotonic()
+    try:
+        world = galleries.refresh()
+        before, after = quality.compare(searcher, row, probes, before=world, after=world).measured()
+    except errors.GalleryError as error:
+        log.warning("quality_not_measured", upgrade=upgrade_id, error=repr(error))
+        return
+    _record(store, upgrade_id, before, after, fraction, time.monotonic() - started)
+
+
+def before_cutover(
+    store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str
+) -> quality.Comparison | None:
+    """What the probes find once every column that the upgrade made is searched; None if there are no probes."""
+    with store.catalog.reading() as session:
+        row = upgrade_rows.upgrade_row(session, upgrade_id)
+        probes = quality.stored(session, row)
+    if not probes:
+        return None
+    world = galleries.refresh()
+    upgraded = foresight.cut_over(store, world, row)
+    return quality.compare(searcher, row, probes, before=world, after=upgraded)
+
+
+def verified(row: UpgradeRow, compared: quality.Comparison | None, at: datetime) -> dict[str, Any]:
+    """An upgrade's quality as it was measured on the upgraded columns, with its gate judged by it.
+
+    Until searches see those columns, that is what is expected after the upgrade.
+    """
+    before, after = compared.measured() if compared is not None else (None, None)
+    found = dict(row.quality)
+    if compared is not None:
+        found |= {"before": before}
+        if row.cutover == "progressive":
+            found = _seen(found, after, 1.0, at, 0.0)
+        else:
+            found |= {"expected_after": after}
+    return gate.judged(found, gate.shortfalls(row.gate, before, after, gate.UPGRADED), _text(at))
+
+
+def served(row: UpgradeRow) -> dict[str, Any]:
+    """The quality of an upgrade whose columns are searched from now on."""
+    expected = row.quality.get("expected_after")
+    return dict(row.quality) if row.cutover == "progressive" or expected is None else {**row.quality, "now": expected}
+
+
+def _record(
+    store: Store,
+    upgrade_id: str,
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+    fraction: float,
+    seconds: float,
+) -> None:
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        if row.state != State.RUNNING:
+            return
+        moment = now()
+        missed = gate.shortfalls(row.gate, before, after, gate.NOW)
+        found = _seen({**row.quality, "before": before}, after, fraction, moment, seconds)
+        row.quality = gate.judged(found, missed, _text(moment))
+        if gate.stops(row.quality):
+            move(tx.session, row, State.PAUSED, error=gate.in_words(missed))
+
+
+def _seen(
+    found: Mapping[str, Any], after: Mapping[str, Any] | None, fraction: float, at: datetime, seconds: float
+) -> dict[str, Any]:
+    """Quality with what was measured on what searches see."""
+    told = {
+        **found,
+        "now": after,
+        "measured": {"at": _text(at), "fraction": fraction, "seconds": seconds},
+    }
+    if after is not None:
+        told["by_progress"] = curve(found.get("by_progress") or [], {"fraction": fraction, **after})
+    return told
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

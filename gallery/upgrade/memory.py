@@ -1,0 +1,61 @@
+"""How much memory a worker needs, and how much there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_MEMINFO = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
+_FLOAT32 = 4
+_LINKS = 160  # bytes per row beside its vector, in a graph of 16 links a row; inverted lists take 8
+
+
+def needed(
+    *, block: int, dimensions: tuple[int, int | None, int], architecture: Mapping[str, Any], indexed_rows: int
+) -> int:
+    """About how many bytes a worker takes at once for one segment. Pure.
+
+    Args:
+        block: rows that are transformed together.
+        dimensions: of the source, of the side-information if it takes any, and of the target.
+        architecture: what the artifact declares; its widest layer decides what lies between two layers.
+        indexed_rows: rows of the largest segment that gets an index file; its index is built in memory.
+    """
+    source, side, target = dimensions
+    widest = max([source + (side or 0), target, *_widths(architecture)])
+    # What goes in, what comes out of one layer and into the next, and the result once more as it is stored.
+    transformed = block * (source + (side or 0) + 2 * widest + 2 * target) * _FLOAT32
+    return transformed + indexed_rows * (target * _FLOAT32 + _LINKS)
+
+
+def free() -> int | None:
+    """Bytes that a process may still take: of the machine, or of its control group where that has less; None if unknown."""
+    known = [each for each in (_of_machine(), _of_group()) if each is not None]
+    return min(known, default=None)
+
+
+def _widths(architecture: Mapping[str, Any]) -> list[int]:
+    layers = architecture.get("layers") or ()
+    return [int(architecture.get("hidden") or 0), *(int(layer["width"]) for layer in layers)]
+
+
+def _of_machine() -> int | None:
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        return None  # not Linux
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _of_group() -> int | None:
+    """The page cache counts as used, and is given back when it is asked for: mapped columns are most of it."""
+    try:
+        limit, used, stat = ((_GROUP / name).read_text() for name in ("memory.max", "memory.current", "memory.stat"))
+    except OSError:
+        return None
+    cached = sum(
+        int(line.split()[1]) for line in stat.splitlines() if line.startswith(("active_file", "inactive_file"))
+    )
+    return max(0, int(limit) - int(used) + cached) if limit.strip().isdecimal() else None

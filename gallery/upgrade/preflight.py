@@ -1,0 +1,215 @@
+"""Before the first write: can this upgrade work, and what will it take? Measured, with reasons.
+
+Each check tells what it found, or refuses. All of them are made, whatever one says, so that an operator mends everything at
+once; only where the artifact itself is refused, those that would use it are left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gallery import errors
+from gallery.catalog import items as item_rows
+from gallery.catalog import models as model_rows
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import ArtifactRow, GalleryRow, UpgradeRow
+from gallery.columns import open_column, verify
+from gallery.index.choose import choose
+from gallery.spaces import Transformation
+from gallery.store import Store
+from gallery.transforms import artifact_file
+from gallery.upgrade import known_answers, memory, sources, throttle
+from gallery.upgrade.segment import BLOCK_ROWS
+
+_SAMPLE_ROWS = 1024
+_HEADROOM = 1.1  # index files hold a little more than vectors, and the catalog grows too
+
+#: facts for the report, and what they mean in words; what it raises is a refusal
+Check = Callable[[], tuple[Mapping[str, Any], str]]
+
+
+@dataclass(slots=True)
+class Report:
+    """What the checks found."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    #: in the order in which they were made
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+    def make(self, name: str, check: Check) -> bool:
+        """Make a check; whether it passed."""
+        try:
+            facts, detail = check()
+        except Exception as error:  # noqa: BLE001 - whatever stops the measuring is a reason not to start
+            self.refuse(name, f"{type(error).__name__}: {error}")
+            self.facts.update(error.details if isinstance(error, errors.GalleryError) else {})
+            return False
+        self.facts.update(facts)
+        self.checks.append({"check": name, "passed": True, "detail": detail})
+        return True
+
+    def refuse(self, name: str, detail: str) -> None:
+        """Record a check that did not pass."""
+        self.checks.append({"check": name, "passed": False, "detail": detail})
+
+    @property
+    def error(self) -> str | None:
+        """Every refusal; None if there is none."""
+        return "; ".join(check["detail"] for check in self.checks if not check["passed"]) or None
+
+    def told(self) -> dict[str, Any]:
+        """As the upgrade's document shows it."""
+        return {**self.facts, "checks": self.checks}
+
+
+def preflight(store: Store, row: UpgradeRow) -> Report:
+    """Check an upgrade against its artifact, the gallery, the disk and the memory."""
+    report, work = Report(), _Work(store, row)
+    if report.make("artifact", work.artifact) and report.make("transformation", work.sample):
+        report.make("known_answers", lambda: known_answers.check(store, row))
+    report.make("side_information", work.side_information)
+    report.make("disk", work.disk)
+    report.make("memory", work.memory)
+    return report
+
+
+class _Work:
+    """What an upgrade has before it."""
+
+    def __init__(self, store: Store, row: UpgradeRow) -> None:
+        self.store = store
+        self.row = row
+        with store.catalog.reading() as session:
+            self.gallery = session.get_one(GalleryRow, row.gallery_id)
+            self.architecture = session.get_one(ArtifactRow, row.artifact).architecture
+            #: each with what its new column is made from, if there is such a thing
+            work = upgrade_rows.work(session, row)
+            self.segments = list(zip(work, sources.of_segments(session, row, work), strict=True))
+            self.transformations = upgrade_rows.transformations(session, row)
+            self.without_side = item_rows.without_side(session, row.gallery_id or 0, row.target_id)
+            self.items = sum(upgrade_rows.counts(session, row.id).items.values())
+
+    @property
+    def indexed(self) -> list[int]:
+        """Rows of the segments whose new columns get an index file."""
+        rows = [segment.rows for segment, _ in self.segments]
+        exact_below = self.store.settings.exact_below
+        return [each for each in rows if choose(self.gallery.index, rows=each, exact_below=exact_below)]
+
+    def artifact(self) -> tuple[Mapping[str, Any], str]:
+        """The bytes are those that were registered, and they are of this direction and these dimensions."""
+        verify(self.store.files, artifact_file(self.row.artifact), self.row.artifact)
+        row, declared = self.row, self.architecture
+        ends = [declared["source_dimension"], declared["target_dimension"]]
+        if row.transformation.direction != "forward" or ends != [row.source.dimension, row.target.dimension]:
+            raise errors.WrongTransformation(
+                f"{row.transformation.name} is {row.transformation.direction} from dimension {ends[0]} to {ends[1]}, and the "
+                f"upgrade leads from {row.source.name} with {row.source.dimension} to {row.target.name} with "
+                f"{row.target.dimension}"
+            )
+        return {}, f"its bytes have their SHA-256; forward, from dimension {ends[0]} to {ends[1]}"
+
+    def sample(self) -> tuple[Mapping[str, Any], str]:
+        """Stored vectors go through it, and come out finite; how fast is measured."""
+        having = [(segment, made_from) for segment, made_from in self.segments if made_from is not None]
+        if not having:
+            return {"items": self.items, "estimated_seconds": None}, "there is no segment that can be transformed"
+        segment, made_from = max(having, key=lambda each: each[0].rows)
+        path, by = self.store.files.path, made_from.transformation
+        vectors = open_column(path(made_from.column.file), rows=segment.rows, dimension=made_from.dimension)
+        side = None
+        if segment.side_file is not None and by.side_dimension is not None:
+            side = open_column(path(segment.side_file), rows=segment.rows, dimension=by.side_dimension)[:_SAMPLE_ROWS]
+        vectors = vectors[:_SAMPLE_ROWS]
+        rate = self._measured(by, vectors, side)
+        seconds = throttle.predicted_seconds(self.row.throttle, self.items, rate)
+        return (
+            {"items": self.items, "items_per_second": rate, "estimated_seconds": seconds},
+            f"{rate:.0f} items a second on a sample of {len(vectors)}: about {seconds:.0f} s for {self.items} items, as it is "
+            "throttled now; indexes come on top",
+        )
+
+    def _measured(self, by: Transformation, vectors: Any, side: Any) -> float:
+        """Items per second; the first pass is not counted, since it loads the artifact and the columns."""
+        target = model_rows.as_model(self.row.target)
+        name, source = by.name, by.source
+        try:
+            mapped = self.store.transforms.apply(by, target, vectors, side)
+            started = time.perf_counter()
+            self.store.transforms.apply(by, target, vectors, side)
+            seconds = time.perf_counter() - started
+        except errors.GalleryError:
+            raise
+        except Exception as error:
+            raise errors.WrongTransformation(f"{name} cannot map stored vectors of {source}: {error!r}") from error
+        if mapped.shape != (len(vectors), target.dimension) or not np.isfinite(mapped).all():
+            raise errors.WrongTransformation(
+                f"{name} gives no finite vectors of dimension {target.dimension} from stored vectors of {source}"
+            )
+        return len(vectors) / seconds
+
+    def side_information(self) -> tuple[Mapping[str, Any], str]:
+        """How many items lack it, and what each policy would do to them."""
+        name = self.row.transformation.name
+        needed = any(each.side_dimension is not None for each in self.transformations)
+        # Where another transformation of the upgrade needs none, nothing is missing.
+        lacking = self.row.missing_side == "zeros" or any(made_from is None for _, made_from in self.segments)
+        missing = self.without_side if needed and lacking else 0
+        facts: dict[str, Any] = {
+            "items_without_side_information": missing,
+            "on_missing_side_information": {
+                "fail": f"{'refuses to start' if missing else 'changes nothing'}",
+                "zeros": f"maps {missing} items with zeros in its place",
+                "skip": f"leaves {missing} items as they are, which queries of {self.row.target.name} reach only where a "
+                "backward transformation serves them, or as a partial answer",
+            },
+        }
+        if missing and self.row.missing_side == "fail":
+            raise errors.MissingSideInformation(
+                f"{missing} items have no side-information, which {name} needs: store it, or start the upgrade "
+                "with on_missing_side_information `zeros` or `skip`",
+                **facts,
+            )
+        if not needed:
+            return facts, f"{name} needs none"
+        return facts, f"{missing} of {self.items} items lack it; the policy is {self.row.missing_side}"
+
+    def disk(self) -> tuple[Mapping[str, Any], str]:
+        """Whether the new columns and their indexes fit."""
+        dimension, itemsize = self.row.target.dimension, np.dtype(self.gallery.storage_dtype).itemsize
+        needed = int((self.items * itemsize + sum(self.indexed) * 4) * dimension * _HEADROOM)
+        free = shutil.disk_usage(self.store.files.root).free
+        facts: dict[str, Any] = {"bytes_needed": needed, "bytes_free": free}
+        if needed > free:
+            raise errors.LimitExceeded(
+                f"the new columns and indexes need about {needed} bytes, and the disk has {free} free", **facts
+            )
+        return facts, f"the new columns and indexes need about {needed} bytes; {free} are free"
+
+    def memory(self) -> tuple[Mapping[str, Any], str]:
+        """Whether a worker on this machine has room for one block, and for the largest index."""
+        row = self.row
+        needed = memory.needed(
+            block=BLOCK_ROWS,
+            dimensions=(row.source.dimension, row.transformation.side_dimension, row.target.dimension),
+            architecture=self.architecture,
+            indexed_rows=max(self.indexed, default=0),
+        )
+        free = memory.free()
+        facts: dict[str, Any] = {"memory_needed": needed, "memory_free": free}
+        if free is not None and needed > free:
+            raise errors.LimitExceeded(
+                f"a worker takes about {needed} bytes of memory at once, and {free} are free: free some, or lower the rows of "
+                "a segment (FORWARDFILL_COMPACT_ROWS)",
+                **facts,
+            )
+        return (
+            facts,
+            f"a worker takes about {needed} bytes at once; {'an unknown number' if free is None else free} are free",
+        )

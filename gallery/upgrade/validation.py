@@ -1,0 +1,115 @@
+"""Take an upgrade from `pending` to `running`, or say why not. A dry run ends here, and has changed nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import ProbeRow, UpgradeRow, now
+from gallery.catalog.transaction import Transaction
+from gallery.search.run import Searcher
+from gallery.snapshot import Galleries
+from gallery.store import Store
+from gallery.upgrade import foresight, gate, live, order, quality
+from gallery.upgrade.lifecycle import locked, move
+from gallery.upgrade.plan import Candidate, Order
+from gallery.upgrade.preflight import Report, preflight
+from gallery.upgrade.states import State
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What was measured before the first write."""
+
+    report: Report
+    quality: dict[str, Any] = field(default_factory=dict)
+    work: list[Candidate] = field(default_factory=list)
+
+
+def validate(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str) -> bool:
+    """Check, measure, judge, and put the work in order. Safe to repeat."""
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        if row.state == State.PENDING:
+            move(tx.session, row, State.VALIDATING)
+        if row.state != State.VALIDATING:
+            return False
+    found = _measured(store, galleries, searcher, row)
+    error = found.report.error
+    with store.catalog.transaction() as tx:
+        row = _held(tx, row)
+        if row.state != State.VALIDATING:
+            return False
+        row.report, row.error = {**row.report, **found.report.told()}, error
+        row.quality = {**row.quality, **found.quality}
+        upgrade_rows.reorder(tx.session, row.id, (each.segment_id for each in found.work))
+        then = State.FAILED if error else State.COMPLETED if row.dry_run else State.RUNNING
+        move(tx.session, row, then, **({"error": error} if error else {}))
+    return True
+
+
+def _held(tx: Transaction, row: UpgradeRow) -> UpgradeRow:
+    """Lock the upgrade, and its gallery if that will change; a dry run must not even advance its version."""
+    if row.dry_run:
+        return upgrade_rows.upgrade_row(tx.session, row.id, lock=True)
+    return locked(tx.session, row.id)[0]
+
+
+def _measured(store: Store, galleries: Galleries, searcher: Searcher, row: UpgradeRow) -> _Findings:
+    found = _Findings(preflight(store, row))
+    asked = [each["before"] for each in row.report.get("score_thresholds", ())]
+    with store.catalog.reading() as session:
+        probes = quality.stored(session, row)
+
+    def gated() -> tuple[dict[str, Any], str]:
+        return _gated(store, galleries, searcher, row, probes, asked, found)
+
+    def ordered() -> tuple[dict[str, Any], str]:
+        found.work = order.measure(store, row)
+        return {**order.told(found.work, Order(row.order))}, f"segments go as {row.order}"
+
+    if _usable(found.report):
+        found.report.make("quality", gated)
+        found.report.make("order", ordered)
+    return found
+
+
+def _usable(report: Report) -> bool:
+    """Whether the transformation maps this gallery's vectors at all, so that more can be asked of it."""
+    return all(each["passed"] for each in report.checks if each["check"] in ("artifact", "transformation"))
+
+
+def _gated(
+    store: Store,
+    galleries: Galleries,
+    searcher: Searcher,
+    row: UpgradeRow,
+    probes: Sequence[ProbeRow],
+    asked: Sequence[float],
+    found: _Findings,
+) -> tuple[dict[str, Any], str]:
+    """Measure before, now and after; a gate that is missed is a refusal of its own beside what was measured."""
+    world = galleries.refresh()
+    seen, upgraded = foresight.running(store, world, row), foresight.upgraded(store, world, row)
+    expected = quality.compare(searcher, row, probes, before=seen, after=upgraded, oversample=quality.THOROUGH)
+    before, after = expected.measured()
+    if probes:
+        now_ = quality.compare(searcher, row, probes, before=seen, after=seen).measured()[1]
+        found.quality = {"before": before, "now": now_, "expected_after": after}
+        if row.cutover == "progressive":
+            found.quality |= live.begun(now_, now())
+    missed = gate.shortfalls(row.gate, before, after, gate.EXPECTED)
+    if missed:
+        found.report.refuse("gate", gate.in_words(missed))
+    thresholds = quality.thresholds(world, row, asked, expected)
+    return {"score_thresholds": thresholds} if asked else {}, _in_words(row, probes, missed)
+
+
+def _in_words(row: UpgradeRow, probes: Sequence[ProbeRow], missed: Sequence[gate.Shortfall]) -> str:
+    if not probes:
+        return "not measured: the gallery has no probes"
+    if not row.gate:
+        return f"measured with {len(probes)} probes; no limit was asked for"
+    return f"measured with {len(probes)} probes; {len(missed)} of {len(row.gate)} limits are missed"

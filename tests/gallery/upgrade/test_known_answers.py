@@ -1,0 +1,180 @@
+"""A transformation that is not the right one is caught before the first write, wherever an answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gallery.arrays import Vectors
+from gallery.catalog.galleries import gallery_row
+from gallery.catalog.upgrades import upgrade_row
+from gallery.upgrade import lifecycle, quality
+from gallery.upgrade.known_answers import FEWEST, Tried, compared
+from gallery.upgrade.states import State
+from tests.gallery.world import GALLERY, OLD, WITH_SIDE, Linear, World
+
+ROWS, WIDE = 80, 64
+Map = Callable[[Vectors], Vectors]
+
+
+def vectors(seed: int, dimension: int, rows: int = ROWS) -> Vectors:
+    """Anything."""
+    return np.random.default_rng(seed).integers(-20, 21, (rows, dimension)).astype(np.float32)
+
+
+def turned(seed: int, dimension: int = WIDE) -> Vectors:
+    """A rotation, far from doing nothing."""
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(dimension, dimension)))[0].astype(np.float32)
+
+
+def near(seed: int = 3) -> Vectors:
+    """A rotation that does little."""
+    skew = np.triu(np.random.default_rng(seed).normal(size=(WIDE, WIDE)), 1) * 0.05
+    q, r = np.linalg.qr(np.eye(WIDE) + skew - skew.T)
+    return (q * np.sign(np.diag(r))).astype(np.float32)
+
+
+def judged(mapping: Map, true: Vectors, source: Vectors) -> dict[str, Any]:
+    """What is found of a map where the answers are those of a rotation."""
+    target = source @ true
+    return compared(Tried(mapping(source), None, mapping(target)), source, target)
+
+
+def found(world: World, upgrade: str) -> dict[str, Any]:
+    """The first known answers of a report."""
+    with world.store.catalog.reading() as session:
+        report = upgrade_row(session, upgrade).report
+    (first, *_) = report["known_answers"]
+    assert first["wrong"] is None or any(
+        check["check"] == "known_answers" and not check["passed"] for check in report["checks"]
+    )
+    return dict(first)
+
+
+# --- the comparison -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mapping", "wrong"),
+    [
+        (lambda x: x @ turned(1), None),
+        (lambda x: x @ turned(1) + vectors(9, WIDE), None),  # far from exact, and yet the right one
+        (lambda x: x @ turned(1).T, "answers of others"),  # the wrong way round
+        (lambda x: x @ turned(2), "answers of others"),  # of other models
+        (np.ones_like, "answers of others"),  # everything becomes one
+    ],
+)
+def test_the_right_map_is_told_from_others(mapping: Map, wrong: str | None) -> None:
+    told = judged(mapping, turned(1), vectors(0, WIDE))
+    assert (told["wrong"] is None) == (wrong is None), told
+    assert wrong is None or wrong in told["wrong"]
+    assert told["pairs"] == ROWS
+    assert told["mean_cosine_unmapped"] is not None
+
+
+def test_between_spaces_that_are_near_the_wrong_way_round_is_caught_by_trying_the_other() -> None:
+    """A new model that is a fine-tuned old one: whatever way vectors are turned, they stay nearer than by chance."""
+    source = vectors(0, WIDE)
+    assert judged(lambda x: x @ near(), near(), source)["wrong"] is None
+    told = judged(lambda x: x @ near().T, near(), source)
+    assert told["mean_cosine"] > told["mean_cosine_of_others"] + 0.1
+    assert "it maps the answers to the vectors (1.000) better" in told["wrong"]
+    assert judged(lambda x: x, near(), source)["wrong"] is None  # nothing is done, and nothing is claimed
+
+
+def test_a_map_that_is_worse_than_none_is_caught() -> None:
+    told = judged(lambda x: x @ near(8) @ near(9), near(), vectors(0, WIDE))
+    assert "nearer to their answers without it" in told["wrong"]
+
+
+def test_side_information_that_is_not_of_these_items_is_caught() -> None:
+    source, side, others = vectors(0, WIDE), vectors(1, WIDE), vectors(2, WIDE)
+    target = source + side
+
+    def by(given: Vectors) -> Tried:
+        return Tried(source + given, source + np.roll(given, 1, axis=0))
+
+    assert compared(by(side), source, target)["wrong"] is None
+    for strange in (others, others / 9):
+        told = compared(by(strange), source, target)
+        assert "the side-information of other items serves as well" in told["wrong"]
+    assert compared(Tried(source, source), source, target)["wrong"] is None  # the map makes nothing of it
+
+
+def test_few_pairs_are_told_and_not_judged() -> None:
+    source = vectors(0, WIDE, FEWEST - 1)
+    told = compared(Tried(-source), source, source)
+    assert (told["wrong"], told["pairs"]) == (None, FEWEST - 1)
+    assert told["mean_cosine"] == pytest.approx(-1)
+    source = vectors(0, WIDE, FEWEST)
+    assert compared(Tried(-source), source, source)["wrong"]
+
+
+# --- where answers are known --------------------------------------------------------------------------------------------
+
+
+def square(weight: Vectors) -> Linear:
+    """An exact map of four dimensions, in whole numbers."""
+    return Linear(weight.astype(int).tolist())
+
+
+TURN = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [-1, 0, 0, 0]], np.float32)
+
+
+#: sends everything to where `WITH_SIDE` sends something else
+STRANGE = Linear(
+    [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0]], [[0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]
+)
+
+
+@pytest.fixture
+def equal(world: World) -> World:
+    """A second model of the old one's dimension, the transformation to it, and the same the wrong way round."""
+    world.register("second", OLD)
+    world.transformation("right", "old", "second", square(TURN))
+    world.transformation("reversed", "old", "second", square(TURN.T))
+    world.upsert("old", [f"i{row}" for row in range(ROWS)], vectors(0, OLD))
+    return world
+
+
+def test_probes_catch_a_transformation_that_is_applied_the_wrong_way_round(equal: World) -> None:
+    queries = vectors(5, OLD)
+    with equal.store.catalog.transaction() as tx:
+        probes = [({"old": query, "second": query @ TURN}, None) for query in queries]
+        quality.put_probes(tx.session, gallery_row(tx.session, GALLERY).id, probes)
+    wrong = equal.start("reversed", dry_run=True)
+    assert equal.run(wrong) is State.FAILED
+    assert "reversed does not map old to second" in (equal.error(wrong) or "")
+    assert "80 pairs: the gallery's probes" in (equal.error(wrong) or "")
+    right = equal.start("right", dry_run=True)
+    assert equal.run(right) is State.COMPLETED, equal.error(right)
+    assert found(equal, right)["mean_cosine"] == pytest.approx(1, abs=1e-6)
+
+
+def test_without_known_answers_nothing_is_refused_and_the_report_says_so(equal: World) -> None:
+    upgrade = equal.start("reversed", dry_run=True)
+    assert equal.run(upgrade) is State.COMPLETED
+    with equal.store.catalog.reading() as session:
+        checks = {each["check"]: each for each in upgrade_row(session, upgrade).report["checks"]}
+    assert checks["known_answers"]["passed"]
+    assert "not checked: fewer than 16 answers are known" in checks["known_answers"]["detail"]
+
+
+def test_items_that_were_embedded_again_catch_it_too_with_their_side_information(each_world: World) -> None:
+    world = each_world
+    ids, old, side = [f"i{row}" for row in range(ROWS)], vectors(0, OLD), vectors(1, 2)
+    world.upsert("old", ids, old, side=side)
+    first = world.start()
+    world.upsert("new", ids[:64], WITH_SIDE(old[:64], side[:64]))
+    lifecycle.cancel(world.store, first, accept_unreachable=True)
+    world.transformation("strange", "old", "new", STRANGE)
+    wrong = world.start("strange", dry_run=True)
+    assert world.run(wrong) is State.FAILED
+    assert "64 pairs: items that new embedded again" in (world.error(wrong) or "")
+    right = world.start(dry_run=True)
+    assert world.run(right) is State.COMPLETED, world.error(right)
+    assert found(world, right)["mean_cosine"] == pytest.approx(1, abs=1e-6)
+    assert found(world, right)["mean_cosine_with_others_side"] < 0.99
