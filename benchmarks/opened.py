@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
+import faiss
+
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
 from gallery.search.mapped import MappedColumns
@@ -22,6 +24,7 @@ class Opened:
     def __init__(self, folder: Path) -> None:
         """Open every gallery at its present version."""
         settings = GallerySettings(data=folder)
+        faiss.omp_set_num_threads(settings.threads_used)  # as `forwardfill serve` does by the environment
         files = Files(folder)
         transforms = Transforms(files, load_transform)
         self.catalog = Catalog(settings.database)
