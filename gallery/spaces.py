@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -49,7 +49,8 @@ class Transformation:
     artifact: str
     #: width of the side-information that it needs, null if none
     side_dimension: int | None
-    evaluation: Mapping[str, Any] | None
+    #: what it was found to be worth; no part of what it is, so that a transformation can be a key
+    evaluation: Mapping[str, Any] | None = field(compare=False)
     created_at: datetime
 
     def takes(self, side_dimension: int | None) -> bool:

@@ -105,6 +105,15 @@ def test_a_backward_transformation_stands_in_for_a_companion(world: World) -> No
     assert answer["hits"][0] == {"id": "item-1", "score": 0.0, "origin": "derived"}
 
 
+def test_a_transformation_that_was_evaluated_serves_as_before(empty: World) -> None:
+    empty.prepared()
+    sample = {"source_embeddings": UNITS.tolist(), "target_embeddings": [[0.0, *unit] for unit in UNITS.tolist()]}
+    assert empty.post("/transformations/old-to-new/evaluate", sample)["evaluation"] is not None
+    empty.model("another", 3)  # the process reads models and transformations again
+    empty.filled()
+    assert empty.new_search(1)["hits"][0]["id"] == "item-1"
+
+
 def test_a_batch_answers_as_single_searches_do(world: World) -> None:
     world.start()
     world.work(steps=3)
