@@ -219,11 +219,13 @@ def _ids(files: Files, segment: _Segment) -> Iterator[Problem]:
 
 
 def _lineage(column: ColumnRow, model: EmbeddingModel, target: int | None) -> Iterator[Problem]:
-    """A native column has no transformation, a derived one has one that leads to its model."""
+    """A native column has no transformation, a derived one has one that leads to its model, and says what it came from."""
     if target != (model.id if column.origin == "derived" else None):
         yield Problem(
             f"is {column.origin} in {model.name}, which its transformation denies", column.segment_id, column.file
         )
+    elif bool(column.lineage) != (column.origin == "derived"):
+        yield Problem(f"is {column.origin} in {model.name}, which its lineage denies", column.segment_id, column.file)
 
 
 def _vectors(

@@ -57,13 +57,14 @@ def pin(session: Session, gallery: GalleryRow, transformation: str | None, targe
     held = _held(session, gallery)
     named = _named(session, gallery, transformation, target, held) if transformation is not None else None
     to = named.target if named is not None else model_rows.model_row(session, target or "")
-    _elsewhere(session, gallery, to, "/target_model" if named is None else "/transformation")
+    pointer = "/target_model" if named is None else "/transformation"
+    _elsewhere(session, gallery, to, pointer)
     latest = {row.source_id: row for row in _forward_to(session, to.id) if row.source_id in held}
     if named is not None:
         latest[named.source_id] = named
     if gallery.model_id not in latest:
         raise errors.WrongTransformation(
-            f"no forward transformation from {gallery.model.name} to {to.name} is registered", pointer="/target_model"
+            f"no forward transformation from {gallery.model.name} to {to.name} is registered", pointer=pointer
         )
     main = latest.pop(gallery.model_id)
     return Pinned(main, sorted(latest.values(), key=lambda row: row.id))

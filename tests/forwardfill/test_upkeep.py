@@ -112,6 +112,12 @@ def a_column_that_denies_its_maker(world: World) -> tuple[str, ...]:
     return GALLERY, f"segment {row.segment_id}", row.file, "its transformation denies"
 
 
+def a_column_that_forgot_where_it_came_from(world: World) -> tuple[str, ...]:
+    row = column(world, index=False)
+    change(world, update(ColumnRow).where(ColumnRow.id == row.id).values(lineage=[]))
+    return GALLERY, f"segment {row.segment_id}", row.file, "its lineage denies"
+
+
 def a_segment_without_columns(world: World) -> tuple[str, ...]:
     change(world, update(ColumnRow).where(ColumnRow.segment_id == 2).values(published=False))
     return GALLERY, "segment 2", "no column"
@@ -148,6 +154,7 @@ DAMAGES: list[Callable[[World], tuple[str, ...]]] = [
     an_item_beyond_the_rows,
     a_deletion_that_is_yet_to_come,
     a_column_that_denies_its_maker,
+    a_column_that_forgot_where_it_came_from,
     a_segment_without_columns,
     a_vector_that_is_no_number,
     an_index_of_other_vectors,
