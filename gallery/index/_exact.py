@@ -21,7 +21,7 @@ PRODUCT_QUERIES = 8
 SLACK = 16
 # From how many rows for each selected one on the selected are copied, also for a lone query: asking of every row whether it
 # is selected costs more.
-SPARSE = 16
+SPARSE = 20
 
 
 def is_plain(vectors: Stored, space: Space) -> bool:

@@ -26,6 +26,8 @@ class FaissIndex(ABC):
 
     #: whether `_select` can be asked
     by_lists: ClassVar[bool] = False
+    #: how many rows are scored exactly for each that is wanted; more than 1 where the index knows the vectors roughly
+    rerank = 1
 
     def __init__(self, kind: str, index: Any, *, vectors: Stored, space: Space) -> None:
         self.kind = kind
@@ -43,7 +45,7 @@ class FaissIndex(ABC):
         if not count or not len(queries):
             return _exact.nothing(len(queries), k, self._space.metric)
         if assigned is None or assigned.queries is not queries:
-            assigned = Assignments(np.ascontiguousarray(queries))
+            assigned = Assignments(queries)
         if selected is None or count == total:
             return self._sieve(assigned, k, None, 1.0)
         way = how(total, count, k, by_lists=self.by_lists)
@@ -55,7 +57,7 @@ class FaissIndex(ABC):
 
     @abstractmethod
     def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
-        """`count` rows (queries, count) that FAISS finds best, -1 where it finds fewer.
+        """`count` rows (queries, count) that FAISS finds best, or `rerank` times as many; -1 where it finds fewer.
 
         `effort` is how much harder to look than a search of all rows does, at least 1.
         """
@@ -76,11 +78,12 @@ class FaissIndex(ABC):
         rows = self._propose(assigned, wanted if selected is None else min(pool(k, effort), total), effort)
         if selected is not None:
             rows = np.where(selected[rows], rows, -1)  # -1 picks the last row's mark, and stays -1 either way
-            first = np.argsort(rows < 0, axis=1, kind="stable")[:, :k]
+            first = np.argsort(rows < 0, axis=1, kind="stable")[:, : k * self.rerank]
             rows = np.take_along_axis(rows, first, axis=1)
         found = _exact.ranked(assigned.queries, rows, self._column, self._space, k)
-        short = np.flatnonzero(found.rows[:, wanted - 1] < 0)
-        if len(short):
+        last = found.rows[:, wanted - 1]
+        if last.min() < 0:
+            short = np.flatnonzero(last < 0)
             allowed = np.ones(total, np.bool_) if selected is None else selected
             exact = _exact.search_column(assigned.queries[short], self._column, k, self._space, allowed)
             found.scores[short], found.rows[short] = exact

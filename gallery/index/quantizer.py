@@ -14,6 +14,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gallery.arrays import Metric, Rows, Space, Stored, Vectors
 from gallery.index import _exact
@@ -37,6 +38,12 @@ class Nearest(NamedTuple):
 
     scores: Vectors
     lists: Rows
+
+    def part(self, queries: NDArray[np.intp] | slice, lists: slice) -> Nearest:
+        """Those of some queries and places, C-contiguous."""
+        return Nearest(
+            np.ascontiguousarray(self.scores[queries, lists]), np.ascontiguousarray(self.lists[queries, lists])
+        )
 
 
 class Quantizer:
@@ -85,18 +92,22 @@ class Assignments:
 
     def __init__(self, queries: Vectors) -> None:
         """For `queries` (queries, dimension) float32, which stay as they are."""
-        self.queries = queries
+        self.queries = np.ascontiguousarray(queries)
         self._found: dict[Quantizer, Nearest] = {}
+        self._parts: dict[tuple[Quantizer, int], Nearest] = {}
 
     def of(self, quantizer: Quantizer, count: int) -> Nearest:
-        """The `count` nearest lists, at most all.
+        """The `count` nearest lists, at most all; C-contiguous.
 
         Segments read different numbers of them: more than asked for are found, so that the next need not ask again.
         """
-        found = self._found.get(quantizer)
-        if found is None or found.lists.shape[1] < count:
-            found = self._found[quantizer] = quantizer.nearest(self.queries, min(2 * count, len(quantizer)))
-        return Nearest(found.scores[:, :count], found.lists[:, :count])
+        part = self._parts.get((quantizer, count))
+        if part is None:
+            found = self._found.get(quantizer)
+            if found is None or found.lists.shape[1] < count:
+                found = self._found[quantizer] = quantizer.nearest(self.queries, min(2 * count, len(quantizer)))
+            part = self._parts[quantizer, count] = found.part(slice(None), slice(count))
+        return part
 
 
 def wanted(rows: int, trainable: int) -> int:

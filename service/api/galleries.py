@@ -50,7 +50,7 @@ class GalleryBody(Body):
     model: Reference
     index: dict[str, Any] = Field(
         default={"kind": "auto"},
-        description="`kind` is `auto`, `flat`, `ivf` or `hnsw`; the rest are parameters of that kind.",
+        description="`kind` is `auto`, `flat`, `ivf`, `ivf_sq8` or `hnsw`; the rest are parameters of that kind.",
     )
     storage_dtype: Literal["float32", "float16"] = "float32"
 

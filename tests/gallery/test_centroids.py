@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gallery.catalog import segments as segment_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.tables import ColumnRow
-from gallery.index.ivf import IvfIndex
+from gallery.index._ivf import IvfIndex
 from gallery.indexing import QUANTIZER, index_column, wanting
 from tests.gallery.world import GALLERY, OLD, World
 

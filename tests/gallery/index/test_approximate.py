@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gallery.arrays import Space, Vectors
-from gallery.index import registry
+from gallery.index import _filtering, registry
 from tests.gallery.index.conftest import best, build, reference
 
 EUCLIDEAN = Space("euclidean", normalized=False)
@@ -89,3 +89,32 @@ def test_building_a_graph_leaves_the_number_of_threads_as_it_was(clustered: Vect
     before = faiss.omp_get_max_threads()
     build("hnsw", clustered[:50], EUCLIDEAN, tmp_path)
     assert faiss.omp_get_max_threads() == before
+
+
+def test_a_byte_for_each_number_takes_a_third_of_the_file_and_the_best_are_ranked_by_exact_scores(
+    clustered: Vectors, queries: Vectors, tmp_path: Path
+) -> None:
+    full = build("ivf", clustered, EUCLIDEAN, tmp_path, nlist=20, nprobe=20).search(queries, 10)
+    rough = build("ivf_sq8", clustered, EUCLIDEAN, tmp_path, nlist=20, nprobe=20).search(queries, 10)
+    sizes = [(tmp_path / f"{name}.index").stat().st_size for name in ("ivf", "ivf_sq8")]
+    assert sizes[1] < 0.4 * sizes[0]  # each row also has its number, of 8 bytes
+    hasty = build("ivf_sq8", clustered, EUCLIDEAN, tmp_path, nlist=20, nprobe=20, rerank=1).search(queries, 10)
+    assert (hasty.rows != full.rows).any()
+    same = rough.rows == full.rows
+    assert same.mean() > 0.99
+    assert np.array_equal(rough.scores[same], full.scores[same])
+
+
+@pytest.mark.parametrize("name", ["ivf", "ivf_sq8"])
+def test_a_search_for_few_rows_reads_more_lists_until_that_changes_nothing(
+    name: str, clustered: Vectors, queries: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_filtering, "FEW", 0)
+    index = build(name, clustered, EUCLIDEAN, tmp_path, nlist=100, nprobe=2)
+    selected = np.arange(len(clustered)) % 3 == 0
+    monkeypatch.setattr(_filtering, "SPARSE", 2)
+    expected = best(reference(queries, clustered, "euclidean"), "euclidean", 10, selected)
+    shared = [len(set(a) & set(b)) for a, b in zip(index.search(queries, 10, selected).rows, expected, strict=True)]
+    unfiltered = best(reference(queries, clustered, "euclidean"), "euclidean", 10)
+    alone = [len(set(a) & set(b)) for a, b in zip(index.search(queries, 10).rows, unfiltered, strict=True)]
+    assert np.mean(alone) < 9.5 < np.mean(shared)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gallery.arrays import Mask, Metric, Space, Stored, Vectors
-from gallery.index import registry
+from gallery.index import _filtering, registry
 from gallery.index.base import Found
 from tests.gallery.index.conftest import Built, best, build, column_of, reference, unit_length
 
@@ -31,6 +31,12 @@ every_dtype = pytest.mark.parametrize("dtype", ["float32", "float16"])
 @every_dtype
 class TestAnswers:
     """What is found, in every space and storage type, over a column mapped from a read-only file."""
+
+    @pytest.fixture(autouse=True)
+    def lists_are_read_for_few_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As they are of large segments, or all of these would be compared."""
+        monkeypatch.setattr(_filtering, "FEW", 0)
+        monkeypatch.setattr(_filtering, "SPARSE", 2)
 
     def test_the_best_rows_are_found_with_their_exact_scores(
         self, name: str, space: Space, dtype: str, built: Make

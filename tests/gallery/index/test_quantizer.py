@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gallery.arrays import Mask, Metric, Space, Vectors
-from gallery.index import _exact, registry
+from gallery.index import _exact, _filtering, registry
+from gallery.index._ivf import IvfIndex
 from gallery.index.base import Found, Index
-from gallery.index.ivf import IvfIndex
 from gallery.index.quantizer import Assignments, Nearest, Quantizer, serves, shared, train, training_rows, wanted
 from tests.gallery.index.conftest import best, reference, unit_length
 
@@ -39,19 +39,21 @@ def asked(indexes: Sequence[Index], queries: Vectors, k: int, selected: Sequence
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_segments_that_are_asked_together_answer_as_they_do_alone_in_any_order_and_batch(
-    metric: Metric, clustered: Vectors, queries: Vectors, tmp_path: Path
+    metric: Metric, clustered: Vectors, queries: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_filtering, "FEW", 0)
+    monkeypatch.setattr(_filtering, "SPARSE", 1.5)
     indexes = segments(clustered, Space(metric, normalized=False), tmp_path)
     rng = np.random.default_rng(5)
-    for masks in ([None] * 3, [rng.random(2000) < share for share in (0.95, 0.4, 0.01)]):
-        # k = 3 needs so few rows that 0.4 of 2,000 are read from lists
-        alone = [index.search(queries, 3, mask) for index, mask in zip(indexes, masks, strict=True)]
-        backwards = asked(indexes[::-1], queries, 3, masks[::-1])[::-1]
-        for found in (asked(indexes, queries, 3, masks), backwards):
+    for masks in ([None] * 3, [rng.random(2000) < share for share in (0.95, 0.6, 0.01)]):
+        # the first is sieved, the second read from lists, the third compared
+        alone = [index.search(queries, 1, mask) for index, mask in zip(indexes, masks, strict=True)]
+        backwards = asked(indexes[::-1], queries, 1, masks[::-1])[::-1]
+        for found in (asked(indexes, queries, 1, masks), backwards):
             for one, other in zip(found, alone, strict=True):
                 assert np.array_equal(one.rows, other.rows)
                 assert np.array_equal(one.scores, other.scores)
-        single = asked(indexes, queries[9:10], 3, masks)
+        single = asked(indexes, queries[9:10], 1, masks)
         assert all(np.array_equal(one.rows[0], other.rows[9]) for one, other in zip(single, alone, strict=True))
 
 
