@@ -29,7 +29,8 @@ class Bct(BackboneMethod):
     - completed: the old head, W_o, with a row made of the class mean for each class it does not know, those from its
       number of rows on (the paper's way; see `completed_head`).
     - skip: the old head as it is; samples of classes that it does not know have no influence term.
-    - distillation: the old head as it is; every sample's target is what it says of the old vector.
+    - distillation: the old head as it is; every sample's target is what it says of the old vector. A head of few classes
+      sees few dimensions; the others stay free, and a search by cosine compares them too.
 
     An old head's logits keep its own scale: n is given the mean length of the old vectors. Left with its own length, it
     satisfies the head by growing, and a search by cosine sees nothing of that. A head's rows are also not where its
