@@ -8,7 +8,7 @@ vectors of the model. What was built before keeps its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import func, select
@@ -21,6 +21,9 @@ from gallery.index import quantizer
 from gallery.index.base import ListsBackend
 from gallery.spaces import EmbeddingModel
 from gallery.store import Store
+
+# A gallery may have thousands of small segments before they are merged; the largest ones tell enough.
+_MOST_COLUMNS = 64
 
 
 class Unindexed(NamedTuple):
@@ -53,13 +56,14 @@ def offered(
         parameters: its parameters.
         total: rows of the gallery.
     """
-    columns = [*_others(store, column), column.vectors]
-    lists = chosen.lists(parameters, total, sum(len(each) for each in columns))
+    others = _others(store, column)
+    lists = chosen.lists(parameters, total, sum(rows for _, rows in others) + len(column.vectors))
     newest = _newest(store, column, chosen)
     if newest is not None and chosen.serves(parameters, len(newest), lists):
         yield newest
     space = column.model.space
-    yield quantizer.train(quantizer.training_rows(columns, space, lists), lists, space)
+    sample = quantizer.training_rows([*_opened(store, column, others), column.vectors], space, lists)
+    yield quantizer.train(sample, min(lists, len(sample)), space)
 
 
 def _newest(store: Store, column: Unindexed, chosen: ListsBackend) -> Vectors | None:
@@ -83,8 +87,8 @@ def _newest(store: Store, column: Unindexed, chosen: ListsBackend) -> Vectors | 
     return found if found.shape[1] == column.model.dimension else None
 
 
-def _others(store: Store, column: Unindexed) -> list[Stored]:
-    """The gallery's other columns of the model that can be read."""
+def _others(store: Store, column: Unindexed) -> Sequence[tuple[str, int]]:
+    """Names and rows of the gallery's other columns of the model, the largest first."""
     with store.catalog.reading() as session:
         named = session.execute(
             select(ColumnRow.file, SegmentRow.rows)
@@ -95,12 +99,16 @@ def _others(store: Store, column: Unindexed) -> list[Stored]:
                 ColumnRow.model_id == column.model.id,
                 ColumnRow.file != (column.file or ""),
             )
-            .order_by(ColumnRow.id)
-        ).all()
-    found = []
+            .order_by(SegmentRow.rows.desc(), ColumnRow.id)
+            .limit(_MOST_COLUMNS)
+        )
+        return [(name, rows) for name, rows in named]
+
+
+def _opened(store: Store, column: Unindexed, named: Sequence[tuple[str, int]]) -> Iterator[Stored]:
+    """Those that can be read."""
     for name, rows in named:
         try:
-            found.append(open_column(store.files.path(name), rows=rows, dimension=column.model.dimension))
+            yield open_column(store.files.path(name), rows=rows, dimension=column.model.dimension)
         except (errors.Damaged, FileNotFoundError):
             continue  # a rollback or a merge took it away; there are others to learn from
-    return found

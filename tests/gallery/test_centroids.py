@@ -88,3 +88,13 @@ def test_lists_that_were_asked_for_by_number_are_shared_by_that_number(small: Wo
         add(small, name, anywhere(300, ord(name)), gallery="named")
     add(small, "large", anywhere(3000), gallery="named")
     assert len(set(quantizers(small, "named"))) == 1
+
+
+def test_a_column_whose_file_is_damaged_is_no_source_of_centroids_either(small: World) -> None:
+    small.upsert("old", [f"a{row}" for row in range(1000)], anywhere(1000))
+    with small.store.catalog.reading() as session:
+        (file,) = [row.file for row in session.query(ColumnRow)]
+    small.store.files.path(file).write_bytes(b"torn")
+    small.upsert("old", [f"b{row}" for row in range(300)], anywhere(300, 1))
+    assert index_column(small.store, wanting(small.store)[-1])
+    assert len(quantizers(small)) == 1
