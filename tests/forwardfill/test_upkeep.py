@@ -222,4 +222,5 @@ def test_every_file_that_a_row_can_name_is_one_that_gc_knows() -> None:
     named = {
         f"{table.name}.{c.name}" for table in Base.metadata.sorted_tables for c in table.columns if "file" in c.name
     }
-    assert named == {"segments.ids_file", "segments.side_file", "columns.file", "columns.index_file"}
+    of_fits = {"fits.ids_file", "fits.vectors_file", "fits.labels_file"}
+    assert named == {"segments.ids_file", "segments.side_file", "columns.file", "columns.index_file", *of_fits}

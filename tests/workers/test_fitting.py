@@ -141,6 +141,13 @@ def test_items_that_are_gone_since_are_left_out_and_it_says_so(world: World) -> 
     assert row(world, fit).report["warnings"] == ["2 of 20 pairs are left out: their items were deleted meanwhile"]
 
 
+def test_the_pairs_of_a_fit_that_waits_are_no_orphans(world: World) -> None:
+    start(world, pairs=NewPairs(IDS, NEW_VECTORS, labels=IDS))
+    with world.store.catalog.reading() as session:
+        assert world.store.files.sweep("fits", known=known_file(session), older_than=-60) == []
+    assert len(list((world.store.files.root / "fits").iterdir())) == 3
+
+
 def test_an_upgrade_that_begins_meanwhile_is_done_first(world: World) -> None:
     fit = start(world)
     states: list[State] = []
