@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gallery.arrays import Vectors
 from gallery.catalog import segments as segment_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.tables import ColumnRow
 from gallery.index._ivf import IvfIndex
+from gallery.index.quantizer import Nearest, Quantizer
 from gallery.indexing import QUANTIZER, index_column, wanting
-from tests.gallery.world import GALLERY, OLD, World
+from gallery.upgrade import lifecycle
+from gallery.upgrade.states import State
+from tests.gallery.world import GALLERY, OLD, World, best
 
 
 @pytest.fixture
@@ -30,10 +34,10 @@ def add(world: World, name: str, vectors: NDArray[Any], gallery: str = GALLERY) 
         assert index_column(world.store, column)
 
 
-def quantizers(world: World, gallery: str = GALLERY) -> list[str]:
+def quantizers(world: World, gallery: str = GALLERY, model: str = "old") -> list[str]:
     """Which centroids each segment has."""
     with world.store.catalog.reading() as session:
-        told = segment_rows.indexes_of(session, gallery_row(session, gallery).id)["old"]
+        told = segment_rows.indexes_of(session, gallery_row(session, gallery).id)[model]
     assert {segment["kind"] for segment in told} == {"ivf"}
     return [segment[QUANTIZER] for segment in told]
 
@@ -55,6 +59,24 @@ def test_segments_of_one_gallery_and_model_share_centroids_and_find_what_they_ho
     assert len(opened) == 3
 
 
+def test_a_search_compares_its_query_with_shared_centroids_once(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = [anywhere(1600, at) for at in range(3)]
+    for at, part in enumerate(vectors):
+        add(small, f"s{at}-", part)
+    assert len(set(quantizers(small))) == 1
+    compared: list[int] = []
+    nearest = Quantizer.nearest
+
+    def counted(quantizer: Quantizer, queries: Vectors, count: int) -> Nearest:
+        compared.append(len(queries))
+        return nearest(quantizer, queries, count)
+
+    monkeypatch.setattr(Quantizer, "nearest", counted)
+    answer = small.search("old", [vectors[2][7]], k=5)
+    assert compared == [1]
+    assert best(answer)[0].id == "s2-7"
+
+
 def test_a_gallery_that_has_outgrown_its_centroids_gets_new_ones_and_old_segments_keep_theirs(small: World) -> None:
     for name, rows in (("a", 400), ("b", 400), ("c", 4000), ("d", 400)):
         add(small, name, anywhere(rows, rows))
@@ -71,6 +93,33 @@ def test_where_the_centroids_find_too_little_in_a_segment_new_ones_are_trained(s
     add(small, "more", cloud[2000:])
     first, second, third = quantizers(small)
     assert first != second == third
+
+
+def index_files(world: World) -> set[str]:
+    return {path.name for path in world.store.files.path("indexes").rglob("*") if path.is_file()}
+
+
+def test_an_upgraded_gallery_shares_centroids_of_its_new_vectors_and_a_rollback_leaves_nothing_of_them(
+    small: World,
+) -> None:
+    for at in range(2):
+        add(small, f"s{at}-", anywhere(1600, at))
+    before = index_files(small)
+    upgrade = small.start(on_missing_side_information="zeros")
+    assert small.run(upgrade) is State.COMPLETED
+    assert len(set(quantizers(small, model="new"))) == 1
+    assert set(quantizers(small, model="new")).isdisjoint(quantizers(small))
+    lifecycle.rollback(small.store, upgrade)
+    assert index_files(small) == before
+
+
+def test_a_merged_segment_has_the_centroids_of_those_that_it_was_made_of(small: World) -> None:
+    for at in range(2):
+        add(small, f"s{at}-", anywhere(1600, at))
+    before = set(quantizers(small))
+    small.compact(rows=10_000)
+    assert len(small.galleries.refresh().snapshot(GALLERY).segments) == 1
+    assert set(quantizers(small)) == before
 
 
 def test_an_index_whose_file_went_away_is_no_source_of_centroids(small: World) -> None:
