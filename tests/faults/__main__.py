@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from tests.faults.servers import servers
 from tests.faults.stage import Judgement, Stage, staged
 
 console = Console(width=130)
+_enough = threading.Event()
 
 
 @dataclass
@@ -59,13 +62,17 @@ def main() -> int:
         for case in wanted:
             console.print(f"{case.fault}: {case.point}")
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="forwardfill-faults-") as folder, ThreadPoolExecutor() as beside:
         # Most of the time somebody waits for a lease to end, so the two stacks are played side by side.
         stacks = [
             beside.submit(play, Path(folder), wanted) for name, play in _STACKS.items() if asked.stack in (None, name)
         ]
-        rows = [row for stack in stacks for row in stack.result()]
+        try:
+            rows = [row for stack in stacks for row in stack.result()]
+        finally:  # whoever is interrupted waits for the tries under way, whose servers and processes then end
+            _enough.set()
     _tell(rows, time.monotonic() - began)
     return 0 if rows and all(row.clean for row in rows) else 1
 
@@ -92,6 +99,8 @@ _STACKS = {"sqlite": _embedded, "postgresql": _production}
 def _play_all(stage: Stage, stack: str, wanted: Sequence[Case]) -> list[Row]:
     rows: list[Row] = []
     for case in wanted:
+        if _enough.is_set():
+            break
         row = next((row for row in rows if (row.fault, row.point, row.stack) == (case.fault, case.point, stack)), None)
         if row is None:
             rows.append(row := Row(case.fault, case.point, stack))

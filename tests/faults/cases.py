@@ -156,6 +156,8 @@ def worker_freezes(stage: Stage, run: Try, point: str) -> Judgement:
 
 def messages_come_twice_and_late(stage: Stage, run: Try) -> Judgement:
     """Every message waits while the worker is suspended, comes twice, and all of them once more when all is done."""
+    # Idle first: who is frozen in the middle of a transaction holds its locks, and SQLite has one for all writers.
+    wait_for(lambda: all(column.index_file for column in run.native()), SECONDS, lambda: "the worker is never idle")
     stage.worker.popen.send_signal(signal.SIGSTOP)
     run.start()
     for _ in range(_SEVERAL):

@@ -95,8 +95,10 @@ class Stage:
 
     def mend(self) -> None:
         """Whatever a story that went wrong left behind: begin with whole processes."""
-        for process in (self.api, self.victim, self.worker):
-            process.popen.send_signal(signal.SIGCONT)
+        processes = (self.api, self.victim, self.worker)
+        for process in processes:  # all of them first: one that is frozen may hold what another waits for at its start
+            process.kill()
+        for process in processes:
             self.restart(process)
 
     def close(self) -> None:
