@@ -6,6 +6,7 @@ one upgrade, with crashes, late workers and missing side-information.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -279,6 +280,9 @@ def _folder() -> Iterator[None]:
 
 
 ChainMachine.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=int(os.environ.get("FORWARDFILL_MACHINE_EXAMPLES", "4")),
+    stateful_step_count=15,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 TestChainMachine = ChainMachine.TestCase
