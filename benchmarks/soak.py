@@ -23,7 +23,7 @@ from benchmarks import load, ours
 from benchmarks.oracle import Hit, Oracle
 from benchmarks.processes import end_in_good_order, resident
 from benchmarks.report import show
-from benchmarks.table import Group, Line, Pair, at_most, compared, counted, document, exit_code
+from benchmarks.table import Group, Line, Pair, at_least, at_most, compared, counted, document, exit_code
 from benchmarks.vectors import DIMENSION, clustered
 from forwardfill.client import encoded
 from gallery.arrays import Vectors
@@ -34,9 +34,12 @@ CLIENTS = 8
 HIDDEN = 64
 #: one search in so many asks for everything that there is
 WHOLE_EVERY = 20
-WRITE_SECONDS, SAMPLE_SECONDS, WARM_SECONDS = 0.2, 2.0, 60.0
-#: an upgrade takes about so long, and is left as it is for a while before it is rolled back
+WRITE_SECONDS, SAMPLE_SECONDS, WARM_SECONDS = 0.5, 2.0, 60.0
+WRITTEN_AT_ONCE = 60
+#: an upgrade takes about so long, and is left as it is for a while before it is rolled back. What is written meanwhile is
+#: upgraded too, so without more than that a second it would never end
 UPGRADE_SECONDS, REST_SECONDS = 20.0, 5.0
+WRITTEN_PER_SECOND = WRITTEN_AT_ONCE / WRITE_SECONDS
 #: revisions that ended longer ago than a request may take are of no search under way
 REMEMBERED_SECONDS = 300.0
 #: by how much a fitted line may rise over the run
@@ -113,7 +116,7 @@ class Soak:
 
     def upgrade(self) -> None:
         """Upgrade, leave it so for a while, and roll it back."""
-        rate = len(self.pool) / UPGRADE_SECONDS
+        rate = len(self.pool) / UPGRADE_SECONDS + WRITTEN_PER_SECOND
         client = self.us.client
         started = client.start_upgrade(GALLERY, transformation=ours.FORWARD, throttle={"items_per_second": rate})["id"]
         while client.upgrade(started)["state"] != "completed":
@@ -145,13 +148,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def settings(items: int) -> dict[str, object]:
-    """So that ten minutes see what months would: merges often, and large segments that have an index."""
+    """So that ten minutes see what months would: merges often, large segments that have an index, and a full cache."""
     return {
         "max_k": 2 * items,
         "exact_below": max(100, items // 5),
         "compact_segments": 4,
         "compact_rows": items,
         "retired_seconds": 5.0,
+        "mapped_cache_bytes": 8 << 20,
     }
 
 
@@ -200,7 +204,7 @@ def _searching(soak: Soak, connection: load.Connection, random: np.random.Genera
 def _change(soak: Soak, random: np.random.Generator) -> None:
     """Mostly write, of which most replaces; sometimes delete; seldom ask for a merge of everything."""
     what = random.random()
-    some = random.choice(len(soak.pool), size=int(random.integers(1, 200)), replace=False).tolist()
+    some = random.choice(len(soak.pool), size=int(random.integers(1, WRITTEN_AT_ONCE)), replace=False).tolist()
     if what < 0.7:
         soak.write(random, some)
     elif what < 0.98:
@@ -229,8 +233,9 @@ def _judged(soak: Soak) -> list[Line]:
         counted(
             "searches",
             [soak.searches],
-            note=f"{soak.whole:,} for everything; {soak.writes:,} writes, {soak.upgrades} upgrades",
+            note=f"{soak.whole:,} for everything; {soak.writes:,} writes",
         ),
+        counted("upgrades completed, and rolled back", [soak.upgrades], at_least(1)),
         counted("failed requests", [len(soak.failures)], at_most(0), note="; ".join(soak.failures[:3])),
         counted("wrong answers", [len(soak.wrongs)], at_most(0), note="; ".join(soak.wrongs[:3])),
     ]
@@ -243,8 +248,8 @@ def _judged(soak: Soak) -> list[Line]:
 def memory(samples: Sequence[tuple[float, int]]) -> Line:
     """The line of (seconds, bytes) samples: what a fitted line ends at, against what it begins with."""
     at, sizes = (np.array(each, np.float64) for each in zip(*samples, strict=True))
-    slope, start = np.polyfit(at - at[0], sizes, 1)
-    first, last = start / 1e6, (start + slope * (at[-1] - at[0])) / 1e6
+    slope, start = (float(each) for each in np.polyfit(at - at[0], sizes, 1))
+    first, last = start / 1e6, (start + slope * float(at[-1] - at[0])) / 1e6
     note = f"Pss of service and worker after the first minute; {slope * 60 / 1e6:+.2f} MB a minute"
     return compared("memory at the end, against after a minute", [Pair(last, first)], LEVEL, unit="MB", note=note)
 

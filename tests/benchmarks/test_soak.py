@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from benchmarks.soak import memory
+from benchmarks.table import Group, document
 
 
 def test_memory_that_swings_around_a_level_is_level() -> None:
@@ -17,3 +20,4 @@ def test_memory_that_leaks_a_little_in_every_minute_is_found_with_its_slope() ->
     line = memory(samples)
     assert line.missed
     assert "+6.00 MB a minute" in line.note
+    assert json.dumps(document([Group("soak", (line,))]), allow_nan=False)
