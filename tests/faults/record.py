@@ -25,7 +25,7 @@ TOLERANCE = 1e-3
 ITEMS = [f"item-{n:02}" for n in range(48)]
 _WRITES = 10
 _WRITE_SECONDS = 0.15
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.2
 
 
 class _Vectors(NamedTuple):

@@ -105,6 +105,8 @@ class Stage:
         self.catalog.close()
         for process in (self.worker, *self.system.apis):
             process.kill()
+        for api in self.system.apis:
+            api.http.close()
 
 
 class Try:

@@ -10,7 +10,6 @@ import pytest
 from gallery.faults import POINTS
 from tests.faults.cases import (
     cases,
-    source_column_is_damaged,
     two_start_at_once,
     worker_dies,
     worker_freezes,
@@ -25,7 +24,6 @@ PART: dict[str, Play] = {
         writing_api_dies, point="upsert.committed:kill:1"
     ),
     "a worker is frozen past its lease": partial(worker_freezes, point="rename:stop:2"),
-    "a native column is damaged": source_column_is_damaged,
     "two start an upgrade at once": two_start_at_once,
 }
 

@@ -22,7 +22,7 @@ VECTORS, SIDE = np.arange(8.0).reshape(2, 4), np.ones((2, 2))
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    opened = World.open(tmp_path / "data").prepare(("forward", "old", "new", WITH_SIDE))
+    opened = World.open(tmp_path / "data", lease_seconds=600).prepare(("forward", "old", "new", WITH_SIDE))
     opened.upsert("old", ["a", "b"], VECTORS, side=SIDE)
     yield opened
     faults.arm(None)
