@@ -114,7 +114,7 @@ def resume(store: Store, upgrade_id: str, *, actor: str | None = None) -> Change
     """
     with store.catalog.transaction() as tx:
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
-        if not wants(Verb.RESUME, State(row.state), dry_run=row.dry_run):
+        if not _wants(tx.session, row, Verb.RESUME):
             return Changed(row.id, changed=False)
         if row.state == State.FAILED:
             _forgive(tx.session, row)
@@ -128,7 +128,7 @@ def retry(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed
     """Try the failed segments again, and only those."""
     with store.catalog.transaction() as tx:
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
-        if not wants(Verb.RETRY, State(row.state), dry_run=row.dry_run):
+        if not _wants(tx.session, row, Verb.RETRY):
             return Changed(row.id, changed=False)
         forgiven = _forgive(tx.session, row)
         if row.state == State.FAILED:
@@ -175,7 +175,7 @@ def cutover(
     """Let all transformed segments serve at once, if `admit`, which is given the locked row, does not raise."""
     with store.catalog.transaction("cutover") as tx:
         row, gallery = locked(tx.session, upgrade_id)
-        if not wants(Verb.CUTOVER, State(row.state), dry_run=row.dry_run):
+        if not _wants(tx.session, row, Verb.CUTOVER):
             return Changed(row.id, changed=False)
         admit(row)
         complete(tx.session, row, gallery, actor=actor)
@@ -351,7 +351,7 @@ def _forgive(session: Session, row: UpgradeRow) -> int:
 def _simple(store: Store, upgrade_id: str, verb: Verb, then: Any, actor: str | None) -> Changed:
     with store.catalog.transaction() as tx:
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
-        if not wants(verb, State(row.state), dry_run=row.dry_run):
+        if not _wants(tx.session, row, verb):
             return Changed(row.id, changed=False)
         move(tx.session, row, then(row), actor=actor)
     return Changed(row.id, changed=True)
