@@ -11,10 +11,10 @@ import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from forwardfill.client import RESTING, Client, Throttle, Upgrade
 from forwardfill.connection import connected as _client
+from forwardfill.tables import listed
 
 models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
 galleries = typer.Typer(no_args_is_help=True, help="Galleries of a running service.")
@@ -27,14 +27,14 @@ _EXPLAINED_SECONDS = 3600.0  # reading and transforming a large gallery
 def list_models() -> None:
     """List the registered models."""
     with _client() as client:
-        _table(client.models(), "name", "dimension", "metric", "normalized", "side_information")
+        listed(client.models(), "name", "dimension", "metric", "normalized", "side_information")
 
 
 @galleries.command("list")
 def list_galleries() -> None:
     """List the galleries."""
     with _client() as client:
-        _table(client.galleries(), "name", "model", "items", "segments", "version", "active_upgrade")
+        listed(client.galleries(), "name", "model", "items", "segments", "version", "active_upgrade")
 
 
 @galleries.command("show")
@@ -70,10 +70,10 @@ def explain_search(
     companions = {model: _vector(Path(file)) for model, file in others.items()}
     with _client(timeout=_EXPLAINED_SECONDS) as client:
         found = client.explain(name, model, _vector(vector), k=k, companions=companions, oversample=oversample)
-    _table(found["plan"]["segments"], "segment", "route", "column", "index", "live", "candidates", "ask_ms")
-    _table([found["milliseconds"]], *found["milliseconds"])
+    listed(found["plan"]["segments"], "segment", "route", "column", "index", "live", "candidates", "ask_ms")
+    listed([found["milliseconds"]], *found["milliseconds"])
     shown = {"all": found["exact"]["recall"], **found["exact"]["by_route"]}
-    _table([{"route": route, **recall} for route, recall in shown.items()], "route", "hits", "found", "recall")
+    listed([{"route": route, **recall} for route, recall in shown.items()], "route", "hits", "found", "recall")
 
 
 @upgrade.command("start")
@@ -108,7 +108,7 @@ def start(
 def list_upgrades() -> None:
     """List the upgrades."""
     with _client() as client:
-        _table(client.upgrades(), "id", "gallery", "source_model", "target_model", "state", "created_at")
+        listed(client.upgrades(), "id", "gallery", "source_model", "target_model", "state", "created_at")
 
 
 @upgrade.command("show")
@@ -129,7 +129,7 @@ def watch(upgrade_id: str) -> None:
 def failures(upgrade_id: str) -> None:
     """List the segments that failed."""
     with _client() as client:
-        _table(client.failures(upgrade_id), "segment", "items", "attempts", "error")
+        listed(client.failures(upgrade_id), "segment", "items", "attempts", "error")
 
 
 @upgrade.command("throttle")
@@ -214,10 +214,3 @@ def _vector(file: Path) -> npt.NDArray[Any]:
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{file} is not an .npy file that can be read: {error}") from error
     return found.reshape(-1)
-
-
-def _table(rows: Any, *columns: str) -> None:
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*("" if row[name] is None else str(row[name]) for name in columns))
-    console.print(table)

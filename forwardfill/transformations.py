@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from forwardfill.client import Client
 from forwardfill.connection import connected
+from forwardfill.tables import listed
 
 app = typer.Typer(no_args_is_help=True, help="Transformations of a running service: list them, fit one from a sample.")
 console = Console()
@@ -21,7 +21,7 @@ console = Console()
 def list_transformations() -> None:
     """List the registered transformations."""
     with connected() as client:
-        _table(client.transformations(), "name", "source", "target", "direction", "method")
+        listed(client.transformations(), "name", "source", "target", "direction", "method")
 
 
 @app.command("fit")
@@ -59,7 +59,7 @@ def fit(
 def list_fits() -> None:
     """List the fits."""
     with connected() as client:
-        _table(client.fits(), "id", "gallery", "name", "target_model", "state", "fitted_method", "created_at")
+        listed(client.fits(), "id", "gallery", "name", "target_model", "state", "fitted_method", "created_at")
 
 
 @app.command("show-fit")
@@ -92,10 +92,3 @@ def _watch(client: Client, fit_id: str) -> None:
         raise typer.Exit(1)
     console.print(f"{found['name']} ({found['fitted_method']}): {found['verdict']['decision']}")
     console.print(found["verdict"]["reason"])
-
-
-def _table(rows: Any, *columns: str) -> None:
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*("" if row[name] is None else str(row[name]) for name in columns))
-    console.print(table)

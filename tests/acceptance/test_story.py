@@ -193,7 +193,7 @@ def test_kill_9_of_the_api_in_the_middle_of_an_upsert_leaves_all_of_it_or_nothin
 def test_a_worker_that_is_told_to_stop_finishes_or_releases_its_segment(stack: Stack, world: World) -> None:
     for start in range(0, 200, 20):
         world.upsert(stack.http, [f"item-{n}" for n in range(start, start + 20)])
-    throttle = {"items_per_second": 100}
+    throttle = {"items_per_second": 5}  # a segment in 4 s: none of them finishes all while others stop
     upgrade = ok(
         stack.http.post(
             "/admin/upgrades",
@@ -205,6 +205,7 @@ def test_a_worker_that_is_told_to_stop_finishes_or_releases_its_segment(stack: S
     assert [worker.stop() for worker in stack.system.workers] == [0] * len(stack.system.workers)
     done = progress(stack.http, upgrade)["segments_done"]
     assert state(stack.http, upgrade) == "running"
+    ok(stack.http.patch(f"/admin/upgrades/{upgrade}", json={"throttle": {"items_per_second": None}}))
     for worker in stack.system.workers:
         worker.start()
     wait_for(lambda: state(stack.http, upgrade) == "completed", 60, lambda: str(document(stack.http, upgrade)))
