@@ -6,13 +6,12 @@ the fence, so a fit registers once. How it is trained is not known here: a funct
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import structlog
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from gallery import errors
@@ -24,6 +23,7 @@ from gallery.catalog.models import NewTransformation
 from gallery.catalog.tables import FitRow, now
 from gallery.files import PART, adopt
 from gallery.fits import Asked, Fit, Outcome, Tell, end
+from gallery.heartbeat import heartbeat
 from gallery.pairs import read
 from gallery.spaces import Direction, EmbeddingModel
 from gallery.store import Store
@@ -57,7 +57,7 @@ def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[],
     if held is None:
         return False
     try:
-        with _heartbeat(store, held):
+        with _kept(store, held):
             _work(store, held, fit, _teller(store, held, go_on))
     except errors.LeaseLost:
         pass  # cancelled, or whoever holds it now will end it
@@ -189,27 +189,10 @@ def _teller(store: Store, held: Lease, go_on: Callable[[], bool]) -> Tell:
     return tell
 
 
-@contextmanager
-def _heartbeat(store: Store, held: Lease) -> Iterator[None]:
-    """Renew the lease while the block runs: some steps, such as a large closed form, take long and tell nothing."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(store.settings.lease_seconds / 3):
-            try:
-                with store.catalog.transaction() as tx:
-                    if not fit_rows.renew(tx.session, held, store.settings.lease_seconds):
-                        return
-            except SQLAlchemyError as error:  # the database may be back before the lease ends
-                log.warning("heartbeat_missed", fit=held.fit_id, error=repr(error))
-
-    thread = threading.Thread(target=beat, name=f"lease-{held.fit_id}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def _kept(store: Store, held: Lease) -> AbstractContextManager[None]:
+    """Renew the lease meanwhile: some steps, such as a large closed form, take long and tell nothing."""
+    seconds = store.settings.lease_seconds
+    return heartbeat(store, f"fit {held.fit_id}", lambda session: fit_rows.renew(session, held, seconds))
 
 
 def _compared(source: EmbeddingModel, target: EmbeddingModel) -> tuple[str, ...]:

@@ -6,14 +6,10 @@ and checks the fence: of two workers that did the same segment, the one that los
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import structlog
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from gallery import errors, faults
@@ -28,6 +24,7 @@ from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow, UpgradeRow
 from gallery.catalog.upgrades import Lease
 from gallery.columns import Dtype, blocks, open_column, verify, write_blocks
 from gallery.files import Written
+from gallery.heartbeat import heartbeat
 from gallery.indexing import Built, build
 from gallery.lineage import Lineage
 from gallery.spaces import EmbeddingModel, Transformation
@@ -36,7 +33,6 @@ from gallery.upgrade import sources, throttle
 from gallery.upgrade.states import PUBLISHING, State
 
 BLOCK_ROWS = 8192
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +85,7 @@ def work(store: Store, held: Lease) -> None:
         LeaseLost: another worker has the segment now, or the upgrade no longer wants it; nothing was changed.
     """
     started = time.monotonic()
-    with heartbeat(store, held):
+    with kept(store, held):
         job = _read(store, held)
         if job is None:
             _skip(store, held)
@@ -117,27 +113,10 @@ def fail(store: Store, held: Lease, error: str) -> None:
         row.owner, row.leased_until, row.error = None, None, error[:2000]
 
 
-@contextmanager
-def heartbeat(store: Store, held: Lease) -> Iterator[None]:
-    """Renew a lease while the block runs. A lease that is lost is noticed when publishing; nothing is interrupted."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(store.settings.lease_seconds / 3):
-            try:
-                with store.catalog.transaction() as tx:
-                    if not upgrade_rows.renew(tx.session, held, store.settings.lease_seconds):
-                        return
-            except SQLAlchemyError as error:  # the database may be back before the lease ends
-                log.warning("heartbeat_missed", segment=held.segment_id, error=repr(error))
-
-    thread = threading.Thread(target=beat, name=f"lease-{held.segment_id}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def kept(store: Store, held: Lease) -> AbstractContextManager[None]:
+    """Renew a lease while the block runs."""
+    seconds = store.settings.lease_seconds
+    return heartbeat(store, f"segment {held.segment_id}", lambda session: upgrade_rows.renew(session, held, seconds))
 
 
 def _read(store: Store, held: Lease) -> _Job | None:
