@@ -61,7 +61,8 @@ def create_app(
         lifespan=_lifespan,
     )
     app.state.process = process
-    for subject in (fits, models, galleries, search, explain, upgrades, events, health):
+    # A path is compared with one route after another: searches come first.
+    for subject in (search, fits, models, galleries, explain, upgrades, events, health):
         app.include_router(subject.router)
     errors.install(app)
     documents.install(app)

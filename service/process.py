@@ -68,8 +68,8 @@ class Process:
         return world
 
 
-def of(request: Request) -> Process:
-    """The process of a request."""
+async def of(request: Request) -> Process:
+    """The process of a request. Not a plain function: FastAPI would hand each request to a thread and back for it."""
     process: Process = request.app.state.process
     return process
 

@@ -11,11 +11,13 @@ from fastapi import APIRouter, Depends, Response
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic import WithJsonSchema as JsonSchema
+from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
 from gallery.arrays import Vectors
 from gallery.catalog import items as item_rows
 from gallery.errors import GalleryError
+from gallery.search.brief import brief
 from gallery.search.request import Answer, Hit, SearchRequest
 from gallery.snapshot import World
 from gallery.vectors import accept
@@ -179,17 +181,32 @@ _BATCH = {"model": "resnet50-v2", "queries": [[0.1, 0.2, 0.3], {"vector": [0.4, 
     response_model=SearchAnswer,
     **documented(*REFUSES, takes=SearchBody, example=EXAMPLE),
 )
-def search(
+async def search(
     _: MaySearch,
     gallery: str,
     body: Annotated[SearchBody, Depends(Json(SearchBody))],
     process: ProcessDep,
-    __: SearchSlot,
 ) -> Response:
     """Find the items nearest to a query, wherever an upgrade of the gallery is."""
-    started = time.perf_counter()
     within(body.k, process.store.settings.max_k, "max_k", "/k")
-    answers = _answers(process, gallery, body, lambda world: one_query(body, world))
+    if _is_brief(process, gallery, body):
+        return _searched(process, gallery, body, alone=True)
+    async with process.searches.taken():
+        return await run_in_threadpool(_searched, process, gallery, body, alone=False)
+
+
+def _is_brief(process: Process, gallery: str, body: SearchBody) -> bool:
+    """Whether a search is done on the event loop: handing it to a thread would take longer than doing it."""
+    world = process.galleries.current
+    snapshot = world.galleries.get(gallery)
+    if snapshot is None or body.filter is not None or body.include or body.model not in world.registry.models:
+        return False
+    return brief(snapshot, body.model, body.k)
+
+
+def _searched(process: Process, gallery: str, body: SearchBody, *, alone: bool) -> Response:
+    started = time.perf_counter()
+    answers = _answers(process, gallery, body, lambda world: one_query(body, world), alone=alone)
     (hits,) = hits_as_json(process, answers, payload="payload" in body.include)
     return _json({"hits": hits, **_about(body, answers[0], started)})
 
@@ -254,8 +271,10 @@ def _several(body: BatchBody, world: World) -> Queries:
     return Queries(all_of([query.vector for query in body.queries], body.model, "/queries/{row}/vector"), companions)
 
 
-def _answers(process: Process, gallery: str, body: _Options, queries_of: Callable[[World], Queries]) -> list[Answer]:
-    """Search, in as many calls as keep the memory bounded; nearly always one."""
+def _answers(
+    process: Process, gallery: str, body: _Options, queries_of: Callable[[World], Queries], *, alone: bool = False
+) -> list[Answer]:
+    """Search, in as many calls as keep the memory bounded, nearly always one; `alone` waits for no other search."""
 
     def ask(world: World) -> list[Answer]:
         world.snapshot(gallery)  # a gallery that is not there is said before a model that is not
@@ -265,6 +284,8 @@ def _answers(process: Process, gallery: str, body: _Options, queries_of: Callabl
         requests = (
             request_for(body, queries, slice(at, at + at_once)) for at in range(0, len(queries.vectors), at_once)
         )
+        if alone:
+            return [process.searcher.search(world, gallery, each) for each in requests]
         return [process.coalescer.search(world, gallery, each, at_once=at_once) for each in requests]
 
     started, outcome = time.perf_counter(), "failed"

@@ -1,0 +1,53 @@
+"""Which searches are done on the event loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from gallery.search.brief import brief
+from gallery.snapshot import Snapshot
+from tests.gallery.world import GALLERY, OLD, World
+
+
+def snapshot(world: World) -> Snapshot:
+    """What a search of the world's gallery sees."""
+    return world.galleries.refresh().snapshot(GALLERY)
+
+
+def grown(seen: Snapshot, rows: int, *, index_file: str | None = None) -> Snapshot:
+    """The same with one segment of so many rows, which nobody reads."""
+    view = seen.segments[0]
+    column = view.columns["old"]
+    wide = np.broadcast_to(np.zeros(column.vectors.shape[1], np.float32), (rows, column.vectors.shape[1]))
+    large = replace(column, vectors=wide, index_file=index_file)
+    return replace(seen, segments=(replace(view, columns={"old": large}, rows=rows, live=rows),))
+
+
+def written(world: World, *ids: str) -> Snapshot:
+    """What is seen once these items are there."""
+    world.upsert("old", list(ids), np.ones((len(ids), OLD), np.float32))
+    return snapshot(world)
+
+
+def test_few_rows_of_the_queries_own_model_are(world: World) -> None:
+    assert brief(written(world, "a", "b"), "old", 10)
+
+
+def test_rows_that_have_to_be_transformed_are_not(world: World) -> None:
+    assert not brief(written(world, "a", "b"), "new", 10)
+
+
+def test_many_rows_are_not_unless_an_index_spares_reading_them(world: World) -> None:
+    large = grown(written(world, "a"), 10_000_000)
+    assert not brief(large, "old", 10)
+    assert brief(grown(large, 10_000_000, index_file="it.faiss"), "old", 10)
+
+
+def test_many_hits_are_not(world: World) -> None:
+    assert not brief(written(world, "a"), "old", 1000)
+
+
+def test_an_empty_gallery_is(world: World) -> None:
+    assert brief(snapshot(world), "new", 10)
