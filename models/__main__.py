@@ -70,8 +70,8 @@ def fit(
     *,
     source: Source,
     target: Target,
-    metric: Metric,
-    output: Annotated[Path, typer.Option(help="The artifact to write, .safetensors.")],
+    metric: Metric = "cosine",
+    output: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("transformation.safetensors"),
     side: Side = None,
     labels: Labels = None,
     method: Annotated[str, typer.Option(help="A method, or auto: whichever is best on the validation part.")] = "auto",
@@ -118,7 +118,7 @@ def fit(
             place.unlink(missing_ok=True)
         _show_candidates(fitted)
         _show(fitted.assessment)
-        _say(f"{output} holds the map of {fitted.method}, SHA-256 {digest}")
+        _say(f"{output} holds the map of {fitted.method}, trained for and judged by {metric}, SHA-256 {digest}")
         _write(report, {"artifact": str(output), "sha256": digest, **fitted.report()})
 
 

@@ -100,6 +100,18 @@ class TestFit:
         assert "fastfill" in result.stdout
         assert result.stdout.count("chosen") == 2  # in the table, and in the heading of the verdict's
 
+    def test_two_files_of_vectors_are_enough(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        result = run("fit", "--source", data / "old.npy", "--target", data / "new.npy", "--method", "procrustes")
+        assert result.exit_code == 0, result.output
+        assert (
+            "transformation.safetensors holds the map of procrustes, trained for and judged by cosine" in result.stdout
+        )
+        assert load_transform(tmp_path / "transformation.safetensors")(np.load(data / "old.npy"), None).shape == (
+            ROWS,
+            8,
+        )
+
     def test_without_labels_it_says_what_it_assumes(self, data: Path, tmp_path: Path) -> None:
         flags = pairs(data)[:6]
         result = run("fit", *flags, "--metric", "cosine", *QUICK, "--output", tmp_path / "map")
