@@ -18,7 +18,8 @@ from benchmarks import load, ours
 from benchmarks.setting import Setting
 from benchmarks.table import Line, Pair, at_most, compared
 from benchmarks.vectors import clustered
-from forwardfill.client import Client, Throttle
+from forwardfill.answers import Throttle
+from forwardfill.client import Client
 from gallery.settings import GallerySettings
 from models.runtime import load_transform
 

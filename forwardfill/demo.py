@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from forwardfill import report
-from forwardfill.client import RESTING, Client, ForwardfillError, Throttle, Upgrade, UpgradeStoppedError
+from forwardfill.answers import Throttle, Upgrade
+from forwardfill.client import RESTING, Client, ForwardfillError, UpgradeStoppedError
 from forwardfill.local_service import LocalService, ServiceDiedError
 from forwardfill.quality import Exam, GalleryMovedError, Measurement, Queries, fraction_of
 from forwardfill.story import NEW, OLD, SEGMENTS, Items, Scale, Story

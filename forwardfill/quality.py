@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forwardfill.client import BatchAnswer, Client, Routes
+from forwardfill.answers import BatchAnswer, Routes
+from forwardfill.client import Client
 from models.evaluation import cmc_from_ranking, map_from_ranking, ranked_relevance
 
 Floats = npt.NDArray[np.float32]

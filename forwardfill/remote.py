@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from forwardfill.client import RESTING, Client, Throttle, Upgrade
+from forwardfill.answers import Throttle, Upgrade
+from forwardfill.client import RESTING, Client
 from forwardfill.connection import connected as _client
 from forwardfill.tables import listed
 

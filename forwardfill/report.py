@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forwardfill import chart
-from forwardfill.client import Upgrade
+from forwardfill.answers import Upgrade
 from forwardfill.quality import SHORT, Quality
 from forwardfill.story import SEGMENTS, Story
 from forwardfill.traffic import Record

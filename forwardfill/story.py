@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forwardfill.client import Upgrade
+from forwardfill.answers import Upgrade
 from forwardfill.quality import Measurement, Queries
 from forwardfill.traffic import Record
 
