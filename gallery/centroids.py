@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 
 from gallery import errors
-from gallery.arrays import Stored, Vectors
+from gallery.arrays import Stored
 from gallery.catalog.tables import ColumnRow, SegmentRow
 from gallery.columns import open_column
 from gallery.index import quantizer
-from gallery.index.base import ListsBackend
+from gallery.index.base import ListsBackend, Trained
 from gallery.spaces import EmbeddingModel
 from gallery.store import Store
 
@@ -46,8 +46,8 @@ def total_rows(store: Store, column: Unindexed) -> int:
 
 def offered(
     store: Store, column: Unindexed, chosen: ListsBackend, parameters: Mapping[str, Any], total: int
-) -> Iterator[Vectors]:
-    """Centroids (lists, dimension) to build with, in turn until an index finds enough. Nothing is stored.
+) -> Iterator[Trained]:
+    """Lists to build with, in turn until an index finds enough. Nothing is stored.
 
     Args:
         store: where the gallery is.
@@ -59,15 +59,15 @@ def offered(
     others = _others(store, column)
     lists = chosen.lists(parameters, total, sum(rows for _, rows in others) + len(column.vectors))
     newest = _newest(store, column, chosen)
-    if newest is not None and chosen.serves(parameters, len(newest), lists):
+    if newest is not None and chosen.serves(parameters, len(newest.centroids), lists):
         yield newest
     space = column.model.space
     sample = quantizer.training_rows([*_opened(store, column, others), column.vectors], space, lists)
-    yield quantizer.train(sample, min(lists, len(sample)), space)
+    yield chosen.train(sample, min(lists, len(sample)), space)
 
 
-def _newest(store: Store, column: Unindexed, chosen: ListsBackend) -> Vectors | None:
-    """The centroids of the newest index of a kind; None where there is none, or it went away just now."""
+def _newest(store: Store, column: Unindexed, chosen: ListsBackend) -> Trained | None:
+    """The lists of the newest index of a kind; None where there is none, or it went away just now."""
     with store.catalog.reading() as session:
         name = session.scalar(
             select(func.max(ColumnRow.index_file))  # their names are in the order in which they were made
@@ -81,10 +81,10 @@ def _newest(store: Store, column: Unindexed, chosen: ListsBackend) -> Vectors | 
     if name is None:
         return None
     try:
-        found = chosen.centroids(store.files.path(name))
+        found = chosen.trained(store.files.path(name))
     except RuntimeError:  # which is all that FAISS says of a file that is not there, or not whole
         return None
-    return found if found.shape[1] == column.model.dimension else None
+    return found if found.centroids.shape[1] == column.model.dimension else None
 
 
 def _others(store: Store, column: Unindexed) -> Sequence[tuple[str, int]]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import select
 
 from gallery import centroids, faults
-from gallery.arrays import Stored, Vectors
+from gallery.arrays import Stored
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
@@ -27,7 +27,7 @@ from gallery.centroids import Unindexed
 from gallery.columns import open_column
 from gallery.files import Written, written
 from gallery.index._recall import Sample, recall, sample
-from gallery.index.base import ListsBackend
+from gallery.index.base import ListsBackend, Trained
 from gallery.index.choose import EXACT, Choice, choose
 from gallery.index.quantizer import digest
 from gallery.index.registry import backend
@@ -71,11 +71,11 @@ def decide(store: Store, gallery: GalleryRow, column: Unindexed) -> Decision:
     if not choices:
         return Decision(None, {})
     asked, refused = sample(column.vectors, column.model.space), {}
-    for choice, lists in _attempts(store, column, choices, total):
+    for choice, trained in _attempts(store, column, choices, total):
         name = store.files.new(indexes_folder(gallery.id), ".faiss")
         try:
             with store.files.writing(name) as path:
-                parameters = _build(choice, lists, column, path, asked)
+                parameters = _build(choice, trained, column, path, asked)
         except _FindsTooLittle as found:
             refused[choice.kind] = found.args[0]
             continue
@@ -85,18 +85,18 @@ def decide(store: Store, gallery: GalleryRow, column: Unindexed) -> Decision:
 
 def _attempts(
     store: Store, column: Unindexed, choices: Sequence[Choice], total: int
-) -> Iterator[tuple[Choice, Vectors | None]]:
-    """What to build, and with which centroids if it takes some; made only when those before were refused."""
+) -> Iterator[tuple[Choice, Trained | None]]:
+    """What to build, and with which lists if it takes some; made only when those before were refused."""
     for choice in choices:
         chosen = backend(choice.kind)
         if isinstance(chosen, ListsBackend):
-            for lists in centroids.offered(store, column, chosen, choice.efforts[0], total):
-                yield choice, lists
+            for trained in centroids.offered(store, column, chosen, choice.efforts[0], total):
+                yield choice, trained
         else:
             yield choice, None
 
 
-def _build(choice: Choice, lists: Vectors | None, column: Unindexed, path: Path, asked: Sample) -> dict[str, Any]:
+def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Path, asked: Sample) -> dict[str, Any]:
     """Build an index at `path` and return the first parameters by which it finds enough, with what it finds.
 
     Raises:
@@ -104,7 +104,7 @@ def _build(choice: Choice, lists: Vectors | None, column: Unindexed, path: Path,
     """
     chosen, vectors, space = backend(choice.kind), column.vectors, column.model.space
     if isinstance(chosen, ListsBackend):
-        chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0], centroids=lists)
+        chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0], trained=trained)
     else:
         chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0])
     faults.reached("build_index")
@@ -112,7 +112,7 @@ def _build(choice: Choice, lists: Vectors | None, column: Unindexed, path: Path,
     for parameters in choice.efforts:
         found = round(recall(chosen.open(vectors, space=space, path=path, parameters=parameters), asked), 4)
         if found >= choice.enough:
-            told = {} if lists is None else {QUANTIZER: digest(lists)}
+            told = {} if trained is None else {QUANTIZER: digest(trained.centroids)}
             return {**parameters, **told, MEASURED: found}
     raise _FindsTooLittle(found)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gallery.arrays import Mask, Metric, Rows, Space, Stored, Vectors
+from gallery.arrays import Metric, Rows, Space, Stored, Vectors
 from gallery.index._library import ONE_BY_ONE, faiss
 from gallery.index.base import Found
 from gallery.index.scores import cut, score, score_rows, unit
+from gallery.index.selection import Selected
+from gallery.index.stack import Stack
 
 # How many rows are converted to float32 at a time: 16 MB at 512 dimensions.
 BLOCK = 8192
@@ -24,13 +26,19 @@ SLACK = 16
 SPARSE = 20
 
 
-def is_plain(vectors: Stored, space: Space) -> bool:
+def is_plain(vectors: Stored | Stack, space: Space) -> TypeGuard[Vectors]:
     """Whether FAISS can read `vectors` where they lie and rank them right.
 
     float16 columns of unit length are not plain: rounded, their lengths differ by 1e-3, which would decide the order.
     """
     as_stored = space.normalized or space.metric != "cosine"
-    return vectors.dtype == np.float32 and vectors.flags.c_contiguous and vectors.flags.aligned and as_stored
+    return (
+        as_stored
+        and isinstance(vectors, np.ndarray)
+        and vectors.dtype == np.float32
+        and vectors.flags.c_contiguous
+        and vectors.flags.aligned
+    )
 
 
 def prepared(vectors: Stored, space: Space) -> Vectors:
@@ -46,7 +54,7 @@ def faiss_metric(metric: Metric) -> int:
     return number
 
 
-def check_request(queries: Vectors, k: int, selected: Mask | None, shape: tuple[int, ...]) -> None:
+def check_request(queries: Vectors, k: int, selected: Selected | None, shape: tuple[int, ...]) -> None:
     """Refuse what would make FAISS read beyond the end of an array: it takes bare pointers.
 
     Raises:
@@ -57,16 +65,8 @@ def check_request(queries: Vectors, k: int, selected: Mask | None, shape: tuple[
         raise ValueError(f"queries must be (n, {dimension}) float32, not {queries.shape} {queries.dtype}")
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    if selected is not None and (selected.shape != (rows,) or selected.dtype != np.bool_):
-        raise ValueError(f"selected must be ({rows},) bool, not {selected.shape} {selected.dtype}")
-
-
-class Selection:
-    """A mask as FAISS wants it. The bits live as long as the selector, which only points at them."""
-
-    def __init__(self, selected: Mask) -> None:
-        self._bits = np.packbits(selected, bitorder="little")
-        self.selector = faiss.IDSelectorBitmap(len(self._bits), faiss.swig_ptr(self._bits))
+    if selected is not None and (selected.mask.shape != (rows,) or selected.mask.dtype != np.bool_):
+        raise ValueError(f"selected must be ({rows},) bool, not {selected.mask.shape} {selected.mask.dtype}")
 
 
 def search(
@@ -74,7 +74,7 @@ def search(
     vectors: Vectors,
     k: int,
     metric: Metric,
-    selected: Mask | None = None,
+    selected: Selected | None = None,
     longest: float | None = None,
 ) -> Found:
     """The `k` best of `vectors`, exactly, whatever else is in the batch.
@@ -84,21 +84,21 @@ def search(
         vectors: (rows, dimension), as `prepared` gives them or `is_plain` allows them; read where they lie.
         k: how many rows, at least 1.
         metric: decides the score.
-        selected: (rows,) bool; only rows that are True may be found. None means all.
+        selected: the rows that may be found. None means all.
         longest: the length of the longest vector, where it is known.
     """
     if not len(queries) or not len(vectors):
         return nothing(len(queries), k, metric)
     queries = np.ascontiguousarray(queries)
-    sparse = selected is not None and np.count_nonzero(selected) * SPARSE < len(vectors)
+    sparse = selected is not None and selected.count * SPARSE < len(vectors)
     if len(queries) < PRODUCT_QUERIES and not sparse:
         return _one_by_one(queries, vectors, k, metric, selected)
     if selected is None:
         return _together(queries, vectors, k, metric, length(vectors) if longest is None else longest)
-    return _over_blocks(queries, k, metric, np.flatnonzero(selected), lambda rows: vectors[rows])
+    return _over_blocks(queries, k, metric, selected.rows, lambda rows: vectors[rows])
 
 
-def search_column(queries: Vectors, column: Stored, k: int, space: Space, selected: Mask | None) -> Found:
+def search_column(queries: Vectors, column: Stored | Stack, k: int, space: Space, selected: Selected | None) -> Found:
     """Exact search of the selected rows of a column of any kind, without a copy of the whole of it.
 
     Args:
@@ -106,21 +106,30 @@ def search_column(queries: Vectors, column: Stored, k: int, space: Space, select
         column: (rows, dimension) float32 or float16.
         k: how many rows.
         space: decides the score.
-        selected: (rows,) bool. None means all.
+        selected: the rows that may be found. None means all.
     """
     if is_plain(column, space):
         return search(queries, column, k, space.metric, selected)
-    chosen = np.arange(len(column)) if selected is None else np.flatnonzero(selected)
-    return _over_blocks(queries, k, space.metric, chosen, lambda rows: prepared(column[rows], space))
+    chosen = np.arange(len(column)) if selected is None else selected.rows
+    return _over_blocks(queries, k, space.metric, chosen, lambda rows: prepared(taken(column, rows), space))
 
 
-def ranked(queries: Vectors, rows: Rows, column: Stored, space: Space, k: int) -> Found:
+def ranked(queries: Vectors, rows: Rows, column: Stored | Stack, space: Space, k: int) -> Found:
     """The `k` best of the rows (queries, candidates) that a search found, with their exact scores; -1 is no row."""
+    return Found(*cut(scores_of(queries, rows, column, space), rows, space.metric, k))
+
+
+def scores_of(queries: Vectors, rows: Rows, column: Stored | Stack, space: Space) -> Vectors:
+    """The exact scores of rows (queries, candidates) of a column; of -1, whatever."""
     if is_plain(column, space):
-        scores = score_rows(queries, column, rows, space.metric)
-    else:
-        scores = score(queries, column[np.maximum(rows, 0)], space.metric)  # (queries, candidates, dimension)
-    return Found(*cut(scores, rows, space.metric, k))
+        return score_rows(queries, column, rows, space.metric)
+    vectors = taken(column, np.maximum(rows, 0))  # (queries, candidates, dimension)
+    return score(queries, vectors, space.metric, as_stored=space.normalized and column.dtype == np.float32)
+
+
+def taken(column: Stored | Stack, rows: Rows) -> Stored:
+    """The rows (..., dimension) at positions (...), copied."""
+    return column.take(rows) if isinstance(column, Stack) else column[rows]
 
 
 def length(vectors: Vectors) -> float:
@@ -136,14 +145,13 @@ def nothing(queries: int, k: int, metric: Metric) -> Found:
     return Found(*cut(np.zeros((queries, k), np.float32), none, metric, k))
 
 
-def _one_by_one(queries: Vectors, vectors: Vectors, k: int, metric: Metric, selected: Mask | None) -> Found:
+def _one_by_one(queries: Vectors, vectors: Vectors, k: int, metric: Metric, selected: Selected | None) -> Found:
     """Each query against each row by the function for one pair, so that nothing is to be scored again.
 
     The slack is for equal scores, of which the smaller row is to come first: FAISS keeps any of them.
     """
-    selection = None if selected is None else Selection(selected)
     pool = min(k + SLACK, len(vectors))
-    scores, rows = _knn(queries, vectors, pool, metric, selection.selector if selection else ONE_BY_ONE)
+    scores, rows = _knn(queries, vectors, pool, metric, ONE_BY_ONE if selected is None else selected.selector)
     return Found(*cut(np.sqrt(scores) if metric == "euclidean" else scores, rows, metric, k))
 
 

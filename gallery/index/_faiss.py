@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gallery.arrays import Mask, Rows, Space, Stored, Vectors
+from gallery.arrays import Rows, Space, Stored, Vectors
 from gallery.index import _exact
 from gallery.index._filtering import How, how, pool
 from gallery.index._library import faiss
 from gallery.index.base import Found
 from gallery.index.quantizer import Assignments
+from gallery.index.selection import Selected
+from gallery.index.stack import Stack
 
 
 class FaissIndex(ABC):
@@ -26,68 +28,81 @@ class FaissIndex(ABC):
 
     #: whether `_select` can be asked
     by_lists: ClassVar[bool] = False
-    #: how many rows are scored exactly for each that is wanted; more than 1 where the index knows the vectors roughly
-    rerank = 1
 
-    def __init__(self, kind: str, index: Any, *, vectors: Stored, space: Space) -> None:
+    def __init__(self, kind: str, *, vectors: Stored | Stack, space: Space) -> None:
         self.kind = kind
-        self._index = index
-        self._column = np.asarray(vectors)
+        self._column = vectors if isinstance(vectors, Stack) else np.asarray(vectors)
         self._space = space
 
     def search(
-        self, queries: Vectors, k: int, selected: Mask | None = None, assigned: Assignments | None = None
+        self, queries: Vectors, k: int, selected: Selected | None = None, assigned: Assignments | None = None
     ) -> Found:
         """The `k` best rows for each query, as `base.Index.search` says."""
         _exact.check_request(queries, k, selected, self._column.shape)
         total = len(self._column)
-        count = total if selected is None else int(np.count_nonzero(selected))
+        count = total if selected is None else selected.count
         if not count or not len(queries):
             return _exact.nothing(len(queries), k, self._space.metric)
         if assigned is None or assigned.queries is not queries:
             assigned = Assignments(queries)
         if selected is None or count == total:
-            return self._sieve(assigned, k, None, 1.0)
+            return self._sieve(assigned, k, None)
         way = how(total, count, k, by_lists=self.by_lists)
         if way is How.EXACT:
             return _exact.search_column(queries, self._column, k, self._space, selected)
         if way is How.LISTS:
             return self._select(assigned, k, selected)
-        return self._sieve(assigned, k, selected, total / count)
+        return self._sieve(assigned, k, selected)
 
-    @abstractmethod
-    def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
-        """`count` rows (queries, count) that FAISS finds best, or `rerank` times as many; -1 where it finds fewer.
+    def compared(self, k: int) -> int:
+        """How many rows are scored exactly for the best `k`; more than those where the index knows the vectors roughly."""
+        return k
+
+    def _found(self, assigned: Assignments, k: int, count: int, effort: float, selected: Selected | None) -> Found:
+        """The `k` best of the `count` rows that FAISS proposes; -1 where fewer of them are selected.
 
         `effort` is how much harder to look than a search of all rows does, at least 1.
         """
+        return self._ranked(assigned.queries, k, self._propose(assigned, count, effort), selected)
 
-    def _select(self, assigned: Assignments, k: int, selected: Mask) -> Found:
+    @abstractmethod
+    def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
+        """`count` rows (queries, count) that FAISS finds best; -1 where it finds fewer."""
+
+    def _select(self, assigned: Assignments, k: int, selected: Selected) -> Found:
         """The `k` best of the selected rows, read from lists."""
         raise NotImplementedError
 
-    def _sieve(self, assigned: Assignments, k: int, selected: Mask | None, effort: float) -> Found:
-        """Let FAISS propose rows, and answer exactly the queries for which it proposed too few.
+    def _sieve(self, assigned: Assignments, k: int, selected: Selected | None) -> Found:
+        """Let FAISS propose rows, and answer in another way the queries for which it proposed too few.
 
         The selection is applied to what FAISS proposes and not handed to it. Its own filter stops when the
         neighbourhood of the query is searched, whether or not selected rows were there: with 2,500 selected of 6,000,
         all far from the query, it found 10 rows and none of the 10 best. Here too few of them are seen to be too few.
         """
         total = len(self._column)
-        wanted = min(k, total)
-        rows = self._propose(assigned, wanted if selected is None else min(pool(k, effort), total), effort)
-        if selected is not None:
-            rows = np.where(selected[rows], rows, -1)  # -1 picks the last row's mark, and stays -1 either way
-            first = np.argsort(rows < 0, axis=1, kind="stable")[:, : k * self.rerank]
-            rows = np.take_along_axis(rows, first, axis=1)
-        found = _exact.ranked(assigned.queries, rows, self._column, self._space, k)
-        last = found.rows[:, wanted - 1]
+        effort = 1.0 if selected is None else total / selected.count
+        found = self._found(assigned, k, min(pool(self.compared(k), effort), total), effort, selected)
+        last = found.rows[:, min(k, total) - 1]
         if last.min() < 0:
             short = np.flatnonzero(last < 0)
-            allowed = np.ones(total, np.bool_) if selected is None else selected
-            exact = _exact.search_column(assigned.queries[short], self._column, k, self._space, allowed)
-            found.scores[short], found.rows[short] = exact
+            found.scores[short], found.rows[short] = self._thoroughly(assigned.queries[short], k, selected)
         return found
+
+    def _thoroughly(self, queries: Vectors, k: int, selected: Selected | None) -> Found:
+        """The `k` best, where a usual search finds less: the selection shuns the queries, or lists near them are short."""
+        if self.by_lists and selected is not None:
+            return self._select(Assignments(queries), k, selected)
+        return _exact.search_column(queries, self._column, k, self._space, selected)
+
+    def _ranked(self, queries: Vectors, k: int, rows: Rows, selected: Selected | None) -> Found:
+        """The `k` best of the rows (queries, n) that are selected."""
+        return _exact.ranked(queries, only(rows, selected), self._column, self._space, k)
+
+
+def only(rows: Rows, selected: Selected | None) -> Rows:
+    """-1 for the rows that are not selected; it picks the last row's mark, and stays -1 either way."""
+    return rows if selected is None else np.where(selected.mask[rows], rows, -1)
 
 
 def mapped(kind: str, path: Path | None, flags: int, vectors: Stored) -> Any:

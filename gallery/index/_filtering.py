@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, auto
-from math import ceil
+from math import ceil, sqrt
 
 # How many rows can be compared exactly in the time that it takes to propose one. Measured with 50,000 x 128 on two
 # cores: an HNSW search with one row in five selected takes as long as comparing those 10,000, 0.5 ms.
@@ -49,6 +49,8 @@ def how(rows: int, selected: int, k: int, *, by_lists: bool) -> How:
 def pool(k: int, effort: float) -> int:
     """How many rows to propose, so that `k` of them are selected unless the selection shuns the query.
 
-    `effort` is how many rows there are for each that is selected.
+    `effort` is how many rows there are for each that is selected. Nearly twice as many as that are proposed where most rows
+    are left out, and hardly more where few are: by how much the selected ones among them vary grows with the root of the
+    share that is left out.
     """
-    return ceil((2 * k + 16) * effort)
+    return ceil((k + (k + 16) * sqrt(1 - 1 / effort)) * effort)

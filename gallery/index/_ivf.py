@@ -2,97 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from gallery.arrays import Mask, Rows, Space, Stored, Vectors
+from gallery.arrays import Rows, Space, Stored, Vectors
 from gallery.index import _exact, _faiss, _parameters
 from gallery.index._library import faiss
 from gallery.index._parameters import Whole
-from gallery.index.base import Found
-from gallery.index.quantizer import Assignments, Nearest, Quantizer, serves, shared, train, training_rows, wanted
+from gallery.index.base import Found, Trained
+from gallery.index.quantizer import Assignments, Nearest, serves, shared, train, training_rows, wanted
+from gallery.index.scores import cut
+from gallery.index.selection import Selected
+from gallery.index.stack import Stack
 
 PARAMETERS = {
     "nlist": Whole(default=0, low=0, high=1 << 20),  # 0: as many as suit the number of rows
     "nprobe": Whole(default=32, low=1, high=1 << 20),
 }
 
-# An empty FAISS index of a quantizer, dimension, number of lists and metric.
-Empty = Callable[[Any, int, int, int], Any]
-
 # The fewest lists that are tried; with fewer, a search costs no less.
 _FIRST_PROBES = 8
 
 
 class IvfIndex(_faiss.FaissIndex):
-    """Lists that are read where the file is mapped. Which to read is found once for all segments with the same lists."""
+    """Lists of which the nearest few are read. Which those are is found once for all segments with the same lists."""
 
     by_lists = True
 
-    def __init__(
-        self, index: Any, *, quantizer: Quantizer, nprobe: int, rerank: int, kind: str, vectors: Stored, space: Space
-    ) -> None:
-        super().__init__(kind, index, vectors=vectors, space=space)
-        self.quantizer = quantizer
-        self.rerank = rerank
-        self._nprobe = min(nprobe, len(quantizer))
-        self._usual = faiss.SearchParametersIVF(nprobe=self._nprobe)  # making it takes longer than to read a short list
+    def __init__(self, kind: str, centroids: Vectors, *, nprobe: int, vectors: Stored | Stack, space: Space) -> None:
+        super().__init__(kind, vectors=vectors, space=space)
+        self.quantizer = shared(centroids, space.metric)
+        self.nprobe = min(nprobe, len(self.quantizer))
+        self._usual = faiss.SearchParametersIVF(nprobe=self.nprobe)  # making it takes longer than to read a short list
+
+    @property
+    @abstractmethod
+    def lists(self) -> Any:
+        """The FAISS index that holds them."""
 
     def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
-        width = min(ceil(self._nprobe * effort), len(self.quantizer))
-        count = min(count * self.rerank, len(self._column))
-        return self._read(assigned.queries, count, assigned.of(self.quantizer, width), None)
+        return self._read(assigned.queries, count, self._near(assigned, effort), None).rows
 
-    def _select(self, assigned: Assignments, k: int, selected: Mask) -> Found:
+    def _near(self, assigned: Assignments, effort: float) -> Nearest:
+        """The lists that a search reads."""
+        return assigned.of(self.quantizer, min(ceil(self.nprobe * effort), len(self.quantizer)))
+
+    def _within(self, queries: Vectors, k: int, near: Nearest, selected: Selected) -> Found:
+        """The `k` best of the selected rows in the lists that are `near`."""
+        count = min(self.compared(k), selected.count)
+        return self._ranked(queries, k, self._read(queries, count, near, selected).rows, None)
+
+    def _select(self, assigned: Assignments, k: int, selected: Selected) -> Found:
         """The `k` best of the selected rows: twice as many lists each time, until that changes nothing.
 
         Rows enough are no sign that they are the best: with 2,500 selected of 6,000, all far from the query, the nearest
         lists held 10 rows and none of the 10 best. The first lists are more than usual, because fewer selected rows lie
         farther apart; by no more than the root of how many are left out, because so are those in the lists.
         """
-        queries, selection = assigned.queries, _exact.Selection(selected)
-        best = _exact.nothing(len(queries), k, self._space.metric)
+        queries, metric = assigned.queries, self._space.metric
+        best = _exact.nothing(len(queries), k, metric)
         asking, first = np.arange(len(queries)), 0
-        last = ceil(2 * self._nprobe * sqrt(len(selected) / np.count_nonzero(selected)))
+        last = ceil(2 * self.nprobe * sqrt(len(selected.mask) / selected.count))
         while len(asking) and first < len(self.quantizer):
             last = min(last, len(self.quantizer))
             near = assigned.of(self.quantizer, last).part(asking, slice(first, last))
-            rows = self._read(queries[asking], k * self.rerank, near, selection.selector)
-            rows = np.concatenate([best.rows[asking], rows], axis=1)
-            found = _exact.ranked(queries[asking], rows, self._column, self._space, k)
-            settled = (found.rows == best.rows[asking]).all(axis=1) & (found.rows[:, -1] >= 0)
+            more = self._within(queries[asking], k, near, selected)
+            before = best.rows[asking]
+            both = np.hstack([best.scores[asking], more.scores]), np.hstack([before, more.rows])
+            found = Found(*cut(*both, metric, k))
+            settled = (found.rows == before).all(axis=1) & (found.rows[:, -1] >= 0)
             best.scores[asking], best.rows[asking] = found
             asking, first, last = asking[~settled], last, 2 * last
         return best
 
-    def _read(self, queries: Vectors, count: int, near: Nearest, selector: Any) -> Rows:
-        """The `count` best rows (queries, count) of the lists that are `near`; -1 where they hold fewer."""
+    def _read(self, queries: Vectors, count: int, near: Nearest, selected: Selected | None) -> Found:
+        """The `count` best rows (queries, count) of the lists that are `near`, by FAISS's own scores; -1 where fewer are."""
         width = near.lists.shape[1]
         steer = self._usual
-        if selector is not None or width != self._nprobe:
-            steer = faiss.SearchParametersIVF(nprobe=width, sel=selector)
-        scores, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
-        x, lists, by, found, ids = map(faiss.swig_ptr, (queries, near.lists, near.scores, scores, rows))
-        self._index.search_preassigned_c(len(queries), x, count, lists, by, found, ids, False, steer)
-        return rows
+        if selected is not None or width != self.nprobe:
+            steer = faiss.SearchParametersIVF(nprobe=width, sel=None if selected is None else selected.selector)
+        read = Found(np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64))
+        x, lists, by, scores, rows = map(faiss.swig_ptr, (queries, near.lists, near.scores, *read))
+        self.lists.search_preassigned_c(len(queries), x, count, lists, by, scores, rows, False, steer)
+        return read
 
 
-class Lists:
-    """Inverted lists over a trained coarse quantizer, mapped from disk.
+class MappedIndex(IvfIndex):
+    """Lists that are read where the file is mapped."""
+
+    def __init__(self, kind: str, lists: Any, **named: Any) -> None:
+        super().__init__(kind, centroids_of(lists), **named)
+        self._lists = lists
+
+    @property
+    def lists(self) -> Any:
+        """The mapped FAISS index."""
+        return self._lists
+
+
+class Lists(ABC):
+    """Inverted lists over a trained coarse quantizer.
 
     Parameters:
         nlist: how many lists; 0 chooses the square root of the number of rows. Never more than there are rows.
         nprobe: how many of them a search reads; all of them make it exact. May change after the build.
     """
 
-    def __init__(self, name: str, empty: Empty, parameters: Mapping[str, Whole]) -> None:
-        self.name = name
-        self._faiss = empty
-        self._parameters = parameters
+    name: ClassVar[str]
+    parameters: ClassVar[Mapping[str, Whole]] = PARAMETERS
 
     def build(
         self,
@@ -101,35 +123,37 @@ class Lists:
         space: Space,
         path: Path,
         parameters: Mapping[str, Any],
-        centroids: Vectors | None = None,
+        trained: Trained | None = None,
     ) -> bool:
-        """Put the rows into the lists of `centroids`, else of some trained with the column itself, and write them.
+        """Put the rows into the lists of `trained`, else of some trained with the column itself, and write them.
 
-        The same column and centroids give the same bytes.
+        The same column and lists give the same bytes.
         """
-        if centroids is None:
-            lists = min(parameters["nlist"] or _lists(len(vectors)), len(vectors))
-            centroids = train(training_rows([vectors], space, lists), lists, space)
-        index = self._empty(centroids, space, vectors)
+        if trained is None:
+            lists = min(parameters["nlist"] or _count(len(vectors)), len(vectors))
+            trained = self.train(training_rows([vectors], space, lists), lists, space)
+        index = self._empty(trained, space, vectors)
         for block in _faiss.blocks(vectors, space):
             index.add(block)
         _probe_by_score(index)
         faiss.write_index(index, str(path))
         return True
 
+    @abstractmethod
     def open(self, vectors: Stored, *, space: Space, path: Path | None, parameters: Mapping[str, Any]) -> IvfIndex:
         """Map the lists; raises ValueError if the file does not fit the column."""
-        index = _faiss.mapped(self.name, path, faiss.IO_FLAG_MMAP, vectors)
-        quantizer = shared(_centroids(index), space.metric)
-        return IvfIndex(
-            index,
-            quantizer=quantizer,
-            nprobe=parameters["nprobe"],
-            rerank=parameters.get("rerank", 1),
-            kind=self.name,
-            vectors=vectors,
-            space=space,
-        )
+
+    @abstractmethod
+    def _empty(self, trained: Trained, space: Space, vectors: Stored) -> Any:
+        """A FAISS index of those lists, ready for the rows of `vectors`."""
+
+    def train(self, rows: Vectors, lists: int, space: Space) -> Trained:
+        """Centroids of `lists` lists."""
+        return Trained(train(rows, lists, space))
+
+    def trained(self, path: Path) -> Trained:
+        """What an index file was built with."""
+        return Trained(centroids_of(faiss.read_index(str(path), faiss.IO_FLAG_MMAP)))
 
     def lists(self, parameters: Mapping[str, Any], rows: int, trainable: int) -> int:
         """How many lists suit a gallery of `rows` rows, where `trainable` rows can be trained with."""
@@ -140,37 +164,36 @@ class Lists:
         """Whether a gallery that would `now` be given so many lists can go on with `lists`."""
         return lists == now if parameters["nlist"] else serves(lists, now)
 
-    def centroids(self, path: Path) -> Vectors:
-        """The centroids of an index file."""
-        return _centroids(faiss.read_index(str(path), faiss.IO_FLAG_MMAP))
-
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with defaults filled in; ValueError where one is unknown or out of range."""
-        return _parameters.checked(self.name, parameters, self._parameters)
+        return _parameters.checked(self.name, parameters, self.parameters)
 
     def efforts(self, rows: int, total: int | None = None) -> Sequence[Mapping[str, Any]]:
         """More and more lists, up to a third of them: half cost as much as a plain scan of 20,000 x 128 rows."""
-        last = max(_FIRST_PROBES, _lists(total or rows) // 3)
+        last = max(_FIRST_PROBES, _count(total or rows) // 3)
         probes = [_FIRST_PROBES]
         while probes[-1] < last:
             probes.append(min(last, ceil(1.5 * probes[-1])))
         return [self.check({"nprobe": nprobe}) for nprobe in probes]
 
-    def _empty(self, centroids: Vectors, space: Space, vectors: Stored) -> Any:
-        """An index without rows, whose lists are those of the centroids nearest by distance, whatever the metric.
 
-        Rows must not be assigned by inner product: the longest centroid would draw most of them.
-        """
-        lists, dimension = centroids.shape
-        by_distance = faiss.IndexFlatL2(dimension)
-        by_distance.add(centroids)
-        index = self._faiss(by_distance, dimension, lists, _exact.faiss_metric(space.metric))
-        if len(vectors) and not index.is_trained:
-            index.train(training_rows([vectors], space, lists))  # what is in the lists; the centroids are left alone
-        return index
+def by_distance(centroids: Vectors) -> Any:
+    """Puts rows into the list of the centroid nearest by distance, whatever the metric.
+
+    Rows must not be assigned by inner product: the longest centroid would draw most of them.
+    """
+    quantizer = faiss.IndexFlatL2(centroids.shape[1])
+    quantizer.add(centroids)
+    return quantizer
 
 
-def _lists(rows: int) -> int:
+def centroids_of(index: Any) -> Vectors:
+    """The centroids (lists, dimension) of a FAISS index."""
+    centroids: Vectors = index.quantizer.reconstruct_n(0, index.nlist)
+    return centroids
+
+
+def _count(rows: int) -> int:
     """How many lists a segment has where nobody says."""
     return max(1, round(sqrt(rows)))
 
@@ -181,8 +204,3 @@ def _probe_by_score(index: Any) -> None:
         by_score = faiss.IndexFlatIP(index.d)
         by_score.add(index.quantizer.reconstruct_n(0, index.nlist))
         index.quantizer = by_score
-
-
-def _centroids(index: Any) -> Vectors:
-    centroids: Vectors = index.quantizer.reconstruct_n(0, index.nlist)
-    return centroids

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from gallery.arrays import Mask, Rows, Space, Stored, Vectors
+from gallery.arrays import Rows, Space, Stored, Vectors
 
 if TYPE_CHECKING:
     from gallery.index.quantizer import Assignments
+    from gallery.index.selection import Selected
 
 
 class Found(NamedTuple):
@@ -34,14 +35,14 @@ class Index(Protocol):
     kind: str
 
     def search(
-        self, queries: Vectors, k: int, selected: Mask | None = None, assigned: Assignments | None = None
+        self, queries: Vectors, k: int, selected: Selected | None = None, assigned: Assignments | None = None
     ) -> Found:
         """The `k` best rows for each query.
 
         Args:
             queries: (queries, dimension) float32, C-contiguous; of unit length where the metric is cosine.
             k: how many rows, at least 1; may exceed the number of rows.
-            selected: (rows,) bool; only rows that are True may be found. None means all.
+            selected: the rows that may be found. None means all.
             assigned: what was found out about the very same queries for other segments, to be used and added to. The
                 answer does not depend on it.
         """
@@ -91,6 +92,19 @@ class Backend(Protocol):
         """
 
 
+class Trained(NamedTuple):
+    """What the lists of several segments can have in common.
+
+    Attributes:
+        centroids: (lists, dimension) float32; a row is in the list of the nearest one.
+        codebook: (parts, 16, dimension / parts) float32: what a part of a vector may be written as. None where lists do not
+            hold codes of that kind.
+    """
+
+    centroids: Vectors
+    codebook: Vectors | None = None
+
+
 @runtime_checkable
 class ListsBackend(Backend, Protocol):
     """A backend that puts rows into lists by trained centroids, which the segments of a gallery can share."""
@@ -102,9 +116,9 @@ class ListsBackend(Backend, Protocol):
         space: Space,
         path: Path,
         parameters: Mapping[str, Any],
-        centroids: Vectors | None = None,
+        trained: Trained | None = None,
     ) -> bool:
-        """As any backend does, with the lists of `centroids` (lists, dimension); None trains some with the column."""
+        """As any backend does, with the lists of `trained`; None trains some with the column."""
 
     def lists(self, parameters: Mapping[str, Any], rows: int, trainable: int) -> int:
         """How many lists suit a gallery of `rows` rows, where `trainable` rows can be trained with."""
@@ -112,5 +126,8 @@ class ListsBackend(Backend, Protocol):
     def serves(self, parameters: Mapping[str, Any], lists: int, now: int) -> bool:
         """Whether a gallery that would `now` be given so many lists can go on with `lists`."""
 
-    def centroids(self, path: Path) -> Vectors:
-        """The centroids (lists, dimension) of an index file; raises RuntimeError where it cannot be read."""
+    def train(self, rows: Vectors, lists: int, space: Space) -> Trained:
+        """Train with (rows, dimension) float32 that are prepared, at least one; the same rows give the same."""
+
+    def trained(self, path: Path) -> Trained:
+        """What an index file was built with; raises RuntimeError where it cannot be read."""

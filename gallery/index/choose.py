@@ -11,7 +11,7 @@ AUTO = "auto"
 EXACT = "flat"
 # What `auto` tries in turn, until one finds enough of what exact search finds. IVF is built in a fraction of the time that
 # a graph takes, and the graph is for columns whose neighbours lie in many lists.
-TRIED = ("ivf", "hnsw")
+TRIED = ("ivf_pq", "ivf", "hnsw")
 # The recall at 10 that is promised to queries is 0.98. Stored rows find each other a little better than queries find them,
 # because the lists were made for them: where CIFAR-100 embeddings reached 0.98, their test set fell to 0.969.
 RECALL = 0.99

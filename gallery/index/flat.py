@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from gallery.arrays import Mask, Space, Stored, Vectors
+from gallery.arrays import Space, Stored, Vectors
 from gallery.index import _exact, _parameters
 from gallery.index.base import Found
 from gallery.index.quantizer import Assignments
+from gallery.index.selection import Selected
 
 
 class FlatIndex:
@@ -31,7 +32,7 @@ class FlatIndex:
         self,
         queries: Vectors,
         k: int,
-        selected: Mask | None = None,
+        selected: Selected | None = None,
         assigned: Assignments | None = None,  # noqa: ARG002
     ) -> Found:
         """The `k` best rows for each query, as `base.Index.search` says."""

@@ -26,12 +26,13 @@ class HnswIndex(_faiss.FaissIndex):
     """A graph that is searched where the file is mapped."""
 
     def __init__(self, index: Any, *, ef_search: int, vectors: Stored, space: Space) -> None:
-        super().__init__("hnsw", index, vectors=vectors, space=space)
+        super().__init__("hnsw", vectors=vectors, space=space)
+        self._graph = index
         self._ef_search = ef_search
 
     def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
         steer = faiss.SearchParametersHNSW(efSearch=ceil(self._ef_search * effort))
-        rows: Rows = self._index.search(assigned.queries, count, params=steer)[1]
+        rows: Rows = self._graph.search(assigned.queries, count, params=steer)[1]
         return rows
 
 

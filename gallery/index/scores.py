@@ -19,7 +19,7 @@ from gallery.index._library import faiss
 _ROUNDING = 2.0**-23
 
 
-def score(queries: Vectors, vectors: Stored, metric: Metric) -> Vectors:
+def score(queries: Vectors, vectors: Stored, metric: Metric, *, as_stored: bool = False) -> Vectors:
     """Exact scores, bit for bit the same for a pair whatever else is in the batch.
 
     Args:
@@ -27,12 +27,13 @@ def score(queries: Vectors, vectors: Stored, metric: Metric) -> Vectors:
         vectors: (queries, candidates, dimension), for each query its own, or (candidates, dimension), shared by all;
             float32 or float16, of any length.
         metric: decides the score.
+        as_stored: do not bring the vectors to unit length under cosine; they are near enough to it.
 
     Returns:
         (queries, candidates) float32: similarity for cosine and inner product, where a vector of zeros scores 0;
         Euclidean distance (not squared) for euclidean.
     """
-    compared = unit(vectors) if metric == "cosine" else vectors
+    compared = unit(vectors) if metric == "cosine" and not as_stored else vectors
     flat = np.ascontiguousarray(compared, dtype=np.float32).reshape(-1, vectors.shape[-1])
     own = np.arange(len(flat)).reshape(vectors.shape[:-1])
     if vectors.ndim == 3:

@@ -11,6 +11,7 @@ import pytest
 
 from gallery.arrays import Space, Vectors
 from gallery.index import _filtering, registry
+from gallery.index.selection import Selected
 from tests.gallery.index.conftest import best, build, reference
 
 EUCLIDEAN = Space("euclidean", normalized=False)
@@ -61,7 +62,7 @@ def test_effort_is_set_when_opening_not_when_building(
     assert right[1] < 1
 
 
-@pytest.mark.parametrize("name", ["ivf", "hnsw"])
+@pytest.mark.parametrize("name", ["ivf", "ivf_pq", "hnsw"])
 def test_an_index_of_another_column_is_refused(name: str, clustered: Vectors, tmp_path: Path) -> None:
     build(name, clustered[:100], EUCLIDEAN, tmp_path)
     backend, path = registry.backend(name), tmp_path / f"{name}.index"
@@ -78,7 +79,7 @@ def test_queries_for_which_the_lists_hold_too_few_rows_are_answered_exactly(
     index = build("ivf", clustered, EUCLIDEAN, tmp_path, nlist=200, nprobe=1)
     selected = np.arange(len(clustered)) % 2 == 0
     for k, mask in ((300, None), (300, selected)):
-        found = index.search(queries, k, mask)
+        found = index.search(queries, k, None if mask is None else Selected(mask))
         expected = best(reference(queries, clustered, "euclidean"), "euclidean", k, mask)
         short = [(np.sort(a) == np.sort(b)).all() for a, b in zip(found.rows, expected, strict=True)]
         assert (found.rows >= 0).all()
@@ -105,7 +106,7 @@ def test_a_byte_for_each_number_takes_a_third_of_the_file_and_the_best_are_ranke
     assert np.array_equal(rough.scores[same], full.scores[same])
 
 
-@pytest.mark.parametrize("name", ["ivf", "ivf_sq8"])
+@pytest.mark.parametrize("name", ["ivf", "ivf_pq", "ivf_sq8"])
 def test_a_search_for_few_rows_reads_more_lists_until_that_changes_nothing(
     name: str, clustered: Vectors, queries: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +115,9 @@ def test_a_search_for_few_rows_reads_more_lists_until_that_changes_nothing(
     selected = np.arange(len(clustered)) % 3 == 0
     monkeypatch.setattr(_filtering, "SPARSE", 2)
     expected = best(reference(queries, clustered, "euclidean"), "euclidean", 10, selected)
-    shared = [len(set(a) & set(b)) for a, b in zip(index.search(queries, 10, selected).rows, expected, strict=True)]
+    shared = [
+        len(set(a) & set(b)) for a, b in zip(index.search(queries, 10, Selected(selected)).rows, expected, strict=True)
+    ]
     unfiltered = best(reference(queries, clustered, "euclidean"), "euclidean", 10)
     alone = [len(set(a) & set(b)) for a, b in zip(index.search(queries, 10).rows, unfiltered, strict=True)]
     assert np.mean(alone) < 9.5 < np.mean(shared)

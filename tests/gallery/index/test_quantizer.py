@@ -11,8 +11,9 @@ import pytest
 from gallery.arrays import Mask, Metric, Space, Vectors
 from gallery.index import _exact, _filtering, registry
 from gallery.index._ivf import IvfIndex
-from gallery.index.base import Found, Index
+from gallery.index.base import Found, Index, ListsBackend
 from gallery.index.quantizer import Assignments, Nearest, Quantizer, serves, shared, train, training_rows, wanted
+from gallery.index.selection import Selected
 from tests.gallery.index.conftest import best, reference, unit_length
 
 METRICS: tuple[Metric, ...] = ("cosine", "inner_product", "euclidean")
@@ -22,11 +23,12 @@ PROBES = (4, 9, 30)
 def segments(vectors: Vectors, space: Space, folder: Path) -> list[Index]:
     """Three indexes of the same 40 lists, of which they read different numbers."""
     backend = registry.backend("ivf")
-    centroids = train(training_rows([vectors], space, 40), 40, space)
+    assert isinstance(backend, ListsBackend)
+    trained = backend.train(training_rows([vectors], space, 40), 40, space)
     opened = []
     for at, (part, nprobe) in enumerate(zip(np.array_split(vectors, 3), PROBES, strict=True)):
         parameters = backend.check({"nprobe": nprobe})
-        backend.build(part, space=space, path=folder / f"{at}", parameters=parameters, centroids=centroids)  # type: ignore[call-arg]
+        backend.build(part, space=space, path=folder / f"{at}", parameters=parameters, trained=trained)
         opened.append(backend.open(part, space=space, path=folder / f"{at}", parameters=parameters))
     return opened
 
@@ -34,7 +36,11 @@ def segments(vectors: Vectors, space: Space, folder: Path) -> list[Index]:
 def asked(indexes: Sequence[Index], queries: Vectors, k: int, selected: Sequence[Mask | None]) -> list[Found]:
     """All with the same assignments."""
     assigned = Assignments(queries)
-    return [index.search(queries, k, mask, assigned) for index, mask in zip(indexes, selected, strict=True)]
+    return [index.search(queries, k, only(mask), assigned) for index, mask in zip(indexes, selected, strict=True)]
+
+
+def only(mask: Mask | None) -> Selected | None:
+    return None if mask is None else Selected(mask)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -47,7 +53,7 @@ def test_segments_that_are_asked_together_answer_as_they_do_alone_in_any_order_a
     rng = np.random.default_rng(5)
     for masks in ([None] * 3, [rng.random(2000) < share for share in (0.95, 0.6, 0.01)]):
         # the first is sieved, the second read from lists, the third compared
-        alone = [index.search(queries, 1, mask) for index, mask in zip(indexes, masks, strict=True)]
+        alone = [index.search(queries, 1, only(mask)) for index, mask in zip(indexes, masks, strict=True)]
         backwards = asked(indexes[::-1], queries, 1, masks[::-1])[::-1]
         for found in (asked(indexes, queries, 1, masks), backwards):
             for one, other in zip(found, alone, strict=True):

@@ -11,6 +11,7 @@ from gallery.arrays import Mask, Metric, Space, Vectors
 from gallery.index import _exact
 from gallery.index._recall import recall, sample
 from gallery.index.base import Found
+from gallery.index.selection import Selected
 from tests.gallery.index.conftest import best, build, reference, unit_length
 
 METRICS: tuple[Metric, ...] = ("cosine", "inner_product", "euclidean")
@@ -24,10 +25,10 @@ class Blind:
     def __init__(self, vectors: Vectors, space: Space, seen: Mask) -> None:
         self.vectors, self.space, self.seen = vectors, space, seen
 
-    def search(self, queries: Vectors, k: int, selected: Mask | None = None) -> Found:
+    def search(self, queries: Vectors, k: int, selected: Selected | None = None) -> Found:
         """An `Index`."""
         assert selected is None
-        return _exact.search_column(queries, self.vectors, k, self.space, self.seen)
+        return _exact.search_column(queries, self.vectors, k, self.space, Selected(self.seen))
 
 
 @pytest.mark.parametrize("metric", METRICS)
