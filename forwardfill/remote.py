@@ -71,7 +71,7 @@ def explain_search(
     companions = {model: _vector(Path(file)) for model, file in others.items()}
     with _client(timeout=_EXPLAINED_SECONDS) as client:
         found = client.explain(name, model, _vector(vector), k=k, companions=companions, oversample=oversample)
-    listed(found["plan"]["segments"], "segment", "route", "column", "index", "live", "candidates", "ask_ms")
+    listed(found["plan"]["shelves"], "segments", "route", "column", "index", "live", "candidates", "ask_ms")
     listed([found["milliseconds"]], *found["milliseconds"])
     shown = {"all": found["exact"]["recall"], **found["exact"]["by_route"]}
     listed([{"route": route, **recall} for route, recall in shown.items()], "route", "hits", "found", "recall")

@@ -7,69 +7,28 @@ the catalog, opens what is new, and swaps. Nothing that a reader holds ever chan
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gallery import errors, faults
-from gallery.arrays import Mask, Rows, Stored
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
-from gallery.catalog.segments import Origin
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.catalog.transaction import Catalog
-from gallery.columns import Ids, open_column, open_ids
 from gallery.files import Files
-from gallery.index.base import Index
-from gallery.index.registry import backend
-from gallery.lineage import Lineage, from_json
+from gallery.shelves import Shelf, shelved
 from gallery.spaces import EmbeddingModel, Registry
+from gallery.views import Column, SegmentView, open_searchable, open_segment, without
 
 _OPEN_ATTEMPTS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One segment's vectors for one model, open for reading."""
-
-    id: int
-    model: str
-    origin: Origin
-    #: what made it, step by step; empty where it is native
-    lineage: Lineage
-    vectors: Stored
-    index: Index
-    #: what the index was opened from; a column that gains an index is opened again
-    index_file: str | None
-    #: of its index, with what was measured of it
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentView:
-    """A segment as one snapshot sees it."""
-
-    id: int
-    rows: int
-    ids: Ids
-    side: Stored | None
-    #: by model name; only published columns
-    columns: Mapping[str, Column]
-    #: (rows,) True where the row is live; None where all are
-    selected: Mask | None
-    #: live rows
-    live: int
-
-    @property
-    def side_dimension(self) -> int | None:
-        """Width of the side-information, null if there is none."""
-        return None if self.side is None else self.side.shape[1]
+#: what files that are gone or damaged make the libraries raise
+_UNREADABLE = (errors.Damaged, OSError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +41,8 @@ class Snapshot:
     #: name of the gallery's model
     model: str
     segments: tuple[SegmentView, ...]
+    #: the same segments, as they are searched
+    shelves: tuple[Shelf, ...]
     #: models that a finalized upgrade left behind
     retired: frozenset[str]
     #: (source, target) -> name of the transformation that an upgrade is pinned to
@@ -94,6 +55,11 @@ class Snapshot:
         """Live items."""
         return sum(segment.live for segment in self.segments)
 
+    def of(self, segments: Iterable[SegmentView]) -> Snapshot:
+        """The same with other segments."""
+        views = tuple(segments)
+        return replace(self, segments=views, shelves=shelved(views, self.shelves))
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -104,6 +70,8 @@ class World:
     galleries: Mapping[str, Snapshot]
     #: galleries whose files are not what the catalog says, and why; the others go on
     damaged: Mapping[str, str]
+    #: what was found out about this very world, for `gallery.search` to keep: plans
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def snapshot(self, gallery: str) -> Snapshot:
         """The snapshot of a gallery.
@@ -165,11 +133,20 @@ class Galleries:
                 before = old.galleries.get(name)
                 try:
                     galleries[name] = self._snapshot(session, name, registry, before, gallery_id, version)
-                except (errors.Damaged, OSError, RuntimeError) as error:
+                except _UNREADABLE as error:
                     damaged[name] = str(error)
                     if before is not None:
                         galleries[name] = before  # what is open may still be of use once the files are mended
-        return World(registry, mark, MappingProxyType(galleries), MappingProxyType(damaged))
+        # Joining indexes may take a while, and needs no database.
+        for name, snapshot in list(galleries.items()):
+            before = old.galleries.get(name)
+            try:
+                galleries[name] = _on_shelves(snapshot, before)
+            except _UNREADABLE as error:
+                damaged[name] = str(error)
+                galleries[name] = before or snapshot
+        found = World(registry, mark, MappingProxyType(galleries), MappingProxyType(damaged))
+        return old if _same(old, found) else found
 
     def _snapshot(
         self, session: Session, name: str, registry: Registry, old: Snapshot | None, gallery_id: int, version: int
@@ -182,6 +159,22 @@ class Galleries:
         return _load(session, self._files, name, registry, old)
 
 
+def _on_shelves(snapshot: Snapshot, before: Snapshot | None) -> Snapshot:
+    if snapshot is before:
+        return snapshot
+    return replace(snapshot, shelves=shelved(snapshot.segments, () if before is None else before.shelves))
+
+
+def _same(one: World, other: World) -> bool:
+    """Whether nothing changed: then plans that were made hold."""
+    return (
+        one.registry is other.registry
+        and one.damaged == other.damaged
+        and one.galleries.keys() == other.galleries.keys()
+        and all(one.galleries[name] is other.galleries[name] for name in one.galleries)
+    )
+
+
 def _load(session: Session, files: Files, name: str, registry: Registry, old: Snapshot | None) -> Snapshot:
     row = session.scalars(select(GalleryRow).where(GalleryRow.name == name)).one()
     opened = {view.id: view for view in old.segments} if old else {}
@@ -190,10 +183,10 @@ def _load(session: Session, files: Files, name: str, registry: Registry, old: Sn
     there = (SegmentRow.gallery_id == row.id, SegmentRow.retired_at.is_(None))
     segments = session.scalars(select(SegmentRow).where(*there).order_by(SegmentRow.id))
     views = [
-        _without(
+        without(
             replace(opened[segment.id], columns=columns.get(segment.id, {}))
             if segment.id in opened
-            else _open_segment(files, segment, columns.get(segment.id, {})),
+            else open_segment(files, segment, columns.get(segment.id, {})),
             deleted.get(segment.id),
         )
         for segment in segments
@@ -205,6 +198,7 @@ def _load(session: Session, files: Files, name: str, registry: Registry, old: Sn
         version=row.version,
         model=row.model.name,
         segments=tuple(views),
+        shelves=(),
         retired=pins.retired,
         pinned=pins.pinned,
         zeros_for=pins.zeros_for,
@@ -229,38 +223,3 @@ def _columns(
             column = open_searchable(files, row, model, count)
         found.setdefault(row.segment_id, {})[model.name] = column
     return found
-
-
-def open_searchable(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int) -> Column:
-    """Open a column and its index, published or not."""
-    vectors = open_column(files.path(row.file), rows=rows, dimension=model.dimension)
-    kind, path = ("flat", None) if row.index_file is None else (row.index_kind, files.path(row.index_file))
-    index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
-    origin: Origin = "native" if row.origin == "native" else "derived"
-    return Column(
-        row.id, model.name, origin, from_json(row.lineage), vectors, index, row.index_file, row.index_parameters
-    )
-
-
-def _open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:
-    side = None
-    if row.side_file is not None and row.side_dimension is not None:
-        side = open_column(files.path(row.side_file), rows=row.rows, dimension=row.side_dimension)
-    return SegmentView(
-        id=row.id,
-        rows=row.rows,
-        ids=open_ids(files.path(row.ids_file), row.rows),
-        side=side,
-        columns=columns,
-        selected=None,
-        live=row.rows,
-    )
-
-
-def _without(view: SegmentView, deleted: Rows | None) -> SegmentView:
-    """The segment with more rows deleted; the mask is copied, since other snapshots hold the old one."""
-    if deleted is None:
-        return view
-    selected = np.ones(view.rows, dtype=np.bool_) if view.selected is None else view.selected.copy()
-    selected[deleted] = False
-    return replace(view, selected=selected, live=int(np.count_nonzero(selected)))

@@ -6,7 +6,8 @@ import numpy as np
 
 from gallery import errors
 from gallery.catalog.tables import UpgradeRow
-from gallery.snapshot import SegmentView, Snapshot
+from gallery.snapshot import Snapshot
+from gallery.views import SegmentView
 from models.runtime import Transform, Vectors
 from service.errors import NoUncertainty
 from service.process import Process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from gallery.arrays import Rows, Space, Stored, Vectors
 from gallery.index import _exact
 from gallery.index._filtering import How, how, pool
 from gallery.index._library import faiss
-from gallery.index.base import Found
+from gallery.index.base import Found, Index, Joins
 from gallery.index.quantizer import Assignments
 from gallery.index.selection import Selected
 from gallery.index.stack import Stack
@@ -26,6 +26,7 @@ class FaissIndex(ABC):
     number of threads may search at once.
     """
 
+    joins: Joins | None = None
     #: whether `_select` can be asked
     by_lists: ClassVar[bool] = False
 
@@ -53,6 +54,15 @@ class FaissIndex(ABC):
         if way is How.LISTS:
             return self._select(assigned, k, selected)
         return self._sieve(assigned, k, selected)
+
+    @property
+    @abstractmethod
+    def reads(self) -> int:
+        """Numbers that are read for one query, more or less."""
+
+    def join(self, others: Sequence[Index]) -> Index:
+        """Nothing is joined, unless `joins` says so."""
+        raise NotImplementedError(f"{self.kind} is asked alone, and not with {len(others)} others")
 
     def compared(self, k: int) -> int:
         """How many rows are scored exactly for the best `k`; more than those where the index knows the vectors roughly."""

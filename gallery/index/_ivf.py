@@ -45,6 +45,12 @@ class IvfIndex(_faiss.FaissIndex):
     def lists(self) -> Any:
         """The FAISS index that holds them."""
 
+    @property
+    def reads(self) -> int:
+        """The centroids, and the share of the rows that is in the lists."""
+        lists, (rows, dimension) = max(1, len(self.quantizer)), self._column.shape
+        return int(dimension * (lists + rows * self.nprobe // lists))
+
     def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
         return self._read(assigned.queries, count, self._near(assigned, effort), None).rows
 

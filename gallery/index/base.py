@@ -5,7 +5,7 @@ Readers are narrower than writers, so nothing that holds an index can change it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -29,10 +29,28 @@ class Found(NamedTuple):
     rows: Rows
 
 
+class Joins(NamedTuple):
+    """With what an index can be made one.
+
+    Attributes:
+        key: equal for indexes of one model that can be.
+        rows: as many as one index may then have.
+    """
+
+    key: Hashable
+    rows: int
+
+
 class Index(Protocol):
     """A sealed set of vectors that answers searches; safe from many threads."""
 
     kind: str
+    #: None where it is always asked alone
+    joins: Joins | None
+
+    @property
+    def reads(self) -> int:
+        """Numbers that are read for one query, more or less."""
 
     def search(
         self, queries: Vectors, k: int, selected: Selected | None = None, assigned: Assignments | None = None
@@ -46,6 +64,9 @@ class Index(Protocol):
             assigned: what was found out about the very same queries for other segments, to be used and added to. The
                 answer does not depend on it.
         """
+
+    def join(self, others: Sequence[Index]) -> Index:
+        """One index over its own rows and those of `others`, in turn, whose `joins` have the same key."""
 
 
 class Backend(Protocol):

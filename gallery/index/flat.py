@@ -11,9 +11,11 @@ import numpy as np
 
 from gallery.arrays import Space, Stored, Vectors
 from gallery.index import _exact, _parameters
-from gallery.index.base import Found
+from gallery.index.base import Found, Index, Joins
 from gallery.index.quantizer import Assignments
 from gallery.index.selection import Selected
+
+JOINED_NUMBERS = 1 << 20  # 4 MiB of float32, copied in a millisecond
 
 
 class FlatIndex:
@@ -24,9 +26,17 @@ class FlatIndex:
     def __init__(self, vectors: Stored, space: Space) -> None:
         self._column = np.asarray(vectors)  # an np.memmap costs microseconds for each slice, a plain view does not
         self._space = space
+        # Joined, they are copied, so that many requests of a few rows each cost one comparison; the others are read where
+        # they lie.
+        self.joins = Joins(self.kind, JOINED_NUMBERS // max(1, self._column.shape[1]))
         self._searched: Vectors | None = self._column if _exact.is_plain(self._column, space) else None
         self._preparing = Lock()
         self._longest: float | None = None
+
+    @property
+    def reads(self) -> int:
+        """All."""
+        return self._column.size
 
     def search(
         self,
@@ -37,11 +47,16 @@ class FlatIndex:
     ) -> Found:
         """The `k` best rows for each query, as `base.Index.search` says."""
         _exact.check_request(queries, k, selected, self._column.shape)
-        vectors = self._ready()
+        vectors = self.ready()
         longest = self._length(vectors) if len(queries) >= _exact.PRODUCT_QUERIES and len(vectors) else None
         return _exact.search(queries, vectors, k, self._space.metric, selected, longest)
 
-    def _ready(self) -> Vectors:
+    def join(self, others: Sequence[Index]) -> FlatIndex:
+        """Exact search of a copy of all rows."""
+        columns = [each.ready() for each in (self, *others) if isinstance(each, FlatIndex)]
+        return FlatIndex(np.concatenate(columns), self._space._replace(normalized=True))
+
+    def ready(self) -> Vectors:
         """The column as FAISS can read it.
 
         A float16 column, or one whose lengths cosine must ignore, needs a float32 copy. It waits for the first search,

@@ -30,6 +30,11 @@ class HnswIndex(_faiss.FaissIndex):
         self._graph = index
         self._ef_search = ef_search
 
+    @property
+    def reads(self) -> int:
+        """The neighbours of the rows that are in view."""
+        return int(self._column.shape[1]) * self._ef_search * int(self._graph.hnsw.nb_neighbors(0)) // 2
+
     def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
         steer = faiss.SearchParametersHNSW(efSearch=ceil(self._ef_search * effort))
         rows: Rows = self._graph.search(assigned.queries, count, params=steer)[1]

@@ -8,7 +8,7 @@ whole gallery, and nobody else pays for it: a search that is not explained has n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -22,17 +22,19 @@ from gallery.search.mapped import Asked, By, MappedColumns
 from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.routes import Plan, Way
-from gallery.search.run import Run, Searcher, planned_for
-from gallery.snapshot import SegmentView, Snapshot, World
+from gallery.search.run import Planned, Run, Searcher, planned_for
+from gallery.shelves import Shelf
+from gallery.snapshot import Snapshot, World
+from gallery.views import SegmentView
 
 STEPS = ("plan", "filter", "ask", "transform", "score", "merge")
 _ROWS_AT_ONCE = 8192
 
 
 class Step(NamedTuple):
-    """How one segment was searched."""
+    """How one shelf was searched."""
 
-    segment: SegmentView
+    shelf: Shelf
     #: None where the score space is not reached from it, or nothing in it is live
     way: Way | None
     #: rows that came with a score in the score space, to be merged
@@ -61,7 +63,7 @@ class Explained:
     plan: Plan
     #: how many rows a segment that is not `direct` is asked for
     candidates: int
-    #: per segment of the snapshot
+    #: per shelf of the snapshot
     steps: tuple[Step, ...]
     #: milliseconds by step, see `STEPS`; each is its own time only
     milliseconds: Mapping[str, float]
@@ -74,9 +76,10 @@ class Explained:
     def recall(self) -> dict[str, Recall]:
         """By the route of their segments, how many of the exact hits were found."""
         found = _scores(self.answer).keys()
+        ways = {at: step.way for step in self.steps for at in step.shelf.at.tolist()}
         hits: dict[str, list[bool]] = {}
         for place in _scores(self.exact):
-            way = self.plan.ways[place[0]]
+            way = ways[place[0]]
             hits.setdefault(way.route if way is not None else "", []).append(place in found)
         return {route: Recall(len(each), sum(each)) for route, each in sorted(hits.items())}
 
@@ -115,11 +118,16 @@ def explain(searcher: Searcher, world: World, gallery: str, request: SearchReque
     exact = _Exact(searcher, world, snapshot, request, planned, filtered).answer()
     return Explained(
         answer=answer,
-        plan=planned,
+        plan=planned.plan,
         candidates=run.candidates,
         steps=tuple(
-            Step(view, way, run.offered.get(at, 0), clock.spent.get(("ask", at), 0.0))
-            for at, (view, way) in enumerate(zip(snapshot.segments, planned.ways, strict=True))
+            Step(
+                shelf,
+                way,
+                sum(run.offered.get(position, 0) for position in shelf.at.tolist()),
+                clock.spent.get(("ask", at), 0.0),
+            )
+            for at, (shelf, way) in enumerate(zip(snapshot.shelves, planned.plan.ways, strict=True))
         ),
         milliseconds={step: sum(ms for (name, _), ms in clock.spent.items() if name == step) for step in STEPS},
         exact=exact,
@@ -128,14 +136,14 @@ def explain(searcher: Searcher, world: World, gallery: str, request: SearchReque
 
 
 class _Clock:
-    """Milliseconds by step and segment. A step within another is no part of the other."""
+    """Milliseconds by step and shelf. A step within another is no part of the other."""
 
     def __init__(self) -> None:
         self.spent: dict[tuple[str, int | None], float] = {}
         self._within: list[float] = []
 
     @contextmanager
-    def __call__(self, step: str, segment: int | None = None) -> Iterator[None]:
+    def __call__(self, step: str, shelf: int | None = None) -> Iterator[None]:
         self._within.append(0.0)
         started = time.perf_counter()
         try:
@@ -143,7 +151,7 @@ class _Clock:
         finally:
             took = (time.perf_counter() - started) * 1000
             own = took - self._within.pop()
-            self.spent[step, segment] = self.spent.get((step, segment), 0.0) + own
+            self.spent[step, shelf] = self.spent.get((step, shelf), 0.0) + own
             if self._within:
                 self._within[-1] += took
 
@@ -171,9 +179,9 @@ class _Watched(Run):
         with self._clock("ask", at):
             return super()._ask(at, model, k)
 
-    def _ask_mapped(self, at: int, column: str, by: By) -> Part:
+    def _ask_mapped(self, at: int, column: str, by: By) -> Iterator[Part]:
         with self._clock("ask", at):
-            return super()._ask_mapped(at, column, by)
+            yield from list(super()._ask_mapped(at, column, by))
 
     def _mapped(self, view: SegmentView, column: str, by: By) -> Index:
         with self._clock("transform"):
@@ -197,30 +205,35 @@ class _Exact(Run):
         world: World,
         snapshot: Snapshot,
         request: SearchRequest,
-        planned: Plan,
-        filtered: Mapping[int, Mask] | None,
+        planned: Planned,
+        filtered: Sequence[Mask] | None,
     ) -> None:
-        ways = tuple(way and way._replace(exhaustive=True) for way in planned.ways)
+        ways = tuple(way and way._replace(exhaustive=True) for way in planned.plan.ways)
         forgetful = replace(searcher, mapped=MappedColumns(searcher.transforms, 0))
-        super().__init__(forgetful, world, snapshot, request, replace(planned, ways=ways), filtered)
+        exhaustive = planned._replace(plan=replace(planned.plan, ways=ways))
+        super().__init__(forgetful, world, snapshot, request, exhaustive, filtered)
 
     def _ask(self, at: int, model: str, k: int) -> Part:  # noqa: ARG002 - k is the request's
-        column = self.snapshot.segments[at].columns[model]
-        return self._all(at, lambda rows: column.vectors[rows])
+        return self._all(at, lambda view, rows: view.columns[model].vectors[rows])
 
-    def _ask_mapped(self, at: int, column: str, by: By) -> Part:
-        view = self.snapshot.segments[at]
-        return self._all(
-            at, lambda rows: self.searcher.mapped.take([Asked(view.columns[column], view.side, rows)], by, self.models)
-        )
+    def _ask_mapped(self, at: int, column: str, by: By) -> Iterator[Part]:
+        def mapped(view: SegmentView, rows: Rows) -> Vectors:
+            return self.searcher.mapped.take([Asked(view.columns[column], view.side, rows)], by, self.models)
 
-    def _all(self, at: int, take: Callable[[Rows], Stored]) -> Part:
-        """The best rows of one segment, whose vectors in the score space `take` gives."""
-        view = self.snapshot.segments[at]
-        selected = self._selected(view)
-        rows = np.arange(view.rows) if selected is None else np.flatnonzero(selected)
-        blocks = (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
-        return self._best(single(at, *self._block(block, take(block))) for block in blocks)
+        yield self._all(at, mapped)
+
+    def _all(self, at: int, take: Callable[[SegmentView, Rows], Stored]) -> Part:
+        """The best rows of one shelf, whose vectors in the score space `take` gives."""
+        shelf, selected = self.snapshot.shelves[at], self._selected(at)
+        rows = np.arange(shelf.rows) if selected is None else selected.rows
+
+        def parts() -> Iterator[Part]:
+            for position, (view, own) in shelf.of(rows):
+                for start in range(0, len(own), _ROWS_AT_ONCE):
+                    block = own[start : start + _ROWS_AT_ONCE]
+                    yield single(position, *self._block(block, take(view, block)))
+
+        return self._best(parts())
 
     def _block(self, rows: Rows, vectors: Stored) -> tuple[Vectors, Rows]:
         """Scores and rows of the best of some rows."""

@@ -17,9 +17,9 @@ import numpy as np
 from gallery.arrays import Rows, Stored, Vectors
 from gallery.index.base import Index
 from gallery.index.registry import backend
-from gallery.snapshot import Column
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.transforms import Transforms
+from gallery.views import Column
 
 #: one or more transformations, each of which starts where the one before it leads to
 By = Sequence[Transformation]

@@ -1,13 +1,14 @@
-"""Do a search: plan, ask each segment once by its route, merge. No database, unless the payload is filtered.
+"""Do a search: plan, ask each shelf once by its route, merge. No database, unless the payload is filtered.
 
-The scores of every route come from `gallery.index.scores`: `direct` segments are asked for the score space itself, and
+The scores of every route come from `gallery.index.scores`: `direct` shelves are asked for the score space itself, and
 candidates of the other routes are mapped into it first. So all scores of one answer compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +22,29 @@ from gallery.catalog.transaction import Catalog
 from gallery.index.base import Index
 from gallery.index.quantizer import Assignments
 from gallery.index.scores import score, unit, worst
+from gallery.index.selection import Selected
 from gallery.search.mapped import Asked, By, MappedColumns
 from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
-from gallery.search.routes import Known, Plan, Reach, Route, Way, plan
-from gallery.snapshot import SegmentView, Snapshot, World
+from gallery.search.routes import Known, Plan, Reach, Route, plan
+from gallery.snapshot import Snapshot, World
 from gallery.spaces import Transformation
 from gallery.transforms import Transforms
 from gallery.vectors import as_query
+from gallery.views import SegmentView
 
 _ROW_BITS = 32  # a segment has fewer rows than this holds
 _SCORED_AT_ONCE = 1 << 24  # numbers; 64 MiB of float32 while candidates are scored
+_MOST_PLANS = 1024  # of one world
+
+
+class Planned(NamedTuple):
+    """A plan, with what every search that follows it would find out again."""
+
+    #: its ways are those of the snapshot's shelves
+    plan: Plan
+    #: per segment of the snapshot: where the vectors that are scored come from
+    origins: Sequence[Origin]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +70,48 @@ class Searcher:
         planned = planned_for(world, snapshot, request)
         return Run(self, world, snapshot, request, planned, self.filtered(snapshot, request)).answer()
 
-    def filtered(self, snapshot: Snapshot, request: SearchRequest) -> Mapping[int, Mask] | None:
-        """Per segment id, the rows that fit the payload filter."""
+    def filtered(self, snapshot: Snapshot, request: SearchRequest) -> Sequence[Mask] | None:
+        """Per shelf, the rows that fit the payload filter."""
         if request.filter is None:
             return None
         condition = compile_filter(request.filter, self.catalog.engine.dialect.name)
         ids = [view.id for view in snapshot.segments]
         with self.catalog.reading() as session:
             found = item_rows.matching(session, snapshot.gallery_id, ids, condition)
-        masks = {view.id: np.zeros(view.rows, dtype=np.bool_) for view in snapshot.segments}
-        for segment, rows in found.items():
-            masks[segment][rows] = True
+        masks = []
+        for shelf in snapshot.shelves:
+            mask = np.zeros(shelf.rows, dtype=np.bool_)
+            for view, start in zip(shelf.segments, shelf.starts.tolist(), strict=False):
+                if view.id in found:
+                    mask[np.asarray(found[view.id]) + start] = True
+            masks.append(mask)
         return masks
 
 
-def planned_for(world: World, snapshot: Snapshot, request: SearchRequest) -> Plan:
+def planned_for(world: World, snapshot: Snapshot, request: SearchRequest) -> Planned:
     """How a request will be done; raises as `Searcher.search`."""
+    key = (snapshot.gallery_id, request.model, frozenset(request.companions), request.allow_partial)
+    found: Planned | None = world.memo.get(key)
+    if found is None:
+        found = _planned(world, snapshot, request)
+        if len(world.memo) < _MOST_PLANS:
+            world.memo[key] = found
+    return found
+
+
+def _planned(world: World, snapshot: Snapshot, request: SearchRequest) -> Planned:
     world.model(request.model)
     for name in request.companions:
         world.model(name)
     known = Known(request.model, request.companions.keys(), world.registry, snapshot.pinned, snapshot.zeros_for)
     reaches = [
         Reach(
-            frozenset((name, len(column.lineage)) for name, column in view.columns.items()),
-            view.side_dimension,
-            view.live,
+            frozenset((name, len(column.lineage)) for name, column in shelf.segments[0].columns.items()),
+            shelf.segments[0].side_dimension,
+            shelf.live,
         )
-        for view in snapshot.segments
-        if view.live
+        for shelf in snapshot.shelves
+        if shelf.live
     ]
     try:
         planned = plan(known, reaches, allow_partial=request.allow_partial)
@@ -96,13 +123,19 @@ def planned_for(world: World, snapshot: Snapshot, request: SearchRequest) -> Pla
             ) from error
         raise
     ways = iter(planned.ways)
-    aligned = tuple(next(ways) if view.live else None for view in snapshot.segments)
-    return Plan(planned.score_space, planned.query_by, aligned, planned.coverage)
+    aligned = tuple(next(ways) if shelf.live else None for shelf in snapshot.shelves)
+    plan_ = Plan(planned.score_space, planned.query_by, aligned, planned.coverage)
+    return Planned(plan_, _origins(snapshot, plan_))
 
 
-def _origin(view: SegmentView, way: Way | None, score_space: str) -> Origin:
-    """Whether the vector that was scored is the model's own or came out of a transformation."""
-    return view.columns[score_space].origin if way is not None and way.route is Route.DIRECT else "derived"
+def _origins(snapshot: Snapshot, planned: Plan) -> list[Origin]:
+    """Whether the vectors that are scored are the model's own or come out of a transformation."""
+    origins: list[Origin] = ["derived"] * len(snapshot.segments)
+    for shelf, way in zip(snapshot.shelves, planned.ways, strict=True):
+        if way is not None and way.route is Route.DIRECT:
+            for at, view in zip(shelf.at.tolist(), shelf.segments, strict=True):
+                origins[at] = view.columns[planned.score_space].origin
+    return origins
 
 
 class Run:
@@ -114,50 +147,48 @@ class Run:
         world: World,
         snapshot: Snapshot,
         request: SearchRequest,
-        planned: Plan,
-        filtered: Mapping[int, Mask] | None,
+        planned: Planned,
+        filtered: Sequence[Mask] | None,
     ) -> None:
         self.searcher = searcher
         self.models = world.registry.models
         self.snapshot = snapshot
         self.request = request
-        self.planned = planned
+        self.plan = planned.plan
+        self.origins = planned.origins
         self.filtered = filtered
-        self.target = self.models[planned.score_space]
+        self.target = self.models[self.plan.score_space]
         self.candidates = max((request.oversample or searcher.oversample) * request.k, searcher.min_candidates)
         self._queries: dict[str, Vectors] = {}
         self._assigned: dict[str, Assignments] = {}
 
     def answer(self) -> Answer:
-        """Ask each segment, and merge what they found."""
+        """Ask each shelf, and merge what they found."""
         best = merge(list(self.parts()), self.request.k, self.target.metric, len(self.request.vectors))
         return Answer(
             snapshot=self.snapshot,
-            score_space=self.planned.score_space,
-            coverage=self.planned.coverage,
+            score_space=self.plan.score_space,
+            coverage=self.plan.coverage,
             scores=best.scores,
             segments=best.segments,
             rows=best.rows,
-            origins=[
-                _origin(view, way, self.planned.score_space)
-                for view, way in zip(self.snapshot.segments, self.planned.ways, strict=True)
-            ],
+            origins=self.origins,
         )
 
     def parts(self) -> Iterator[Part]:
-        """What each group of segments found, scored in the score space."""
+        """What each group of shelves found, scored in the score space."""
         groups: dict[tuple[str, tuple[Transformation, ...]], list[int]] = {}
-        for at, way in enumerate(self.planned.ways):
+        for at, way in enumerate(self.plan.ways):
             if way is None:
                 continue
             if not way.by:
                 yield self._ask(at, self.target.name, self.request.k)
             elif way.exhaustive:
-                yield self._ask_mapped(at, way.column, way.by)
+                yield from self._ask_mapped(at, way.column, way.by)
             else:
                 groups.setdefault((way.column, way.by), []).append(at)
-        for (column, by), segments in groups.items():
-            yield self._rescore(column, by, segments)
+        for (column, by), shelves in groups.items():
+            yield self._rescore(column, by, shelves)
 
     def _query(self, model: str) -> Vectors:
         """The queries in a model's space: as sent, or mapped by a backward transformation."""
@@ -172,38 +203,42 @@ class Run:
             return self.request.vectors
         if model in self.request.companions:
             return self.request.companions[model]
-        transformation = self.planned.query_by[model]
+        transformation = self.plan.query_by[model]
         return self.searcher.transforms.apply(transformation, self.models[model], self.request.vectors, None)
 
-    def _selected(self, view: SegmentView) -> Mask | None:
-        """Rows that are live and fit the filter."""
+    def _selected(self, at: int) -> Selected | None:
+        """Rows of a shelf that are live and fit the filter."""
+        live = self.snapshot.shelves[at].selected
         if self.filtered is None:
-            return view.selected
-        fitting = self.filtered[view.id]
-        return fitting if view.selected is None else fitting & view.selected
+            return live
+        fitting = self.filtered[at]
+        return Selected(fitting if live is None else fitting & live.mask)
 
     def _ask(self, at: int, model: str, k: int) -> Part:
-        """The best rows of one segment in a space that it has a column of."""
-        view = self.snapshot.segments[at]
-        queries = self._query(model)
-        assigned = self._assigned.setdefault(model, Assignments(queries))  # segments share what one finds out
-        found = view.columns[model].index.search(queries, min(k, view.rows), self._selected(view), assigned)
-        return single(at, found.scores, found.rows)
+        """The best rows of one shelf in a space that it has columns of."""
+        shelf = self.snapshot.shelves[at]
+        assigned = self._assigned.get(model)
+        if assigned is None:
+            assigned = self._assigned[model] = Assignments(self._query(model))  # shelves share what one finds out
+        found = shelf.indexes[model].search(assigned.queries, min(k, shelf.rows), self._selected(at), assigned)
+        return Part(found.scores, *shelf.places(found.rows))
 
-    def _ask_mapped(self, at: int, column: str, by: By) -> Part:
-        """The best rows of one segment, all of which are mapped: the query has no vector in the column's space."""
-        view = self.snapshot.segments[at]
-        index = self._mapped(view, column, by)
-        found = index.search(self._query(self.target.name), min(self.request.k, view.rows), self._selected(view))
-        return single(at, found.scores, found.rows)
+    def _ask_mapped(self, at: int, column: str, by: By) -> Iterator[Part]:
+        """The best rows of each segment of a shelf, all of which are mapped: the query has no vector in the column's space."""
+        shelf, selected = self.snapshot.shelves[at], self._selected(at)
+        for position, view, start in zip(shelf.at.tolist(), shelf.segments, shelf.starts.tolist(), strict=False):
+            own = None if selected is None else Selected(selected.mask[start : start + view.rows])
+            index = self._mapped(view, column, by)
+            found = index.search(self._query(self.target.name), min(self.request.k, view.rows), own)
+            yield single(position, found.scores, found.rows)
 
     def _mapped(self, view: SegmentView, column: str, by: By) -> Index:
         """A whole column in the score space."""
         return self.searcher.mapped.index(view.columns[column], view.side, by, self.models)
 
-    def _rescore(self, column: str, by: By, segments: Iterable[int]) -> Part:
-        """The best candidates over several segments in the column's space, mapped once and scored again."""
-        asked = [self._ask(at, column, self.candidates) for at in segments]
+    def _rescore(self, column: str, by: By, shelves: Iterable[int]) -> Part:
+        """The best candidates over several shelves in the column's space, mapped once and scored again."""
+        asked = [self._ask(at, column, self.candidates) for at in shelves]
         metric = self.models[column].metric
         best = merge(asked, self.candidates, metric, len(self.request.vectors))
         missing = best.rows < 0

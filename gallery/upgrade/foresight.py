@@ -10,8 +10,9 @@ from sqlalchemy import select
 from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeRow
-from gallery.snapshot import SegmentView, Snapshot, World, open_searchable
+from gallery.snapshot import Snapshot, World
 from gallery.store import Store
+from gallery.views import SegmentView, open_searchable
 
 
 def running(store: Store, world: World, row: UpgradeRow) -> World:
@@ -55,7 +56,7 @@ def cut_over(store: Store, world: World, row: UpgradeRow) -> World:
             return view
         return replace(view, columns={**view.columns, model.name: added[view.id]})
 
-    seen = _with(world, replace(snapshot, segments=tuple(after(view) for view in snapshot.segments)))
+    seen = _with(world, snapshot.of(after(view) for view in snapshot.segments))
     return _reached(seen, row, lambda _: False)
 
 
@@ -64,8 +65,7 @@ def _reached(world: World, row: UpgradeRow, comes: Callable[[SegmentView], bool]
     snapshot, target = world.snapshot(row.gallery_name), row.target.name
     if world.registry.between(target, row.source.name, "backward", snapshot.pinned) is not None:
         return world
-    kept = tuple(view for view in snapshot.segments if target in view.columns or comes(view))
-    return _with(world, replace(snapshot, segments=kept))
+    return _with(world, snapshot.of(view for view in snapshot.segments if target in view.columns or comes(view)))
 
 
 def _with(world: World, snapshot: Snapshot) -> World:

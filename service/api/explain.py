@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from gallery.search.explain import Explained, Recall, Step, explain
 from gallery.search.request import Answer
+from gallery.shelves import Shelf
 from gallery.snapshot import World
 from service.api.search import (
     EXAMPLE,
@@ -33,18 +34,18 @@ _BASE64 = "base64 of little-endian float32 numbers, in its standard or its URL-s
 _FROM_URL = str.maketrans("-_ ", "+/+")  # a plus that was not escaped arrives as a space
 
 
-class SegmentStep(BaseModel):
-    """How one segment was searched."""
+class ShelfStep(BaseModel):
+    """How segments that are alike were searched, as if they were one."""
 
-    segment: int
+    segments: list[int]
     route: Literal["direct", "forward", "backward"] | None = Field(
-        description="Null where no live item of it can be reached."
+        description="Null where no live item of them can be reached."
     )
     column: str | None = Field(description="The model whose column was searched.")
     transformations: list[str] = Field(description="What mapped its candidates into the score space, in order.")
     exhaustive: bool = Field(description="The query is not known in the column's space, so every row was a candidate.")
     index: dict[str, Any] | None = Field(
-        description="`kind` of the searched index, its parameters and what it measured."
+        description="`kind` of the searched index; of one segment, also its parameters and what was measured of it."
     )
     rows: int
     live: int
@@ -57,8 +58,8 @@ class PlanAnswer(BaseModel):
 
     score_space: str
     query_by: dict[str, str] = Field(description="By model, the transformation that mapped the query into its space.")
-    candidates: int = Field(description="How many rows a segment is asked for on forward and backward routes.")
-    segments: list[SegmentStep]
+    candidates: int = Field(description="How many rows are asked for on forward and backward routes.")
+    shelves: list[ShelfStep]
 
 
 class Steps(BaseModel):
@@ -207,25 +208,29 @@ def _plan(found: Explained) -> dict[str, Any]:
         "score_space": found.plan.score_space,
         "query_by": {space: each.name for space, each in found.plan.query_by.items()},
         "candidates": found.candidates,
-        "segments": [_segment(each) for each in found.steps],
+        "shelves": [_shelf(each) for each in found.steps],
     }
 
 
-def _segment(step: Step) -> dict[str, Any]:
-    view, way = step.segment, step.way
-    column = None if way is None else view.columns[way.column]
+def _shelf(step: Step) -> dict[str, Any]:
+    shelf, way = step.shelf, step.way
     return {
-        "segment": view.id,
+        "segments": [view.id for view in shelf.segments],
         "route": None if way is None else way.route,
         "column": None if way is None else way.column,
         "transformations": [] if way is None else [each.name for each in way.by],
         "exhaustive": way is not None and way.exhaustive,
-        "index": None if column is None else {**column.parameters, "kind": column.index.kind},
-        "rows": view.rows,
-        "live": view.live,
+        "index": None if way is None else _index(shelf, way.column),
+        "rows": shelf.rows,
+        "live": shelf.live,
         "candidates": step.candidates,
         "ask_ms": _rounded(step.ask_ms),
     }
+
+
+def _index(shelf: Shelf, model: str) -> dict[str, Any]:
+    told = shelf.segments[0].columns[model].parameters if len(shelf.segments) == 1 else {}
+    return {**told, "kind": shelf.indexes[model].kind}
 
 
 def _recall(recall: Recall) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from gallery.compact import merge
 from gallery.index.choose import EXACT, check
 from gallery.ingest import NewItems
 from gallery.lineage import Step
-from gallery.snapshot import SegmentView
 from gallery.spaces import EmbeddingModel
 from gallery.upgrade import lifecycle, quality
 from gallery.vectors import accept
+from gallery.views import SegmentView
 from service import arrow, uploads
 from service.auth import MayAdmin, MaySearch, MayWrite
 from service.bodies import Body, Json, Name, Reference, Text, Vector, media_type, require_type, stack, within

@@ -39,9 +39,9 @@ def test_the_recall_of_an_index_is_recorded_beside_the_parameters_that_reach_it(
     column = filled(each_world)
     assert index_column(each_world.store, column)
     made = row(each_world, column)
-    assert (made.index_kind, made.index_parameters["nprobe"]) == ("ivf", 8)
+    assert (made.index_kind, made.index_parameters["nprobe"]) == ("ivf_pq", 8)
     assert made.index_parameters[MEASURED] >= choose.RECALL
-    assert told(each_world) == [{"segment": made.segment_id, "rows": 300, "kind": "ivf", **made.index_parameters}]
+    assert told(each_world) == [{"segment": made.segment_id, "rows": 300, "kind": "ivf_pq", **made.index_parameters}]
     assert not wanting(each_world.store)
 
 
@@ -64,7 +64,9 @@ def test_where_nothing_finds_enough_the_column_is_searched_exactly_and_says_why(
 
 def test_the_next_backend_is_tried_where_one_finds_too_little(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     column = filled(world, rows=2000)
-    monkeypatch.setattr(choose.backend("ivf"), "efforts", lambda *_: [{"nlist": 100, "nprobe": 1}], raising=False)
+    for name in ("ivf_pq", "ivf"):
+        hasty = choose.backend(name).check({"nlist": 100, "nprobe": 1})
+        monkeypatch.setattr(choose.backend(name), "efforts", lambda *_, hasty=hasty: [hasty], raising=False)
     assert index_column(world.store, column)
     made = row(world, column)
     assert made.index_kind == "hnsw"

@@ -6,9 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from gallery.arrays import Space
+from gallery.index._ivf import IvfIndex
+from gallery.index.base import Index
+from gallery.index.flat import FlatIndex
 from gallery.search.brief import brief
 from gallery.snapshot import Snapshot
 from tests.gallery.world import GALLERY, OLD, World
+
+SPACE = Space("euclidean", normalized=False)
 
 
 def snapshot(world: World) -> Snapshot:
@@ -16,13 +22,22 @@ def snapshot(world: World) -> Snapshot:
     return world.galleries.refresh().snapshot(GALLERY)
 
 
-def grown(seen: Snapshot, rows: int, *, index_file: str | None = None) -> Snapshot:
-    """The same with one segment of so many rows, which nobody reads."""
+def grown(seen: Snapshot, rows: int, *, nprobe: int | None = None) -> Snapshot:
+    """The same with one segment of so many rows, which nobody reads: exact, or as if in a hundred lists."""
     view = seen.segments[0]
     column = view.columns["old"]
     wide = np.broadcast_to(np.zeros(column.vectors.shape[1], np.float32), (rows, column.vectors.shape[1]))
-    large = replace(column, vectors=wide, index_file=index_file)
-    return replace(seen, segments=(replace(view, columns={"old": large}, rows=rows, live=rows),))
+    index: Index = FlatIndex(wide, SPACE)
+    if nprobe is not None:
+        index = Listed("ivf", np.zeros((100, wide.shape[1]), np.float32), nprobe=nprobe, vectors=wide, space=SPACE)
+    large = replace(column, id=column.id + 1, vectors=wide, index=index)
+    return seen.of([replace(view, columns={"old": large}, rows=rows, live=rows)])
+
+
+class Listed(IvfIndex):
+    """Lists without anything in them."""
+
+    lists = None
 
 
 def written(world: World, *ids: str) -> Snapshot:
@@ -42,7 +57,8 @@ def test_rows_that_have_to_be_transformed_are_not(world: World) -> None:
 def test_many_rows_are_not_unless_an_index_spares_reading_them(world: World) -> None:
     large = grown(written(world, "a"), 10_000_000)
     assert not brief(large, "old", 10)
-    assert brief(grown(large, 10_000_000, index_file="it.faiss"), "old", 10)
+    assert brief(grown(large, 10_000_000, nprobe=2), "old", 10)
+    assert not brief(grown(large, 10_000_000, nprobe=90), "old", 10)
 
 
 def test_many_hits_are_not(world: World) -> None:

@@ -1,0 +1,147 @@
+"""Segments that are alike, searched as if they were one.
+
+Each call of an index costs the same whatever it finds, so a gallery of many segments is asked in as few calls as can be:
+segments with columns of the same models, made in as many steps, whose indexes can be joined, stand on one shelf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gallery.arrays import Rows
+from gallery.index.base import Index
+from gallery.index.selection import Selected
+from gallery.views import SegmentView
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Some segments of a snapshot; their rows follow each other."""
+
+    segments: tuple[SegmentView, ...]
+    #: (segments,) int64: their positions in the snapshot, ascending
+    at: Rows
+    #: (segments + 1,) int64: the first row of each, and how many there are
+    starts: Rows
+    #: by model name, over all rows
+    indexes: Mapping[str, Index]
+    #: the live rows; None where all are
+    selected: Selected | None
+    live: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of all segments."""
+        return int(self.starts[-1])
+
+    def places(self, rows: Rows) -> tuple[Rows, Rows]:
+        """The positions of the segments that hold some rows, and the rows there; -1 for -1."""
+        if len(self.segments) == 1:
+            segments, own = np.full(rows.shape, self.at[0]), rows
+        else:
+            found = np.searchsorted(self.starts, rows, side="right") - 1
+            segments, own = self.at[found], rows - self.starts[found]
+        if rows.min(initial=0) < 0:
+            missing = rows < 0
+            segments, own = np.where(missing, -1, segments), np.where(missing, -1, own)
+        return segments, own
+
+    def of(self, rows: Rows) -> Iterator[tuple[int, tuple[SegmentView, Rows]]]:
+        """The position of each segment that holds some of the ascending `rows`, with the segment and its own rows."""
+        ends = np.searchsorted(rows, self.starts)
+        for number, view in enumerate(self.segments):
+            part = rows[ends[number] : ends[number + 1]]
+            if len(part):
+                yield int(self.at[number]), (view, part - self.starts[number])
+
+
+def shelved(segments: Sequence[SegmentView], before: Sequence[Shelf] = ()) -> tuple[Shelf, ...]:
+    """Put the segments of a snapshot on shelves, those of `before` again where nothing of them changed."""
+    alike: dict[Hashable, list[int]] = {}
+    for at, view in enumerate(segments):
+        alike.setdefault(_kind(view), []).append(at)
+    known = {_contents(shelf.segments): shelf for shelf in before}
+    runs = [run for group in alike.values() for run in _runs(segments, group, known)]
+    return tuple(_shelf(segments, run, known) for run in sorted(runs))
+
+
+def _kind(view: SegmentView) -> Hashable:
+    """What segments on one shelf have in common: for a plan they are one, and their indexes can be joined."""
+    joins = {name: column.index.joins for name, column in view.columns.items()}
+    if any(join is None for join in joins.values()):
+        return view.id
+    made = {name: (len(column.lineage), joins[name]) for name, column in view.columns.items()}
+    return (view.side_dimension, view.live > 0, frozenset(made.items()))
+
+
+def _runs(
+    segments: Sequence[SegmentView], alike: Sequence[int], known: Mapping[Hashable, Shelf]
+) -> Iterator[list[int]]:
+    """Segments that are alike, cut into shelves that are not too large.
+
+    Shelves that are full stay as they are while their segments do, so that a new segment costs the joining of one shelf and
+    not of all.
+    """
+    room = _room(segments[alike[0]])
+    places = {segments[at].id: at for at in alike}
+    rest = set(alike)
+    for shelf in known.values():
+        run = [places[view.id] for view in shelf.segments if view.id in places]
+        if 2 * shelf.rows > room and _contents([segments[at] for at in run]) in known and rest.issuperset(run):
+            rest.difference_update(run)
+            yield run
+    run, rows = list[int](), 0
+    for at in sorted(rest):
+        if run and rows + segments[at].rows > room:
+            yield run
+            run, rows = [], 0
+        run.append(at)
+        rows += segments[at].rows
+    if run:
+        yield run
+
+
+def _room(view: SegmentView) -> int:
+    """How many rows a shelf of such segments may have."""
+    return min((column.index.joins.rows for column in view.columns.values() if column.index.joins), default=0)
+
+
+def _contents(segments: Sequence[SegmentView]) -> Hashable:
+    """Equal where the same indexes of the same segments are meant."""
+    return tuple(
+        (view.id, tuple((column.id, column.index_file) for column in view.columns.values())) for view in segments
+    )
+
+
+def _shelf(segments: Sequence[SegmentView], run: Sequence[int], known: Mapping[Hashable, Shelf]) -> Shelf:
+    views = tuple(segments[at] for at in run)
+    before = known.get(_contents(views))
+    live = sum(view.live for view in views)
+    at = np.array(run, np.int64)
+    if before is not None:
+        selected = before.selected if before.live == live else _selected(views)
+        return replace(before, segments=views, at=at, selected=selected, live=live)
+    return Shelf(
+        segments=views,
+        at=at,
+        starts=np.cumsum([0, *(view.rows for view in views)], dtype=np.int64),
+        indexes={name: _joined([view.columns[name].index for view in views]) for name in views[0].columns},
+        selected=_selected(views),
+        live=live,
+    )
+
+
+def _joined(indexes: Sequence[Index]) -> Index:
+    first, *others = indexes
+    return first.join(others) if others else first
+
+
+def _selected(views: Sequence[SegmentView]) -> Selected | None:
+    if all(view.selected is None for view in views):
+        return None
+    return Selected(
+        np.concatenate([np.ones(view.rows, np.bool_) if view.selected is None else view.selected for view in views])
+    )

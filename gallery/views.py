@@ -1,0 +1,92 @@
+"""Segments and their columns, open for reading. Nothing here ever changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from gallery.arrays import Mask, Rows, Stored
+from gallery.catalog.segments import Origin
+from gallery.catalog.tables import ColumnRow, SegmentRow
+from gallery.columns import Ids, open_column, open_ids
+from gallery.files import Files
+from gallery.index.base import Index
+from gallery.index.registry import backend
+from gallery.lineage import Lineage, from_json
+from gallery.spaces import EmbeddingModel
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One segment's vectors for one model, open for reading."""
+
+    id: int
+    model: str
+    origin: Origin
+    #: what made it, step by step; empty where it is native
+    lineage: Lineage
+    vectors: Stored
+    index: Index
+    #: what the index was opened from; a column that gains an index is opened again
+    index_file: str | None
+    #: of its index, with what was measured of it
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentView:
+    """A segment as one snapshot sees it."""
+
+    id: int
+    rows: int
+    ids: Ids
+    side: Stored | None
+    #: by model name; only published columns
+    columns: Mapping[str, Column]
+    #: (rows,) True where the row is live; None where all are
+    selected: Mask | None
+    #: live rows
+    live: int
+
+    @property
+    def side_dimension(self) -> int | None:
+        """Width of the side-information, null if there is none."""
+        return None if self.side is None else self.side.shape[1]
+
+
+def open_searchable(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int) -> Column:
+    """Open a column and its index, published or not."""
+    vectors = open_column(files.path(row.file), rows=rows, dimension=model.dimension)
+    kind, path = ("flat", None) if row.index_file is None else (row.index_kind, files.path(row.index_file))
+    index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
+    origin: Origin = "native" if row.origin == "native" else "derived"
+    return Column(
+        row.id, model.name, origin, from_json(row.lineage), vectors, index, row.index_file, row.index_parameters
+    )
+
+
+def open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:
+    side = None
+    if row.side_file is not None and row.side_dimension is not None:
+        side = open_column(files.path(row.side_file), rows=row.rows, dimension=row.side_dimension)
+    return SegmentView(
+        id=row.id,
+        rows=row.rows,
+        ids=open_ids(files.path(row.ids_file), row.rows),
+        side=side,
+        columns=columns,
+        selected=None,
+        live=row.rows,
+    )
+
+
+def without(view: SegmentView, deleted: Rows | None) -> SegmentView:
+    """The segment with more rows deleted; the mask is copied, since other snapshots hold the old one."""
+    if deleted is None:
+        return view
+    selected = np.ones(view.rows, dtype=np.bool_) if view.selected is None else view.selected.copy()
+    selected[deleted] = False
+    return replace(view, selected=selected, live=int(np.count_nonzero(selected)))

@@ -1,0 +1,144 @@
+"""Indexes of several segments made one: it answers as one over all their rows would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gallery.arrays import Space, Stored, Vectors
+from gallery.index import _filtering, registry
+from gallery.index.base import Index, ListsBackend
+from gallery.index.flat import JOINED_NUMBERS
+from gallery.index.quantizer import training_rows
+from gallery.index.selection import Selected
+from tests.gallery.index.conftest import column_of, queries_of, unit_length
+from tests.gallery.index.test_every_backend import assert_right, assert_same, every_dtype, every_space
+
+PARTS = (2500, 1, 2499, 1000)
+every_joining = pytest.mark.parametrize("name", ["flat", "ivf_pq"])
+
+
+def parts(name: str, column: Stored, space: Space, folder: Path) -> list[Index]:
+    """An index for each part of a column, with lists in common where there are lists."""
+    backend, opened = registry.backend(name), []
+    parameters = backend.check({"nprobe": 40} if isinstance(backend, ListsBackend) else {})
+    trained = (
+        backend.train(training_rows([column], space, 70), 70, space) if isinstance(backend, ListsBackend) else None
+    )
+    for at, part in enumerate(np.split(column, np.cumsum(PARTS)[:-1])):
+        more = {} if trained is None else {"trained": trained}
+        has_file = backend.build(part, space=space, path=folder / f"{at}", parameters=parameters, **more)
+        path = folder / f"{at}" if has_file else None
+        opened.append(backend.open(part, space=space, path=path, parameters=parameters))
+    return opened
+
+
+def joined(indexes: Sequence[Index]) -> Index:
+    assert len({index.joins.key for index in indexes if index.joins}) == 1
+    return indexes[0].join(indexes[1:])
+
+
+@every_joining
+@every_space
+@every_dtype
+class TestAnswers:
+    """What is found, in every space and storage type."""
+
+    @pytest.fixture
+    def asked(self, name: str, space: Space, dtype: str, clustered: Vectors, tmp_path: Path) -> tuple[Index, Stored]:
+        column = column_of(clustered, space, dtype)
+        return joined(parts(name, column, space, tmp_path)), column
+
+    def test_the_best_rows_of_all_are_found_with_their_exact_scores(
+        self, name: str, space: Space, asked: tuple[Index, Stored], clustered: Vectors
+    ) -> None:
+        index, column = asked
+        queries = queries_of(clustered, space)
+        assert_right(name, index.search(queries, 10), queries, column, space.metric, 10)
+
+    @pytest.mark.parametrize("share", [0.9, 0.3, 0.02])
+    def test_rows_that_are_not_selected_are_never_found(
+        self,
+        name: str,
+        space: Space,
+        share: float,
+        asked: tuple[Index, Stored],
+        clustered: Vectors,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(_filtering, "FEW", 0)
+        index, column = asked
+        queries, selected = queries_of(clustered, space), np.random.default_rng(5).random(len(column)) < share
+        found = index.search(queries, 10, Selected(selected))
+        assert_right(name, found, queries, column, space.metric, 10, selected)
+
+    def test_a_score_is_the_one_that_the_segment_alone_gives(
+        self, name: str, space: Space, dtype: str, clustered: Vectors, tmp_path: Path
+    ) -> None:
+        column, queries = column_of(clustered, space, dtype), queries_of(clustered, space)
+        indexes = parts(name, column, space, tmp_path)
+        together, starts = joined(indexes).search(queries, 5), np.cumsum([0, *PARTS])
+        for at, index in enumerate(indexes):
+            alone = index.search(queries, 5)
+            for query in range(len(queries)):
+                scores = dict(zip((alone.rows[query] + starts[at]).tolist(), alone.scores[query].tolist(), strict=True))
+                for row, score in zip(together.rows[query].tolist(), together.scores[query].tolist(), strict=True):
+                    assert scores.get(row, score) == score
+
+
+@every_joining
+class TestConduct:
+    """How it behaves towards its neighbours."""
+
+    def test_joining_again_is_joining_all_at_once(self, name: str, clustered: Vectors, tmp_path: Path) -> None:
+        space = Space("euclidean", normalized=False)
+        indexes, queries = parts(name, clustered, space, tmp_path), queries_of(clustered, space)
+        step_by_step = joined([joined(indexes[:2]), joined(indexes[2:])])
+        assert_same(step_by_step.search(queries, 10), joined(indexes).search(queries, 10))
+
+    def test_it_outlives_the_files_that_it_was_made_of_and_so_do_those(
+        self, name: str, clustered: Vectors, tmp_path: Path
+    ) -> None:
+        space = Space("cosine", normalized=False)
+        indexes, queries = parts(name, clustered, space, tmp_path), queries_of(clustered, space)
+        before = joined(indexes).search(queries, 10)
+        for path in tmp_path.iterdir():
+            path.unlink()
+        assert_same(joined(indexes).search(queries, 10), before)
+
+    def test_equal_rows_of_several_segments_come_in_their_order(self, name: str, tmp_path: Path) -> None:
+        vectors = np.tile(unit_length(np.random.default_rng(1).standard_normal((1000, 24))), (6, 1))
+        index = joined(parts(name, vectors, Space("cosine", normalized=True), tmp_path))
+        found = index.search(vectors[:9].copy(), 6)
+        assert np.array_equal(found.rows, np.arange(9)[:, None] + 1000 * np.arange(6))
+        assert (found.scores == found.scores[:, :1]).all()
+
+
+def test_only_indexes_with_the_same_lists_and_codes_can_be_joined(clustered: Vectors, tmp_path: Path) -> None:
+    backend, space = registry.backend("ivf_pq"), Space("euclidean", normalized=False)
+    keys = []
+    for at, part in enumerate(np.split(clustered, 2)):
+        backend.build(part, space=space, path=tmp_path / f"{at}", parameters=backend.check({}))
+        index = backend.open(part, space=space, path=tmp_path / f"{at}", parameters=backend.check({}))
+        assert index.joins is not None
+        keys.append(index.joins.key)
+    assert keys[0] != keys[1]
+
+
+def test_exact_indexes_are_joined_up_to_a_number_of_numbers(clustered: Vectors) -> None:
+    index = registry.backend("flat").open(clustered, space=Space("cosine", normalized=False), path=None, parameters={})
+    assert index.joins is not None
+    assert index.joins.rows == JOINED_NUMBERS // clustered.shape[1]
+
+
+@pytest.mark.parametrize("name", ["ivf", "ivf_sq8", "hnsw"])
+def test_other_kinds_are_asked_alone(name: str, clustered: Vectors, tmp_path: Path) -> None:
+    backend, space = registry.backend(name), Space("euclidean", normalized=False)
+    backend.build(clustered, space=space, path=tmp_path / "it", parameters=backend.check({}))
+    index = backend.open(clustered, space=space, path=tmp_path / "it", parameters=backend.check({}))
+    assert index.joins is None
+    with pytest.raises(NotImplementedError, match="is asked alone"):
+        index.join([index])
