@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gallery.arrays import Metric, Rows, Space, Stored, Vectors
 from gallery.index._library import ONE_BY_ONE, faiss
 from gallery.index.base import Found
-from gallery.index.scores import cut, score, score_rows, unit
+from gallery.index.scores import cut, head, score, score_rows, unit
 from gallery.index.selection import Selected
 from gallery.index.stack import Stack
 
@@ -151,8 +151,8 @@ def _one_by_one(queries: Vectors, vectors: Vectors, k: int, metric: Metric, sele
     The slack is for equal scores, of which the smaller row is to come first: FAISS keeps any of them.
     """
     pool = min(k + SLACK, len(vectors))
-    scores, rows = _knn(queries, vectors, pool, metric, ONE_BY_ONE if selected is None else selected.selector)
-    return Found(*cut(np.sqrt(scores) if metric == "euclidean" else scores, rows, metric, k))
+    scores, rows = knn(queries, vectors, pool, metric, selected)
+    return Found(*head(np.sqrt(scores) if metric == "euclidean" else scores, rows, metric, k))
 
 
 def _together(queries: Vectors, vectors: Vectors, k: int, metric: Metric, longest: float) -> Found:
@@ -196,6 +196,11 @@ def _over_blocks(
         scores = np.hstack([best.scores, found.scores])
         best = Found(*cut(scores, np.hstack([best.rows, rows]), metric, k))
     return best
+
+
+def knn(queries: Vectors, vectors: Vectors, k: int, metric: Metric, selected: Selected | None = None) -> Found:
+    """The `k` best rows one by one, whichever of equal ones; squared distances where the metric is euclidean."""
+    return Found(*_knn(queries, vectors, k, metric, ONE_BY_ONE if selected is None else selected.selector))
 
 
 def _knn(queries: Vectors, vectors: Vectors, pool: int, metric: Metric, selector: Any) -> tuple[Vectors, Rows]:

@@ -105,22 +105,27 @@ class PqIndex(_ivf.IvfIndex):
             reads: what FAISS is to propose only.
             keeps: what is kept of what it proposes.
         """
-        best = _exact.nothing(len(queries), k, self._space.metric)
-        asking, whole = np.arange(len(queries)), len(self._column)
-        while len(asking):
-            few = len(asking) < len(queries)
-            asked, lists = (queries[asking], near.part(asking, slice(None))) if few else (queries, near)
-            read = self._read(asked, min(count, whole), lists, reads)
-            rows = _faiss.only(read.rows, keeps)
-            scores = _exact.scores_of(asked, rows, self._column, self._space)
-            found = Found(*cut(scores, rows, self._space.metric, k))
-            best.scores[asking], best.rows[asking] = found
-            if count >= whole:
-                break
-            short = found.rows[:, -1] < 0  # as whoever asked will see, and do something about it
-            asking = asking[~(short | self._beyond_doubt(read, Found(scores, rows), found.scores[:, -1]))]
+        found, doubtful = self._once(queries, k, count, near, reads, keeps)
+        while len(doubtful) and count < len(self._column):
             count *= 2
-        return best
+            again = near.part(doubtful, slice(None))
+            better, still = self._once(queries[doubtful], k, count, again, reads, keeps)
+            found.scores[doubtful], found.rows[doubtful] = better
+            doubtful = doubtful[still]
+        return found
+
+    def _once(
+        self, queries: Vectors, k: int, count: int, near: Nearest, reads: Selected | None, keeps: Selected | None
+    ) -> tuple[Found, NDArray[np.intp]]:
+        """The `k` best of `count` candidates, and for which queries there might be better ones among the others."""
+        read = self._read(queries, min(count, len(self._column)), near, reads)
+        rows = _faiss.only(read.rows, keeps)
+        scores = _exact.scores_of(queries, rows, self._column, self._space)
+        found = Found(*cut(scores, rows, self._space.metric, k))
+        beyond_doubt = self._beyond_doubt(read, Found(scores, rows), found.scores[:, -1])
+        # Fewer than wanted were selected of all that were read: whoever asked sees that, and does something about it.
+        short = found.rows[:, -1] < 0
+        return found, np.flatnonzero(~(beyond_doubt | short))
 
     def _beyond_doubt(self, read: Found, candidates: Found, last: Vectors) -> NDArray[np.bool_]:
         """For which queries no row that FAISS did not propose can well be as good as the last that was found.
@@ -129,13 +134,15 @@ class PqIndex(_ivf.IvfIndex):
         candidates: of those, both are known.
         """
         coded, exact = self._costs(read.scores, candidates.scores)
-        there = candidates.rows >= 0
-        wrong = np.where(there, exact - coded, 0)
-        number = np.maximum(there.sum(axis=1), 1)
+        wrong, number = exact - coded, coded.shape[1]
+        exhausted = read.rows[:, -1] < 0  # there was no other row in those lists
+        if candidates.rows is not read.rows or exhausted.any():
+            there = candidates.rows >= 0
+            wrong, number = np.where(there, wrong, 0), np.maximum(there.sum(axis=1), 1)
         mean = wrong.sum(axis=1) / number
-        spread = np.sqrt(np.maximum((wrong * wrong).sum(axis=1) / number - mean * mean, 0))
-        beyond = coded[:, -1] + mean - _SPREADS * spread >= self._costs(last, last)[1]
-        return np.asarray(beyond | (read.rows[:, -1] < 0))  # or there was no other row in those lists
+        variance = np.einsum("qc,qc->q", wrong, wrong) / number - mean * mean
+        margin = coded[:, -1] + mean - self._costs(last, last)[1]
+        return np.asarray(exhausted | ((margin >= 0) & (margin * margin >= _SPREADS**2 * variance)))
 
     def _costs(self, coded: Vectors, scores: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """FAISS's scores and ours on one scale, the less the better."""

@@ -76,7 +76,7 @@ def test_a_query_is_compared_with_the_centroids_once_for_all_segments(
 
     monkeypatch.setattr(Quantizer, "nearest", counted)
     asked(indexes[::-1], queries, 5, [None] * 3)
-    assert counts == [40]
+    assert counts == [30]
 
 
 def test_equal_centroids_are_one_object_and_others_are_not(clustered: Vectors, tmp_path: Path) -> None:
