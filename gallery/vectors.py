@@ -35,12 +35,14 @@ def accept(vectors: NDArray[Any], model: EmbeddingModel, *, pointer: str) -> Vec
             f"vectors of {model.name} have dimension {model.dimension}, these have {vectors.shape[-1]}",
             pointer=pointer.format(row=0),
         )
-    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinity, which is refused below
-        accepted = np.ascontiguousarray(vectors, dtype=np.float32)
-    _finite(accepted, pointer)
-    if model.metric == "cosine" or model.normalized:
+    accepted = _single(vectors)
+    # Squares are finite only if the numbers are, and 0 only if they are or are too small to tell: then it is looked closer.
+    squares = np.einsum("nd,nd->n", accepted, accepted)
+    if not np.isfinite(squares).all():
+        _finite(accepted, pointer)
+    if (model.metric == "cosine" or model.normalized) and not squares.all():
         _not_zero(accepted, model, pointer)
-    return _normalize(accepted) if model.normalized else accepted
+    return _normalize(accepted, squares) if model.normalized else accepted
 
 
 def accept_side(side: NDArray[Any], dimension: int, *, pointer: str) -> Vectors:
@@ -54,8 +56,7 @@ def accept_side(side: NDArray[Any], dimension: int, *, pointer: str) -> Vectors:
         raise errors.DimensionMismatch(
             f"side-information has dimension {dimension}, this has {side.shape[-1]}", pointer=pointer.format(row=0)
         )
-    with np.errstate(over="ignore"):
-        accepted = np.ascontiguousarray(side, dtype=np.float32)
+    accepted = _single(side)
     _finite(accepted, pointer)
     return accepted
 
@@ -65,6 +66,14 @@ def as_query(vectors: Vectors, model: EmbeddingModel) -> Vectors:
     if model.metric == "cosine" and not model.normalized:
         return unit(vectors)
     return vectors
+
+
+def _single(vectors: NDArray[Any]) -> Vectors:
+    """As float32, C-contiguous; a number beyond it becomes infinity, which is refused."""
+    if vectors.dtype == np.float32:
+        return np.ascontiguousarray(vectors)
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
 def _finite(vectors: Vectors, pointer: str) -> None:
@@ -84,10 +93,9 @@ def _not_zero(vectors: Vectors, model: EmbeddingModel, pointer: str) -> None:
         )
 
 
-def _normalize(vectors: Vectors) -> Vectors:
+def _normalize(vectors: Vectors, squares: NDArray[np.float32]) -> Vectors:
     """Unit length; vectors that have it already stay byte for byte what was sent."""
-    squared = np.einsum("nd,nd->n", vectors, vectors)
-    off = np.abs(squared - 1) > _UNIT_TOLERANCE
+    off = ~(np.abs(squares - 1) <= _UNIT_TOLERANCE)
     if not off.any():
         return vectors
     normalized = vectors.copy()

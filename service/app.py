@@ -23,6 +23,7 @@ from models.runtime import load_transform
 from service import documents, errors
 from service.api import events, explain, fits, galleries, health, models, search, upgrades
 from service.auth import Keyring
+from service.express import Express
 from service.process import Process
 from service.refresh import Refresher
 from service.settings import ServiceSettings
@@ -66,6 +67,7 @@ def create_app(
         app.include_router(subject.router)
     errors.install(app)
     documents.install(app)
+    app.add_middleware(Express, process=process)
     app.add_middleware(Telemetry, metrics=process.metrics)
     return app
 

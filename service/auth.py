@@ -11,10 +11,11 @@ import hmac
 import ipaddress
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated
+from functools import lru_cache
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Request, Security
@@ -26,7 +27,7 @@ from gallery.catalog.tables import KeyRow
 from gallery.catalog.transaction import Catalog
 from service.bodies import NAME
 from service.errors import Forbidden, Unauthenticated
-from service.process import ProcessDep
+from service.process import Process, ProcessDep
 
 _PREFIX = "ffk_"  # so that a leaked key is recognised by scanners
 _BEARER = HTTPBearer(auto_error=False, description="An API key, made with `forwardfill keys create`.")
@@ -84,6 +85,27 @@ class Keyring:
         self.current = Keys(valid, needed=bool(rows))
 
 
+def admitted(process: Process, request: MutableMapping[str, Any], needed: Scope) -> Caller:
+    """Find out who sent a request, given as its ASGI scope.
+
+    Raises:
+        Unauthenticated: a key is needed, and none or an invalid one came.
+        Forbidden: the key's scope is too small, or the request does not come from this machine.
+    """
+    keys = process.keyring.current
+    if not keys.needed:
+        return _local(request, insecure=process.settings.insecure)
+    kind, _, secret = _header(request, b"authorization").partition(" ")
+    caller = keys.caller(secret.strip()) if kind.lower() == "bearer" else None
+    if caller is None:
+        raise Unauthenticated("send a valid key as `Authorization: Bearer <key>`")
+    if caller.scope < needed:
+        raise Forbidden(
+            f"this needs the scope {needed.name.lower()}, and the key {caller.name} has {caller.scope.name.lower()}"
+        )
+    return caller
+
+
 class Needs:
     """A dependency that lets a request through if its sender has a scope. It comes first, before anything is looked up."""
 
@@ -95,7 +117,7 @@ class Needs:
         self,
         request: Request,
         process: ProcessDep,
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+        _: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],  # for the OpenAPI document
     ) -> Caller:
         """Find out who asks.
 
@@ -103,18 +125,7 @@ class Needs:
             Unauthenticated: a key is needed, and none or an invalid one came.
             Forbidden: the key's scope is too small, or the request does not come from this machine.
         """
-        keys = process.keyring.current
-        if not keys.needed:
-            return _local(request, insecure=process.settings.insecure)
-        caller = keys.caller(credentials.credentials) if credentials is not None else None
-        if caller is None:
-            raise Unauthenticated("send a valid key as `Authorization: Bearer <key>`")
-        if caller.scope < self._scope:
-            raise Forbidden(
-                f"this needs the scope {self._scope.name.lower()}, and the key {caller.name} has "
-                f"{caller.scope.name.lower()}"
-            )
-        return caller
+        return admitted(process, request.scope, self._scope)
 
 
 MaySearch = Annotated[Caller, Security(Needs(Scope.SEARCH))]
@@ -139,6 +150,7 @@ def require_safe_binding(host: str, *, has_keys: bool, insecure: bool) -> None:
         )
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """Whether an address or host name means this machine only."""
     if host == "localhost":
@@ -195,15 +207,37 @@ def revoke_key(catalog: Catalog, name: str) -> bool:
     return revoked
 
 
-def _local(request: Request, *, insecure: bool) -> Caller:
+_EVERYTHING = Caller(None, Scope.ADMIN)
+
+
+def _local(request: MutableMapping[str, Any], *, insecure: bool) -> Caller:
     """Without keys, whoever is on this machine may do everything; a page in its browser is not, so it is told apart."""
     if not insecure:
-        if request.client is not None and not is_loopback(request.client.host):
+        client = request.get("client")
+        if client is not None and not is_loopback(client[0]):
             raise Forbidden("without a key only this machine is served; make one with `forwardfill keys create`")
-        host = urlsplit(f"//{request.headers.get('host', '')}")
-        if not is_loopback(host.hostname or ""):
+        host = _header(request, b"host")
+        if not is_loopback(_host_name(host)):
             raise Forbidden("without a key the host must be a loopback address: a page might have rebound its own name")
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host.netloc:
+        origin = _header(request, b"origin")
+        if origin and urlsplit(origin).netloc != host:
             raise Forbidden("without a key, pages of other origins are refused")
-    return Caller(None, Scope.ADMIN)
+    return _EVERYTHING
+
+
+@lru_cache(maxsize=1024)
+def _host_name(host: str) -> str:
+    """Of a `Host` header, without the port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # brackets that do not match
+        return ""
+
+
+def _header(request: MutableMapping[str, Any], wanted: bytes) -> str:
+    """A header of a request, empty if it has none; ASGI gives their names in lower case."""
+    for name, value in request["headers"]:
+        if name == wanted:
+            text: str = value.decode("latin-1")
+            return text
+    return ""

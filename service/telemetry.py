@@ -4,27 +4,114 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 import orjson
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
+from prometheus_client import Counter as Upserted
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
 from gallery.search.hits import Hits
+from gallery.search.request import Answer
+from gallery.search.routes import Coverage
 from service.errors import InternalError, PageNotFound, problem
 
 log = structlog.get_logger()
+#: of the request under way, for every event that it gives rise to
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _WINDOW_SECONDS = 5.0
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
+
+
+class Searches(Collector):
+    """How searches ended, what they reached, and how long they took: counted by a lock and additions, for each counts."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._lock = threading.Lock()
+        self._outcomes: Counter[str] = Counter()
+        self._reached: Counter[str] = Counter(dict.fromkeys(Coverage._fields, 0))
+        self._within = [0] * (len(_SECONDS) + 1)
+        self._seconds = 0.0
+
+    def count(self, outcome: str) -> None:
+        """One search ended without an answer."""
+        with self._lock:
+            self._outcomes[outcome] += 1
+
+    def answered(self, coverage: Coverage, seconds: float) -> None:
+        """One search was answered."""
+        with self._lock:
+            self._outcomes["partial" if coverage.unreachable else "answered"] += 1
+            self._seconds += seconds
+            self._within[bisect_left(_SECONDS, seconds)] += 1
+            for route, items in zip(Coverage._fields, coverage, strict=True):
+                self._reached[route] += items
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        with self._lock:
+            outcomes, reached = dict(self._outcomes), dict(self._reached)
+            within, seconds = list(accumulate(self._within)), self._seconds
+        ends = [*map(floatToGoString, _SECONDS), "+Inf"]
+        yield HistogramMetricFamily(
+            "forwardfill_search_seconds",
+            "Time from a parsed search to its answer.",
+            buckets=list(zip(ends, within, strict=True)),
+            sum_value=seconds,
+        )
+        ended = CounterMetricFamily("forwardfill_searches", "Searches by how they ended.", labels=["outcome"])
+        for outcome, number in outcomes.items():
+            ended.add_metric([outcome], number)
+        yield ended
+        items = CounterMetricFamily(
+            "forwardfill_searched_items", "Items that searches reached, by route.", labels=["route"]
+        )
+        for route, number in reached.items():
+            items.add_metric([route], number)
+        yield items
+
+
+class Requests(Collector):
+    """Requests by route and status."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._lock = threading.Lock()
+        self._counted: Counter[tuple[str, str, int]] = Counter()
+
+    def count(self, method: str, route: str, status: int) -> None:
+        """One request ended."""
+        with self._lock:
+            self._counted[method, route, status] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        with self._lock:
+            counted = dict(self._counted)
+        requests = CounterMetricFamily(
+            "forwardfill_http_requests", "Requests by route and status.", labels=["method", "route", "status"]
+        )
+        for (method, route, status), number in counted.items():
+            requests.add_metric([method, route, str(status)], number)
+        yield requests
 
 
 class Metrics:
@@ -33,27 +120,20 @@ class Metrics:
     def __init__(self) -> None:
         """Start at zero."""
         self.registry = CollectorRegistry()
-        self.search_seconds = Histogram(
-            "forwardfill_search_seconds",
-            "Time from a parsed search to its answer.",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.searches = Counter(
-            "forwardfill_searches", "Searches by how they ended.", ["outcome"], registry=self.registry
-        )
-        self.searched = Counter(
-            "forwardfill_searched_items", "Items that searches reached, by route.", ["route"], registry=self.registry
-        )
-        self.requests = Counter(
-            "forwardfill_http_requests",
-            "Requests by route and status.",
-            ["method", "route", "status"],
-            registry=self.registry,
-        )
-        self.upserted = Counter("forwardfill_upserted_items", "Items that were written.", registry=self.registry)
+        self.searches, self.requests = Searches(), Requests()
+        self.registry.register(self.searches)
+        self.registry.register(self.requests)
+        self.upserted = Upserted("forwardfill_upserted_items", "Items that were written.", registry=self.registry)
         self.latencies = Latencies()
         self.hits = Hits()
+
+    def answered(self, answers: Sequence[Answer], seconds: float) -> None:
+        """One search, or batch, was answered."""
+        first = answers[0]
+        self.searches.answered(first.coverage, seconds)
+        self.latencies.record(first.snapshot.gallery_id, seconds)
+        for answer in answers:
+            self.hits.count(answer)
 
 
 class Latencies:
@@ -92,8 +172,7 @@ class Telemetry:
             return
         request_id = next(_sane_ids(scope), None) or str(ULID())
         scope.setdefault("state", {})["request_id"] = request_id
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        _request_id.set(request_id)
         answer = _Answer(send, request_id)
         started = time.perf_counter()
         try:
@@ -117,7 +196,7 @@ class Telemetry:
 
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._metrics.requests.labels(scope["method"], route, str(status)).inc()
+        self._metrics.requests.count(scope["method"], route, status)
         if scope["path"] not in _QUIET:
             log.info(
                 "request",
@@ -154,16 +233,18 @@ def _sane_ids(scope: Scope) -> Iterator[str]:
 def configure_logs() -> None:
     """One JSON object per line on standard output, events with fields."""
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(serializer=_dumps),
-        ],
+        processors=[_as_line],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.BytesLoggerFactory(),
     )
 
 
-def _dumps(event: Any, **_: Any) -> str:
-    return orjson.dumps(event, default=repr).decode()
+def _as_line(logger: Any, level: str, event: MutableMapping[str, Any]) -> bytes:
+    """An event as JSON. One processor, since each request is an event and each processor costs it a microsecond or more."""
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(logger, level, event)
+    event["level"] = level
+    event["timestamp"] = datetime.now(UTC)
+    if request_id := _request_id.get():
+        event["request_id"] = request_id
+    return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z)

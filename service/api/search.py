@@ -189,24 +189,32 @@ async def search(
 ) -> Response:
     """Find the items nearest to a query, wherever an upgrade of the gallery is."""
     within(body.k, process.store.settings.max_k, "max_k", "/k")
-    if _is_brief(process, gallery, body):
-        return _searched(process, gallery, body, alone=True)
     async with process.searches.taken():
-        return await run_in_threadpool(_searched, process, gallery, body, alone=False)
+        return await run_in_threadpool(_searched, process, gallery, body)
 
 
-def _is_brief(process: Process, gallery: str, body: SearchBody) -> bool:
-    """Whether a search is done on the event loop: handing it to a thread would take longer than doing it."""
-    world = process.galleries.current
-    snapshot = world.galleries.get(gallery)
-    if snapshot is None or body.filter is not None or body.include or body.model not in world.registry.models:
-        return False
-    return brief(snapshot, body.model, body.k)
+def answered_alone(process: Process, gallery: str, body: SearchBody) -> bytes | None:
+    """Answer a search on the event loop, as JSON; None where it is not brief, so that it is better done in a thread.
 
-
-def _searched(process: Process, gallery: str, body: SearchBody, *, alone: bool) -> Response:
+    Raises:
+        GalleryError: it is refused; nothing was counted yet.
+    """
     started = time.perf_counter()
-    answers = _answers(process, gallery, body, lambda world: one_query(body, world), alone=alone)
+    world = process.galleries.current
+    snapshot = world.snapshot(gallery)
+    if body.filter is not None or body.include or body.k > process.store.settings.max_k:
+        return None
+    if not brief(snapshot, body.model, body.k):
+        return None
+    answer = process.searcher.search(world, gallery, request_for(body, one_query(body, world), slice(None)))
+    process.metrics.answered([answer], time.perf_counter() - started)
+    (hits,) = hits_as_json(process, [answer], payload=False)
+    return orjson.dumps({"hits": hits, **_about(body, answer, started)})
+
+
+def _searched(process: Process, gallery: str, body: SearchBody) -> Response:
+    started = time.perf_counter()
+    answers = _answers(process, gallery, body, lambda world: one_query(body, world))
     (hits,) = hits_as_json(process, answers, payload="payload" in body.include)
     return _json({"hits": hits, **_about(body, answers[0], started)})
 
@@ -271,10 +279,8 @@ def _several(body: BatchBody, world: World) -> Queries:
     return Queries(all_of([query.vector for query in body.queries], body.model, "/queries/{row}/vector"), companions)
 
 
-def _answers(
-    process: Process, gallery: str, body: _Options, queries_of: Callable[[World], Queries], *, alone: bool = False
-) -> list[Answer]:
-    """Search, in as many calls as keep the memory bounded, nearly always one; `alone` waits for no other search."""
+def _answers(process: Process, gallery: str, body: _Options, queries_of: Callable[[World], Queries]) -> list[Answer]:
+    """Search, in as many calls as keep the memory bounded, nearly always one."""
 
     def ask(world: World) -> list[Answer]:
         world.snapshot(gallery)  # a gallery that is not there is said before a model that is not
@@ -284,26 +290,18 @@ def _answers(
         requests = (
             request_for(body, queries, slice(at, at + at_once)) for at in range(0, len(queries.vectors), at_once)
         )
-        if alone:
-            return [process.searcher.search(world, gallery, each) for each in requests]
         return [process.coalescer.search(world, gallery, each, at_once=at_once) for each in requests]
 
-    started, outcome = time.perf_counter(), "failed"
+    started = time.perf_counter()
     try:
         answers = process.seen(ask)
-        outcome = "partial" if answers[0].coverage.unreachable else "answered"
     except GalleryError:
-        outcome = "refused"
+        process.metrics.searches.count("refused")
         raise
-    finally:
-        process.metrics.searches.labels(outcome).inc()
-    seconds = time.perf_counter() - started
-    process.metrics.search_seconds.observe(seconds)
-    process.metrics.latencies.record(answers[0].snapshot.gallery_id, seconds)
-    for answer in answers:
-        process.metrics.hits.count(answer)
-    for route, items in answers[0].coverage._asdict().items():
-        process.metrics.searched.labels(route).inc(items)
+    except BaseException:
+        process.metrics.searches.count("failed")
+        raise
+    process.metrics.answered(answers, time.perf_counter() - started)
     return answers
 
 

@@ -48,7 +48,7 @@ def test_a_gallery_tells_the_recall_of_its_indexes(world: World) -> None:
     world.upsert(*({"id": f"more-{at}", "embedding": [at, 1, 0, 0]} for at in range(20)))
     Worker(world.store, WorkerSettings()).work()
     index = world.get(f"/galleries/{GALLERY}")["columns"][0]["index"]
-    assert (index["kind"], index["recall_at_10"]) == ("ivf", 1.0)
+    assert (index["kind"], index["recall_at_10"]) == ("ivf_pq", 1.0)
     (segment,) = index["segments"]
     assert (segment["rows"], segment["kind"], segment["recall_at_10"]) == (20, "ivf", 1.0)
     assert segment["nprobe"] >= 1
