@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -22,40 +23,33 @@ class Shelf:
     """Some segments of a snapshot; their rows follow each other."""
 
     segments: tuple[SegmentView, ...]
-    #: (segments,) int64: their positions in the snapshot, ascending
-    at: Rows
-    #: (segments + 1,) int64: the first row of each, and how many there are
-    starts: Rows
+    #: (segments + 1,) int64: their positions in the snapshot, ascending; and -1, where no row is
+    positions: Rows
+    #: (segments + 1,) int64: the first row of each; and 0
+    offsets: Rows
+    #: of all segments
+    rows: int
     #: by model name, over all rows
     indexes: Mapping[str, Index]
     #: the live rows; None where all are
     selected: Selected | None
     live: int
 
-    @property
-    def rows(self) -> int:
-        """Rows of all segments."""
-        return int(self.starts[-1])
-
     def places(self, rows: Rows) -> tuple[Rows, Rows]:
         """The positions of the segments that hold some rows, and the rows there; -1 for -1."""
-        if len(self.segments) == 1:
-            segments, own = np.full(rows.shape, self.at[0]), rows
-        else:
-            found = np.searchsorted(self.starts, rows, side="right") - 1
-            segments, own = self.at[found], rows - self.starts[found]
-        if rows.min(initial=0) < 0:
-            missing = rows < 0
-            segments, own = np.where(missing, -1, segments), np.where(missing, -1, own)
-        return segments, own
+        found = np.searchsorted(self.offsets[:-1], rows, side="right") - 1  # -1 for -1, which picks what is last
+        return self.positions[found], rows - self.offsets[found]
 
-    def of(self, rows: Rows) -> Iterator[tuple[int, tuple[SegmentView, Rows]]]:
-        """The position of each segment that holds some of the ascending `rows`, with the segment and its own rows."""
-        ends = np.searchsorted(rows, self.starts)
-        for number, view in enumerate(self.segments):
-            part = rows[ends[number] : ends[number + 1]]
-            if len(part):
-                yield int(self.at[number]), (view, part - self.starts[number])
+    def each(self) -> Iterator[tuple[int, int, SegmentView]]:
+        """Each segment with its position in the snapshot and its first row here."""
+        return zip(self.positions.tolist(), self.offsets.tolist(), self.segments, strict=False)
+
+    def of(self, rows: Rows) -> Iterator[tuple[int, SegmentView, Rows]]:
+        """Each segment that holds some of the ascending `rows`, with its position in the snapshot and its own rows."""
+        for position, start, view in self.each():
+            first, last = np.searchsorted(rows, [start, start + view.rows])
+            if first < last:
+                yield position, view, rows[first:last] - start
 
 
 def shelved(segments: Sequence[SegmentView], before: Sequence[Shelf] = ()) -> tuple[Shelf, ...]:
@@ -120,14 +114,16 @@ def _shelf(segments: Sequence[SegmentView], run: Sequence[int], known: Mapping[H
     views = tuple(segments[at] for at in run)
     before = known.get(_contents(views))
     live = sum(view.live for view in views)
-    at = np.array(run, np.int64)
+    positions = np.array([*run, -1], np.int64)
     if before is not None:
         selected = before.selected if before.live == live else _selected(views)
-        return replace(before, segments=views, at=at, selected=selected, live=live)
+        return replace(before, segments=views, positions=positions, selected=selected, live=live)
+    *starts, rows = accumulate((view.rows for view in views), initial=0)
     return Shelf(
         segments=views,
-        at=at,
-        starts=np.cumsum([0, *(view.rows for view in views)], dtype=np.int64),
+        positions=positions,
+        offsets=np.array([*starts, 0], np.int64),
+        rows=rows,
         indexes={name: _joined([view.columns[name].index for view in views]) for name in views[0].columns},
         selected=_selected(views),
         live=live,

@@ -37,7 +37,7 @@ def accept(vectors: NDArray[Any], model: EmbeddingModel, *, pointer: str) -> Vec
         )
     accepted = _single(vectors)
     # Squares are finite only if the numbers are, and 0 only if they are or are too small to tell: then it is looked closer.
-    squares = np.einsum("nd,nd->n", accepted, accepted)
+    squares = np.vecdot(accepted, accepted)
     if not np.isfinite(squares).all():
         _finite(accepted, pointer)
     if (model.metric == "cosine" or model.normalized) and not squares.all():

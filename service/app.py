@@ -6,9 +6,11 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
@@ -24,6 +26,7 @@ from service import documents, errors
 from service.api import events, explain, fits, galleries, health, models, search, upgrades
 from service.auth import Keyring
 from service.express import Express
+from service.gather import Gatherer
 from service.process import Process
 from service.refresh import Refresher
 from service.settings import ServiceSettings
@@ -40,6 +43,19 @@ def build_store(settings: GallerySettings) -> Store:
     return Store(Catalog(settings.database), files, Transforms(files, load_transform), settings)
 
 
+class Application(FastAPI):
+    """FastAPI, with something before it: its own middleware costs each request as much as reading a short body."""
+
+    def __init__(self, **named: Any) -> None:
+        """As FastAPI."""
+        super().__init__(**named)
+        self.entry: ASGIApp = super().__call__
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request by the entry."""
+        await self.entry(scope, receive, send)
+
+
 def create_app(
     store: Store, settings: ServiceSettings | None = None, *, nudge: Callable[[], None] = lambda: None
 ) -> FastAPI:
@@ -51,7 +67,7 @@ def create_app(
         nudge: tells workers to look for work; called after a commit, must neither raise nor block for long.
     """
     process = _process(store, settings or ServiceSettings(), nudge)
-    app = FastAPI(
+    app = Application(
         title="Forwardfill",
         description=_DESCRIPTION,
         version=version("forwardfill"),
@@ -67,8 +83,7 @@ def create_app(
         app.include_router(subject.router)
     errors.install(app)
     documents.install(app)
-    app.add_middleware(Express, process=process)
-    app.add_middleware(Telemetry, metrics=process.metrics)
+    app.entry = Telemetry(Express(app.entry, process), process.metrics)
     return app
 
 
@@ -77,13 +92,15 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None])
     searcher = Searcher(
         store.catalog, store.transforms, mapped, store.settings.oversample, store.settings.min_candidates
     )
+    metrics = Metrics()
     return Process(
         store=store,
         galleries=Galleries(store.catalog, store.files),
         searcher=searcher,
         coalescer=Coalescer(searcher, _lanes(store.settings)),
+        gatherer=Gatherer(searcher, metrics),
         keyring=Keyring(store.catalog),
-        metrics=Metrics(),
+        metrics=metrics,
         settings=settings,
         nudge=nudge,
         searches=Slots(settings.max_concurrent_searches, settings.max_waiting_searches),

@@ -200,8 +200,12 @@ def install(app: FastAPI) -> None:
             answer.headers.update(error.headers)  # which methods a path takes
         return answer
 
+    async def crashed(request: Request, _: Exception) -> Response:
+        return problem(InternalError(""), request.state.request_id)
+
     for kind in (GalleryError, HTTPException, RequestValidationError, SQLAlchemyError):
         app.add_exception_handler(kind, refused)
+    app.add_exception_handler(Exception, crashed)  # raised again after that, for `Telemetry` to log it
 
 
 def _translated(error: Exception) -> GalleryError:

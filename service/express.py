@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gallery.errors import GalleryError
 from service import auth
-from service.api.search import SearchBody, answered_alone, router
+from service.api.search import SearchBody, answered_on_the_loop, router
 from service.process import Process
 
 #: a base64 vector of 8,192 numbers, and as much again for companions; whatever is larger takes its time anyway
@@ -41,7 +41,7 @@ class Express:
             return
         message = await receive()
         body = message.get("body", b"")
-        answer = None if message.get("more_body") or not body else self._answer(scope, gallery, body)
+        answer = None if message.get("more_body") or not body else await self._answer(scope, gallery, body)
         if answer is None:
             await self._app(scope, _first(message, receive), send)
             return
@@ -51,11 +51,12 @@ class Express:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    def _answer(self, scope: Scope, gallery: str, body: bytes) -> bytes | None:
+    async def _answer(self, scope: Scope, gallery: str, body: bytes) -> bytes | None:
         """None where the application is to say why not."""
         try:
             auth.admitted(self._process, scope, auth.Scope.SEARCH)
-            return answered_alone(self._process, gallery, SearchBody.model_validate(orjson.loads(body)))
+            search = SearchBody.model_validate(orjson.loads(body))
+            return await answered_on_the_loop(self._process, gallery, search)
         except (GalleryError, ValidationError, orjson.JSONDecodeError):
             return None
 

@@ -16,6 +16,7 @@ from gallery.search.coalesce import Coalescer
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries, World
 from gallery.store import Store
+from service.gather import Gatherer
 from service.settings import ServiceSettings
 from service.slots import Slots
 from service.telemetry import Metrics
@@ -34,8 +35,9 @@ class Process:
     store: Store
     galleries: Galleries
     searcher: Searcher
-    #: the same searches, those of many clients together
+    #: the same searches, those of many clients together: in threads, and on the event loop
     coalescer: Coalescer
+    gatherer: Gatherer
     keyring: Keyring
     metrics: Metrics
     settings: ServiceSettings

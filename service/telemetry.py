@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any
 
 import orjson
@@ -34,6 +34,8 @@ log = structlog.get_logger()
 #: of the request under way, for every event that it gives rise to
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
+#: names requests whose clients did not: unlike any other, and made in no time
+_PROCESS, _numbers = str(ULID()), count(1)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _WINDOW_SECONDS = 5.0
@@ -56,14 +58,15 @@ class Searches(Collector):
         with self._lock:
             self._outcomes[outcome] += 1
 
-    def answered(self, coverage: Coverage, seconds: float) -> None:
-        """One search was answered."""
+    def answered(self, coverage: Coverage, seconds: Sequence[float]) -> None:
+        """Searches with the same coverage were answered."""
         with self._lock:
-            self._outcomes["partial" if coverage.unreachable else "answered"] += 1
-            self._seconds += seconds
-            self._within[bisect_left(_SECONDS, seconds)] += 1
+            self._outcomes["partial" if coverage.unreachable else "answered"] += len(seconds)
+            for each in seconds:
+                self._seconds += each
+                self._within[bisect_left(_SECONDS, each)] += 1
             for route, items in zip(Coverage._fields, coverage, strict=True):
-                self._reached[route] += items
+                self._reached[route] += items * len(seconds)
 
     def collect(self) -> Iterator[Metric]:
         """For Prometheus."""
@@ -127,11 +130,12 @@ class Metrics:
         self.latencies = Latencies()
         self.hits = Hits()
 
-    def answered(self, answers: Sequence[Answer], seconds: float) -> None:
-        """One search, or batch, was answered."""
+    def answered(self, answers: Sequence[Answer], seconds: Sequence[float]) -> None:
+        """One search or batch was answered in parts, or several searches by one call; with the seconds of each."""
         first = answers[0]
         self.searches.answered(first.coverage, seconds)
-        self.latencies.record(first.snapshot.gallery_id, seconds)
+        for each in seconds:
+            self.latencies.record(first.snapshot.gallery_id, each)
         for answer in answers:
             self.hits.count(answer)
 
@@ -164,13 +168,14 @@ class Telemetry:
         """Wrap `app`."""
         self._app = app
         self._metrics = metrics
+        self._log: Any = log.bind()  # what is bound already costs half
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = next(_sane_ids(scope), None) or str(ULID())
+        request_id = next(_sane_ids(scope), None) or f"{_PROCESS}-{next(_numbers)}"
         scope.setdefault("state", {})["request_id"] = request_id
         _request_id.set(request_id)
         answer = _Answer(send, request_id)
@@ -190,15 +195,16 @@ class Telemetry:
             answer.status = answer.status or 499  # nobody is left to hear it
         except Exception as error:
             log.exception("request_crashed", error=repr(error))
-            if answer.status:
+            if not answer.status:
+                await problem(InternalError(""), answer.request_id)(scope, receive, answer)
+            elif not answer.whole:
                 raise  # part of the answer is gone already; the server closes the connection
-            await problem(InternalError(""), answer.request_id)(scope, receive, answer)
 
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         self._metrics.requests.count(scope["method"], route, status)
         if scope["path"] not in _QUIET:
-            log.info(
+            self._log.info(
                 "request",
                 method=scope["method"],
                 path=scope["path"],
@@ -210,9 +216,13 @@ class Telemetry:
 class _Answer:
     """Sends, with the request id in the headers, and remembers the status."""
 
+    __slots__ = ("_send", "request_id", "status", "whole")
+
     def __init__(self, send: Send, request_id: str) -> None:
         self.request_id = request_id
         self.status = 0
+        #: nothing is left to be sent
+        self.whole = False
         self._send = send
 
     async def __call__(self, message: Message) -> None:
@@ -220,6 +230,8 @@ class _Answer:
             self.status = message["status"]
             headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"x-request-id"]
             message = {**message, "headers": [*headers, (b"x-request-id", self.request_id.encode())]}
+        else:
+            self.whole = not message.get("more_body", False)
         await self._send(message)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gallery.arrays import Metric, Rows, Space, Stored, Vectors
 from gallery.index._library import ONE_BY_ONE, faiss
 from gallery.index.base import Found
-from gallery.index.scores import cut, head, score, score_rows, unit
+from gallery.index.scores import cut, head, score, score_rows, unit, worst
 from gallery.index.selection import Selected
 from gallery.index.stack import Stack
 
@@ -120,11 +120,13 @@ def ranked(queries: Vectors, rows: Rows, column: Stored | Stack, space: Space, k
 
 
 def scores_of(queries: Vectors, rows: Rows, column: Stored | Stack, space: Space) -> Vectors:
-    """The exact scores of rows (queries, candidates) of a column; of -1, whatever."""
+    """The exact scores of rows (queries, candidates) of a column; the worst for -1."""
     if is_plain(column, space):
         return score_rows(queries, column, rows, space.metric)
     vectors = taken(column, np.maximum(rows, 0))  # (queries, candidates, dimension)
-    return score(queries, vectors, space.metric, as_stored=space.normalized and column.dtype == np.float32)
+    scores = score(queries, vectors, space.metric, as_stored=space.normalized and column.dtype == np.float32)
+    scores[rows < 0] = worst(space.metric)
+    return scores
 
 
 def taken(column: Stored | Stack, rows: Rows) -> Stored:
@@ -142,7 +144,7 @@ def length(vectors: Vectors) -> float:
 def nothing(queries: int, k: int, metric: Metric) -> Found:
     """The answer of a segment that has no row to give."""
     none = np.full((queries, k), -1, np.int64)
-    return Found(*cut(np.zeros((queries, k), np.float32), none, metric, k))
+    return Found(np.full((queries, k), worst(metric), np.float32), none)
 
 
 def _one_by_one(queries: Vectors, vectors: Vectors, k: int, metric: Metric, selected: Selected | None) -> Found:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gallery.arrays import Space, Stored, Vectors
+from gallery.arrays import Mask, Space, Stored, Vectors
 from gallery.index import _exact, _faiss, _ivf
 from gallery.index._library import faiss
 from gallery.index._parameters import Whole
@@ -55,6 +54,7 @@ class PqIndex(_ivf.IvfIndex):
         self.files = files
         self.rerank = rerank
         self.joins = Joins((files[0].key, space), JOINED_ROWS)
+        self._by_distance = _metric(space) == faiss.METRIC_L2
 
     @property
     def reads(self) -> int:
@@ -106,52 +106,59 @@ class PqIndex(_ivf.IvfIndex):
             keeps: what is kept of what it proposes.
         """
         found, doubtful = self._once(queries, k, count, near, reads, keeps)
-        while len(doubtful) and count < len(self._column):
+        while doubtful and count < len(self._column):
             count *= 2
-            again = near.part(doubtful, slice(None))
+            again = near.part(np.array(doubtful), slice(None))
             better, still = self._once(queries[doubtful], k, count, again, reads, keeps)
             found.scores[doubtful], found.rows[doubtful] = better
-            doubtful = doubtful[still]
+            doubtful = [doubtful[at] for at in still]
         return found
 
     def _once(
         self, queries: Vectors, k: int, count: int, near: Nearest, reads: Selected | None, keeps: Selected | None
-    ) -> tuple[Found, NDArray[np.intp]]:
+    ) -> tuple[Found, list[int]]:
         """The `k` best of `count` candidates, and for which queries there might be better ones among the others."""
         read = self._read(queries, min(count, len(self._column)), near, reads)
         rows = _faiss.only(read.rows, keeps)
         scores = _exact.scores_of(queries, rows, self._column, self._space)
         found = Found(*cut(scores, rows, self._space.metric, k))
-        beyond_doubt = self._beyond_doubt(read, Found(scores, rows), found.scores[:, -1])
-        # Fewer than wanted were selected of all that were read: whoever asked sees that, and does something about it.
-        short = found.rows[:, -1] < 0
-        return found, np.flatnonzero(~(beyond_doubt | short))
+        kept = None if keeps is None else rows >= 0
+        doubtful = [
+            at
+            for at in range(len(queries))
+            # Fewer than wanted were selected of all that were read: whoever asked sees that, and does something about it.
+            # Or there was no other row in those lists.
+            if found.rows[at, -1] >= 0 <= read.rows[at, -1]
+            and not self._beyond_doubt(
+                read.scores[at], scores[at], None if kept is None else kept[at], float(found.scores[at, -1])
+            )
+        ]
+        return found, doubtful
 
-    def _beyond_doubt(self, read: Found, candidates: Found, last: Vectors) -> NDArray[np.bool_]:
-        """For which queries no row that FAISS did not propose can well be as good as the last that was found.
+    def _beyond_doubt(self, coded: Vectors, scores: Vectors, kept: Mask | None, last: float) -> bool:
+        """Whether no row that FAISS did not propose can well be as good as the last that was found.
 
         It would have to be farther by its code than the last candidate is. By how much codes are wrong is seen from the
-        candidates: of those, both are known.
+        candidates: of those, both are known. For one query, because few operations on one line take less time than many
+        on several.
         """
-        coded, exact = self._costs(read.scores, candidates.scores)
-        wrong, number = exact - coded, coded.shape[1]
-        exhausted = read.rows[:, -1] < 0  # there was no other row in those lists
-        if candidates.rows is not read.rows or exhausted.any():
-            there = candidates.rows >= 0
-            wrong, number = np.where(there, wrong, 0), np.maximum(there.sum(axis=1), 1)
-        mean = wrong.sum(axis=1) / number
-        variance = np.einsum("qc,qc->q", wrong, wrong) / number - mean * mean
-        margin = coded[:, -1] + mean - self._costs(last, last)[1]
-        return np.asarray(exhausted | ((margin >= 0) & (margin * margin >= _SPREADS**2 * variance)))
+        wrong = self._costs(scores) - self._codes(coded)
+        if kept is not None:
+            wrong = wrong[kept]
+        mean = float(wrong.sum()) / len(wrong)
+        variance = float(wrong.dot(wrong)) / len(wrong) - mean * mean
+        margin = float(self._codes(coded[-1:])[0]) + mean - float(self._costs(np.float32(last)))
+        return margin >= 0 and margin * margin >= _SPREADS * _SPREADS * variance
 
-    def _costs(self, coded: Vectors, scores: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """FAISS's scores and ours on one scale, the less the better."""
-        single, exact = coded.astype(np.float64), scores.astype(np.float64)
+    def _codes(self, coded: Vectors) -> Vectors:
+        """FAISS's scores, the less the better."""
+        return coded if self._by_distance else -coded
+
+    def _costs(self, scores: Any) -> Any:
+        """Ours on the same scale."""
         if self._space.metric == "euclidean":
-            return single, np.square(exact)
-        if _metric(self._space) == faiss.METRIC_L2:
-            return single, 2 - 2 * exact  # of unit length, both
-        return np.negative(single), np.negative(exact)
+            return scores * scores
+        return 2 - 2 * scores if self._by_distance else -scores  # by distance they are of unit length, both
 
 
 class _File:

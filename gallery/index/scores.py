@@ -50,7 +50,7 @@ def score_rows(queries: Vectors, vectors: Vectors, rows: Rows, metric: Metric) -
     Args:
         queries: (queries, dimension) float32; of unit length where the metric is cosine.
         vectors: (rows, dimension) float32, C-contiguous; of unit length where the metric is cosine.
-        rows: (queries, candidates) int64, for each query its own; what stands for -1 is worse than any score.
+        rows: (queries, candidates) int64, for each query its own; the score of -1 is the worst.
         metric: decides the score.
 
     Returns:
@@ -106,21 +106,18 @@ def cut(scores: Vectors, rows: Rows, metric: Metric, k: int) -> tuple[Vectors, R
     """The `k` best of each line, best first and among equals the smaller row first; padded to exactly `k`.
 
     Args:
-        scores: (queries, candidates) float32; ignored where `rows` is -1.
+        scores: (queries, candidates) float32; the worst where `rows` is -1.
         rows: (queries, candidates) int64; -1 where there is no row.
         metric: decides which end is best.
         k: how many columns come back.
     """
-    key = scores.copy() if metric == "euclidean" else -scores
-    key[rows < 0] = np.inf
+    key = scores if metric == "euclidean" else -scores
     if len(key) == 1:  # NumPy takes a quarter of the time for a line that is an array of its own
         order = np.lexsort((rows[0], key[0]))[:k]
-        best, best_rows = key[0][order][None], rows[0][order][None]
+        best, best_rows = scores[0][order][None], rows[0][order][None]
     else:
         order, lines = np.lexsort((rows, key))[:, :k], np.arange(len(key))[:, None]
-        best, best_rows = key[lines, order], rows[lines, order]
-    if metric != "euclidean":
-        np.negative(best, out=best)
+        best, best_rows = scores[lines, order], rows[lines, order]
     missing = k - best.shape[1]
     if missing > 0:
         best = np.pad(best, ((0, 0), (0, missing)), constant_values=worst(metric))

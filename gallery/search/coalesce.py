@@ -79,7 +79,7 @@ class Coalescer:
         """
         if len(request.vectors) != 1 or request.filter is not None or at_once < 2:
             return self._searches.search(world, gallery, request)
-        own, kind = _Query(request), _kind(world, gallery, request)
+        own, kind = _Query(request), kind_of(world, gallery, request)
         if not self._enter(kind, own):
             own.woken.wait()
         if own.leads is not None:
@@ -121,7 +121,7 @@ class Coalescer:
         try:
             # Whose fault it is cannot be told from a common error, so each then searches alone and finds out.
             with contextlib.suppress(Exception):
-                found = self._searches.search(world, gallery, _stacked([each.request for each in group]))
+                found = self._searches.search(world, gallery, stacked([each.request for each in group]))
                 for at, each in enumerate(group):
                     each.answer = _of(found, at)
         finally:
@@ -129,7 +129,7 @@ class Coalescer:
                 each.woken.set()
 
 
-def _kind(world: World, gallery: str, request: SearchRequest) -> Any:
+def kind_of(world: World, gallery: str, request: SearchRequest) -> Any:
     """What searches must have in common. A world is itself: while a line stands, those in it hold theirs."""
     return (
         id(world),
@@ -142,7 +142,7 @@ def _kind(world: World, gallery: str, request: SearchRequest) -> Any:
     )
 
 
-def _stacked(requests: Sequence[SearchRequest]) -> SearchRequest:
+def stacked(requests: Sequence[SearchRequest]) -> SearchRequest:
     """Requests of one kind as one, their queries in order."""
     first = requests[0]
     return replace(

@@ -22,7 +22,7 @@ from gallery.search.mapped import Asked, By, MappedColumns
 from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.routes import Plan, Way
-from gallery.search.run import Planned, Run, Searcher, planned_for
+from gallery.search.run import Planned, Run, Searcher, planned_by, planned_for
 from gallery.shelves import Shelf
 from gallery.snapshot import Snapshot, World
 from gallery.views import SegmentView
@@ -76,7 +76,7 @@ class Explained:
     def recall(self) -> dict[str, Recall]:
         """By the route of their segments, how many of the exact hits were found."""
         found = _scores(self.answer).keys()
-        ways = {at: step.way for step in self.steps for at in step.shelf.at.tolist()}
+        ways = {at: step.way for step in self.steps for at, _, _ in step.shelf.each()}
         hits: dict[str, list[bool]] = {}
         for place in _scores(self.exact):
             way = ways[place[0]]
@@ -124,7 +124,7 @@ def explain(searcher: Searcher, world: World, gallery: str, request: SearchReque
             Step(
                 shelf,
                 way,
-                sum(run.offered.get(position, 0) for position in shelf.at.tolist()),
+                sum(run.offered.get(position, 0) for position, _, _ in shelf.each()),
                 clock.spent.get(("ask", at), 0.0),
             )
             for at, (shelf, way) in enumerate(zip(snapshot.shelves, planned.plan.ways, strict=True))
@@ -210,7 +210,7 @@ class _Exact(Run):
     ) -> None:
         ways = tuple(way and way._replace(exhaustive=True) for way in planned.plan.ways)
         forgetful = replace(searcher, mapped=MappedColumns(searcher.transforms, 0))
-        exhaustive = planned._replace(plan=replace(planned.plan, ways=ways))
+        exhaustive = planned_by(snapshot, replace(planned.plan, ways=ways))
         super().__init__(forgetful, world, snapshot, request, exhaustive, filtered)
 
     def _ask(self, at: int, model: str, k: int) -> Part:  # noqa: ARG002 - k is the request's
@@ -228,7 +228,7 @@ class _Exact(Run):
         rows = np.arange(shelf.rows) if selected is None else selected.rows
 
         def parts() -> Iterator[Part]:
-            for position, (view, own) in shelf.of(rows):
+            for position, view, own in shelf.of(rows):
                 for start in range(0, len(own), _ROWS_AT_ONCE):
                     block = own[start : start + _ROWS_AT_ONCE]
                     yield single(position, *self._block(block, take(view, block)))

@@ -22,7 +22,7 @@ from gallery.transforms import Transforms
 from gallery.views import Column
 
 #: one or more transformations, each of which starts where the one before it leads to
-By = Sequence[Transformation]
+By = tuple[Transformation, ...]
 Models = Mapping[str, EmbeddingModel]
 
 

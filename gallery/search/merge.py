@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from gallery.arrays import Metric, Rows, Vectors
-from gallery.index.scores import in_order
 
 
 class Part(NamedTuple):
@@ -31,8 +30,6 @@ def merge(parts: Sequence[Part], k: int, metric: Metric, queries: int) -> Part:
         return Part(
             np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64), np.empty((queries, 0), np.int64)
         )
-    if len(parts) == 1 and parts[0].scores.shape[1] <= k and in_order(parts[0].scores, parts[0].rows, metric):
-        return parts[0]
     scores, segments, rows = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
     cost = scores.copy() if metric == "euclidean" else -scores
     cost[rows < 0] = np.inf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -60,8 +60,18 @@ class Answer:
 
     def hits(self, query: int) -> list[Hit]:
         """The hits of one query, best first."""
-        found = zip(self.segments[query].tolist(), self.rows[query].tolist(), self.scores[query].tolist(), strict=True)
         views = self.snapshot.segments
         return [
-            Hit(views[at].ids[row], score, self.origins[at], (views[at].id, row)) for at, row, score in found if at >= 0
+            Hit(views[at].ids[row], score, self.origins[at], (views[at].id, row))
+            for at, row, score in self._found(query)
         ]
+
+    def plain(self, query: int) -> list[tuple[str, float, Origin]]:
+        """The id, score and origin of the hits of one query, best first: what most searches want, for half of the time."""
+        views, origins = self.snapshot.segments, self.origins
+        return [(views[at].ids[row], score, origins[at]) for at, row, score in self._found(query)]
+
+    def _found(self, query: int) -> Iterator[tuple[int, int, float]]:
+        """The segment, row and score of each hit."""
+        arrays = (self.segments[query].tolist(), self.rows[query].tolist(), self.scores[query].tolist())
+        return (each for each in zip(*arrays, strict=True) if each[0] >= 0)

@@ -6,8 +6,8 @@ candidates of the other routes are mapped into it first. So all scores of one an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,6 @@ from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.routes import Known, Plan, Reach, Route, plan
 from gallery.snapshot import Snapshot, World
-from gallery.spaces import Transformation
 from gallery.transforms import Transforms
 from gallery.vectors import as_query
 from gallery.views import SegmentView
@@ -39,12 +38,34 @@ _MOST_PLANS = 1024  # of one world
 
 
 class Planned(NamedTuple):
-    """A plan, with what every search that follows it would find out again."""
+    """A plan, with what every search that follows it would find out again. Shelves are positions in the snapshot."""
 
     #: its ways are those of the snapshot's shelves
     plan: Plan
     #: per segment of the snapshot: where the vectors that are scored come from
     origins: Sequence[Origin]
+    #: asked for the score space itself
+    direct: Sequence[int]
+    #: every row of which is a candidate, with its column and what maps that
+    exhaustive: Sequence[tuple[int, str, By]]
+    #: asked together for candidates, by their column and what maps that
+    rescored: Mapping[tuple[str, By], Sequence[int]]
+
+
+def planned_by(snapshot: Snapshot, planned: Plan) -> Planned:
+    """A plan as it is followed."""
+    direct, exhaustive = list[int](), list[tuple[int, str, By]]()
+    rescored: dict[tuple[str, By], list[int]] = {}
+    for at, way in enumerate(planned.ways):
+        if way is None:
+            continue
+        if not way.by:
+            direct.append(at)
+        elif way.exhaustive:
+            exhaustive.append((at, way.column, way.by))
+        else:
+            rescored.setdefault((way.column, way.by), []).append(at)
+    return Planned(planned, _origins(snapshot, planned), direct, exhaustive, rescored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +102,8 @@ class Searcher:
         masks = []
         for shelf in snapshot.shelves:
             mask = np.zeros(shelf.rows, dtype=np.bool_)
-            for view, start in zip(shelf.segments, shelf.starts.tolist(), strict=False):
-                if view.id in found:
-                    mask[np.asarray(found[view.id]) + start] = True
+            for _, start, view in shelf.each():
+                mask[found[view.id] + start] = True
             masks.append(mask)
         return masks
 
@@ -124,8 +144,7 @@ def _planned(world: World, snapshot: Snapshot, request: SearchRequest) -> Planne
         raise
     ways = iter(planned.ways)
     aligned = tuple(next(ways) if shelf.live else None for shelf in snapshot.shelves)
-    plan_ = Plan(planned.score_space, planned.query_by, aligned, planned.coverage)
-    return Planned(plan_, _origins(snapshot, plan_))
+    return planned_by(snapshot, replace(planned, ways=aligned))
 
 
 def _origins(snapshot: Snapshot, planned: Plan) -> list[Origin]:
@@ -133,7 +152,7 @@ def _origins(snapshot: Snapshot, planned: Plan) -> list[Origin]:
     origins: list[Origin] = ["derived"] * len(snapshot.segments)
     for shelf, way in zip(snapshot.shelves, planned.ways, strict=True):
         if way is not None and way.route is Route.DIRECT:
-            for at, view in zip(shelf.at.tolist(), shelf.segments, strict=True):
+            for at, _, view in shelf.each():
                 origins[at] = view.columns[planned.score_space].origin
     return origins
 
@@ -154,8 +173,8 @@ class Run:
         self.models = world.registry.models
         self.snapshot = snapshot
         self.request = request
+        self.planned = planned
         self.plan = planned.plan
-        self.origins = planned.origins
         self.filtered = filtered
         self.target = self.models[self.plan.score_space]
         self.candidates = max((request.oversample or searcher.oversample) * request.k, searcher.min_candidates)
@@ -164,7 +183,11 @@ class Run:
 
     def answer(self) -> Answer:
         """Ask each shelf, and merge what they found."""
-        best = merge(list(self.parts()), self.request.k, self.target.metric, len(self.request.vectors))
+        parts = list(self.parts())
+        if len(parts) == 1 and self.planned.direct:
+            best = parts[0]  # of one shelf, as it was asked for
+        else:
+            best = merge(parts, self.request.k, self.target.metric, len(self.request.vectors))
         return Answer(
             snapshot=self.snapshot,
             score_space=self.plan.score_space,
@@ -172,22 +195,16 @@ class Run:
             scores=best.scores,
             segments=best.segments,
             rows=best.rows,
-            origins=self.origins,
+            origins=self.planned.origins,
         )
 
     def parts(self) -> Iterator[Part]:
         """What each group of shelves found, scored in the score space."""
-        groups: dict[tuple[str, tuple[Transformation, ...]], list[int]] = {}
-        for at, way in enumerate(self.plan.ways):
-            if way is None:
-                continue
-            if not way.by:
-                yield self._ask(at, self.target.name, self.request.k)
-            elif way.exhaustive:
-                yield from self._ask_mapped(at, way.column, way.by)
-            else:
-                groups.setdefault((way.column, way.by), []).append(at)
-        for (column, by), shelves in groups.items():
+        for at in self.planned.direct:
+            yield self._ask(at, self.target.name, self.request.k)
+        for at, column, by in self.planned.exhaustive:
+            yield from self._ask_mapped(at, column, by)
+        for (column, by), shelves in self.planned.rescored.items():
             yield self._rescore(column, by, shelves)
 
     def _query(self, model: str) -> Vectors:
@@ -226,7 +243,7 @@ class Run:
     def _ask_mapped(self, at: int, column: str, by: By) -> Iterator[Part]:
         """The best rows of each segment of a shelf, all of which are mapped: the query has no vector in the column's space."""
         shelf, selected = self.snapshot.shelves[at], self._selected(at)
-        for position, view, start in zip(shelf.at.tolist(), shelf.segments, shelf.starts.tolist(), strict=False):
+        for position, start, view in shelf.each():
             own = None if selected is None else Selected(selected.mask[start : start + view.rows])
             index = self._mapped(view, column, by)
             found = index.search(self._query(self.target.name), min(self.request.k, view.rows), own)

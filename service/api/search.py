@@ -17,7 +17,7 @@ from gallery import errors
 from gallery.arrays import Vectors
 from gallery.catalog import items as item_rows
 from gallery.errors import GalleryError
-from gallery.search.brief import brief
+from gallery.search.brief import AT_MOST, MOST_HITS, reads
 from gallery.search.request import Answer, Hit, SearchRequest
 from gallery.snapshot import World
 from gallery.vectors import accept
@@ -193,7 +193,7 @@ async def search(
         return await run_in_threadpool(_searched, process, gallery, body)
 
 
-def answered_alone(process: Process, gallery: str, body: SearchBody) -> bytes | None:
+async def answered_on_the_loop(process: Process, gallery: str, body: SearchBody) -> bytes | None:
     """Answer a search on the event loop, as JSON; None where it is not brief, so that it is better done in a thread.
 
     Raises:
@@ -201,15 +201,14 @@ def answered_alone(process: Process, gallery: str, body: SearchBody) -> bytes | 
     """
     started = time.perf_counter()
     world = process.galleries.current
-    snapshot = world.snapshot(gallery)
-    if body.filter is not None or body.include or body.k > process.store.settings.max_k:
+    if body.model not in world.registry.models or body.filter is not None or body.include:
         return None
-    if not brief(snapshot, body.model, body.k):
+    work = reads(world, world.snapshot(gallery), body.model)
+    if work is None or work > AT_MOST or body.k > min(MOST_HITS, process.store.settings.max_k):
         return None
-    answer = process.searcher.search(world, gallery, request_for(body, one_query(body, world), slice(None)))
-    process.metrics.answered([answer], time.perf_counter() - started)
-    (hits,) = hits_as_json(process, [answer], payload=False)
-    return orjson.dumps({"hits": hits, **_about(body, answer, started)})
+    request = request_for(body, one_query(body, world), slice(None))
+    answer, query = await process.gatherer.search(world, gallery, request, work)
+    return orjson.dumps({"hits": _plain(answer, query), **_about(body, answer, started)})
 
 
 def _searched(process: Process, gallery: str, body: SearchBody) -> Response:
@@ -301,7 +300,7 @@ def _answers(process: Process, gallery: str, body: _Options, queries_of: Callabl
     except BaseException:
         process.metrics.searches.count("failed")
         raise
-    process.metrics.answered(answers, time.perf_counter() - started)
+    process.metrics.answered(answers, [time.perf_counter() - started])
     return answers
 
 
@@ -321,13 +320,17 @@ def request_for(body: _Options, queries: Queries, part: slice) -> SearchRequest:
 def hits_as_json(process: Process, answers: Sequence[Answer], *, payload: bool) -> Iterator[list[dict[str, Any]]]:
     """The hits of each query, as JSON will have them; those of one query at a time are made."""
     if not payload:
-        for hits in _found(answers):
-            yield [{"id": hit.id, "score": hit.score, "origin": hit.origin} for hit in hits]
+        for answer in answers:
+            yield from (_plain(answer, query) for query in range(len(answer.rows)))
         return
     with process.store.catalog.reading() as session:
         payloads = item_rows.payloads(session, (hit.place for hits in _found(answers) for hit in hits))
     for hits in _found(answers):
         yield [_with_payload(hit, payloads) for hit in hits]
+
+
+def _plain(answer: Answer, query: int) -> list[dict[str, Any]]:
+    return [{"id": item, "score": score, "origin": origin} for item, score, origin in answer.plain(query)]
 
 
 def _found(answers: Sequence[Answer]) -> Iterator[list[Hit]]:

@@ -94,7 +94,7 @@ def test_every_row_stands_on_one_shelf_among_its_like(views: list[SegmentView]) 
 def test_rows_and_places_belong_together(views: list[SegmentView], data: Any) -> None:
     for shelf in shelved(views):
         rows = np.array(sorted(data.draw(st.sets(st.integers(0, shelf.rows - 1)))), np.int64)
-        told = [(at, own) for at, (_, part) in shelf.of(rows) for own in part.tolist()]
+        told = [(at, own) for at, _, part in shelf.of(rows) for own in part.tolist()]
         segments, own = shelf.places(rows)
         assert told == list(zip(segments.tolist(), own.tolist(), strict=True))
         assert shelf.places(np.array([[-1]]))[0].tolist() == shelf.places(np.array([[-1]]))[1].tolist() == [[-1]]

@@ -81,6 +81,6 @@ def test_equal_scores_are_ordered_by_the_given_ties() -> None:
 
 
 def test_cut_keeps_the_best_and_pads_to_k() -> None:
-    scores, rows = cut(np.array([[9, 5, 7]], np.float32), np.array([[-1, 4, 2]]), "inner_product", 4)
+    scores, rows = cut(np.array([[-np.inf, 5, 7]], np.float32), np.array([[-1, 4, 2]]), "inner_product", 4)
     assert rows.tolist() == [[2, 4, -1, -1]]
     assert scores.tolist() == [[7, 5, -np.inf, -np.inf]]
