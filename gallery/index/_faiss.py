@@ -93,9 +93,9 @@ class FaissIndex(ABC):
         total = len(self._column)
         effort = 1.0 if selected is None else total / selected.count
         found = self._found(assigned, k, min(pool(self.compared(k), effort), total), effort, selected)
-        last = found.rows[:, min(k, total) - 1]
-        if last.min() < 0:
-            short = np.flatnonzero(last < 0)
+        last = min(k, total) - 1
+        short = [at for at in range(len(found.rows)) if found.rows[at, last] < 0]
+        if short:
             found.scores[short], found.rows[short] = self._thoroughly(assigned.queries[short], k, selected)
         return found
 

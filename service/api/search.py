@@ -58,7 +58,7 @@ class _Options(Body):
     filter: Filter | None = Field(
         default=None, description="Condition on the payload.", examples=[{"price": {"lt": 50}}]
     )
-    include: list[Literal["payload"]] = Field(default=[], max_length=1)
+    include: list[Literal["payload"]] = Field(default_factory=list, max_length=1)
     allow_partial: bool = Field(default=False, description="Answer from the segments that can be reached.")
     oversample: int | None = Field(default=None, ge=1, le=100, description="Candidates per hit that are transformed.")
 
@@ -67,14 +67,14 @@ class SearchBody(_Options):
     """One query."""
 
     vector: Vector
-    companions: Companions = Field(default={}, description="The same query embedded by other models.")
+    companions: Companions = Field(default_factory=dict, description="The same query embedded by other models.")
 
 
 class QueryBody(Body):
     """One query of a batch."""
 
     vector: Vector
-    companions: Companions = Field(default={})
+    companions: Companions = Field(default_factory=dict)
 
 
 def _bare(value: Any) -> Any:

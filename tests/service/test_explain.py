@@ -33,8 +33,8 @@ def encoded(vector: Any) -> str:
 
 def untimed(told: Any) -> Any:
     """What does not depend on the clock."""
-    for segment in told["plan"]["segments"]:
-        assert segment.pop("ask_ms") >= 0
+    for shelf in told["plan"]["shelves"]:
+        assert shelf.pop("ask_ms") >= 0
     assert sum(told.pop("milliseconds").values()) == pytest.approx(told.pop("took_ms"), abs=0.01)
     assert told["exact"].pop("took_ms") > 0
     return told
@@ -48,11 +48,11 @@ def test_a_search_tells_its_plan_its_recall_and_where_its_time_went(halfway: Wor
     assert told["exact"]["hits"] == search["hits"]
     assert told["exact"]["recall"] == {"hits": 2, "found": 2, "recall": 1.0}
     assert told["exact"]["largest_score_difference"] == 0
-    direct, *_, forward = told["plan"]["segments"]
+    direct, forward = told["plan"]["shelves"]
     assert (direct["route"], direct["column"], direct["transformations"]) == ("direct", "new", [])
     assert (forward["route"], forward["column"], forward["transformations"]) == ("forward", "old", ["old-to-new"])
     assert forward["index"]["kind"] == "flat"
-    assert (forward["rows"], forward["live"], forward["candidates"]) == (1, 1, 1)
+    assert (len(forward["segments"]), forward["rows"], forward["live"], forward["candidates"]) == (2, 2, 2, 2)
     asked = {
         "model": "new",
         "vector": encoded(QUERY),
@@ -72,7 +72,7 @@ def test_a_search_tells_its_plan_its_recall_and_where_its_time_went(halfway: Wor
     assert untimed(by_client) == told
 
 
-def test_the_command_shows_each_segment_and_the_recall(
+def test_the_command_shows_each_shelf_and_the_recall(
     halfway: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORWARDFILL_URL", str(halfway.client.base_url))
@@ -82,7 +82,7 @@ def test_the_command_shows_each_segment_and_the_recall(
     asked = ["explain", GALLERY, "--model", "new", "--vector", str(tmp_path / "new.npy")]
     shown = CliRunner().invoke(remote.galleries, [*asked, "--companion", f"old={tmp_path / 'old.npy'}"])
     assert shown.exit_code == 0, shown.output
-    assert shown.output.count("forward") == 3  # two segments, and their recall
+    assert shown.output.count("forward") == 2  # a shelf, and its recall
     assert "recall" in shown.output
     refused = CliRunner().invoke(remote.galleries, [*asked, "--companion", "old"])
     assert refused.exit_code == 2

@@ -1,0 +1,142 @@
+"""A brief search takes a short way to the answer that it would have had by the long one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from service import auth
+from service.gather import Gatherer
+from tests.service.world import GALLERY, World
+
+SEARCH = f"/galleries/{GALLERY}/search"
+
+
+@pytest.fixture
+def gathered(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models of the searches that took the short way."""
+    taken: list[str] = []
+    search = Gatherer.search
+
+    def recorded(self: Gatherer, seen: Any, gallery: str, request: Any, reads: int) -> Any:
+        taken.append(request.model)
+        return search(self, seen, gallery, request, reads)
+
+    monkeypatch.setattr(Gatherer, "search", recorded)
+    return taken
+
+
+def by_both(world: World, body: bytes, headers: dict[str, str] | None = None) -> tuple[httpx.Response, httpx.Response]:
+    """The answers by the short way, and by the long one: of a body whose length is not said."""
+
+    def in_pieces() -> Iterator[bytes]:
+        yield body
+
+    given = {"content-type": "application/json", "x-request-id": "mine", **(headers or {})}
+    short = world.client.post(SEARCH, content=body, headers=given)
+    return short, world.client.post(SEARCH, content=in_pieces(), headers=given)
+
+
+def told(response: httpx.Response) -> Any:
+    """What an answer says, but for how long it took."""
+    answer = response.json()
+    answer.pop("took_ms", None)
+    return response.status_code, response.headers["content-type"], response.headers["x-request-id"], answer
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "old", "vector": [0, 1, 0, 0]},
+        {"model": "old", "vector": "AACAPwAAAAAAAAAAAAAAAA==", "k": 2},
+        {"model": "old", "vector": [0, 1, 0, 0], "companions": {"new": [0, 0, 1, 0, 0]}, "allow_partial": True},
+        {"model": "old", "vector": [0, 1, 0, 0], "k": 100, "oversample": 2},
+    ],
+)
+def test_the_answer_is_the_same_by_both_ways(world: World, gathered: list[str], body: Any) -> None:
+    short, long = by_both(world, json.dumps(body).encode())
+    assert told(short) == told(long)
+    assert short.status_code == 200
+    assert gathered == ["old"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"model": "old"}',
+        b'{"model": "none", "vector": [1, 0, 0, 0]}',
+        b'{"model": "old", "vector": [1, 0]}',
+        b'{"model": "old", "vector": [1, 0, 0, NaN]}',
+        b'{"model": "old", "vector": [1, 0, 0, 1e300]}',
+        b'{"model": "old", "vector": "no base64"}',
+        b'{"model": "old", "vector": [1, 0, 0, 0], "k": 0}',
+        b'{"model": "old", "vector": [1, 0, 0, 0], "k": 100000}',
+        b'{"model": "old", "vector": [1, 0, 0, 0], "kk": 1}',
+        b'{"model": "old", "vector": [1, 0, 0, 0], "companions": {"new": [1]}}',
+        b'{"model": "old", "vector": [1, 0, 0, 0], "companions": {"none": [1]}}',
+        b'{"model": "new", "vector": [1, 0, 0, 0, 0]}',
+    ],
+)
+def test_a_refusal_is_the_same_by_both_ways(world: World, body: bytes) -> None:
+    short, long = by_both(world, body)
+    assert told(short) == told(long)
+    assert short.status_code >= 400
+
+
+@pytest.mark.parametrize(
+    "headers", [{"content-encoding": "gzip"}, {"content-type": "text/plain"}, {"origin": "https://elsewhere.example"}]
+)
+def test_what_is_not_plain_is_refused_by_both_ways(world: World, headers: dict[str, str]) -> None:
+    short, long = by_both(world, b'{"model": "old", "vector": [1, 0, 0, 0]}', headers)
+    assert told(short) == told(long)
+    assert short.status_code in (403, 415)
+
+
+def test_a_key_is_asked_for_on_the_short_way_too(world: World, gathered: list[str]) -> None:
+    secret = auth.create_key(world.store.catalog, "searcher", "search")
+    world.app.state.process.keyring.refresh()
+    body = b'{"model": "old", "vector": [0, 1, 0, 0]}'
+    for headers, status in (
+        ({}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": f"bearer {secret}"}, 200),
+    ):
+        short, long = by_both(world, body, headers)
+        assert told(short) == told(long)
+        assert short.status_code == status
+    assert gathered == ["old"]
+
+
+@pytest.mark.parametrize(
+    "more", [{"filter": {"axis": 1}}, {"include": ["payload"]}, {"k": 101}], ids=["filter", "payload", "hits"]
+)
+def test_a_search_that_is_not_brief_takes_the_long_way(world: World, gathered: list[str], more: Any) -> None:
+    body = json.dumps({"model": "old", "vector": [0, 1, 0, 0], **more}).encode()
+    short, long = by_both(world, body)
+    assert told(short) == told(long)
+    assert short.status_code == 200
+    assert gathered == []
+
+
+def test_both_ways_are_counted_as_one_route_and_each_search_once(world: World, count: Callable[[str], float]) -> None:
+    name = 'forwardfill_http_requests_total{method="POST",route="/galleries/{gallery}/search",status="200"}'
+    by_both(world, b'{"model": "old", "vector": [0, 1, 0, 0]}')
+    assert count(name) == 2
+    assert count('forwardfill_searches_total{outcome="answered"}') == 2
+    assert count("forwardfill_search_seconds_count") == 2
+
+
+@pytest.fixture
+def count(world: World) -> Callable[[str], float]:
+    def value(name: str) -> float:
+        lines = world.client.get("/metrics").text.splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    return value

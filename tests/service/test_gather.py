@@ -1,0 +1,132 @@
+"""Searches that reach the event loop together: one call, each its own answer, and no one's error is another's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gallery.search.brief import AT_MOST
+from gallery.search.request import Answer, SearchRequest
+from gallery.snapshot import World as Seen
+from service.gather import Found, Gatherer
+from service.telemetry import Metrics
+from tests.gallery.world import GALLERY, OLD, World
+
+POISON = 1234.5
+
+
+class Recording:
+    """A searcher that tells how many queries each call had."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.calls: list[int] = []
+
+    def search(self, seen: Seen, gallery: str, request: SearchRequest) -> Answer:
+        self.calls.append(len(request.vectors))
+        if (request.vectors == POISON).any():
+            raise MemoryError("poisoned")
+        return self.world.searcher.search(seen, gallery, request)
+
+
+class Stage:
+    """A gallery of four items, and what gathers searches of it."""
+
+    def __init__(self, world: World) -> None:
+        world.upsert("old", ["a", "b", "c", "d"], np.eye(OLD, dtype=np.float32))
+        self.seen = world.galleries.refresh()
+        self.searcher, self.metrics = Recording(world), Metrics()
+        self.gatherer = Gatherer(self.searcher, self.metrics)  # type: ignore[arg-type]
+
+    def ask(self, axis: int, *, reads: int = 1, k: int = 1, poisoned: bool = False) -> asyncio.Future[Found]:
+        vector = np.full((1, OLD), POISON, np.float32) if poisoned else np.eye(OLD, dtype=np.float32)[axis : axis + 1]
+        return self.gatherer.search(self.seen, GALLERY, SearchRequest("old", vector, k), reads)
+
+    @staticmethod
+    def id(found: Found) -> str:
+        return found.answer.plain(found.query)[0][0]
+
+    def counted(self, outcome: str) -> float:
+        found = self.metrics.registry.get_sample_value("forwardfill_searches_total", {"outcome": outcome})
+        return found or 0.0
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    world = World.open(tmp_path).prepare()
+    yield Stage(world)
+    world.close()
+
+
+def test_those_of_one_turn_are_one_call_and_each_gets_its_own_answer(stage: Stage) -> None:
+    async def together() -> list[str]:
+        return [stage.id(each) for each in await asyncio.gather(*(stage.ask(axis) for axis in (2, 0, 3, 1, 0)))]
+
+    assert asyncio.run(together()) == ["c", "a", "d", "b", "a"]
+    assert stage.searcher.calls == [5]
+    assert stage.counted("answered") == 5
+
+
+def test_a_lone_search_is_a_call_of_its_own(stage: Stage) -> None:
+    async def in_turn() -> list[str]:
+        return [stage.id(await stage.ask(axis)) for axis in (1, 2)]
+
+    assert asyncio.run(in_turn()) == ["b", "c"]
+    assert stage.searcher.calls == [1, 1]
+
+
+def test_those_that_differ_in_what_they_ask_are_asked_apart(stage: Stage) -> None:
+    async def together() -> list[Found]:
+        return await asyncio.gather(stage.ask(0), stage.ask(0, k=3), stage.ask(1))
+
+    one, three, other = asyncio.run(together())
+    assert [len(each.answer.plain(each.query)) for each in (one, three, other)] == [1, 3, 1]
+    assert sorted(stage.searcher.calls) == [1, 2]
+
+
+def test_one_call_reads_no_more_than_the_loop_may_be_held_for_and_others_get_their_turn_between(stage: Stage) -> None:
+    turns: list[int] = []
+
+    async def together() -> list[Found]:
+        loop = asyncio.get_running_loop()
+        asked = [stage.ask(axis % 4, reads=AT_MOST // 2) for axis in range(5)]
+        loop.call_soon(lambda: turns.append(len(stage.searcher.calls)))
+        return await asyncio.gather(*asked)
+
+    assert [stage.id(each) for each in asyncio.run(together())] == ["a", "b", "c", "d", "a"]
+    assert stage.searcher.calls == [2, 2, 1]
+    assert turns == [1]
+
+
+def test_a_search_that_fails_fails_alone(stage: Stage) -> None:
+    async def together() -> list[Any]:
+        asked = [stage.ask(0), stage.ask(0, poisoned=True), stage.ask(1)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, failed, last = asyncio.run(together())
+    assert (stage.id(first), stage.id(last)) == ("a", "b")
+    assert isinstance(failed, MemoryError)
+    assert stage.counted("answered") == 2
+
+
+def test_a_lone_search_that_fails_is_not_tried_again(stage: Stage) -> None:
+    async def alone() -> None:
+        await stage.ask(0, poisoned=True)
+
+    with pytest.raises(MemoryError, match="poisoned"):
+        asyncio.run(alone())
+    assert stage.searcher.calls == [1]
+
+
+def test_who_went_away_is_not_answered_and_the_others_are(stage: Stage) -> None:
+    async def together() -> str:
+        gone, stays = stage.ask(0), stage.ask(1)
+        gone.cancel()
+        return stage.id(await stays)
+
+    assert asyncio.run(together()) == "b"
