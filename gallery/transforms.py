@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -112,6 +113,10 @@ class Transforms:
         if predicted is None:
             raise no_uncertainty(transformation.name)
         return predicted
+
+    def weights(self, by: Sequence[Transformation]) -> float:
+        """How many weights are applied to each row, one transformation after the other; infinite where nobody knows yet."""
+        return sum(getattr(self._loaded.get(each.artifact), "weights", math.inf) for each in by)
 
     def get(self, sha256: str) -> Transform:
         """The function of an artifact.

@@ -49,6 +49,8 @@ class Transform:
         self._block = block
         self._module = module.to(self.device, torch.float32).eval().requires_grad_(False)
         self.has_uncertainty = module.has_uncertainty
+        #: applied to each row, which is what a row costs
+        self.weights = sum(each.numel() for each in module.parameters())
 
     def __call__(self, embeddings: Vectors, side: Vectors | None = None) -> Floats:
         """Transform embeddings.

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gallery.search.brief import AT_MOST
+from gallery.search.brief import AT_MOST, MOST_WEIGHTS
 from gallery.search.coalesce import kind_of, stacked
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.run import Searcher
@@ -55,6 +55,7 @@ class Gatherer:
 
         Raises:
             GalleryError: as `Searcher.search`, in the future; never for the sake of another's query.
+            NotBrief: likewise, since more would have to be transformed than the loop has time for.
         """
         loop = asyncio.get_running_loop()
         asked = _Asked(request, time.perf_counter(), loop.create_future())
@@ -77,7 +78,7 @@ class Gatherer:
             del self._asked[kind]
         try:
             request = asked[0].request if len(asked) == 1 else stacked([each.request for each in asked])
-            answer = self._searcher.search(world, gallery, request)
+            answer = self._searcher.search(world, gallery, request, at_most=MOST_WEIGHTS)
         except Exception as error:  # noqa: BLE001 - whose fault it is cannot be told, so each finds out alone
             self._failed(world, gallery, asked, error)
             return
@@ -94,7 +95,7 @@ class Gatherer:
                 each.found.set_exception(error)
                 continue
             try:
-                answer = self._searcher.search(world, gallery, each.request)
+                answer = self._searcher.search(world, gallery, each.request, at_most=MOST_WEIGHTS)
             except Exception as own:  # noqa: BLE001 - raised where it is waited for
                 each.found.set_exception(own)
             else:

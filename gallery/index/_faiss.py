@@ -64,7 +64,7 @@ class FaissIndex(ABC):
         """Nothing is joined, unless `joins` says so."""
         raise NotImplementedError(f"{self.kind} is asked alone, and not with {len(others)} others")
 
-    def compared(self, k: int) -> int:
+    def compared(self, k: int, *, roughly: bool = False) -> int:  # noqa: ARG002
         """How many rows are scored exactly for the best `k`; more than those where the index knows the vectors roughly."""
         return k
 
@@ -92,7 +92,9 @@ class FaissIndex(ABC):
         """
         total = len(self._column)
         effort = 1.0 if selected is None else total / selected.count
-        found = self._found(assigned, k, min(pool(self.compared(k), effort), total), effort, selected)
+        found = self._found(
+            assigned, k, min(pool(self.compared(k, roughly=assigned.roughly), effort), total), effort, selected
+        )
         last = min(k, total) - 1
         short = [at for at in range(len(found.rows)) if found.rows[at, last] < 0]
         if short:

@@ -24,7 +24,7 @@ class Sq8Index(_ivf.MappedIndex):
         super().__init__(*given, **named)
         self._rerank = rerank
 
-    def compared(self, k: int) -> int:
+    def compared(self, k: int, *, roughly: bool = False) -> int:  # noqa: ARG002
         """`rerank` rows for each that is wanted."""
         return self._rerank * k
 

@@ -92,9 +92,14 @@ def digest(centroids: Vectors) -> str:
 class Assignments:
     """The lists nearest to some queries, found once for each quantizer. Made for one search, used by one thread."""
 
-    def __init__(self, queries: Vectors) -> None:
-        """For `queries` (queries, dimension) float32, which stay as they are."""
+    def __init__(self, queries: Vectors, *, roughly: bool = False) -> None:
+        """For `queries` (queries, dimension) float32, which stay as they are.
+
+        `roughly` where candidates for another comparison are looked for, of which an index need not prove that no better
+        ones exist.
+        """
         self.queries = np.ascontiguousarray(queries)
+        self.roughly = roughly
         self._found: dict[Quantizer, Nearest] = {}
         self._parts: dict[tuple[Quantizer, int], Nearest] = {}
 

@@ -1,30 +1,28 @@
-"""How much a search reads: whether it is over before another thread could well have begun with it."""
+"""Whether a search is over before another thread could well have begun with it."""
 
 from __future__ import annotations
 
-from gallery.snapshot import Snapshot, World
+from gallery.search.routes import Plan
+from gallery.snapshot import Snapshot
 
 #: numbers that are read: 16 MiB of float32, some 2 ms on one core
 AT_MOST = 1 << 22
+#: weights that are applied to candidates and queries: some 0.5 ms
+MOST_WEIGHTS = 1 << 23
 MOST_HITS = 100
 
 
-def reads(world: World, snapshot: Snapshot, model: str) -> int | None:
-    """How many numbers one query of a model reads, more or less; None where it is not direct for all live segments."""
-    key = (snapshot.gallery_id, model)
-    if key not in world.memo:
-        world.memo[key] = _reads(snapshot, model)
-    found: int | None = world.memo[key]
-    return found
+class NotBrief(Exception):
+    """A search found that it would have to transform too much; `args` names what by."""
 
 
-def _reads(snapshot: Snapshot, model: str) -> int | None:
+def reads(snapshot: Snapshot, planned: Plan) -> int | None:
+    """How many numbers one query reads, more or less; None where all rows of some shelf are candidates. Pure."""
     work = 0
-    for shelf in snapshot.shelves:
-        if not shelf.live:
+    for shelf, way in zip(snapshot.shelves, planned.ways, strict=True):
+        if way is None:
             continue
-        index = shelf.indexes.get(model)
-        if index is None:
+        if way.exhaustive:
             return None
-        work += index.reads
+        work += shelf.indexes[way.column].reads
     return work

@@ -175,9 +175,9 @@ class _Watched(Run):
         with self._clock("transform"):
             return super()._vectors(model)
 
-    def _ask(self, at: int, model: str, k: int) -> Part:
+    def _ask(self, at: int, model: str, k: int, *, roughly: bool = False) -> Part:
         with self._clock("ask", at):
-            return super()._ask(at, model, k)
+            return super()._ask(at, model, k, roughly=roughly)
 
     def _ask_mapped(self, at: int, column: str, by: By) -> Iterator[Part]:
         with self._clock("ask", at):
@@ -213,7 +213,7 @@ class _Exact(Run):
         exhaustive = planned_by(snapshot, replace(planned.plan, ways=ways))
         super().__init__(forgetful, world, snapshot, request, exhaustive, filtered)
 
-    def _ask(self, at: int, model: str, k: int) -> Part:  # noqa: ARG002 - k is the request's
+    def _ask(self, at: int, model: str, k: int, *, roughly: bool = False) -> Part:  # noqa: ARG002 - k is the request's
         return self._all(at, lambda view, rows: view.columns[model].vectors[rows])
 
     def _ask_mapped(self, at: int, column: str, by: By) -> Iterator[Part]:

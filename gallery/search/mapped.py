@@ -7,6 +7,7 @@ used longest ago go first.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from gallery.arrays import Rows, Stored, Vectors
 from gallery.index.base import Index
 from gallery.index.registry import backend
+from gallery.search.brief import NotBrief
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.transforms import Transforms
 from gallery.views import Column
@@ -66,23 +68,29 @@ class MappedColumns:
         self._columns: OrderedDict[tuple[int, ...], _Known] = OrderedDict()
         self._bytes = 0
 
-    def take(self, asked: Sequence[Asked], by: By, models: Models) -> Vectors:
+    def take(self, asked: Sequence[Asked], by: By, models: Models, *, at_most: float = math.inf) -> Vectors:
         """The asked rows in the space that `by` leads to, in the order in which they are asked: (rows of all, dimension) float32.
 
         What is not known is mapped by one call, however many segments it comes from.
+
+        Raises:
+            NotBrief: more than `at_most` weights would have to be applied for that.
         """
         target = models[by[-1].target]
         places = [self._place(each.column, by, target) for each in asked]
         wanted = [
             each.rows if known is None else known.missing(each.rows) for each, known in zip(asked, places, strict=True)
         ]
+        if at_most < math.inf and sum(map(len, wanted)) * self._transforms.weights(by) > at_most:
+            raise NotBrief(by[-1].name)
         mapped = self._map([each._replace(rows=rows) for each, rows in zip(asked, wanted, strict=True)], by, models)
         taken = []
         for each, known, rows, vectors in zip(asked, places, wanted, mapped, strict=True):
             if known is None:
                 taken.append(vectors)
             else:
-                known.learn(rows, vectors)
+                if len(rows):
+                    known.learn(rows, vectors)
                 taken.append(known.vectors[each.rows])
         return np.concatenate(taken) if taken else np.empty((0, target.dimension), dtype=np.float32)
 

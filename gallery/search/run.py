@@ -6,6 +6,7 @@ candidates of the other routes are mapped into it first. So all scores of one an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from gallery.index.base import Index
 from gallery.index.quantizer import Assignments
 from gallery.index.scores import score, unit, worst
 from gallery.index.selection import Selected
+from gallery.search.brief import NotBrief, reads
 from gallery.search.mapped import Asked, By, MappedColumns
 from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
@@ -50,6 +52,8 @@ class Planned(NamedTuple):
     exhaustive: Sequence[tuple[int, str, By]]
     #: asked together for candidates, by their column and what maps that
     rescored: Mapping[tuple[str, By], Sequence[int]]
+    #: numbers that one query reads, see `gallery.search.brief`
+    reads: int | None
 
 
 def planned_by(snapshot: Snapshot, planned: Plan) -> Planned:
@@ -65,7 +69,7 @@ def planned_by(snapshot: Snapshot, planned: Plan) -> Planned:
             exhaustive.append((at, way.column, way.by))
         else:
             rescored.setdefault((way.column, way.by), []).append(at)
-    return Planned(planned, _origins(snapshot, planned), direct, exhaustive, rescored)
+    return Planned(planned, _origins(snapshot, planned), direct, exhaustive, rescored, reads(snapshot, planned))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +83,24 @@ class Searcher:
     oversample: int
     min_candidates: int
 
-    def search(self, world: World, gallery: str, request: SearchRequest) -> Answer:
+    def search(self, world: World, gallery: str, request: SearchRequest, *, at_most: float = math.inf) -> Answer:
         """Search one gallery at the version of `world`.
+
+        Args:
+            world: what the process sees.
+            gallery: its name.
+            request: what is asked.
+            at_most: so many weights may be applied to transform candidates.
 
         Raises:
             GalleryNotFound, ModelNotFound: as they say.
             NoRoute, ModelRetired: no score space reaches every segment.
             InvalidFilter: the filter cannot be compiled.
+            NotBrief: more would have to be transformed.
         """
         snapshot = world.snapshot(gallery)
         planned = planned_for(world, snapshot, request)
-        return Run(self, world, snapshot, request, planned, self.filtered(snapshot, request)).answer()
+        return Run(self, world, snapshot, request, planned, self.filtered(snapshot, request), at_most).answer()
 
     def filtered(self, snapshot: Snapshot, request: SearchRequest) -> Sequence[Mask] | None:
         """Per shelf, the rows that fit the payload filter."""
@@ -168,8 +179,10 @@ class Run:
         request: SearchRequest,
         planned: Planned,
         filtered: Sequence[Mask] | None,
+        at_most: float = math.inf,
     ) -> None:
         self.searcher = searcher
+        self.at_most = at_most
         self.models = world.registry.models
         self.snapshot = snapshot
         self.request = request
@@ -221,6 +234,8 @@ class Run:
         if model in self.request.companions:
             return self.request.companions[model]
         transformation = self.plan.query_by[model]
+        if len(self.request.vectors) * self.searcher.transforms.weights([transformation]) > self.at_most:
+            raise NotBrief(transformation.name)
         return self.searcher.transforms.apply(transformation, self.models[model], self.request.vectors, None)
 
     def _selected(self, at: int) -> Selected | None:
@@ -231,12 +246,12 @@ class Run:
         fitting = self.filtered[at]
         return Selected(fitting if live is None else fitting & live.mask)
 
-    def _ask(self, at: int, model: str, k: int) -> Part:
-        """The best rows of one shelf in a space that it has columns of."""
+    def _ask(self, at: int, model: str, k: int, *, roughly: bool = False) -> Part:
+        """The best rows of one shelf in a space that it has columns of; `roughly` where they will be scored again."""
         shelf = self.snapshot.shelves[at]
         assigned = self._assigned.get(model)
-        if assigned is None:
-            assigned = self._assigned[model] = Assignments(self._query(model))  # shelves share what one finds out
+        if assigned is None:  # shelves share what one finds out
+            assigned = self._assigned[model] = Assignments(self._query(model), roughly=roughly)
         found = shelf.indexes[model].search(assigned.queries, min(k, shelf.rows), self._selected(at), assigned)
         return Part(found.scores, *shelf.places(found.rows))
 
@@ -255,14 +270,20 @@ class Run:
 
     def _rescore(self, column: str, by: By, shelves: Iterable[int]) -> Part:
         """The best candidates over several shelves in the column's space, mapped once and scored again."""
-        asked = [self._ask(at, column, self.candidates) for at in shelves]
-        metric = self.models[column].metric
-        best = merge(asked, self.candidates, metric, len(self.request.vectors))
-        missing = best.rows < 0
-        places = np.where(missing, -1, (best.segments << _ROW_BITS) | best.rows)
-        distinct, inverse = np.unique(places, return_inverse=True)
-        scores = self._score(self._map(distinct, column, by), inverse.reshape(places.shape))
-        scores[missing] = worst(self.target.metric)
+        parts = [self._ask(at, column, self.candidates, roughly=True) for at in shelves]
+        best = parts[0]
+        if len(parts) > 1:
+            best = merge(parts, self.candidates, self.models[column].metric, len(self.request.vectors))
+        places = (best.segments << _ROW_BITS) | best.rows  # -1 stays -1
+        if len(places) == 1:  # each candidate once, so they need only be in order
+            order = places[0].argsort()
+            best = Part(best.scores[:, order], best.segments[:, order], best.rows[:, order])
+            distinct, inverse = places[0][order], np.arange(len(order))[None]
+        else:
+            distinct, inverse = np.unique(places, return_inverse=True)
+            inverse = inverse.reshape(places.shape)
+        scores = self._score(self._map(distinct, column, by), inverse)
+        scores[best.rows < 0] = worst(self.target.metric)
         return Part(scores, best.segments, best.rows)
 
     def _map(self, places: Rows, column: str, by: By) -> Vectors:
@@ -275,7 +296,7 @@ class Run:
             for at, rows in zip(segments.tolist(), parts, strict=True)
         ]
         mapped = np.zeros((len(places), self.target.dimension), dtype=np.float32)
-        mapped[len(places) - len(found) :] = self.searcher.mapped.take(asked, by, self.models)
+        mapped[len(places) - len(found) :] = self.searcher.mapped.take(asked, by, self.models, at_most=self.at_most)
         return unit(mapped) if self.target.metric == "cosine" else mapped
 
     def _score(self, mapped: Vectors, inverse: NDArray[np.intp]) -> Vectors:

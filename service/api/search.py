@@ -17,8 +17,9 @@ from gallery import errors
 from gallery.arrays import Vectors
 from gallery.catalog import items as item_rows
 from gallery.errors import GalleryError
-from gallery.search.brief import AT_MOST, MOST_HITS, reads
+from gallery.search.brief import AT_MOST, MOST_HITS, NotBrief
 from gallery.search.request import Answer, Hit, SearchRequest
+from gallery.search.run import planned_for
 from gallery.snapshot import World
 from gallery.vectors import accept
 from service.auth import MaySearch
@@ -201,13 +202,17 @@ async def answered_on_the_loop(process: Process, gallery: str, body: SearchBody)
     """
     started = time.perf_counter()
     world = process.galleries.current
-    if body.model not in world.registry.models or body.filter is not None or body.include:
+    if body.filter is not None or body.include or body.k > min(MOST_HITS, process.store.settings.max_k):
         return None
-    work = reads(world, world.snapshot(gallery), body.model)
-    if work is None or work > AT_MOST or body.k > min(MOST_HITS, process.store.settings.max_k):
-        return None
+    snapshot = world.snapshot(gallery)
     request = request_for(body, one_query(body, world), slice(None))
-    answer, query = await process.gatherer.search(world, gallery, request, work)
+    work = planned_for(world, snapshot, request).reads
+    if work is None or work > AT_MOST:
+        return None
+    try:
+        answer, query = await process.gatherer.search(world, gallery, request, work)
+    except NotBrief:
+        return None
     return orjson.dumps({"hits": _plain(answer, query), **_about(body, answer, started)})
 
 

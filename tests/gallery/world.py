@@ -65,6 +65,11 @@ class Linear:
         return np.asarray(embeddings, np.float32) @ np.array(self.head, np.float32)
 
     @property
+    def weights(self) -> int:
+        """What one row costs."""
+        return int(np.size(self.embedding)) + (0 if self.side is None else int(np.size(self.side)))
+
+    @property
     def architecture(self) -> dict[str, Any]:
         """What the catalog records of such an artifact."""
         source, target = np.shape(self.embedding)

@@ -27,11 +27,11 @@ class Recording:
         self.world = world
         self.calls: list[int] = []
 
-    def search(self, seen: Seen, gallery: str, request: SearchRequest) -> Answer:
+    def search(self, seen: Seen, gallery: str, request: SearchRequest, *, at_most: float) -> Answer:
         self.calls.append(len(request.vectors))
         if (request.vectors == POISON).any():
             raise MemoryError("poisoned")
-        return self.world.searcher.search(seen, gallery, request)
+        return self.world.searcher.search(seen, gallery, request, at_most=at_most)
 
 
 class Stage:
