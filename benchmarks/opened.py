@@ -9,11 +9,11 @@ import faiss
 
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
-from gallery.search.mapped import MappedColumns
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.run import Searcher
 from gallery.settings import GallerySettings
 from gallery.snapshot import Galleries
+from gallery.store import Store
 from gallery.transforms import Transforms
 from models.runtime import load_transform
 
@@ -29,8 +29,7 @@ class Opened:
         transforms = Transforms(files, load_transform)
         self.catalog = Catalog(settings.database)
         self._world = Galleries(self.catalog, files).refresh()
-        mapped = MappedColumns(transforms, settings.mapped_cache_bytes)
-        self._searcher = Searcher(self.catalog, transforms, mapped, settings.oversample, settings.min_candidates)
+        self._searcher = Searcher.of(Store(self.catalog, files, transforms, settings))
 
     def __enter__(self) -> Self:
         return self

@@ -48,6 +48,11 @@ class GallerySettings(BaseSettings):
         ge=0,
         description="Memory for columns that were mapped at query time (backward routes).",
     )
+    filter_cache_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=0,
+        description="Memory for which rows fit a filter: a byte for each row and filter.",
+    )
 
     # Searches and the worker share the cores. Threads that wait for each other on a busy core cost more than they gain: a
     # transformation took 4 times longer with two threads on two busy cores than with one.

@@ -15,7 +15,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
 from gallery.search.coalesce import Coalescer
-from gallery.search.mapped import MappedColumns
 from gallery.search.run import Searcher
 from gallery.settings import GallerySettings
 from gallery.snapshot import Galleries
@@ -88,11 +87,7 @@ def create_app(
 
 
 def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None]) -> Process:
-    mapped = MappedColumns(store.transforms, store.settings.mapped_cache_bytes)
-    searcher = Searcher(
-        store.catalog, store.transforms, mapped, store.settings.oversample, store.settings.min_candidates
-    )
-    metrics = Metrics()
+    searcher, metrics = Searcher.of(store), Metrics()
     return Process(
         store=store,
         galleries=Galleries(store.catalog, store.files),

@@ -21,7 +21,6 @@ from gallery.catalog.galleries import known_file
 from gallery.compact import merge
 from gallery.compact.plan import Rule
 from gallery.indexing import index_column, wanting
-from gallery.search.mapped import MappedColumns
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
@@ -47,13 +46,7 @@ class Worker:
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{str(ULID())[-6:]}"
         self.stopping = threading.Event()
         self._galleries = Galleries(store.catalog, store.files)
-        self._searcher = Searcher(
-            store.catalog,
-            store.transforms,
-            MappedColumns(store.transforms, store.settings.mapped_cache_bytes),
-            store.settings.oversample,
-            store.settings.min_candidates,
-        )
+        self._searcher = Searcher.of(store)
         self._rule = Rule(settings.compact_segments, settings.compact_rows)
         #: galleries that had nothing to merge, as they were then
         self._compact: set[Looked] = set()

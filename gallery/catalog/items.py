@@ -19,6 +19,8 @@ from gallery.arrays import Rows
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow
 
 T = TypeVar("T")
+_FEW_SEGMENTS = 500  # that are named in a statement
+_ROWS_AT_ONCE = 50_000
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
 
 
@@ -102,12 +104,17 @@ def matching(
     session: Session, gallery_id: int, segments: Iterable[int], condition: ColumnElement[bool]
 ) -> dict[int, Rows]:
     """Per segment, the rows whose payload fits a compiled filter; deleted rows included."""
-    found: dict[int, list[int]] = {segment: [] for segment in segments}
-    rows = session.execute(select(ItemRow.segment_id, ItemRow.row).where(ItemRow.gallery_id == gallery_id, condition))
-    for segment, row in rows:
-        if segment in found:
-            found[segment].append(row)
-    return {segment: np.array(positions, dtype=np.int64) for segment, positions in found.items()}
+    wanted = sorted(segments)
+    asked = [ItemRow.gallery_id == gallery_id, condition]
+    if len(wanted) <= _FEW_SEGMENTS:
+        asked.append(ItemRow.segment_id.in_(wanted))
+    rows = session.execute(select(ItemRow.segment_id, ItemRow.row).where(*asked))
+    # Millions of rows may fit: they are read some at a time, and none becomes an object of its own for long.
+    parts = [np.array(part, dtype=np.int64) for part in rows.partitions(_ROWS_AT_ONCE)]
+    found = np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
+    found = found[np.argsort(found[:, 0], kind="stable")]
+    starts, ends = (np.searchsorted(found[:, 0], wanted, side=side) for side in ("left", "right"))
+    return {segment: found[start:end, 1] for segment, start, end in zip(wanted, starts, ends, strict=True)}
 
 
 def payloads(session: Session, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Mapping[str, Any] | None]:

@@ -16,20 +16,19 @@ from numpy.typing import NDArray
 
 from gallery import errors
 from gallery.arrays import Mask, Rows, Vectors
-from gallery.catalog import items as item_rows
-from gallery.catalog.filters import compile_filter
 from gallery.catalog.segments import Origin
-from gallery.catalog.transaction import Catalog
 from gallery.index.base import Index
 from gallery.index.quantizer import Assignments
 from gallery.index.scores import score, unit, worst
 from gallery.index.selection import Selected
 from gallery.search.brief import NotBrief, reads
+from gallery.search.filtering import Filters
 from gallery.search.mapped import Asked, By, MappedColumns
 from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.routes import Known, Plan, Reach, Route, plan
 from gallery.snapshot import Snapshot, World
+from gallery.store import Store
 from gallery.transforms import Transforms
 from gallery.vectors import as_query
 from gallery.views import SegmentView
@@ -76,12 +75,24 @@ def planned_by(snapshot: Snapshot, planned: Plan) -> Planned:
 class Searcher:
     """What searches need beside the snapshot; one per process, safe from many threads."""
 
-    catalog: Catalog
+    filters: Filters
     transforms: Transforms
     mapped: MappedColumns
     #: candidates per hit on forward and backward routes
     oversample: int
     min_candidates: int
+
+    @classmethod
+    def of(cls, store: Store) -> Searcher:
+        """With the numbers and bounds of a store's settings."""
+        settings = store.settings
+        return cls(
+            Filters(store.catalog, settings.filter_cache_bytes),
+            store.transforms,
+            MappedColumns(store.transforms, settings.mapped_cache_bytes),
+            settings.oversample,
+            settings.min_candidates,
+        )
 
     def search(self, world: World, gallery: str, request: SearchRequest, *, at_most: float = math.inf) -> Answer:
         """Search one gallery at the version of `world`.
@@ -103,20 +114,8 @@ class Searcher:
         return Run(self, world, snapshot, request, planned, self.filtered(snapshot, request), at_most).answer()
 
     def filtered(self, snapshot: Snapshot, request: SearchRequest) -> Sequence[Mask] | None:
-        """Per shelf, the rows that fit the payload filter."""
-        if request.filter is None:
-            return None
-        condition = compile_filter(request.filter, self.catalog.engine.dialect.name)
-        ids = [view.id for view in snapshot.segments]
-        with self.catalog.reading() as session:
-            found = item_rows.matching(session, snapshot.gallery_id, ids, condition)
-        masks = []
-        for shelf in snapshot.shelves:
-            mask = np.zeros(shelf.rows, dtype=np.bool_)
-            for _, start, view in shelf.each():
-                mask[found[view.id] + start] = True
-            masks.append(mask)
-        return masks
+        """Per shelf, the rows that fit the payload filter; None where there is no filter."""
+        return None if request.filter is None else self.filters.masks(snapshot, request.filter)
 
 
 def planned_for(world: World, snapshot: Snapshot, request: SearchRequest) -> Planned:

@@ -26,6 +26,7 @@ from gallery.catalog.upgrades import upgrade_row
 from gallery.compact import merge
 from gallery.compact.plan import Rule
 from gallery.files import Files, digest
+from gallery.search.filtering import Filters
 from gallery.search.mapped import MappedColumns
 from gallery.search.request import Answer, Hit, SearchRequest
 from gallery.search.run import Searcher
@@ -130,7 +131,13 @@ class World:
         return cls(
             Store(opened_catalog, opened_files, transforms, chosen),
             Galleries(opened_catalog, opened_files),
-            Searcher(opened_catalog, transforms, MappedColumns(transforms, 1 << 20), 10, chosen.min_candidates),
+            Searcher(
+                Filters(opened_catalog, 1 << 20),
+                transforms,
+                MappedColumns(transforms, 1 << 20),
+                10,
+                chosen.min_candidates,
+            ),
         )
 
     def prepare(self, *transformations: tuple[str, str, str, Linear], **gallery: Any) -> World:

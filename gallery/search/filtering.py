@@ -1,0 +1,83 @@
+"""Which rows fit a payload filter: asked of the catalog once for each filter and segment, and kept within a bound.
+
+A row's payload never changes, an upsert writes another row; so what was found of a segment is right for as long as it is
+there. A filter that comes again costs no database call but for segments that are new.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from gallery.arrays import Mask
+from gallery.catalog import items as item_rows
+from gallery.catalog.filters import compile_filter
+from gallery.catalog.transaction import Catalog
+from gallery.snapshot import Snapshot
+from gallery.views import SegmentView
+
+#: the filter as JSON, the segment
+_Key = tuple[bytes, int]
+
+
+def canonical(condition: Mapping[str, Any]) -> bytes:
+    """The same for filters that only differ in the order of their names."""
+    return orjson.dumps(condition, option=orjson.OPT_SORT_KEYS)
+
+
+class Filters:
+    """The masks of this process; safe from many threads."""
+
+    def __init__(self, catalog: Catalog, limit_bytes: int) -> None:
+        """Keep at most `limit_bytes` of masks, which have a byte for each row."""
+        self._catalog = catalog
+        self._limit = limit_bytes
+        self._lock = threading.Lock()
+        self._known: OrderedDict[_Key, Mask] = OrderedDict()
+        self._bytes = 0
+
+    def masks(self, snapshot: Snapshot, condition: Mapping[str, Any]) -> list[Mask]:
+        """Per shelf, the rows whose payload fits; deleted ones may be among them.
+
+        Raises:
+            InvalidFilter: the filter cannot be compiled.
+        """
+        compiled = compile_filter(condition, self._catalog.engine.dialect.name)
+        name = canonical(condition)
+        with self._lock:
+            known = {view.id: self._recall((name, view.id)) for view in snapshot.segments}
+        missing = [view for view in snapshot.segments if known[view.id] is None]
+        if missing:
+            with self._catalog.reading() as session:
+                found = item_rows.matching(session, snapshot.gallery_id, [view.id for view in missing], compiled)
+            for view in missing:
+                known[view.id] = self._learn((name, view.id), view, found[view.id])
+        return [_together([known[view.id] for view in shelf.segments]) for shelf in snapshot.shelves]
+
+    def _recall(self, key: _Key) -> Mask | None:
+        mask = self._known.get(key)
+        if mask is not None:
+            self._known.move_to_end(key)
+        return mask
+
+    def _learn(self, key: _Key, view: SegmentView, rows: Any) -> Mask:
+        mask = np.zeros(view.rows, dtype=np.bool_)
+        mask[rows] = True
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = mask
+                self._bytes += mask.nbytes
+            while self._bytes > self._limit:
+                _, oldest = self._known.popitem(last=False)
+                self._bytes -= oldest.nbytes
+        return mask
+
+
+def _together(masks: Sequence[Mask | None]) -> Mask:
+    found = [mask for mask in masks if mask is not None]
+    return found[0] if len(found) == 1 else np.concatenate(found)
