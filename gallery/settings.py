@@ -48,6 +48,10 @@ class GallerySettings(BaseSettings):
         ge=0,
         description="Memory for columns that were mapped at query time (backward routes).",
     )
+    index_device: str = Field(
+        default="auto",
+        description="Where the API's indexes live: auto (a GPU if FAISS can use one), cpu, cuda, cuda:1, ...",
+    )
     filter_cache_bytes: int = Field(
         default=64 * 1024 * 1024,
         ge=0,

@@ -6,16 +6,16 @@ segments with columns of the same models, made in as many steps, whose indexes c
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
 
-from gallery.arrays import Rows
+from gallery.arrays import Rows, Stored
 from gallery.index.base import Index
 from gallery.index.selection import Selected
-from gallery.views import SegmentView
+from gallery.views import Column, SegmentView
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,20 @@ class Shelf:
                 yield position, view, rows[first:last] - start
 
 
-def shelved(segments: Sequence[SegmentView], before: Sequence[Shelf] = ()) -> tuple[Shelf, ...]:
+#: where the index over some columns is to live, see `gallery.index.device`
+Place = Callable[[Index, Sequence[Stored]], Index]
+
+
+def shelved(
+    segments: Sequence[SegmentView], before: Sequence[Shelf] = (), place: Place | None = None
+) -> tuple[Shelf, ...]:
     """Put the segments of a snapshot on shelves, those of `before` again where nothing of them changed."""
     alike: dict[Hashable, list[int]] = {}
     for at, view in enumerate(segments):
         alike.setdefault(_kind(view), []).append(at)
     known = {_contents(shelf.segments): shelf for shelf in before}
     runs = [run for group in alike.values() for run in _runs(segments, group, known)]
-    return tuple(_shelf(segments, run, known) for run in sorted(runs))
+    return tuple(_shelf(segments, run, known, place) for run in sorted(runs))
 
 
 def _kind(view: SegmentView) -> Hashable:
@@ -110,7 +116,9 @@ def _contents(segments: Sequence[SegmentView]) -> Hashable:
     )
 
 
-def _shelf(segments: Sequence[SegmentView], run: Sequence[int], known: Mapping[Hashable, Shelf]) -> Shelf:
+def _shelf(
+    segments: Sequence[SegmentView], run: Sequence[int], known: Mapping[Hashable, Shelf], place: Place | None
+) -> Shelf:
     views = tuple(segments[at] for at in run)
     before = known.get(_contents(views))
     live = sum(view.live for view in views)
@@ -124,15 +132,16 @@ def _shelf(segments: Sequence[SegmentView], run: Sequence[int], known: Mapping[H
         positions=positions,
         offsets=np.array([*starts, 0], np.int64),
         rows=rows,
-        indexes={name: _joined([view.columns[name].index for view in views]) for name in views[0].columns},
+        indexes={name: _joined([view.columns[name] for view in views], place) for name in views[0].columns},
         selected=_selected(views),
         live=live,
     )
 
 
-def _joined(indexes: Sequence[Index]) -> Index:
-    first, *others = indexes
-    return first.join(others) if others else first
+def _joined(columns: Sequence[Column], place: Place | None) -> Index:
+    first, *others = [column.index for column in columns]
+    joined = first.join(others) if others else first
+    return joined if place is None else place(joined, [column.vectors for column in columns])
 
 
 def _selected(views: Sequence[SegmentView]) -> Selected | None:

@@ -22,7 +22,7 @@ from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
-from gallery.shelves import Shelf, shelved
+from gallery.shelves import Place, Shelf, shelved
 from gallery.spaces import EmbeddingModel, Registry
 from gallery.views import Column, SegmentView, open_searchable, open_segment, without
 
@@ -102,10 +102,11 @@ class World:
 class Galleries:
     """The snapshots of this process."""
 
-    def __init__(self, catalog: Catalog, files: Files) -> None:
-        """Start with nothing; call `refresh`."""
+    def __init__(self, catalog: Catalog, files: Files, place: Place | None = None) -> None:
+        """Start with nothing; call `refresh`. `place` says where indexes live; None leaves them where they were opened."""
         self._catalog = catalog
         self._files = files
+        self._place = place
         self._lock = threading.Lock()
         self.current = World(Registry({}, ()), (0, 0), MappingProxyType({}), MappingProxyType({}))
 
@@ -141,7 +142,7 @@ class Galleries:
         for name, snapshot in list(galleries.items()):
             before = old.galleries.get(name)
             try:
-                galleries[name] = _on_shelves(snapshot, before)
+                galleries[name] = _on_shelves(snapshot, before, self._place)
             except _UNREADABLE as error:
                 damaged[name] = str(error)
                 galleries[name] = before or snapshot
@@ -159,10 +160,10 @@ class Galleries:
         return _load(session, self._files, name, registry, old)
 
 
-def _on_shelves(snapshot: Snapshot, before: Snapshot | None) -> Snapshot:
+def _on_shelves(snapshot: Snapshot, before: Snapshot | None, place: Place | None) -> Snapshot:
     if snapshot is before:
         return snapshot
-    return replace(snapshot, shelves=shelved(snapshot.segments, () if before is None else before.shelves))
+    return replace(snapshot, shelves=shelved(snapshot.segments, () if before is None else before.shelves, place))
 
 
 def _same(one: World, other: World) -> bool:

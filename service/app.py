@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
+from gallery.index.device import Device
 from gallery.search.coalesce import Coalescer
 from gallery.search.run import Searcher
 from gallery.settings import GallerySettings
@@ -90,7 +91,7 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None])
     searcher, metrics = Searcher.of(store), Metrics()
     return Process(
         store=store,
-        galleries=Galleries(store.catalog, store.files),
+        galleries=Galleries(store.catalog, store.files, Device(store.settings.index_device).place),
         searcher=searcher,
         coalescer=Coalescer(searcher, _lanes(store.settings)),
         gatherer=Gatherer(searcher, metrics),

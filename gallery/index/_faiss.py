@@ -33,7 +33,7 @@ class FaissIndex(ABC):
     def __init__(self, kind: str, *, vectors: Stored | Stack, space: Space) -> None:
         self.kind = kind
         self._column = vectors if isinstance(vectors, Stack) else np.asarray(vectors)
-        self._space = space
+        self.space = space
 
     def search(
         self, queries: Vectors, k: int, selected: Selected | None = None, assigned: Assignments | None = None
@@ -43,14 +43,14 @@ class FaissIndex(ABC):
         total = len(self._column)
         count = total if selected is None else selected.count
         if not count or not len(queries):
-            return _exact.nothing(len(queries), k, self._space.metric)
+            return _exact.nothing(len(queries), k, self.space.metric)
         if assigned is None or assigned.queries is not queries:
             assigned = Assignments(queries)
         if selected is None or count == total:
             return self._sieve(assigned, k, None)
         way = how(total, count, k, by_lists=self.by_lists)
         if way is How.EXACT:
-            return _exact.search_column(queries, self._column, k, self._space, selected)
+            return _exact.search_column(queries, self._column, k, self.space, selected)
         if way is How.LISTS:
             return self._select(assigned, k, selected)
         return self._sieve(assigned, k, selected)
@@ -105,11 +105,11 @@ class FaissIndex(ABC):
         """The `k` best, where a usual search finds less: the selection shuns the queries, or lists near them are short."""
         if self.by_lists and selected is not None:
             return self._select(Assignments(queries), k, selected)
-        return _exact.search_column(queries, self._column, k, self._space, selected)
+        return _exact.search_column(queries, self._column, k, self.space, selected)
 
     def _ranked(self, queries: Vectors, k: int, rows: Rows, selected: Selected | None) -> Found:
         """The `k` best of the rows (queries, n) that are selected."""
-        return _exact.ranked(queries, only(rows, selected), self._column, self._space, k)
+        return _exact.ranked(queries, only(rows, selected), self._column, self.space, k)
 
 
 def only(rows: Rows, selected: Selected | None) -> Rows:

@@ -70,7 +70,7 @@ class IvfIndex(_faiss.FaissIndex):
         lists held 10 rows and none of the 10 best. The first lists are more than usual, because fewer selected rows lie
         farther apart; by no more than the root of how many are left out, because so are those in the lists.
         """
-        queries, metric = assigned.queries, self._space.metric
+        queries, metric = assigned.queries, self.space.metric
         best = _exact.nothing(len(queries), k, metric)
         asking, first = np.arange(len(queries)), 0
         last = ceil(2 * self.nprobe * sqrt(len(selected.mask) / selected.count))

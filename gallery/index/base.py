@@ -45,6 +45,8 @@ class Index(Protocol):
     """A sealed set of vectors that answers searches; safe from many threads."""
 
     kind: str
+    #: decides the score
+    space: Space
     #: None where it is always asked alone
     joins: Joins | None
 

@@ -25,7 +25,7 @@ class FlatIndex:
 
     def __init__(self, vectors: Stored, space: Space) -> None:
         self._column = np.asarray(vectors)  # an np.memmap costs microseconds for each slice, a plain view does not
-        self._space = space
+        self.space = space
         # Joined, they are copied, so that many requests of a few rows each cost one comparison; the others are read where
         # they lie.
         self.joins = Joins(self.kind, JOINED_NUMBERS // max(1, self._column.shape[1]))
@@ -49,12 +49,12 @@ class FlatIndex:
         _exact.check_request(queries, k, selected, self._column.shape)
         vectors = self.ready()
         longest = self._length(vectors) if len(queries) >= _exact.PRODUCT_QUERIES and len(vectors) else None
-        return _exact.search(queries, vectors, k, self._space.metric, selected, longest)
+        return _exact.search(queries, vectors, k, self.space.metric, selected, longest)
 
     def join(self, others: Sequence[Index]) -> FlatIndex:
         """Exact search of a copy of all rows."""
         columns = [each.ready() for each in (self, *others) if isinstance(each, FlatIndex)]
-        return FlatIndex(np.concatenate(columns), self._space._replace(normalized=True))
+        return FlatIndex(np.concatenate(columns), self.space._replace(normalized=True))
 
     def ready(self) -> Vectors:
         """The column as FAISS can read it.
@@ -65,7 +65,7 @@ class FlatIndex:
         if self._searched is None:
             with self._preparing:
                 if self._searched is None:
-                    self._searched = _exact.prepared(self._column, self._space)
+                    self._searched = _exact.prepared(self._column, self.space)
         return self._searched
 
     def _length(self, vectors: Vectors) -> float:

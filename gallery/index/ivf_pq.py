@@ -55,7 +55,7 @@ class PqIndex(_ivf.IvfIndex):
         self.files = files
         self.rerank = rerank
         self.joins = Joins((files[0].key, space), JOINED_ROWS)
-        self._by_distance = _metric(space) == faiss.METRIC_L2
+        self._by_distance = _exact.rough_metric(space) == faiss.METRIC_L2
 
     @property
     def reads(self) -> int:
@@ -70,7 +70,7 @@ class PqIndex(_ivf.IvfIndex):
             nprobe=max(each.nprobe for each in joined),
             rerank=max(each.rerank for each in joined),
             vectors=Stack([column for each in joined for column in each.columns]),
-            space=self._space,
+            space=self.space,
         )
 
     @property
@@ -123,8 +123,8 @@ class PqIndex(_ivf.IvfIndex):
         """The `k` best of `count` candidates, and for which queries there might be better ones among the others."""
         read = self._read(queries, min(count, len(self._column)), near, reads)
         rows = _faiss.only(read.rows, keeps)
-        scores = _exact.scores_of(queries, rows, self._column, self._space)
-        found = Found(*cut(scores, rows, self._space.metric, k))
+        scores = _exact.scores_of(queries, rows, self._column, self.space)
+        found = Found(*cut(scores, rows, self.space.metric, k))
         kept = None if keeps is None else rows >= 0
         doubtful = [
             at
@@ -159,7 +159,7 @@ class PqIndex(_ivf.IvfIndex):
 
     def _costs(self, scores: Any) -> Any:
         """Ours on the same scale."""
-        if self._space.metric == "euclidean":
+        if self.space.metric == "euclidean":
             return scores * scores
         return 2 - 2 * scores if self._by_distance else -scores  # by distance they are of unit length, both
 
@@ -212,24 +212,13 @@ class Pq(_ivf.Lists):
         assert trained.codebook is not None  # noqa: S101 - `train` makes one
         lists, dimension = trained.centroids.shape
         by, parts = _ivf.by_distance(trained.centroids), len(trained.codebook)
-        index = faiss.IndexIVFPQ(by, dimension, lists, parts, BITS, _metric(space))
+        index = faiss.IndexIVFPQ(by, dimension, lists, parts, BITS, _exact.rough_metric(space))
         index.by_residual = (
             False  # one table of distances for all lists, of which small ones would cost less than it does
         )
         faiss.copy_array_to_vector(trained.codebook.reshape(-1), index.pq.centroids)
         index.is_trained = True
         return index
-
-
-def _metric(space: Space) -> int:
-    """FAISS's number for how codes are compared.
-
-    Vectors of one length are ordered alike by distance and by inner product. By distance, the sum of a table's numbers is
-    small where it matters, and rounded to a byte each they tell more: with candidates as many, recall of the ten nearest
-    under cosine was 0.999 by distance and 0.89 by inner product.
-    """
-    by_distance: int = faiss.METRIC_L2
-    return by_distance if space.normalized or space.metric == "cosine" else _exact.faiss_metric(space.metric)
 
 
 def _parts(dimension: int) -> int:
