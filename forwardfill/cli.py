@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from forwardfill import remote, transformations
+from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
@@ -43,7 +43,7 @@ def serve(
 ) -> None:
     """Run the API, and one worker beside it."""
     _environment(HOST=host, PORT=port, DATA=data, INSECURE=insecure or None)
-    _limit_threads()
+    native.prepare(GallerySettings().threads_used)
     from forwardfill import processes
     from service.auth import UnsafeBinding
     from service.main import OldSchemaError, run
@@ -61,7 +61,7 @@ def worker(
 ) -> None:
     """Run a worker: it transforms segments and builds indexes. Any number may run."""
     _environment(DATA=data)
-    _limit_threads()
+    native.prepare(GallerySettings().threads_used)
     from forwardfill import processes
     from service.telemetry import configure_logs
     from workers.main import run
@@ -173,11 +173,6 @@ def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], dat
 def _environment(**values: object) -> None:
     """Options win over the environment, and reach child processes by it."""
     os.environ.update({f"FORWARDFILL_{name}": str(value) for name, value in values.items() if value is not None})
-
-
-def _limit_threads() -> None:
-    """Must come before PyTorch and FAISS are imported: both ask OpenMP, which asks the environment once."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(GallerySettings().threads_used))
 
 
 def _catalog() -> Catalog:

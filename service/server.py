@@ -13,6 +13,9 @@ from fastapi import FastAPI
 from service.process import Process
 
 _SWITCH_SECONDS = 0.001
+# A client that sends on a connection in the moment in which it is closed gets no answer, so it is the client that closes
+# first: Python's keep one for 5 s, which is uvicorn's default too, and proxies for 60 s.
+_KEEP_ALIVE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
@@ -30,22 +33,27 @@ def run(app: FastAPI) -> None:
 
     Call `service.auth.require_safe_binding` before, and `service.telemetry.configure_logs`.
     """
+    # When it has ended, uvicorn raises the signal again for whoever had it before. Here that is nobody: the caller has
+    # more to put in order, and the default would end the process on the spot.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    _share_the_interpreter()
+    _Server(configured(app)).run()
+
+
+def configured(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn is to serve it."""
     settings = app.state.process.settings
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         access_log=False,  # `Telemetry` logs each request
         log_config=None,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    # When it has ended, uvicorn raises the signal again for whoever had it before. Here that is nobody: the caller has
-    # more to put in order, and the default would end the process on the spot.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    _share_the_interpreter()
-    _Server(config).run()
 
 
 def _share_the_interpreter() -> None:

@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import select, text
 
 from gallery.catalog.tables import SearchLatencyRow
+from service.server import configured
 from service.telemetry import Latencies
 from tests.service.world import GALLERY, UNITS, World, opened
 
@@ -159,3 +160,9 @@ def test_each_request_is_one_event_without_what_was_sent(world: World) -> None:
     assert event["path"] == SEARCH
     assert event["status"] == 200
     assert "0.987654" not in str(events)
+
+
+def test_a_client_lets_go_of_an_idle_connection_before_the_service_does(empty: World) -> None:
+    """Otherwise a request may meet the service's hanging up, and nobody answers it."""
+    kept = empty.client._transport._pool._keepalive_expiry  # type: ignore[attr-defined]  # httpx says it nowhere else
+    assert 2 * kept < configured(empty.app).timeout_keep_alive

@@ -27,9 +27,10 @@ from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
 from tests.gallery.crash import named_files, stored_files, sweep
 from tests.gallery.test_invariants import BOTH, NEW, OLD, fill, in_new, in_old, numbers
-from tests.gallery.world import GALLERY, World, found
+from tests.gallery.world import GALLERY, WITH_SIDE, World, found
 
 EVERYTHING = Rule(2, 1000, everything=True)
+MAPS = Path("/proc/self/maps")
 
 
 def segments(world: World) -> list[int]:
@@ -45,6 +46,17 @@ def answers(world: World, seen: Any = None) -> list[Any]:
             payloads = item_rows.payloads(session, [hit.place for hit in answer.hits(0)])
         told.append({hit.id: (hit.score, hit.origin, payloads[hit.place]) for hit in answer.hits(0)})
     return told
+
+
+def mapped(folder: Path) -> set[str]:
+    """What this process has mapped of a data folder besides the catalog, removed files among it."""
+    paths = {line.split(maxsplit=5)[5] for line in MAPS.read_text().splitlines() if f"{folder}/" in line}
+    return {path.removeprefix(f"{folder}/") for path in paths if "/columns/" in path or "/indexes/" in path}
+
+
+def index_everything(world: World) -> None:
+    while columns := wanting(world.store, limit=1):
+        assert index_column(world.store, columns[0])
 
 
 class Meanwhile(Files):
@@ -108,6 +120,27 @@ def test_a_search_that_began_before_ends_as_it_began(world: World) -> None:
     assert found(world.search("old", OLD, seen=seen)).keys() == before[0].keys()  # the mapped bytes are still its own
     assert answers(world) == before
     assert stored_files(world.store.files.root) == named_files(world)
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="what is mapped is looked up in /proc")
+def test_what_no_search_sees_any_more_is_not_mapped_any_more(tmp_path: Path) -> None:
+    world = World.open(tmp_path / "data", exact_below=1).prepare(
+        ("forward", "old", "new", WITH_SIDE), index={"kind": "hnsw"}
+    )
+    for _ in range(3):
+        fill(world)
+        index_everything(world)
+        upgrade = world.start()
+        assert world.run(upgrade) is State.COMPLETED
+        answers(world)
+        lifecycle.rollback(world.store, upgrade)
+        world.compact()
+        index_everything(world)
+        answers(world)
+        assert merge.reclaim(world.store, -1)
+    world.galleries.refresh()
+    assert mapped(world.store.files.root) == named_files(world)
+    world.close()
 
 
 def test_another_process_sees_the_merged_segment_and_finds_the_same(world: World) -> None:
