@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 from celery import Celery
@@ -90,10 +91,16 @@ class Worker:
 
     def _advance(self, upgrade_id: str) -> bool:
         try:
-            return drive.advance(self.store, self._galleries, self._searcher, upgrade_id, self.owner)
+            return drive.advance(
+                self.store, self._galleries, self._searcher, upgrade_id, self.owner, partial(self._alone, upgrade_id)
+            )
         except errors.GalleryError as error:
             log.warning("step_refused", upgrade=upgrade_id, error=repr(error))
             return False
+
+    def _alone(self, upgrade_id: str) -> bool:
+        """Whether an upgrade may go on, because no other waits for its step, and the process is not told to stop."""
+        return not self.stopping.is_set() and set(drive.due(self.store)) <= {upgrade_id}
 
     def _index_one(self) -> bool:
         """Build one index; a column that is gone meanwhile is no error."""
