@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from sqlalchemy import select
 
 from benchmarks import ours
@@ -29,7 +29,6 @@ from models.arithmetic import Rule
 from models.data import cifar100
 from models.encoders import Design, embed, residual_network
 from models.runtime import load_transform
-from workers.devices import chosen
 from workers.settings import WorkerSettings
 
 SMALL, LARGE, SEVERAL = "small", "large", "several"
@@ -207,10 +206,10 @@ def _mean(one: _Passed, other: _Passed) -> _Passed:
     return _Passed(*((a + b) / 2 for a, b in zip(one, other, strict=True)))
 
 
-@cache
 def _device() -> str:
-    """Where this process computes what a worker is compared with: a GPU is claimed once."""
-    return chosen(WorkerSettings().device)
+    """Where this process computes what a worker is compared with; nothing is claimed, since they take turns."""
+    wanted = WorkerSettings().device
+    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _settings() -> dict[str, object]:

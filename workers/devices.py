@@ -1,32 +1,38 @@
-"""Which GPU a worker takes, where several workers share a host: each a GPU of its own, as long as there are enough."""
+"""Which GPU a worker takes, where several workers share some: each one of its own, as long as there are enough."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-
-# A claim is a lock on a file, which the system lets go of with the process, however it ends.
-_FOLDER = Path(tempfile.gettempdir())
 
 
 class Claim:
-    """A number below `count` that no other claim in the same folder has; if all are taken, one of them."""
+    """The first of some names that no other claim in the same folder has; if all are taken, any of them.
 
-    def __init__(self, count: int, folder: Path = _FOLDER) -> None:
+    A claim is a lock on a file, which the system lets go of with the process, however it ends.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path) -> None:
         """Take one, and keep it until the process ends, or `release`."""
+        folder.mkdir(parents=True, exist_ok=True)
         self._handle: int | None = None
-        for number in range(count):
-            handle = os.open(folder / f"forwardfill-gpu-{os.getuid()}-{number}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        for name in names:
+            handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError:  # it is taken, or this file system knows no locks
                 os.close(handle)
             else:
-                self._handle, self.number = handle, number
+                self._handle, self.name = handle, name
                 return
-        self.number = os.getpid() % count
+        self.name = names[os.getpid() % len(names)]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others may have the same."""
+        return self._handle is None
 
     def release(self) -> None:
         """Let others have it."""
@@ -35,11 +41,15 @@ class Claim:
             self._handle = None
 
 
-def chosen(wanted: str) -> str:
-    """The device that a worker computes on: what the settings name, else a GPU, else the CPU."""
+def chosen(wanted: str, data: Path) -> str:
+    """The device that a worker computes on: what the settings name, else a GPU, else the CPU.
+
+    GPUs are told apart by what they are, not by their numbers: containers, and hosts that share the data folder, number their
+    own from 0.
+    """
     if wanted != "auto":
         return wanted
     import torch  # noqa: PLC0415 - CUDA is asked about in the worker's own process, never when a module is imported
 
-    count = torch.cuda.device_count()
-    return f"cuda:{Claim(count).number}" if count else "cpu"
+    there = {str(torch.cuda.get_device_properties(at).uuid): at for at in range(torch.cuda.device_count())}
+    return f"cuda:{there[Claim(list(there), data / 'devices').name]}" if there else "cpu"

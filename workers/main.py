@@ -30,7 +30,7 @@ def run() -> None:
     """Work until SIGTERM. The step under way is finished first; a second signal, or SIGKILL, loses only its time."""
     faults.arm(os.environ.get(faults.VARIABLE))
     settings, gallery_settings = WorkerSettings(), GallerySettings()
-    files, device = Files(gallery_settings.data), chosen(settings.device)
+    files, device = Files(gallery_settings.data), chosen(settings.device, gallery_settings.data)
     rule = Rule(settings.computed_in, settings.largest_error)
     store = Store(
         catalog=Catalog(gallery_settings.database),

@@ -21,7 +21,7 @@ class WorkerSettings(BaseSettings):
     )
     device: str = Field(
         default="auto",
-        description="Where transformations run: cpu, cuda:1, ...; auto takes a GPU that no other worker of the host has.",
+        description="Where transformations run: cpu, cuda:1, ...; auto takes a GPU that no other worker has.",
     )
     computed_in: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
