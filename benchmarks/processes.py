@@ -127,6 +127,12 @@ def private(pid: int) -> int:
     return _sum("Pss_Anon", _family(pid))
 
 
+def processor_seconds(pid: int) -> float:
+    """What processors a process has used since its start, in all of its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Peak:
     """The most private memory of a process while a `with` block runs."""
 

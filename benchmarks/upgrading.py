@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import torch
 from sqlalchemy import select
 
 from benchmarks import ours
-from benchmarks.processes import Peak, worker
+from benchmarks.limits import measured as limiting
+from benchmarks.processes import Peak, processor_seconds, worker
 from benchmarks.setting import Setting, Skip
 from benchmarks.table import Line, Pair, at_least, at_most, compared, counted
-from benchmarks.vectors import clustered
+from benchmarks.vectors import described
 from forwardfill.client import Client
+from gallery import columns
 from gallery.arrays import Vectors
 from gallery.catalog.tables import UpgradeSegmentRow
 from gallery.catalog.transaction import Catalog
 from gallery.settings import GallerySettings
+from models.arithmetic import Rule
 from models.data import cifar100
 from models.encoders import Design, embed, residual_network
 from models.runtime import load_transform
+from workers.settings import WorkerSettings
 
-SMALL, LARGE = "small", "large"
-#: a tenth of the million, and all of it, in segments of one size
-SEGMENTS = {SMALL: 2, LARGE: 20}
+SMALL, LARGE, SEVERAL = "small", "large", "several"
+#: a tenth of the million, and all of it, in segments of one size; and the tenth once more, in so many that two workers share them
+SEGMENTS = {SMALL: 2, LARGE: 20, SEVERAL: 8}
+PARTS = {SMALL: 0.1, LARGE: 1.0, SEVERAL: 0.1}
 ROUNDS = 3
 #: items of the bare pass beside each upgrade: some seconds of it
 SAMPLE = 32_768
 IMAGES = 2000
+#: where there is a GPU, what goes on beside it is done by the cores: indexes are built several at once
+ON_GPU: dict[str, object] = {"block_rows": 8192, "segments_at_once": max(2, (os.cpu_count() or 1) // 2)}
 
 
 class _Done(NamedTuple):
@@ -40,8 +48,25 @@ class _Done(NamedTuple):
 
     id: str
     seconds_per_item: float
+    #: of all processors together, in the worker
+    processor_seconds_per_item: float
     #: bytes of the worker's own memory, at the most
     peak: int
+
+
+class _Passed(NamedTuple):
+    """The bare pass beside an upgrade."""
+
+    seconds_per_item: float
+    processor_seconds_per_item: float
+
+
+class _Round(NamedTuple):
+    """A tenth of the million, the bare pass, the million, and the bare pass again."""
+
+    small: _Done
+    large: _Done
+    bare: _Passed
 
 
 def measure(setting: Setting) -> Iterator[Line]:
@@ -50,40 +75,71 @@ def measure(setting: Setting) -> Iterator[Line]:
         bare_pass = _Bare(folder / "forward.safetensors", sample)
         rounds = []
         for _ in range(min(ROUNDS, setting.rounds)):
-            with worker(folder / "ours", ours.AS_WRITTEN) as process:
+            with worker(folder / "ours", _settings()) as process:
                 small = _upgraded(us.client, SMALL, process.pid)
-                bare = bare_pass.seconds_per_item()
+                before = bare_pass.measured()
                 large = _upgraded(us.client, LARGE, process.pid)
-            rounds.append((small, bare, large))
+            rounds.append(_Round(small, large, _mean(before, bare_pass.measured())))
             for each in (small, large):
                 _roll_back(us.client, each.id)
-        note = f"{setting.million:,} items; from the request until it is completed, with its indexes built and its files verified"
-        rates = [Pair(1 / large.seconds_per_item, 1 / bare) for _, bare, large in rounds]
-        yield compared("items per second, against a bare forward pass", rates, at_least(0.9), unit="/s", note=note)
-        grown = [Pair(large.seconds_per_item * 1e6, small.seconds_per_item * 1e6) for small, _, large in rounds]
-        what = f"time per item of {setting.million:,} items against a tenth of them"
-        yield compared(what, grown, at_most(1.1), unit="µs")
-        memory = [Pair(large.peak / 1e6, small.peak / 1e6) for small, _, large in rounds]
-        note = "the most that was private in it; mapped files are not its own. The bar is ours: it means independent"
-        yield compared("memory of the worker, the same two", memory, at_most(1.2), unit="MB", note=note)
+        yield from _told(setting, rounds, bare_pass.computed_in)
+        if bare_pass.device != "cpu":
+            yield _limited(folder, rounds, bare_pass)
+
+
+def _told(setting: Setting, rounds: Sequence[_Round], computed_in: str) -> Iterator[Line]:
+    note = (
+        f"{setting.million:,} items in {computed_in}; from the request until it is completed, with its indexes built and its "
+        "files verified"
+    )
+    rates = [Pair(1 / each.large.seconds_per_item, 1 / each.bare.seconds_per_item) for each in rounds]
+    yield compared("items per second, against a bare forward pass", rates, at_least(0.9), unit="/s", note=note)
+    processors = [
+        Pair(each.large.processor_seconds_per_item * 1e6, each.bare.processor_seconds_per_item * 1e6) for each in rounds
+    ]
+    note = "of all cores together; what goes beyond the pass is done while it computes"
+    yield compared("processor time per item, the same two", processors, unit="µs", note=note)
+    grown = [Pair(each.large.seconds_per_item * 1e6, each.small.seconds_per_item * 1e6) for each in rounds]
+    what = f"time per item of {setting.million:,} items against a tenth of them"
+    yield compared(what, grown, at_most(1.1), unit="µs")
+    memory = [Pair(each.large.peak / 1e6, each.small.peak / 1e6) for each in rounds]
+    note = "the most that was private in it; mapped files are not its own. The bar is ours: it means independent"
+    yield compared("memory of the worker, the same two", memory, at_most(1.2), unit="MB", note=note)
+
+
+def _limited(folder: Path, rounds: Sequence[_Round], bare_pass: _Bare) -> Line:
+    """Where a GPU computes: against the least of what its arithmetic, its memory, the copies and the disk allow."""
+    limits = limiting(
+        folder / "forward.safetensors", folder, device=bare_pass.device, computed_in=bare_pass.computed_in
+    )
+    name, least = limits.least
+    rates = [Pair(1 / each.large.seconds_per_item, least) for each in rounds]
+    allowed = ", ".join(f"{limit.replace('_', ' ')} {rate:,.0f}" for limit, rate in limits._asdict().items())
+    note = f"items/s allowed by {allowed}; indexes, which are built by the cores, are in ours"
+    return compared(
+        f"items per second, against the least limit ({name.replace('_', ' ')})", rates, unit="/s", note=note
+    )
 
 
 def measure_workers(setting: Setting) -> Iterator[Line]:
     """Two workers against one; and whether any item was done twice."""
-    with _filled(setting, (SMALL,)) as (us, folder, _):
+    with _filled(setting, (SEVERAL,)) as (us, folder, _):
         pairs, twice = [], []
         for _ in range(min(ROUNDS, setting.rounds)):
             took = []
             for count in (1, 2):
                 with ExitStack() as stack:
                     for number in range(count):
-                        stack.enter_context(worker(folder / "ours", ours.AS_WRITTEN, number=number))
-                    done = _upgraded(us.client, SMALL, us.server.pid)
+                        stack.enter_context(worker(folder / "ours", _settings(), number=number))
+                    done = _upgraded(us.client, SEVERAL, us.server.pid)
                 took.append(1 / done.seconds_per_item)
                 twice.append(_done_twice(folder / "ours", done.id))
                 _roll_back(us.client, done.id)
             pairs.append(Pair(took[1], took[0]))
-        yield compared("two workers against one, items per second", pairs, unit="/s")
+        note = (
+            f"{int(setting.million * PARTS[SEVERAL]):,} items in {SEGMENTS[SEVERAL]} segments, {os.cpu_count()} cores"
+        )
+        yield compared("two workers against one, items per second", pairs, unit="/s", note=note)
         yield counted("items done twice", twice, at_most(0))
 
 
@@ -94,7 +150,7 @@ def measure_reembedding(setting: Setting) -> Iterator[Line]:
     images = cifar100(setting.root / "cifar100").test_images[: setting.requests(IMAGES)]
     design = Design(widths=(32, 64, 128), blocks=2)
     encoder = residual_network(design, channels=images.shape[1])
-    with _filled(setting, (SMALL,)) as (us, folder, _), worker(folder / "ours", ours.AS_WRITTEN):
+    with _filled(setting, (SMALL,)) as (us, folder, _), worker(folder / "ours", _settings()):
         pairs = []
         for _ in range(min(ROUNDS, setting.rounds)):
             done = _upgraded(us.client, SMALL, us.server.pid)
@@ -109,39 +165,63 @@ def measure_reembedding(setting: Setting) -> Iterator[Line]:
 @contextmanager
 def _filled(setting: Setting, galleries: tuple[str, ...]) -> Iterator[tuple[ours.Ours, Path, tuple[Vectors, Vectors]]]:
     """A service without a worker, its galleries with all their indexes, and a sample of old vectors and side-information."""
-    rows = {name: setting.million * count // SEGMENTS[LARGE] for name, count in SEGMENTS.items()}
-    data = clustered(max(rows[name] for name in galleries))
-    sides = np.random.default_rng(1).standard_normal(data.items.shape, dtype=np.float32)
+    rows = {name: int(setting.million * PARTS[name]) for name in galleries}
+    items, sides = described(max(rows.values()))
     with setting.folder() as folder, ours.running(folder / "ours", ours.AS_WRITTEN, worker=False) as us:
         ours.register(us.client, ours.write_artifact(folder / "forward.safetensors"))
         with worker(folder / "ours", ours.AS_WRITTEN):
-            for name in galleries:
-                count = rows[name]
-                ours.fill(us.client, name, data.items[:count], sides[:count], segments=SEGMENTS[name])
+            for name, count in rows.items():
+                ours.fill(us.client, name, items[:count], sides[:count], segments=SEGMENTS[name])
                 ours.wait_indexed(us.client, name)
         sample = slice(0, setting.requests(SAMPLE))
-        yield us, folder, (data.items[sample].copy(), sides[sample].copy())
+        yield us, folder, (items[sample].copy(), sides[sample].copy())
 
 
 class _Bare:
-    """The forward pass alone: the same network, number type, threads and blocks as the worker's."""
+    """The forward pass alone: the same network, device, number type, threads and blocks as the worker's."""
 
     def __init__(self, artifact: Path, sample: tuple[Vectors, Vectors]) -> None:
-        self._transform = load_transform(artifact)
-        self._sample = sample
+        settings = WorkerSettings()
+        self.device = _device()
+        exact = load_transform(artifact, device=self.device, rule=Rule(settings.computed_in, settings.largest_error))
+        self._transform = exact.quickest(*sample) or exact
+        self._blocks = [*zip(*(columns.blocks(each, GallerySettings().block_rows) for each in sample), strict=True)]
+        self._items = len(sample[0])
 
-    def seconds_per_item(self) -> float:
-        started = time.perf_counter()
-        self._transform(*self._sample)
-        return (time.perf_counter() - started) / len(self._sample[0])
+    @property
+    def computed_in(self) -> str:
+        """Its number type."""
+        return self._transform.computed_in
+
+    def measured(self) -> _Passed:
+        """Pass the sample once."""
+        started, used = time.perf_counter(), time.process_time()
+        for _ in self._transform.each(self._blocks):
+            pass
+        seconds, processors = time.perf_counter() - started, time.process_time() - used
+        return _Passed(seconds / self._items, processors / self._items)
+
+
+def _mean(one: _Passed, other: _Passed) -> _Passed:
+    return _Passed(*((a + b) / 2 for a, b in zip(one, other, strict=True)))
+
+
+def _device() -> str:
+    """Where this process computes what a worker is compared with; nothing is claimed, since they take turns."""
+    wanted = WorkerSettings().device
+    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _settings() -> dict[str, object]:
+    return {**ours.AS_WRITTEN, **({} if _device() == "cpu" else ON_GPU)}
 
 
 def _upgraded(client: Client, gallery: str, pid: int) -> _Done:
-    """Upgrade a gallery while a process's memory is watched."""
-    items = client.gallery(gallery)["items"]
+    """Upgrade a gallery while a process's memory and its use of processors are watched."""
+    items, used = client.gallery(gallery)["items"], processor_seconds(pid)
     with Peak(pid) as peak:
         done = ours.upgrade(client, gallery)
-    return _Done(done["id"], _seconds(done) / items, peak.bytes)
+    return _Done(done["id"], _seconds(done) / items, (processor_seconds(pid) - used) / items, peak.bytes)
 
 
 def _seconds(upgrade: dict[str, Any]) -> float:

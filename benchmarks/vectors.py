@@ -20,6 +20,7 @@ EMBEDDINGS = "cifar100_embeddings.npz"
 
 _CLUSTERS = 1000
 _LATENT = 24
+_CLASSES, _PLACE = 100, 16
 _BLOCK = 100_000
 
 
@@ -56,6 +57,29 @@ def clustered(items: int) -> Data:
 
     queries = draw(QUERIES)
     return Data(f"{items:,} clustered vectors", draw(items), queries)
+
+
+def described(items: int) -> tuple[Vectors, Vectors]:
+    """Embeddings and side-information of the same items: what two small networks that end in a ReLU see of them.
+
+    Both say where an item lies among 100 clusters in 16 dimensions, so that items that are near each other are so in what a
+    network makes of the two. For 0.99 of the neighbours there, an index of 50,000 reads as many lists, 93 of 1,000, as where the
+    same network is given CIFAR-100's embeddings. `clustered` items with side-information that knows nothing of them take a
+    graph instead, whose making takes five times as long as the network.
+
+    Returns:
+        Two arrays (items, DIMENSION) float32.
+    """
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((_CLASSES, _PLACE), dtype=np.float32)
+    networks = random.standard_normal((2, _PLACE, DIMENSION), dtype=np.float32)
+    seen = np.empty((2, items, DIMENSION), np.float32)
+    for start in range(0, items, _BLOCK):
+        rows = seen[:, start : start + _BLOCK]
+        places = centres[random.integers(_CLASSES, size=rows.shape[1])]
+        places += random.standard_normal(places.shape, dtype=np.float32)
+        np.maximum(places @ networks, 0, out=rows)
+    return seen[0], seen[1]
 
 
 def real(root: Path) -> Data:

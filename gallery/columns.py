@@ -5,6 +5,7 @@ Ids are a column too: item ids never change within a segment, so a search turns 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from gallery import errors, faults
 from gallery.arrays import Stored
-from gallery.files import Files, Written, digest, written
+from gallery.files import Digested, Files, Written, digest, written
 
 Dtype = Literal["float32", "float16"]
 
@@ -44,19 +45,43 @@ def write_blocks(
     Raises:
         InvalidVector: a number is not finite as it is stored.
     """
-    name = files.new(folder, ".npy")
-    with files.writing(name) as path:
-        out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(rows, dimension))
-        at = 0
+    name, at = files.new(folder, ".npy"), 0
+    with files.writing(name) as path, path.open("wb") as handle:
+        file = Digested(handle)
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, dimension)}
+        )
         for block in blocks:
-            out[at : at + len(block)] = _stored(block, dtype)
+            if block.ndim != 2 or block.shape[1] != dimension:
+                raise errors.Damaged(f"a column of dimension {dimension} was given vectors of shape {block.shape}")
+            file.write(np.ascontiguousarray(_stored(block, dtype)).data)
             at += len(block)
             faults.reached("write_column")
         if at != rows:
             raise errors.Damaged(f"a column of {rows} rows was given {at}")
-        out.flush()
-        del out
-    return written(files, name)
+    return file.as_written(name)
+
+
+def read_blocks(files: Files, name: str, sha256: str, *, rows: int, dimension: int, size: int) -> Iterator[Stored]:
+    """Read a column once from its start to its end, in runs of at most `size` rows, and compare its digest on the way.
+
+    What is given is what was compared, whatever becomes of the file meanwhile. Whoever keeps something that was made of it must
+    have taken all of it: only the end tells whether its bytes are right.
+
+    Raises:
+        Damaged: the file is gone, is not what the catalog describes, or its bytes changed.
+    """
+    path, sha = _present(files, name), hashlib.sha256()
+    column = open_column(path, rows=rows, dimension=dimension)
+    with path.open("rb") as handle:
+        sha.update(handle.read(path.stat().st_size - column.nbytes))  # what stands before the numbers
+        for start in range(0, rows, size):
+            block = np.empty((min(size, rows - start), dimension), column.dtype)
+            handle.readinto(block.data)
+            sha.update(block.data)
+            yield block
+        sha.update(handle.read())
+    _compare(name, sha.hexdigest(), sha256)
 
 
 def open_column(path: Path, *, rows: int, dimension: int) -> Stored:
@@ -67,7 +92,9 @@ def open_column(path: Path, *, rows: int, dimension: int) -> Stored:
     """
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a header is parsed as Python's literals are, and fails in as many ways
         raise errors.Damaged(f"{path.name} is not a whole column: {error}") from error
     if vectors.shape != (rows, dimension):
         raise errors.Damaged(f"{path.name} has shape {vectors.shape}, the catalog says ({rows}, {dimension})")
@@ -134,10 +161,18 @@ def verify(files: Files, name: str, sha256: str) -> None:
     Raises:
         Damaged: the bytes changed, or the file is gone.
     """
+    _compare(name, digest(_present(files, name)), sha256)
+
+
+def _present(files: Files, name: str) -> Path:
     path = files.path(name)
     if not path.exists():
         raise errors.Damaged(f"{name} is recorded in the catalog but missing on disk", file=name)
-    if digest(path) != sha256:
+    return path
+
+
+def _compare(name: str, found: str, recorded: str) -> None:
+    if found != recorded:
         raise errors.Damaged(f"{name} does not have its recorded SHA-256", file=name)
 
 

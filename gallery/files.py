@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ulid import ULID
 
@@ -109,6 +110,31 @@ class Files:
             self.path(name).unlink(missing_ok=True)
             removed.append(name)
         return removed
+
+
+class Digested:
+    """A file that is written once from its start to its end, and the digest of what was written, taken on the way.
+
+    It is the digest of what the file should hold. Reading the file again for it would take as long as writing it did, and would
+    vouch for whatever is there by then, even if that is not what was written.
+    """
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        """Write to `handle`, at whose start nothing is yet."""
+        self._handle = handle
+        self._sha256 = hashlib.sha256()
+        self._bytes = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write bytes behind those before; returns how many."""
+        self._sha256.update(data)
+        count = self._handle.write(data)
+        self._bytes += count
+        return count
+
+    def as_written(self, name: str) -> Written:
+        """What the catalog should record of the file, once it is durable under `name`."""
+        return Written(name=name, sha256=self._sha256.hexdigest(), bytes=self._bytes)
 
 
 def written(files: Files, name: str) -> Written:

@@ -37,6 +37,16 @@ class GallerySettings(BaseSettings):
         default=30.0, gt=0, description="A worker that is silent for longer loses its segment."
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts at a segment before it is set aside as failed.")
+    # A network computes 2,048 rows as fast as more, since what lies between two layers then stays in the cache; and a few blocks
+    # are all that a worker holds of a segment.
+    block_rows: int = Field(
+        default=2048, ge=1, description="Rows that a worker reads, transforms and writes together during an upgrade."
+    )
+    segments_at_once: int = Field(
+        default=2,
+        ge=1,
+        description="Segments that a worker has under way: one is transformed while the others are indexed and published.",
+    )
     quality_share: float = Field(
         default=0.05,
         gt=0,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gallery import errors, faults
+from gallery import errors, faults, lineage
 from gallery.arrays import Vectors
 from gallery.columns import verify
 from gallery.files import Files
@@ -27,6 +27,25 @@ class Transform(Protocol):
 
     def __call__(self, embeddings: NDArray[Any], side: NDArray[Any] | None = None) -> Vectors:
         """Map (n, source) embeddings with (n, side) side-information to (n, target) float32."""
+
+
+#: embeddings (n, source) and side-information (n, side) of the same rows, or none
+Block = tuple[NDArray[Any], NDArray[Any] | None]
+
+
+@runtime_checkable
+class Bulk(Transform, Protocol):
+    """A loaded artifact that knows how to map the many vectors of an upgrade."""
+
+    @property
+    def computed_in(self) -> str:
+        """The number type that it computes in."""
+
+    def quickest(self, embeddings: NDArray[Any], side: NDArray[Any] | None = None) -> Bulk | None:
+        """The quickest way to compute it that is exact enough, tried on a sample; None if that is too small to tell."""
+
+    def each(self, blocks: Iterable[Block]) -> Iterator[Vectors]:
+        """Map each block as a call does, in the same order; while a device computes one, it is handed the next."""
 
 
 @runtime_checkable
@@ -50,6 +69,7 @@ class Transforms:
         self._files = files
         self._load = load
         self._loaded: dict[str, Transform] = {}
+        self._in_bulk: dict[str, Bulk] = {}
         self._lock = threading.Lock()
 
     def apply(
@@ -73,6 +93,36 @@ class Transforms:
         faults.reached("transform")
         mapped = self.get(transformation.artifact)(embeddings, _side(transformation, embeddings, side))
         return unit(mapped) if target.normalized else mapped
+
+    def in_bulk(self, transformation: Transformation, embeddings: NDArray[Any], side: NDArray[Any] | None) -> Transform:
+        """What to map the stored vectors of an upgrade with, decided once, by the first sample that tells.
+
+        Args:
+            transformation: which.
+            embeddings: (n, source dimension), some of what is to be mapped.
+            side: (n, side dimension), or None as for `apply`.
+        """
+        loaded = self.get(transformation.artifact)
+        if not isinstance(loaded, Bulk):
+            return loaded
+        found = self._in_bulk.get(transformation.artifact)
+        if found is None:
+            found = loaded.quickest(embeddings, _side(transformation, embeddings, side))
+            if found is None:
+                return loaded
+            found = self._in_bulk.setdefault(transformation.artifact, found)
+        return found
+
+    def apply_each(
+        self, loaded: Transform, transformation: Transformation, target: EmbeddingModel, blocks: Iterable[Block]
+    ) -> Generator[Vectors]:
+        """Map blocks by what `in_bulk` gave, in the same order, each as `apply` does.
+
+        The next may be taken before one is given back.
+        """
+        given = _given(transformation, blocks)
+        for mapped in loaded.each(given) if isinstance(loaded, Bulk) else (loaded(*block) for block in given):
+            yield unit(mapped) if target.normalized else mapped
 
     def apply_all(
         self,
@@ -140,6 +190,11 @@ class Transforms:
             raise errors.UnsafeArtifact(str(error)) from error
 
 
+def computed_in(loaded: Transform) -> str:
+    """The number type that an artifact is computed in."""
+    return loaded.computed_in if isinstance(loaded, Bulk) else lineage.EXACT
+
+
 def no_uncertainty(name: str) -> errors.WrongTransformation:
     """The refusal to order an upgrade by what its transformation does not predict."""
     return errors.WrongTransformation(
@@ -147,6 +202,12 @@ def no_uncertainty(name: str) -> errors.WrongTransformation:
         "or take the order `stored` or `most_searched`",
         pointer="/order",
     )
+
+
+def _given(transformation: Transformation, blocks: Iterable[Block]) -> Iterator[Block]:
+    for embeddings, side in blocks:
+        faults.reached("transform")
+        yield embeddings, _side(transformation, embeddings, side)
 
 
 def _side(transformation: Transformation, embeddings: NDArray[Any], side: NDArray[Any] | None) -> NDArray[Any] | None:

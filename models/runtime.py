@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models import arithmetic
+from models.arithmetic import NumberType, Rule
 from models.artifacts import load
+from models.folding import folded
+from models.staging import Floats, staged
 from models.transformations import Transformation, side_dimension
 
 #: Any array of real numbers, perhaps a read-only mapped column.
 Vectors = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
 
-DEFAULT_BLOCK = 8_192  # rows; the widest layer of the shipped FCT network then holds 64 MB
+# Rows. The widest layer of the shipped FCT network then holds 16 MB, and with more rows it takes no less time for each.
+DEFAULT_BLOCK = 2_048
 
 
 class Transform:
@@ -29,7 +34,13 @@ class Transform:
     """
 
     def __init__(
-        self, module: Transformation, *, device: str | torch.device = "cpu", block: int = DEFAULT_BLOCK
+        self,
+        module: Transformation,
+        *,
+        device: str | torch.device = "cpu",
+        block: int = DEFAULT_BLOCK,
+        rule: Rule = Rule(),  # noqa: B008 - it is immutable
+        computed_in: NumberType = "float32",
     ) -> None:
         """Put a module to use.
 
@@ -37,6 +48,8 @@ class Transform:
             module: the transformation; it is put into eval mode.
             device: where to compute. A CUDA device is first touched here, never at import.
             block: rows computed at once.
+            rule: when `quickest` computes in another number type.
+            computed_in: the number type of weights and of what lies between two layers.
         """
         if block < 1:
             raise ValueError(f"block must be at least 1 row, not {block}")
@@ -46,8 +59,13 @@ class Transform:
         #: None where no side-information is needed
         self.side_dimension = side_dimension(module.architecture)
         self.device = torch.device(device)
+        self.computed_in = computed_in
         self._block = block
-        self._module = module.to(self.device, torch.float32).eval().requires_grad_(False)
+        self._rule = rule
+        self._dtype = getattr(torch, computed_in)
+        self._module = folded(module.to(self.device, torch.float32)).to(self._dtype)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # blocks are computed in streams of their own, which wait for no other
         self.has_uncertainty = module.has_uncertainty
         #: applied to each row, which is what a row costs
         self.weights = sum(each.numel() for each in module.parameters())
@@ -65,7 +83,39 @@ class Transform:
         Raises:
             ValueError: side-information is missing, or a shape is wrong.
         """
-        return self._fill((self.target_dimension,), embeddings, side, self._module.finish)
+        return self._fill((self.target_dimension,), embeddings, side, self._finished)
+
+    def each(self, blocks: Iterable[tuple[Vectors, Vectors | None]]) -> Iterator[Floats]:
+        """Transform many blocks of rows, each as a call does; a GPU computes one while the next is copied to it.
+
+        Args:
+            blocks: embeddings and side-information, as a call takes them. Each is computed at once, however many rows it has.
+
+        Yields:
+            (n, target_dimension) float32 of each block, in the same order.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        return self._staged(blocks, self._finished)
+
+    def quickest(self, embeddings: Vectors, side: Vectors | None = None) -> Transform | None:
+        """This transformation, or the same in another number type, by trying both as the rule of this one says.
+
+        Args:
+            embeddings: a sample of what is to be transformed, as a call takes it.
+            side: likewise.
+
+        Returns:
+            None if there are too few rows to tell.
+        """
+        rows = slice(0, arithmetic.SAMPLE_ROWS)
+        embeddings, side = embeddings[rows], None if side is None else side[rows]
+        if len(embeddings) < arithmetic.FEWEST_ROWS:
+            return None
+        near = Transform(self._module, device=self.device, block=self._block, rule=self._rule, computed_in="bfloat16")
+        tried = (partial(transform, embeddings, side) for transform in (self, near))
+        return near if arithmetic.takes_bfloat16(self._rule, self.device, *tried) else self
 
     def uncertainty(self, embeddings: Vectors, side: Vectors | None = None) -> Floats | None:
         """Predict the log-variance of each row's transformation (FastFill, section 3.2: larger is less certain).
@@ -85,18 +135,27 @@ class Transform:
     ) -> Floats:
         side = self._check(embeddings, side)
         output = np.empty((len(embeddings), *shape), np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(embeddings), self._block):
-                rows = slice(start, start + self._block)
-                raw = self._module.raw(
-                    self._tensor(embeddings[rows]), None if side is None else self._tensor(side[rows])
-                )
-                output[rows] = read(raw).cpu().numpy()
+        starts = range(0, len(embeddings), self._block)
+        blocks = (
+            (embeddings[start : start + self._block], None if side is None else side[start : start + self._block])
+            for start in starts
+        )
+        for start, mapped in zip(starts, self._staged(blocks, read), strict=True):
+            output[start : start + self._block] = mapped
         return output
 
-    def _tensor(self, vectors: Vectors) -> Tensor:
-        # Always a copy: torch warns about read-only arrays, and a mapped column is one.
-        return torch.from_numpy(np.array(vectors, dtype=np.float32, order="C")).to(self.device)
+    def _staged(
+        self, blocks: Iterable[tuple[Vectors, Vectors | None]], read: Callable[[Tensor], Tensor]
+    ) -> Iterator[Floats]:
+        checked = ((embeddings, self._check(embeddings, side)) for embeddings, side in blocks)
+        return staged(checked, partial(self._compute, read), self.device)
+
+    def _finished(self, raw: Tensor) -> Tensor:
+        return self._module.finish(raw.float())
+
+    def _compute(self, read: Callable[[Tensor], Tensor], embeddings: Tensor, side: Tensor | None) -> Tensor:
+        raw = self._module.raw(embeddings.to(self._dtype), None if side is None else side.to(self._dtype))
+        return read(raw)
 
     def _check(self, embeddings: Vectors, side: Vectors | None) -> Vectors | None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.source_dimension:
@@ -112,15 +171,22 @@ class Transform:
         return side
 
 
-def load_transform(path: str | Path, *, device: str | torch.device = "cpu", block: int = DEFAULT_BLOCK) -> Transform:
+def load_transform(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    block: int = DEFAULT_BLOCK,
+    rule: Rule = Rule(),  # noqa: B008 - it is immutable
+) -> Transform:
     """Load an artifact as a function, after `models.artifacts.check`.
 
     Args:
         path: the artifact.
         device: where to compute.
         block: rows computed at once.
+        rule: when `quickest` computes in another number type.
 
     Raises:
         UnsafeArtifact: the file is not a well-formed artifact.
     """
-    return Transform(load(path), device=device, block=block)
+    return Transform(load(path), device=device, block=block, rule=rule)

@@ -14,8 +14,10 @@ from gallery.files import Files
 from gallery.settings import GallerySettings
 from gallery.store import Store
 from gallery.transforms import Transforms
+from models.arithmetic import Rule
 from models.runtime import load_transform
 from workers.app import create_app
+from workers.devices import chosen
 from workers.fitting import fit_pairs
 from workers.queue import Queue
 from workers.settings import WorkerSettings
@@ -28,11 +30,12 @@ def run() -> None:
     """Work until SIGTERM. The step under way is finished first; a second signal, or SIGKILL, loses only its time."""
     faults.arm(os.environ.get(faults.VARIABLE))
     settings, gallery_settings = WorkerSettings(), GallerySettings()
-    files, device = Files(gallery_settings.data), _device(settings.device)
+    files, device = Files(gallery_settings.data), chosen(settings.device, gallery_settings.data)
+    rule = Rule(settings.computed_in, settings.largest_error)
     store = Store(
         catalog=Catalog(gallery_settings.database),
         files=files,
-        transforms=Transforms(files, partial(load_transform, device=device)),
+        transforms=Transforms(files, partial(load_transform, device=device, rule=rule)),
         settings=gallery_settings,
     )
     worker = Worker(store, settings, partial(fit_pairs, device=device))
@@ -53,11 +56,3 @@ def run() -> None:
     app.worker_main(
         ["worker", "--pool=solo", "--loglevel=WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     )
-
-
-def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    import torch  # noqa: PLC0415 - CUDA is asked about in the worker's own process, never when a module is imported
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,7 +19,20 @@ class WorkerSettings(BaseSettings):
         default="",
         description="Celery broker, such as redis://localhost:6379/0; empty means a folder beside the data, no server.",
     )
-    device: str = Field(default="auto", description="Where transformations run: auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(
+        default="auto",
+        description="Where transformations run: cpu, cuda:1, ...; auto takes a GPU that no other worker has.",
+    )
+    computed_in: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Number type of upgrades: auto tries both, and takes bfloat16 where it is faster and near enough.",
+    )
+    # The network of FCT is within 0.006. Two vectors that are so far apart have a cosine of 0.99998.
+    largest_error: float = Field(
+        default=0.01,
+        ge=0,
+        description="Farthest that a vector in bfloat16 may be from the one in float32, as a part of its length.",
+    )
     # A nudge is sent when there is work, so this bounds only what the loss of a message, or a throttle's end, costs.
     sweep_seconds: float = Field(default=0.5, gt=0, description="How often a worker looks for work by itself.")
     # Each segment costs every search a little, and each merge writes rows again: of more, or fewer, one would be felt.

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 from celery import Celery
@@ -27,6 +28,7 @@ from gallery.store import Store
 from gallery.upgrade import drive
 from workers.app import WORK
 from workers.fitting import fit_pairs
+from workers.memory import give_back
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -83,10 +85,17 @@ class Worker:
 
     def _advance(self, upgrade_id: str) -> bool:
         try:
-            return drive.advance(self.store, self._galleries, self._searcher, upgrade_id, self.owner)
+            return drive.advance(
+                self.store, self._galleries, self._searcher, upgrade_id, self.owner, partial(self._another, upgrade_id)
+            )
         except errors.GalleryError as error:
             log.warning("step_refused", upgrade=upgrade_id, error=repr(error))
             return False
+
+    def _another(self, upgrade_id: str) -> bool:
+        """Whether an upgrade may go on with another segment: no other waits for its step, and the process is not told to stop."""
+        give_back()
+        return not self.stopping.is_set() and set(drive.due(self.store)) <= {upgrade_id}
 
     def _index_one(self) -> bool:
         """Build one index; a column that is gone meanwhile is no error."""

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from gallery.catalog.tables import ColumnRow, GalleryRow, ItemRow, ModelRow, SegmentRow
 from gallery.files import Written
-from gallery.lineage import Lineage, Step, as_json, from_json
+from gallery.lineage import EXACT, Lineage, Step, as_json, from_json
 from gallery.spaces import Transformation
 
 Origin = Literal["native", "derived"]
@@ -83,9 +83,9 @@ def add_column(
     return row
 
 
-def made(source: ColumnRow, by: Transformation) -> Lineage:
+def made(source: ColumnRow, by: Transformation, computed_in: str = EXACT) -> Lineage:
     """The lineage of what a transformation makes of a column."""
-    return (*from_json(source.lineage), Step(by.name, by.artifact, by.source))
+    return (*from_json(source.lineage), Step(by.name, by.artifact, by.source, computed_in))
 
 
 def set_index(column: ColumnRow, kind: str, parameters: dict[str, Any], written: Written) -> None:

@@ -39,6 +39,8 @@ class Lease:
     segment_id: int
     owner: str
     fence: int
+    #: whether its holder shall have nothing else under way meanwhile
+    alone: bool = False
 
 
 class Pins(NamedTuple):

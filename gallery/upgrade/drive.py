@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 
-import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -13,16 +11,14 @@ from gallery import errors
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, UpgradeRow, now
-from gallery.catalog.upgrades import Lease
 from gallery.columns import verify
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import gate, lifecycle, live, segment, sources, validation
+from gallery.upgrade.lanes import Lanes
 from gallery.upgrade.lifecycle import Changed, complete, drop, locked, move
 from gallery.upgrade.states import DRIVEN, State
-
-log = structlog.get_logger()
 
 
 def due(store: Store) -> list[str]:
@@ -32,19 +28,35 @@ def due(store: Store) -> list[str]:
         return [row.id for row in rows if _due(session, row, store.settings.lease_seconds)]
 
 
-def advance(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str, owner: str) -> bool:
-    """Do the next step of an upgrade; False if there is nothing to do now."""
+def advance(
+    store: Store,
+    galleries: Galleries,
+    searcher: Searcher,
+    upgrade_id: str,
+    owner: str,
+    more: Callable[[], bool] | None = None,
+) -> bool:
+    """Do the next step of an upgrade; False if there is nothing to do now.
+
+    Args:
+        store: where the upgrade is.
+        galleries: what searches of this process see, to measure quality.
+        searcher: of this process.
+        upgrade_id: which.
+        owner: who leases segments.
+        more: whether to go on with more segments, several at once, after one is done; None: one segment is a step.
+    """
     with store.catalog.reading() as session:
         state = State(upgrade_rows.upgrade_row(session, upgrade_id).state)
     if state in (State.PENDING, State.VALIDATING):
         return validation.validate(store, galleries, searcher, upgrade_id)
     if state is State.RUNNING:
-        held = segment.lease(store, upgrade_id, owner)
-        if held is None:
-            return settle(store, upgrade_id)
-        done = _do(store, held)
-        live.look(store, galleries, searcher, upgrade_id)
-        return done
+
+        def published() -> None:
+            live.look(store, galleries, searcher, upgrade_id)
+
+        lanes = Lanes(store, upgrade_id, owner, published=published, more=more)
+        return lanes.run() or settle(store, upgrade_id)
     if state is State.VERIFYING:
         return finish(store, galleries, searcher, upgrade_id)
     return False
@@ -141,29 +153,6 @@ def fail(store: Store, upgrade_id: str, expected: State, error: str) -> bool:
         row.error = error[:2000]
         move(tx.session, row, State.FAILED, error=row.error)
     return True
-
-
-def _do(store: Store, held: Lease) -> bool:
-    """One segment; what goes wrong with it is recorded on its row and must not stop the others."""
-    try:
-        segment.work(store, held)
-    except errors.LeaseLost:
-        return True
-    except Exception as error:  # noqa: BLE001 - whatever one segment does, the rest goes on
-        log.warning("segment_failed", upgrade=held.upgrade_id, segment=held.segment_id, error=repr(error))
-        _record_failure(store, held, error)
-    except BaseException:
-        with suppress(errors.LeaseLost):  # it may have been published before the process was told to stop
-            segment.release(store, held)
-        raise
-    return True
-
-
-def _record_failure(store: Store, held: Lease, error: Exception) -> None:
-    try:
-        segment.fail(store, held, f"{type(error).__name__}: {error}")
-    except errors.LeaseLost:
-        return  # whoever holds the segment now will record its own
 
 
 def _due(session: Session, row: UpgradeRow, lease_seconds: float) -> bool:

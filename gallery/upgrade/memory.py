@@ -13,21 +13,29 @@ _LINKS = 160  # bytes per row beside its vector, in a graph of 16 links a row; i
 
 
 def needed(
-    *, block: int, dimensions: tuple[int, int | None, int], architecture: Mapping[str, Any], indexed_rows: int
+    *,
+    block: int,
+    dimensions: tuple[int, int | None, int],
+    architecture: Mapping[str, Any],
+    indexed_rows: int,
+    segments: int,
 ) -> int:
-    """About how many bytes a worker takes at once for one segment. Pure.
+    """About how many bytes a worker takes at once for the segments that it has under way. Pure.
 
     Args:
         block: rows that are transformed together.
         dimensions: of the source, of the side-information if it takes any, and of the target.
         architecture: what the artifact declares; its widest layer decides what lies between two layers.
         indexed_rows: rows of the largest segment that gets an index file; its index is built in memory.
+        segments: how many may be under way; one of them is transformed, and in the worst case all others are indexed, and it
+            is next.
     """
     source, side, target = dimensions
     widest = max([source + (side or 0), target, *_widths(architecture)])
-    # What goes in, what comes out of one layer and into the next, and the result once more as it is stored.
-    transformed = block * (source + (side or 0) + 2 * widest + 2 * target) * _FLOAT32
-    return transformed + indexed_rows * (target * _FLOAT32 + _LINKS)
+    # Blocks that are read, wait and are computed with; what comes out of one layer and into the next; and the results of blocks
+    # that are computed, wait and are written.
+    transformed = block * (3 * (source + (side or 0)) + 2 * widest + 3 * target) * _FLOAT32
+    return transformed + segments * indexed_rows * (target * _FLOAT32 + _LINKS)
 
 
 def free() -> int | None:

@@ -23,9 +23,8 @@ from gallery.columns import open_column, verify
 from gallery.index.choose import choose
 from gallery.spaces import Transformation
 from gallery.store import Store
-from gallery.transforms import artifact_file
+from gallery.transforms import artifact_file, computed_in
 from gallery.upgrade import known_answers, memory, sources, throttle
-from gallery.upgrade.segment import BLOCK_ROWS
 
 _SAMPLE_ROWS = 1024
 _HEADROOM = 1.1  # index files hold a little more than vectors, and the catalog grows too
@@ -127,22 +126,29 @@ class _Work:
         if segment.side_file is not None and by.side_dimension is not None:
             side = open_column(path(segment.side_file), rows=segment.rows, dimension=by.side_dimension)[:_SAMPLE_ROWS]
         vectors = vectors[:_SAMPLE_ROWS]
-        rate = self._measured(by, vectors, side)
+        rate, number_type = self._measured(by, vectors, side)
         seconds = throttle.predicted_seconds(self.row.throttle, self.items, rate)
+        facts = {
+            "items": self.items,
+            "items_per_second": rate,
+            "computed_in": number_type,
+            "estimated_seconds": seconds,
+        }
         return (
-            {"items": self.items, "items_per_second": rate, "estimated_seconds": seconds},
-            f"{rate:.0f} items a second on a sample of {len(vectors)}: about {seconds:.0f} s for {self.items} items, as it is "
-            "throttled now; indexes come on top",
+            facts,
+            f"{rate:.0f} items a second in {number_type} on a sample of {len(vectors)}: about {seconds:.0f} s for {self.items} "
+            "items, as it is throttled now; indexes come on top",
         )
 
-    def _measured(self, by: Transformation, vectors: Any, side: Any) -> float:
-        """Items per second; the first pass is not counted, since it loads the artifact and the columns."""
-        target = model_rows.as_model(self.row.target)
+    def _measured(self, by: Transformation, vectors: Any, side: Any) -> tuple[float, str]:
+        """Items per second, and in which number type; the first pass is not counted: it loads the artifact and the columns."""
+        target, transforms = model_rows.as_model(self.row.target), self.store.transforms
         name, source = by.name, by.source
         try:
-            mapped = self.store.transforms.apply(by, target, vectors, side)
+            loaded = transforms.in_bulk(by, vectors, side)
+            mapped = next(transforms.apply_each(loaded, by, target, [(vectors, side)]))
             started = time.perf_counter()
-            self.store.transforms.apply(by, target, vectors, side)
+            next(transforms.apply_each(loaded, by, target, [(vectors, side)]))
             seconds = time.perf_counter() - started
         except errors.GalleryError:
             raise
@@ -152,7 +158,7 @@ class _Work:
             raise errors.WrongTransformation(
                 f"{name} gives no finite vectors of dimension {target.dimension} from stored vectors of {source}"
             )
-        return len(vectors) / seconds
+        return len(vectors) / seconds, computed_in(loaded)
 
     def side_information(self) -> tuple[Mapping[str, Any], str]:
         """How many items lack it, and what each policy would do to them."""
@@ -193,20 +199,21 @@ class _Work:
         return facts, f"the new columns and indexes need about {needed} bytes; {free} are free"
 
     def memory(self) -> tuple[Mapping[str, Any], str]:
-        """Whether a worker on this machine has room for one block, and for the largest index."""
-        row = self.row
+        """Whether a worker on this machine has room for its blocks, and for the largest indexes."""
+        row, settings = self.row, self.store.settings
         needed = memory.needed(
-            block=BLOCK_ROWS,
+            block=settings.block_rows,
             dimensions=(row.source.dimension, row.transformation.side_dimension, row.target.dimension),
             architecture=self.architecture,
             indexed_rows=max(self.indexed, default=0),
+            segments=settings.segments_at_once,
         )
         free = memory.free()
         facts: dict[str, Any] = {"memory_needed": needed, "memory_free": free}
         if free is not None and needed > free:
             raise errors.LimitExceeded(
-                f"a worker takes about {needed} bytes of memory at once, and {free} are free: free some, or lower the rows of "
-                "a segment (FORWARDFILL_COMPACT_ROWS)",
+                f"a worker takes about {needed} bytes of memory at once, and {free} are free: free some, or lower the "
+                "segments at once (FORWARDFILL_SEGMENTS_AT_ONCE) or the rows of a segment (FORWARDFILL_COMPACT_ROWS)",
                 **facts,
             )
         return (

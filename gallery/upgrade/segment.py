@@ -1,7 +1,7 @@
-"""Upgrade one segment: read, transform, write, index, publish. Safe to repeat, and safe to lose at any step.
+"""Upgrade one segment: derive its column, index it, publish both. Safe to repeat, and safe to lose at any step.
 
-Everything before `_publish` only makes files that nothing names. `_publish` is one transaction that holds the gallery's row
-and checks the fence: of two workers that did the same segment, the one that lost its lease names nothing.
+Everything before the transaction of `publish` only makes files that nothing names. That one holds the gallery's row and
+checks the fence: of two workers that did the same segment, the one that lost its lease names nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from gallery import errors, faults
-from gallery.arrays import Stored
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
@@ -22,17 +21,14 @@ from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.segments import made
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow, UpgradeRow, now
 from gallery.catalog.upgrades import Lease
-from gallery.columns import Dtype, blocks, open_column, verify, write_blocks
-from gallery.files import Written
+from gallery.columns import open_column
 from gallery.heartbeat import heartbeat
 from gallery.indexing import Built, build
-from gallery.lineage import Lineage
-from gallery.spaces import EmbeddingModel, Transformation
+from gallery.spaces import Transformation
 from gallery.store import Store, columns_folder
-from gallery.upgrade import sources, throttle
+from gallery.upgrade import pipeline, sources, throttle
+from gallery.upgrade.pipeline import Input, Made, Work
 from gallery.upgrade.states import PUBLISHING, State
-
-BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +36,19 @@ class _Job:
     """What one segment needs, read once."""
 
     gallery: GalleryRow
-    upgrade: UpgradeRow
-    transformation: Transformation
-    target: EmbeddingModel
-    rows: int
-    dtype: Dtype
-    source: Stored
-    side: Stored | None
-    #: of the new column
-    lineage: Lineage
+    work: Work
+    #: what it is made from
+    source: ColumnRow
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A column that is durable, and that nothing names yet."""
+
+    job: _Job
+    made: Made
+    #: when it was begun, by `time.monotonic`
+    begun: float
 
 
 def lease(store: Store, upgrade_id: str, owner: str) -> Lease | None:
@@ -67,7 +67,10 @@ def lease(store: Store, upgrade_id: str, owner: str) -> Lease | None:
         if row is None:
             return None
         upgrade.not_before = throttle.after_lease(upgrade.throttle, row.rows, upgrade.not_before, now())
-        return Lease(upgrade_id, row.segment_id, owner, row.fence)
+        # Who had it before may have died of it, and shall not take another segment along. And a part of the time is only kept
+        # to if nothing goes on beside what is timed.
+        alone = row.attempts > 1 or upgrade.throttle.get("duty_cycle") is not None
+        return Lease(upgrade_id, row.segment_id, owner, row.fence, alone)
 
 
 def hold(session: Session, upgrade: UpgradeRow) -> tuple[str, str] | None:
@@ -78,24 +81,33 @@ def hold(session: Session, upgrade: UpgradeRow) -> tuple[str, str] | None:
     return throttle.held_back(upgrade.throttle, upgrade.not_before, now(), p99)
 
 
-def work(store: Store, held: Lease) -> None:
-    """Do the leased segment.
+def derive(store: Store, held: Lease) -> Derived | None:
+    """Make the column of a leased segment; None if the segment is skipped.
 
     Raises:
         LeaseLost: another worker has the segment now, or the upgrade no longer wants it; nothing was changed.
     """
-    started = time.monotonic()
-    with kept(store, held):
-        job = _read(store, held)
-        if job is None:
-            _skip(store, held)
-            return
-        faults.reached("read")
-        column = _transform(store, job)
-        index = _index(store, job, column)
-        names = [column.name, *([index.file.name] if index else [])]
-        with store.catalog.transaction("publish") as tx, store.files.unnamed(names):
-            _publish(tx.session, held, job, column, index, time.monotonic() - started)
+    begun = time.monotonic()
+    job = _read(store, held)
+    if job is None:
+        _skip(store, held)
+        return None
+    faults.reached("read")
+    return Derived(job, pipeline.derive(store, job.work), begun)
+
+
+def publish(store: Store, held: Lease, derived: Derived) -> None:
+    """Index a column, and name both.
+
+    Raises:
+        LeaseLost: as for `derive`.
+    """
+    column, work = derived.made.column, derived.job.work
+    vectors = open_column(store.files.path(column.name), rows=work.rows, dimension=work.target.dimension)
+    index = build(store, derived.job.gallery, vectors, work.target)
+    names = [column.name, *([index.file.name] if index else [])]
+    with store.catalog.transaction("publish") as tx, store.files.unnamed(names):
+        _publish(tx.session, held, derived, index)
 
 
 def release(store: Store, held: Lease) -> None:
@@ -136,67 +148,49 @@ def _read(store: Store, held: Lease) -> _Job | None:
         raise errors.MissingSideInformation(
             f"segment {segment.id} has no side-information for {upgrade.transformation.name}"
         )
-    # What is made of damaged bytes would get a digest that says it is right.
-    verify(store.files, source.column.file, source.column.sha256)
-    transformation, side = source.transformation, None
-    if transformation.side_dimension is not None and segment.side_file is not None:
-        verify(store.files, segment.side_file, segment.side_sha256 or "")
-        side = open_column(
-            store.files.path(segment.side_file), rows=segment.rows, dimension=transformation.side_dimension
-        )
+    by = source.transformation
     return _Job(
-        gallery=gallery,
-        upgrade=upgrade,
-        transformation=transformation,
-        target=target,
-        rows=segment.rows,
-        dtype="float16" if gallery.storage_dtype == "float16" else "float32",
-        source=open_column(store.files.path(source.column.file), rows=segment.rows, dimension=source.dimension),
-        side=side,
-        lineage=made(source.column, transformation),
+        gallery,
+        Work(
+            source=Input(source.column.file, source.column.sha256, source.dimension),
+            side=_side(segment, by),
+            transformation=by,
+            target=target,
+            rows=segment.rows,
+            folder=columns_folder(gallery.id),
+            dtype="float16" if gallery.storage_dtype == "float16" else "float32",
+        ),
+        source.column,
     )
 
 
-def _transform(store: Store, job: _Job) -> Written:
-    sides = blocks(job.side, BLOCK_ROWS) if job.side is not None else None
-    mapped = (
-        store.transforms.apply(job.transformation, job.target, block, next(sides) if sides else None)
-        for block in blocks(job.source, BLOCK_ROWS)
-    )
-    return write_blocks(
-        store.files,
-        columns_folder(job.gallery.id),
-        mapped,
-        rows=job.rows,
-        dimension=job.target.dimension,
-        dtype=job.dtype,
-    )
+def _side(segment: SegmentRow, by: Transformation) -> Input | None:
+    if by.side_dimension is None or segment.side_file is None:
+        return None
+    return Input(segment.side_file, segment.side_sha256 or "", by.side_dimension)
 
 
-def _index(store: Store, job: _Job, column: Written) -> Built | None:
-    vectors = open_column(store.files.path(column.name), rows=job.rows, dimension=job.target.dimension)
-    return build(store, job.gallery, vectors, job.target)
-
-
-def _publish(session: Session, held: Lease, job: _Job, column: Written, index: Built | None, seconds: float) -> None:
+def _publish(session: Session, held: Lease, derived: Derived, index: Built | None) -> None:
+    job = derived.job
     gallery_rows.bump(session, job.gallery.id)
     upgrade = _publishing(session, held)
     row = upgrade_rows.segment_work(session, held)
     added: ColumnRow = segment_rows.add_column(
         session,
         segment_id=held.segment_id,
-        model_id=job.target.id,
-        written=column,
-        dtype=job.dtype,
+        model_id=job.work.target.id,
+        written=derived.made.column,
+        dtype=job.work.dtype,
         origin="derived",
         published=upgrade.cutover == "progressive",
-        transformation_id=job.transformation.id,
+        transformation_id=job.work.transformation.id,
         upgrade_id=upgrade.id,
-        lineage=job.lineage,
+        lineage=made(job.source, job.work.transformation, derived.made.computed_in),
     )
     if index is not None:
         segment_rows.set_index(added, index.kind, index.parameters, index.file)
     row.state, row.owner, row.leased_until, row.error, row.done_at = "done", None, None, None, now()
+    seconds = time.monotonic() - derived.begun
     upgrade.not_before = throttle.after_segment(upgrade.throttle, seconds, upgrade.not_before, now())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,66 @@ def test_a_changed_byte_is_found_by_the_digest_wherever_it_is(files: Files) -> N
     path.unlink()
     with pytest.raises(errors.Damaged, match="missing on disk"):
         columns.verify(files, written.name, written.sha256)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("size", [1, 33, 100, 1000])
+def test_a_column_that_is_read_in_blocks_is_what_was_written(files: Files, dtype: Any, size: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((100, 7))
+    written = columns.write(files, "c", vectors, dtype)
+    blocks = list(columns.read_blocks(files, written.name, written.sha256, rows=100, dimension=7, size=size))
+    assert [len(block) for block in blocks] == [len(block) for block in columns.blocks(vectors, size)]
+    read = np.concatenate(blocks)
+    assert read.dtype == dtype
+    assert np.array_equal(read, vectors.astype(dtype))
+
+
+def test_a_changed_byte_is_found_by_who_reads_to_the_end_wherever_it_is(files: Files) -> None:
+    written = columns.write(files, "c", np.ones((3, 2)), "float32")
+    path = files.path(written.name)
+
+    def read() -> int:
+        blocks = columns.read_blocks(files, written.name, written.sha256, rows=3, dimension=2, size=2)
+        return sum(len(block) for block in blocks)
+
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(errors.Damaged):
+            read()
+    for other in (content + b"x", content[:-1]):
+        path.write_bytes(other)
+        with pytest.raises(errors.Damaged):
+            read()
+    path.write_bytes(content)
+    assert read() == 3
+    path.unlink()
+    with pytest.raises(errors.Damaged, match="missing on disk"):
+        read()
+
+
+def test_the_digest_of_a_column_is_that_of_what_was_written_and_not_of_what_the_disk_made_of_it(files: Files) -> None:
+    class Failing(Files):
+        """A disk that turns a bit before the file has its name."""
+
+        @contextmanager
+        def writing(self, name: str) -> Iterator[Path]:
+            with super().writing(name) as path:
+                yield path
+                content = bytearray(path.read_bytes())
+                content[-1] ^= 1
+                path.write_bytes(content)
+
+    failing = Failing(files.root)
+    written = columns.write_blocks(failing, "c", [np.ones((3, 2))], rows=3, dimension=2, dtype="float32")
+    with pytest.raises(errors.Damaged, match="does not have its recorded SHA-256"):
+        columns.verify(files, written.name, written.sha256)
+
+
+def test_a_column_is_given_no_vectors_of_another_width(files: Files) -> None:
+    with pytest.raises(errors.Damaged, match=r"dimension 2 was given vectors of shape \(3, 4\)"):
+        columns.write_blocks(files, "c", [np.zeros((3, 4))], rows=6, dimension=2, dtype="float32")
+    assert [path for path in files.root.rglob("*") if path.is_file()] == []
 
 
 @given(ids=IDS)

@@ -27,7 +27,7 @@ from gallery.transforms import artifact_file
 from gallery.upgrade import drive, lifecycle, segment
 from gallery.upgrade.states import State
 from tests.gallery.crash import stored_files
-from tests.gallery.world import PLAIN, WITH_SIDE, World, distance, found
+from tests.gallery.world import PLAIN, WITH_SIDE, World, distance, found, work
 
 OLD = np.array([[3, -1, 4, 1]], np.float32)
 NEW = np.array([[2, 7, -1, 8, 2]], np.float32)
@@ -163,7 +163,7 @@ def test_5_a_deleted_item_stays_deleted_through_upgrade_rollback_and_late_work(e
     each_world.delete("i0-0", "i1-1")
     for item in ("i0-0", "i1-1"):
         del written[item]
-    segment.work(each_world.store, held)
+    work(each_world.store, held)
     assert found(each_world.search("new", NEW, **BOTH)) == in_new(written)
     assert each_world.run(upgrade) is State.COMPLETED
     assert found(each_world.search("new", NEW)) == in_new(written)
@@ -365,14 +365,14 @@ def test_11_a_worker_that_lost_its_lease_publishes_nothing(each_world: World) ->
     # Thawed while the second is at work, and after it is done: refused both times.
     files, version = stored_files(each_world.store.files.root), each_world.version()
     with pytest.raises(errors.LeaseLost):
-        segment.work(each_world.store, frozen)
+        work(each_world.store, frozen)
     assert stored_files(each_world.store.files.root) == files
     assert each_world.version() == version
-    segment.work(each_world.store, taken)
+    work(each_world.store, taken)
     files, version = stored_files(each_world.store.files.root), each_world.version()
     for late in (frozen, taken):
         with pytest.raises(errors.LeaseLost):
-            segment.work(each_world.store, late)
+            work(each_world.store, late)
     assert stored_files(each_world.store.files.root) == files
     assert each_world.version() == version
     assert each_world.run(upgrade) is State.COMPLETED
@@ -407,7 +407,7 @@ def test_11_a_worker_whose_upgrade_is_gone_publishes_nothing(each_world: World, 
     verb(each_world.store, upgrade if verb is lifecycle.cancel else "photos")
     files = stored_files(each_world.store.files.root)
     with pytest.raises(errors.LeaseLost):
-        segment.work(each_world.store, held)
+        work(each_world.store, held)
     assert stored_files(each_world.store.files.root) == files
 
 

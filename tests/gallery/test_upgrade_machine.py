@@ -36,7 +36,7 @@ from gallery.search.request import Answer
 from gallery.upgrade import lifecycle, segment
 from gallery.upgrade.states import ACTIVE, DRIVEN, PUBLISHING, TRANSFORMED, State, Verb, wants
 from tests.gallery.crash import Bomb, Killed, Stage, named_files, stored_files, sweep
-from tests.gallery.world import BACKWARD, GALLERY, NEW, OLD, PLAIN, SIDE, WITH_SIDE, World, distance, found
+from tests.gallery.world import BACKWARD, GALLERY, NEW, OLD, PLAIN, SIDE, WITH_SIDE, World, distance, found, work
 
 DIMENSIONS = {"old": OLD, "new": NEW}
 IDS = ["a", "b", "c", "ä/ö", "日本", "f g", "🙂"]
@@ -279,7 +279,7 @@ class UpgradeMachine(RuleBasedStateMachine):
         before = set(self.done)
         if holds and self._state() in PUBLISHING:
             try:
-                segment.work(self.world.store, held)
+                work(self.world.store, held)
             except errors.MissingSideInformation:
                 segment.fail(self.world.store, held, "no side-information")
                 assert self.policy == "fail"
@@ -287,7 +287,7 @@ class UpgradeMachine(RuleBasedStateMachine):
             assert self.done - before <= {held.segment_id}
             return
         with pytest.raises(errors.LeaseLost):
-            segment.work(self.world.store, held)
+            work(self.world.store, held)
         _been.add("lease_lost")
         self._worked()
         assert self.done == before

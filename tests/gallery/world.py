@@ -22,7 +22,7 @@ from gallery.catalog.galleries import gallery_row
 from gallery.catalog.schema import migrate
 from gallery.catalog.tables import ArtifactRow, GalleryRow
 from gallery.catalog.transaction import Catalog
-from gallery.catalog.upgrades import upgrade_row
+from gallery.catalog.upgrades import Lease, upgrade_row
 from gallery.compact import merge
 from gallery.compact.plan import Rule
 from gallery.files import Files, digest
@@ -36,7 +36,7 @@ from gallery.snapshot import World as Seen
 from gallery.spaces import Direction
 from gallery.store import Store
 from gallery.transforms import Transforms, artifact_file
-from gallery.upgrade import drive, lifecycle
+from gallery.upgrade import drive, lifecycle, segment
 from gallery.upgrade.states import State
 
 OLD, NEW, SIDE = 4, 5, 2  # dimensions
@@ -281,6 +281,13 @@ class Oracle:
     def scores(self, query: NDArray[Any]) -> dict[str, float]:
         """Euclidean distances of one query, exactly."""
         return {item: distance(query, vector) for item, vector in self.vectors.items()}
+
+
+def work(store: Store, held: Lease) -> None:
+    """Do a leased segment, from its start to its end."""
+    with segment.kept(store, held):
+        if (derived := segment.derive(store, held)) is not None:
+            segment.publish(store, held, derived)
 
 
 def distance(query: NDArray[Any], vector: NDArray[Any]) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.arithmetic import Rule, error
 from models.artifacts import UnsafeArtifact, save
 from models.runtime import Transform, load_transform
 from models.transformations import Fct, Linear, build
@@ -81,6 +82,49 @@ def test_no_rows_give_no_rows(artifact: Path) -> None:
     uncertainty = transform.uncertainty(*pair(0))
     assert uncertainty is not None
     assert uncertainty.shape == (0,)
+
+
+def test_blocks_that_are_handed_in_give_what_calls_give(artifact: Path) -> None:
+    transform = load_transform(artifact)
+    pairs = [pair(rows) for rows in (7, 7, 3, 0)]
+    for made, given in zip(transform.each(pairs), pairs, strict=True):
+        np.testing.assert_array_equal(made, transform(*given))
+
+
+def test_what_is_asked_for_in_bfloat16_is_so_within_the_stated_error(artifact: Path) -> None:
+    exact = load_transform(artifact, rule=Rule("bfloat16", largest_error=0.05))
+    embeddings, side = pair(500)
+    quick = exact.quickest(embeddings, side)
+    assert quick is not None
+    assert (exact.computed_in, quick.computed_in) == ("float32", "bfloat16")
+    made, expected = quick(embeddings, side), exact(embeddings, side)
+    assert made.dtype == np.float32
+    assert 0 < error(expected, made) < 0.05
+    assert exact.computed_in == "float32", "what is given out does not change"
+    np.testing.assert_array_equal(exact(embeddings, side), expected)
+
+
+def test_bfloat16_is_refused_where_vectors_lie_so_far_from_zero_that_nothing_of_them_would_be_left() -> None:
+    """Only the vectors themselves tell: of those around zero the same map is near enough."""
+    module = build(Linear(source_dimension=6, target_dimension=6), optional=("source_mean",))
+    with torch.no_grad():
+        module.weight.copy_(torch.eye(6))
+        module.source_mean.fill_(1000)
+    transform = Transform(module, rule=Rule("bfloat16", largest_error=0.01))
+    around = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32)
+    quick = transform.quickest(around)
+    assert quick is not None
+    assert quick.computed_in == "bfloat16"
+    assert transform.quickest(around + 1000) is transform
+
+
+def test_too_few_rows_are_no_sample(artifact: Path) -> None:
+    assert load_transform(artifact, rule=Rule("bfloat16")).quickest(*pair(10)) is None
+
+
+def test_float32_is_computed_where_nothing_else_is_asked_for(artifact: Path) -> None:
+    transform = load_transform(artifact)
+    assert transform.quickest(*pair(500)) is transform
 
 
 def test_uncertainty_is_the_head_on_the_output(artifact: Path) -> None:

@@ -105,8 +105,8 @@ def test_where_the_artifact_is_damaged_nothing_is_asked_of_it(world: World) -> N
     assert list(report["checks"]) == ["artifact", "side_information", "disk", "memory"]
 
 
-def test_memory_grows_with_the_widest_layer_and_with_the_largest_index() -> None:
-    flat: dict[str, Any] = {"block": 8192, "dimensions": (128, None, 128), "indexed_rows": 0}
+def test_memory_grows_with_the_widest_layer_and_with_the_largest_indexes() -> None:
+    flat: dict[str, Any] = {"block": 8192, "dimensions": (128, None, 128), "indexed_rows": 0, "segments": 1}
     narrow = memory.needed(**flat, architecture={"hidden": 256})
     wide = memory.needed(**flat, architecture={"hidden": 2048})
     assert wide - narrow == 8192 * 2 * (2048 - 256) * 4
@@ -114,6 +114,8 @@ def test_memory_grows_with_the_widest_layer_and_with_the_largest_index() -> None
     assert layered == wide
     indexed = memory.needed(**{**flat, "indexed_rows": 100_000}, architecture={"hidden": 2048})
     assert indexed - wide > 100_000 * 128 * 4
+    several = memory.needed(**{**flat, "indexed_rows": 100_000, "segments": 3}, architecture={"hidden": 2048})
+    assert several - wide == 3 * (indexed - wide)
 
 
 def test_what_is_free_is_known_on_this_machine_or_said_to_be_unknown() -> None:

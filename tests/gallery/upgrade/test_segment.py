@@ -22,7 +22,7 @@ from gallery.transforms import Transforms
 from gallery.upgrade import lifecycle, segment
 from gallery.upgrade.states import State
 from tests.gallery.crash import stored_files
-from tests.gallery.world import WITH_SIDE, World, found
+from tests.gallery.world import WITH_SIDE, World, found, work
 
 VECTORS, SIDE = np.ones((2, 4)), np.ones((2, 2))
 
@@ -68,7 +68,7 @@ def test_a_heartbeat_outlives_a_database_that_is_gone_for_a_moment(world: World,
         assert flaky.store.catalog.renewed.wait(20)
     with flaky.store.catalog.reading() as session:
         assert session.get_one(UpgradeSegmentRow, (upgrade, held.segment_id)).leased_until != before
-    segment.work(flaky.store, held)
+    work(flaky.store, held)
     flaky.close()
 
 

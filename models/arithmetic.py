@@ -1,0 +1,79 @@
+"""In which number type a transformation is computed: bfloat16 where that is faster and near enough, else float32.
+
+Neither is taken for granted. A processor without instructions for bfloat16 computes it four times slower than float32, one with
+them several times faster; and how far the result is from that of float32 depends on the weights and on the vectors.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from models.staging import Floats
+
+NumberType = Literal["float32", "bfloat16"]
+
+#: fewer rows are no sample of anything
+FEWEST_ROWS = 64
+#: more do not tell more
+SAMPLE_ROWS = 1024
+_ROUNDS = 3
+# A few percent may be chance, and are not worth another rounding.
+_FASTER = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When to compute in bfloat16."""
+
+    #: `float32` never; `bfloat16` wherever it is near enough; `auto` only where it is faster, too
+    wanted: Literal["auto", "float32", "bfloat16"] = "float32"
+    #: the farthest that a row may be from its result in float32, as a part of that one's length
+    largest_error: float = 0.01
+
+
+def takes_bfloat16(rule: Rule, device: torch.device, exact: Callable[[], Floats], near: Callable[[], Floats]) -> bool:
+    """Whether to compute in bfloat16, by trying both on the same rows.
+
+    Args:
+        rule: says what is asked for.
+        device: where both compute.
+        exact: computes (n, target) of a sample in float32.
+        near: the same in bfloat16.
+    """
+    if rule.wanted == "float32" or (rule.wanted == "auto" and not has_bfloat16(device)):
+        return False
+    if error(exact(), near()) > rule.largest_error:
+        return False
+    return rule.wanted == "bfloat16" or _seconds(near) * _FASTER < _seconds(exact)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for it, so that it can be worth a try."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot say
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))
+
+
+def error(exact: Floats, near: Floats) -> float:
+    """How far the farthest row is from where it should be, as a part of its length; of a row at zero, of the mean length."""
+    length = np.linalg.norm(exact, axis=1)
+    apart = np.linalg.norm(near - exact, axis=1)
+    worst = (apart / np.where(length > 0, length, length.mean() or 1)).max()
+    return float(worst) if np.isfinite(worst) else np.inf
+
+
+def _seconds(compute: Callable[[], Floats]) -> float:
+    """The shortest of some rounds: what else the machine does makes them only longer."""
+    taken = []
+    for _ in range(_ROUNDS):
+        begun = time.perf_counter()
+        compute()
+        taken.append(time.perf_counter() - begun)
+    return min(taken)

@@ -1,0 +1,248 @@
+"""Several segments under way in one process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import func, select, update
+
+from gallery.arrays import Vectors
+from gallery.catalog.tables import UpgradeSegmentRow
+from gallery.catalog.transaction import Catalog, Transaction
+from gallery.catalog.upgrades import Lease
+from gallery.transforms import Transforms
+from gallery.upgrade import drive, segment
+from gallery.upgrade.lanes import Lanes
+from gallery.upgrade.states import State
+from tests.gallery.world import WITH_SIDE, World, found
+
+SEGMENTS = 5
+Seen = Callable[[float], None]
+
+
+class Waiting(Catalog):
+    """Publishes a segment only once something else has happened, or it is clear that it will not."""
+
+    seconds = 20.0
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.something = threading.Event()
+        #: of each publication, whether it happened before
+        self.happened: list[bool] = []
+
+    @contextmanager
+    def transaction(self, name: str = "") -> Iterator[Transaction]:
+        """Wait before the transaction is begun: SQLite lets only one write at a time."""
+        if name == "publish":
+            self.happened.append(self.something.wait(self.seconds))
+        with super().transaction(name) as tx:
+            yield tx
+
+
+class Brief(Waiting):
+    """Waits for what must not happen."""
+
+    seconds = 0.3
+
+
+def running(world: World) -> str:
+    """An upgrade that runs; every vector of its n-th segment is n times (1, 1, 1, 1)."""
+    for number in range(1, SEGMENTS + 1):
+        ids = [f"{number}-{row}" for row in range(3)]
+        world.upsert("old", ids, np.full((3, 4), number), side=np.zeros((3, 2)))
+    upgrade = world.start()
+    world.step(upgrade)
+    assert world.state(upgrade) is State.RUNNING
+    return upgrade
+
+
+def process(world: World, seen: Seen, *, catalog: type[Catalog] = Catalog, **settings: Any) -> World:
+    """Another process, whose transformation tells the segment that it maps."""
+
+    def load(_: Path) -> Any:
+        def transform(embeddings: Vectors, side: Vectors | None = None) -> Vectors:
+            seen(float(embeddings[0, 0]))
+            return WITH_SIDE(embeddings, side)
+
+        return transform
+
+    opened = World.open(world.store.files.root, catalog=catalog, **settings)
+    opened.store = replace(opened.store, transforms=Transforms(opened.store.files, load))
+    return opened
+
+
+def lanes(world: World, upgrade: str, more: Callable[[], bool] | None = lambda: True) -> Lanes:
+    return Lanes(world.store, upgrade, "worker", published=lambda: None, more=more)
+
+
+def states(world: World, upgrade: str) -> dict[str, int]:
+    """How many segments are in which state."""
+    with world.store.catalog.reading() as session:
+        rows = session.execute(
+            select(UpgradeSegmentRow.state, func.count())
+            .where(UpgradeSegmentRow.upgrade_id == upgrade)
+            .group_by(UpgradeSegmentRow.state)
+        )
+        return dict(rows.all())
+
+
+def die(world: World, upgrade: str) -> Lease:
+    """A worker that leases the next segment and is never heard of again."""
+    held = segment.lease(world.store, upgrade, "dead")
+    assert held is not None
+    with world.store.catalog.transaction() as tx:
+        long_ago = datetime.now(UTC) - timedelta(hours=1)
+        which = (UpgradeSegmentRow.upgrade_id == upgrade, UpgradeSegmentRow.segment_id == held.segment_id)
+        tx.session.execute(update(UpgradeSegmentRow).where(*which).values(leased_until=long_ago))
+    return held
+
+
+def test_a_segment_is_transformed_while_the_one_before_it_is_published(world: World) -> None:
+    upgrade = running(world)
+
+    def see(number: float) -> None:
+        if number == 2:
+            waiting.something.set()
+
+    other = process(world, see, catalog=Waiting, segments_at_once=2)
+    waiting = other.store.catalog
+    assert isinstance(waiting, Waiting)
+    assert lanes(other, upgrade).run()
+    assert waiting.happened == [True] * SEGMENTS
+    assert states(world, upgrade) == {"done": SEGMENTS}
+    other.close()
+
+
+def test_all_of_it_is_done_once_and_one_is_transformed_at_a_time(world: World) -> None:
+    upgrade, inside, seen = running(world), threading.Semaphore(1), list[float]()
+
+    def see(number: float) -> None:
+        assert inside.acquire(blocking=False), "two are transformed at the same time"
+        seen.append(number)
+        inside.release()
+
+    other = process(world, see, segments_at_once=4, block_rows=1)
+    assert lanes(other, upgrade).run()
+    assert seen == [
+        number for number in range(1, SEGMENTS + 1) for _ in range(3)
+    ]  # row by row, one segment after the other
+    assert other.run(upgrade) is State.COMPLETED
+    assert len(found(world.search("new", np.zeros((1, 5))))) == 3 * SEGMENTS
+    with world.store.catalog.reading() as session:
+        assert set(session.scalars(select(UpgradeSegmentRow.attempts))) == {1}
+    other.close()
+
+
+def test_a_lane_that_waits_holds_no_lease(world: World) -> None:
+    upgrade, most = running(world), list[int]()
+
+    def see(_: float) -> None:
+        most.append(states(world, upgrade).get("leased", 0))
+
+    other = process(world, see, segments_at_once=3, exact_below=100)
+    assert lanes(other, upgrade).run()
+    assert len(most) == SEGMENTS
+    assert most[0] == 1, "the others wait for their turn, and other workers may have these segments"
+    other.close()
+
+
+def test_a_segment_that_may_have_killed_its_worker_takes_no_other_along(world: World) -> None:
+    """It waits until those before it are published, and those after it wait until it is."""
+    upgrade = running(world)
+    first, second = (segment.lease(world.store, upgrade, "worker") for _ in range(2))
+    die(world, upgrade)
+    for held in (first, second):
+        assert held is not None
+        segment.release(world.store, held)
+
+    def see(number: float) -> None:
+        if number >= 3:
+            waiting.something.set()
+        if number == 3:
+            beside.append(states(world, upgrade)["leased"] - 1)
+
+    other, beside = process(world, see, catalog=Brief, segments_at_once=3), list[int]()
+    waiting = other.store.catalog
+    assert isinstance(waiting, Brief)
+    assert lanes(other, upgrade).run()
+    assert waiting.happened[:2] == [False, False]
+    assert beside == [0]
+    assert states(world, upgrade) == {"done": SEGMENTS}
+    other.close()
+
+
+def test_a_segment_is_done_alone_once_it_was_begun_before_or_a_part_of_the_time_is_asked_for(world: World) -> None:
+    upgrade = running(world)
+    first = die(world, upgrade)
+    again = segment.lease(world.store, upgrade, "worker")
+    assert again is not None
+    assert (first.alone, again.alone, again.segment_id) == (False, True, first.segment_id)
+    world.make("half")
+    world.upsert("old", ["x"], np.ones((1, 4)), side=np.zeros((1, 2)), gallery="half")
+    throttled = world.start(gallery="half", throttle={"duty_cycle": 0.5})
+    world.step(throttled)
+    held = segment.lease(world.store, throttled, "worker")
+    assert held is not None
+    assert held.alone
+
+
+def test_what_goes_wrong_with_one_segment_does_not_stop_the_others(world: World) -> None:
+    upgrade = running(world)
+
+    def see(number: float) -> None:
+        if number == 2:
+            raise RuntimeError("it cannot be mapped")
+
+    other = process(world, see, segments_at_once=2, max_attempts=1)
+    assert lanes(other, upgrade).run()
+    assert states(world, upgrade) == {"done": SEGMENTS - 1, "failed": 1}
+    assert not lanes(other, upgrade).run()
+    assert world.run(upgrade) is State.FAILED
+    other.close()
+
+
+def test_lanes_end_with_the_segments_that_they_are_at_when_no_more_are_wanted(world: World) -> None:
+    upgrade = running(world)
+    other = process(world, lambda _: None, segments_at_once=2)
+    assert lanes(other, upgrade, more=lambda: False).run()
+    assert states(world, upgrade) == {"done": 2, "pending": SEGMENTS - 2}
+    assert lanes(other, upgrade, more=None).run()
+    assert states(world, upgrade) == {"done": 3, "pending": SEGMENTS - 3}
+    other.close()
+
+
+def test_a_process_that_is_told_to_end_gives_back_what_it_was_at_and_no_lane_goes_on(world: World) -> None:
+    upgrade = running(world)
+
+    def see(_: float) -> None:
+        raise SystemExit
+
+    other = process(world, see, segments_at_once=2)
+    with pytest.raises(SystemExit):
+        lanes(other, upgrade).run()
+    assert states(world, upgrade) == {"pending": SEGMENTS}
+    with world.store.catalog.reading() as session:
+        assert set(session.scalars(select(UpgradeSegmentRow.attempts))) == {0}
+    other.close()
+
+
+def test_a_step_of_a_worker_goes_on_as_long_as_it_may(world: World) -> None:
+    upgrade = running(world)
+    calls = iter([True, True, True, True, False])
+
+    def advance(more: Callable[[], bool] | None) -> bool:
+        return drive.advance(world.store, world.galleries, world.searcher, upgrade, "worker", more)
+
+    assert advance(None)
+    assert states(world, upgrade) == {"done": 1, "pending": SEGMENTS - 1}
+    assert advance(lambda: next(calls))
+    assert states(world, upgrade) == {"done": SEGMENTS}

@@ -1,0 +1,90 @@
+"""When a transformation is computed in bfloat16: measured, never guessed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from models import arithmetic
+from models.arithmetic import Rule, error, has_bfloat16, takes_bfloat16
+from models.staging import Floats
+
+CPU = torch.device("cpu")
+EXACT = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
+
+
+def computing(result: Floats, seconds: float = 0.0) -> Callable[[], Floats]:
+    """What takes that long, by the processor's own time."""
+
+    def compute() -> Floats:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+        return result
+
+    return compute
+
+
+@pytest.fixture
+def capable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with instructions for bfloat16: which machine this is cannot be passed in."""
+    monkeypatch.setattr(arithmetic, "has_bfloat16", lambda device: True)
+
+
+def test_the_error_is_that_of_the_farthest_row_as_a_part_of_its_length() -> None:
+    near = EXACT.copy()
+    near[7] *= 1.25
+    near[9] *= 1.125
+    assert error(EXACT, near) == pytest.approx(0.25)
+    assert error(EXACT, EXACT) == 0
+    assert error(EXACT, np.full_like(EXACT, np.nan)) == np.inf
+
+
+def test_a_row_at_zero_is_judged_by_the_length_of_the_others() -> None:
+    exact, near = EXACT.copy(), EXACT.copy()
+    exact[3] = near[3] = 0
+    assert error(exact, near) == 0
+    near[3, 0] = 1
+    assert error(exact, near) == pytest.approx(1 / np.linalg.norm(exact, axis=1).mean())
+    assert error(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32)) == 0
+
+
+@pytest.mark.usefixtures("capable")
+def test_it_is_taken_where_it_is_faster_and_near_enough() -> None:
+    slow, fast = computing(EXACT, 0.02), computing(EXACT * np.float32(1.005), 0.005)
+    assert takes_bfloat16(Rule("auto"), CPU, slow, fast)
+    assert not takes_bfloat16(Rule("auto", largest_error=0.001), CPU, slow, fast)
+    assert not takes_bfloat16(Rule("auto"), CPU, fast, slow)
+
+
+@pytest.mark.usefixtures("capable")
+def test_a_gain_that_may_be_chance_is_none() -> None:
+    assert not takes_bfloat16(Rule("auto"), CPU, computing(EXACT, 0.02), computing(EXACT, 0.0195))
+
+
+def test_without_instructions_for_it_it_is_not_even_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def untried() -> Floats:
+        raise AssertionError("it was tried")
+
+    monkeypatch.setattr(arithmetic, "has_bfloat16", lambda device: False)
+    assert not takes_bfloat16(Rule("auto"), CPU, untried, untried)
+    assert not takes_bfloat16(Rule("float32"), CPU, untried, untried)
+
+
+def test_it_is_taken_on_request_even_if_it_is_slower_but_not_if_it_is_too_far_off() -> None:
+    near = computing(EXACT * np.float32(1.005), 0.01)
+    assert takes_bfloat16(Rule("bfloat16"), CPU, computing(EXACT), near)
+    assert not takes_bfloat16(Rule("bfloat16", largest_error=0.001), CPU, computing(EXACT), near)
+
+
+def test_what_this_processor_can_do_is_as_its_flags_say() -> None:
+    try:
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - not a file of ours
+            flags = set(next(line for line in file if line.startswith(("flags", "Features"))).split())
+    except (OSError, StopIteration):
+        pytest.skip("this system does not tell the flags of its processor")
+    assert has_bfloat16(CPU) == bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})

@@ -1,0 +1,76 @@
+"""Blocks on their way to a device and back. What needs a GPU is marked, and skipped without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from models.runtime import Transform
+from models.staging import Block, staged
+from models.transformations import Fct, Identity, build
+
+CPU = torch.device("cpu")
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
+DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=[pytest.mark.gpu, GPU])]
+
+
+def blocks(sizes: list[int], width: int = 6) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [(rng.random((rows, width), np.float32), rng.random((rows, 3), np.float32)) for rows in sizes]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_results_come_in_the_order_of_the_blocks_whatever_their_sizes(device: torch.device) -> None:
+    given = blocks([5, 5, 8, 1, 0, 5, 2, 9])
+    made = list(staged(given, lambda embeddings, side: embeddings[:, :3] + 2 * side, device))
+    assert [len(block) for block in made] == [5, 5, 8, 1, 0, 5, 2, 9]
+    for (embeddings, side), result in zip(given, made, strict=True):
+        np.testing.assert_allclose(result, embeddings[:, :3] + 2 * side, rtol=1e-6)
+        assert result.dtype == np.float32
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_a_result_is_the_callers_own_although_nothing_was_computed(device: torch.device) -> None:
+    """The identity gives back what it was given: on a CPU, the memory that the next block would be copied to."""
+    transform = Transform(build(Identity(source_dimension=6, target_dimension=6)), device=device)
+    given = blocks([4, 4, 4, 4, 4])
+    made = list(transform.each([(embeddings, None) for embeddings, _ in given]))
+    for (embeddings, _), result in zip(given, made, strict=True):
+        np.testing.assert_array_equal(result, embeddings)
+        assert not np.shares_memory(result, embeddings)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_a_few_blocks_are_under_way_and_no_more(device: torch.device) -> None:
+    taken: list[int] = []
+
+    def given() -> Iterator[Block]:
+        for number, block in enumerate(blocks([2] * 9)):
+            taken.append(number)
+            yield block
+
+    for number, _ in enumerate(staged(given(), lambda embeddings, side: embeddings, device)):
+        assert len(taken) <= number + 3
+    assert len(taken) == 9
+
+
+def test_what_goes_wrong_with_one_block_is_raised_after_the_results_before_it() -> None:
+    transform = Transform(build(Fct(source_dimension=6, target_dimension=4, side_dimension=3, hidden=8)))
+    made = transform.each([*blocks([3]), *blocks([3], width=5)])
+    assert next(made).shape == (3, 4)
+    with pytest.raises(ValueError, match=r"embeddings must have shape \(n, 6\), not \(3, 5\)"):
+        next(made)
+
+
+@pytest.mark.gpu
+@GPU
+def test_a_gpu_computes_what_a_cpu_computes() -> None:
+    torch.manual_seed(0)
+    module = build(Fct(source_dimension=6, target_dimension=4, side_dimension=3, hidden=64))
+    on_cpu, on_gpu = Transform(module), Transform(module, device="cuda")
+    given = blocks([100, 100, 100, 7, 100, 100])
+    for one, other in zip(on_cpu.each(given), on_gpu.each(given), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,55 @@
+"""Which GPU a worker takes, where several workers share some: each one of its own, as long as there are enough."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class Claim:
+    """The first of some names that no other claim in the same folder has; if all are taken, any of them.
+
+    A claim is a lock on a file, which the system lets go of with the process, however it ends.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path) -> None:
+        """Take one, and keep it until the process ends, or `release`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._handle: int | None = None
+        for name in names:
+            handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # it is taken, or this file system knows no locks
+                os.close(handle)
+            else:
+                self._handle, self.name = handle, name
+                return
+        self.name = names[os.getpid() % len(names)]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others may have the same."""
+        return self._handle is None
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def chosen(wanted: str, data: Path) -> str:
+    """The device that a worker computes on: what the settings name, else a GPU, else the CPU.
+
+    GPUs are told apart by what they are, not by their numbers: containers, and hosts that share the data folder, number their
+    own from 0.
+    """
+    if wanted != "auto":
+        return wanted
+    import torch  # noqa: PLC0415 - CUDA is asked about in the worker's own process, never when a module is imported
+
+    there = {str(torch.cuda.get_device_properties(at).uuid): at for at in range(torch.cuda.device_count())}
+    return f"cuda:{there[Claim(list(there), data / 'devices').name]}" if there else "cpu"
