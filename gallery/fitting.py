@@ -40,7 +40,7 @@ class _Stopped(Exception):
 def due(store: Store) -> list[str]:
     """Fits that a worker could begin with now, the oldest first."""
     with store.catalog.reading() as session:
-        return fit_rows.due(session)
+        return fit_rows.due(session, store.settings.lease_seconds)
 
 
 def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[], bool]) -> bool:

@@ -43,6 +43,8 @@ def due(measured: Mapping[str, Any], fraction: float, moment: datetime, share: f
     if not measured:
         return True
     since = moment - datetime.fromisoformat(measured["at"])
+    if since < timedelta(0):  # the clock was set back: how long ago it was, nobody knows
+        return True
     rested = since.total_seconds() >= measured["seconds"] * (1 / share - 1)
     return rested and (fraction - measured["fraction"] >= _STEP or since >= _WAIT)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy.orm import Session
 
@@ -66,7 +67,7 @@ def lease(store: Store, upgrade_id: str, owner: str) -> Lease | None:
         )
         if row is None:
             return None
-        upgrade.not_before = throttle.after_lease(upgrade.throttle, row.rows, upgrade.not_before, now())
+        _wait(upgrade, throttle.after_lease(upgrade.throttle, row.rows, _waits(upgrade), now()))
         return Lease(upgrade_id, row.segment_id, owner, row.fence)
 
 
@@ -75,7 +76,7 @@ def hold(session: Session, upgrade: UpgradeRow) -> tuple[str, str] | None:
     p99 = None
     if upgrade.throttle.get("max_search_p99_ms") is not None:
         p99 = upgrade_rows.slowest_search_ms(session, upgrade.gallery_id)
-    return throttle.held_back(upgrade.throttle, upgrade.not_before, now(), p99)
+    return throttle.held_back(upgrade.throttle, _waits(upgrade), now(), p99)
 
 
 def work(store: Store, held: Lease) -> None:
@@ -197,7 +198,7 @@ def _publish(session: Session, held: Lease, job: _Job, column: Written, index: B
     if index is not None:
         segment_rows.set_index(added, index.kind, index.parameters, index.file)
     row.state, row.owner, row.leased_until, row.error, row.done_at = "done", None, None, None, now()
-    upgrade.not_before = throttle.after_segment(upgrade.throttle, seconds, upgrade.not_before, now())
+    _wait(upgrade, throttle.after_segment(upgrade.throttle, seconds, _waits(upgrade), now()))
 
 
 def _skip(store: Store, held: Lease) -> None:
@@ -205,6 +206,14 @@ def _skip(store: Store, held: Lease) -> None:
         _publishing(tx.session, held)
         row = upgrade_rows.segment_work(tx.session, held)
         row.state, row.owner, row.leased_until, row.done_at = "skipped", None, None, now()
+
+
+def _waits(upgrade: UpgradeRow) -> datetime | None:
+    return throttle.believed(upgrade.not_before, upgrade.not_before_set_at, now())
+
+
+def _wait(upgrade: UpgradeRow, until: datetime | None) -> None:
+    upgrade.not_before, upgrade.not_before_set_at = until, now()
 
 
 def _publishing(session: Session, held: Lease) -> UpgradeRow:

@@ -1,7 +1,8 @@
 """How fast an upgrade may go. Pure: decisions over moments, which the catalog carries to every worker.
 
 The throttle is one moment per upgrade, `not_before`: no worker leases a segment earlier. A rate moves it when a segment is
-leased, a duty cycle when one is done, so that several workers share one limit.
+leased, a duty cycle when one is done, so that several workers share one limit. With it goes the moment at which it was set:
+that lies in the future only where a clock was set back, and then nobody knows how long the wait still is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 SEARCH_P99 = "search_p99_above_limit"
+_SKEW = timedelta(minutes=1)  # by which the clocks of two hosts may differ
+
+
+def believed(not_before: datetime | None, set_at: datetime | None, now: datetime) -> datetime | None:
+    """The moment until which an upgrade waits; None if it does not, or if the clock was set back since.
+
+    Args:
+        not_before: as the catalog has it.
+        set_at: when it was set.
+        now: this moment, by the clock of whoever asks.
+    """
+    return None if set_at is not None and set_at > now + _SKEW else not_before
 
 
 def after_lease(throttle: Mapping[str, Any], rows: int, not_before: datetime | None, now: datetime) -> datetime | None:

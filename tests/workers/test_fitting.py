@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text, update
 from sqlalchemy.exc import IntegrityError
 
-from gallery import errors, fits, fitting
+from gallery import errors, faults, fits, fitting
 from gallery.catalog import fits as fit_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog.galleries import known_file
@@ -270,6 +270,19 @@ def test_a_fit_whose_workers_die_is_ended_after_so_many(world: World) -> None:
     worker(world, solver).work()
     assert (row(world, fit).state, row(world, fit).error) == ("failed", "its worker died 3 times")
     assert solver.given == []
+
+
+def test_the_fit_of_the_dead_is_taken_over_although_the_clock_was_set_back(world: World) -> None:
+    fit = start(world)
+    change(world, fit, state="running", fence=1, attempts=1, leased_until=now() + timedelta(seconds=30))
+    assert fitting.due(world.store) == []
+    faults.arm("clock:-3600")
+    try:
+        assert fitting.due(world.store) == [fit]
+        worker(world, Solver()).work()
+    finally:
+        faults.arm(None)
+    assert (row(world, fit).state, row(world, fit).fence) == ("completed", 2)
 
 
 def refusing(error: Exception) -> fits.Fit:
