@@ -79,16 +79,36 @@ class Files:
 
     @contextmanager
     def unnamed(self, names: Iterable[str]) -> Iterator[None]:
-        """Remove files if the block, which was to name them, fails.
+        """Remove files if the block, which was to name them, fails; else make sure that they are there for the commit.
 
         It goes inside the transaction, not around it: a commit that fails may still have happened, as when the connection
         broke before its answer came, and then these files are all there is of what was written. The sweep knows better.
+
+        A process that was suspended between writing and naming may find that the sweep took its files for orphans; so they
+        become young again right before the commit, or there is none.
+
+        Raises:
+            Damaged: a file is gone.
         """
+        claimed = list(names)
         try:
             yield
+            self.claim(claimed)
         except BaseException:
-            self.remove(names)
+            self.remove(claimed)
             raise
+
+    def claim(self, names: Iterable[str]) -> None:
+        """Make files young again that a transaction is about to name.
+
+        Raises:
+            Damaged: the sweep took one already.
+        """
+        for name in names:
+            try:
+                os.utime(self.path(name))
+            except FileNotFoundError as error:
+                raise errors.Damaged(f"{name} waited so long to be named that the sweep took it", file=name) from error
 
     def unknown(self, folder: str, *, known: Callable[[str], bool], older_than: float) -> Iterator[str]:
         """The files under `folder` that are unknown and were not touched for `older_than` seconds."""

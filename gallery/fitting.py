@@ -122,6 +122,7 @@ def _complete(store: Store, held: Lease, outcome: Outcome, warnings: tuple[str, 
     """Register what was made, and end the fit: both or none."""
     with store.catalog.transaction() as tx:
         row = fit_rows.held(tx.session, held)
+        store.files.claim([artifact_file(outcome.sha256)])
         row.report = {**outcome.report, "warnings": [*warnings, *outcome.report["warnings"]]}
         row.artifact, row.fraction = outcome.sha256, 1.0
         model_rows.add_artifact(tx.session, outcome.sha256, size=outcome.bytes, architecture=outcome.architecture)

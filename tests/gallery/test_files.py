@@ -86,5 +86,16 @@ def test_the_sweep_takes_what_is_old_and_unknown_and_nothing_else(files: Files) 
     assert left == {"c/known", "c/young", "other/unknown"}
 
 
+def test_what_is_about_to_be_named_is_young_again_or_is_not_named(files: Files) -> None:
+    put(files, "c/slow", age=7200)
+    with files.unnamed(["c/slow"]):
+        pass
+    assert files.sweep("c", known=lambda _: False, older_than=3600) == []
+    put(files, "c/slower", age=7200)
+    with pytest.raises(errors.Damaged, match="c/slower waited so long"), files.unnamed(["c/slow", "c/slower"]):
+        assert files.sweep("c", known=lambda _: False, older_than=3600) == ["c/slower"]
+    assert not files.path("c/slow").exists()
+
+
 def test_the_sweep_of_a_folder_that_is_not_there_finds_nothing(files: Files) -> None:
     assert files.sweep("never", known=lambda _: False, older_than=0) == []
