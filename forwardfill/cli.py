@@ -84,6 +84,12 @@ def migrate(data: Data = None) -> None:
 @app.command()
 def verify(
     gallery: Annotated[str | None, typer.Argument(help="Only this gallery.")] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Make damaged files anew, where what they are made from is whole; searches may go on."
+        ),
+    ] = False,
     data: Data = None,
 ) -> None:
     """Read everything that is stored and compare it with the catalog; exit with 1 if something is wrong."""
@@ -91,7 +97,7 @@ def verify(
 
     _environment(DATA=data)
     try:
-        wrong = upkeep.verify(_current(), GallerySettings().data, gallery)
+        wrong = _mend(gallery) if repair else upkeep.verify(_current(), GallerySettings().data, gallery)
     except GalleryError as error:
         _refuse(str(error))
     else:
@@ -200,6 +206,17 @@ def _current() -> Catalog:
             "The catalog's database is not of this version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."
         )
     return catalog
+
+
+def _mend(gallery: str | None) -> int:
+    """It transforms, so it needs PyTorch."""
+    catalog = _current()
+    _limit_threads()
+    from forwardfill import upkeep
+    from service.app import build_store
+
+    catalog.close()
+    return upkeep.mend(build_store(GallerySettings()), gallery)
 
 
 def _refuse(message: str) -> None:

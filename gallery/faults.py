@@ -24,6 +24,7 @@ TRANSACTIONS = (
     "lease",
     "publish",
     "index",
+    "repair",
     "compact",
     "cutover",
     "cancel",

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -32,6 +33,7 @@ from gallery.lineage import Lineage, from_json
 from gallery.spaces import EmbeddingModel, Registry
 
 _OPEN_ATTEMPTS = 5
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class SegmentView:
     id: int
     rows: int
     ids: Ids
+    #: what the ids were opened from; one that was damaged and written anew is opened again
+    ids_file: str
     side: Stored | None
     #: by model name; only published columns
     columns: Mapping[str, Column]
@@ -148,13 +152,13 @@ class Galleries:
         again, which no longer name it. A gallery that stays unreadable is reported by `World.snapshot`, to its users only.
         """
         with self._lock:
-            for _ in range(_OPEN_ATTEMPTS):
-                self.current = self._newer(self.current)
+            for left in reversed(range(_OPEN_ATTEMPTS)):
+                self.current = self._newer(self.current, leave_out=left == 0)
                 if not self.current.damaged:
                     break
             return self.current
 
-    def _newer(self, old: World) -> World:
+    def _newer(self, old: World, *, leave_out: bool) -> World:
         galleries: dict[str, Snapshot] = {}
         damaged: dict[str, str] = {}
         with self._catalog.reading() as session:
@@ -164,7 +168,9 @@ class Galleries:
             for name, gallery_id, version in versions:
                 before = old.galleries.get(name)
                 try:
-                    galleries[name] = self._snapshot(session, name, registry, before, gallery_id, version)
+                    galleries[name] = self._snapshot(
+                        session, name, registry, before, gallery_id, version, leave_out=leave_out
+                    )
                 except (errors.Damaged, OSError, RuntimeError) as error:
                     damaged[name] = str(error)
                     if before is not None:
@@ -172,26 +178,36 @@ class Galleries:
         return World(registry, mark, MappingProxyType(galleries), MappingProxyType(damaged))
 
     def _snapshot(
-        self, session: Session, name: str, registry: Registry, old: Snapshot | None, gallery_id: int, version: int
+        self,
+        session: Session,
+        name: str,
+        registry: Registry,
+        old: Snapshot | None,
+        gallery_id: int,
+        version: int,
+        *,
+        leave_out: bool,
     ) -> Snapshot:
         if old is not None and old.gallery_id != gallery_id:
             old = None  # deleted, and created anew under its name
         if old is not None and old.version == version:
             return old
         faults.reached("refresh")
-        return _load(session, self._files, name, registry, old)
+        return _load(session, self._files, name, registry, old, leave_out=leave_out)
 
 
-def _load(session: Session, files: Files, name: str, registry: Registry, old: Snapshot | None) -> Snapshot:
+def _load(
+    session: Session, files: Files, name: str, registry: Registry, old: Snapshot | None, *, leave_out: bool
+) -> Snapshot:
     row = session.scalars(select(GalleryRow).where(GalleryRow.name == name)).one()
     opened = {view.id: view for view in old.segments} if old else {}
-    columns = _columns(session, files, registry, row.id, opened)
+    columns = _columns(session, files, registry, row.id, opened, leave_out=leave_out)
     deleted = dict(item_rows.deleted_since(session, row.id, old.version if old else -1))
     there = (SegmentRow.gallery_id == row.id, SegmentRow.retired_at.is_(None))
     segments = session.scalars(select(SegmentRow).where(*there).order_by(SegmentRow.id))
     views = [
         _without(
-            replace(opened[segment.id], columns=columns.get(segment.id, {}))
+            _still_open(files, opened[segment.id], segment, columns.get(segment.id, {}))
             if segment.id in opened
             else _open_segment(files, segment, columns.get(segment.id, {})),
             deleted.get(segment.id),
@@ -212,9 +228,19 @@ def _load(session: Session, files: Files, name: str, registry: Registry, old: Sn
 
 
 def _columns(
-    session: Session, files: Files, registry: Registry, gallery_id: int, opened: Mapping[int, SegmentView]
+    session: Session,
+    files: Files,
+    registry: Registry,
+    gallery_id: int,
+    opened: Mapping[int, SegmentView],
+    *,
+    leave_out: bool,
 ) -> dict[int, dict[str, Column]]:
-    """Published columns by segment and model, those that are open already taken over."""
+    """Published columns by segment and model, those that are open already taken over.
+
+    With `leave_out`, a derived one that cannot be opened is left out where its source is there: until it is made anew, its
+    rows are mapped when they are asked for, as before it was made.
+    """
     known = {column.id: column for view in opened.values() for column in view.columns.values()}
     names = {model.id: model for model in registry.models.values()}
     found: dict[int, dict[str, Column]] = {}
@@ -222,20 +248,33 @@ def _columns(
         select(ColumnRow, SegmentRow.rows)
         .join(SegmentRow)
         .where(SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None), ColumnRow.published)
-    )
+    ).all()
+    there = {(row.segment_id, names[row.model_id].name) for row, _ in rows}
     for row, count in rows:
         model, column = names[row.model_id], known.get(row.id)
         if column is None or column.index_file != row.index_file:
-            column = open_searchable(files, row, model, count)
+            try:
+                column = open_searchable(files, row, model, count)
+            except (errors.Damaged, OSError) as error:
+                if not leave_out or not row.lineage or (row.segment_id, row.lineage[-1]["source"]) not in there:
+                    raise
+                log.warning("column_left_out", segment=row.segment_id, model=model.name, error=repr(error))
+                continue
         found.setdefault(row.segment_id, {})[model.name] = column
     return found
 
 
 def open_searchable(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int) -> Column:
-    """Open a column and its index, published or not."""
+    """Open a column and its index, published or not. Where the index cannot be opened, it is searched exactly."""
     vectors = open_column(files.path(row.file), rows=rows, dimension=model.dimension)
     kind, path = ("flat", None) if row.index_file is None else (row.index_kind, files.path(row.index_file))
-    index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
+    try:
+        index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
+    except (OSError, RuntimeError, ValueError) as error:
+        if path is None:
+            raise
+        log.warning("index_left_out", segment=row.segment_id, model=model.name, file=row.index_file, error=repr(error))
+        index = backend("flat").open(vectors, space=model.space, path=None, parameters={})
     origin: Origin = "native" if row.origin == "native" else "derived"
     return Column(
         row.id, model.name, origin, from_json(row.lineage), vectors, index, row.index_file, row.index_parameters
@@ -250,11 +289,19 @@ def _open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) 
         id=row.id,
         rows=row.rows,
         ids=open_ids(files.path(row.ids_file), row.rows),
+        ids_file=row.ids_file,
         side=side,
         columns=columns,
         selected=None,
         live=row.rows,
     )
+
+
+def _still_open(files: Files, view: SegmentView, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:
+    """The segment as it was seen before, with the columns that it has now; deleted rows stay so."""
+    if view.ids_file != row.ids_file:
+        view = replace(view, ids=open_ids(files.path(row.ids_file), row.rows), ids_file=row.ids_file)
+    return replace(view, columns=columns)
 
 
 def _without(view: SegmentView, deleted: Rows | None) -> SegmentView:

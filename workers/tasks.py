@@ -15,7 +15,7 @@ import structlog
 from celery import Celery
 from ulid import ULID
 
-from gallery import errors, fits, fitting
+from gallery import errors, fits, fitting, repair
 from gallery.catalog.compactions import Looked
 from gallery.catalog.galleries import known_file
 from gallery.compact import merge
@@ -148,6 +148,7 @@ class Worker:
             return merge.merge(self.store, look.gallery_id, segments)
         except (errors.GalleryError, FileNotFoundError) as error:
             log.warning("merge_failed", gallery=look.gallery_id, segments=segments, error=repr(error))
+            repair.attempt(self.store, error)
             return False
 
     def _sweep_files(self) -> None:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import bindparam, exists, func, select, update
+from sqlalchemy import bindparam, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from gallery.catalog.tables import ColumnRow, GalleryRow, ItemRow, ModelRow, SegmentRow
@@ -92,6 +92,22 @@ def set_index(column: ColumnRow, kind: str, parameters: dict[str, Any], written:
     """Record the index file of a column."""
     column.index_kind, column.index_parameters = kind, parameters
     column.index_file, column.index_sha256, column.index_bytes = written.name, written.sha256, written.bytes
+
+
+def drop_index(column: ColumnRow) -> None:
+    """Forget the index file of a column, which is searched exactly until it has another."""
+    column.index_kind, column.index_parameters = "flat", {}
+    column.index_file = column.index_sha256 = column.index_bytes = None
+
+
+def naming(session: Session, file: str) -> tuple[SegmentRow | None, ColumnRow | None]:
+    """What names a file: a segment its ids or side-information, or a column of it its vectors or index. Neither: nothing."""
+    either = or_(ColumnRow.file == file, ColumnRow.index_file == file)
+    found = session.execute(select(SegmentRow, ColumnRow).join(ColumnRow).where(either)).first()
+    if found is not None:
+        return found[0], found[1]
+    either = or_(SegmentRow.ids_file == file, SegmentRow.side_file == file)
+    return session.scalar(select(SegmentRow).where(either)), None
 
 
 def columns_of(session: Session, segments: Sequence[int]) -> dict[int, dict[str, ColumnRow]]:

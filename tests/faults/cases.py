@@ -232,31 +232,57 @@ def disk_is_full_for_a_write(stage: Stage, run: Try, point: str) -> Judgement:
     return run.judge()
 
 
-def derived_column_is_damaged(stage: Stage, run: Try) -> Judgement:
-    """A new column is damaged before all is done: it is found, named, and made anew from its source."""
+def derived_column_is_damaged(stage: Stage, run: Try, point: str = "") -> Judgement:
+    """A new column is damaged before all is done: it is found, named, and made anew from its source by the upgrade itself.
+
+    With a point, the worker dies as it makes it anew, and the next one goes on.
+    """
     stage.worker.kill()
     run.start(cutover="automatic")
     stage.restart(stage.worker, "publish.committed:stop:2")
     stage.stopped(stage.worker)
     name = _damage(stage, run.derived()[0].file)
-    stage.worker.popen.send_signal(signal.SIGCONT)
-    document = run.wait("failed")
-    assert name in document["error"], document["error"]
-    assert run.verb("retry") == 202
+    if point:
+        stage.restart(stage.worker, point)
+        stage.died(stage.worker)
+        stage.restart(stage.worker)
+    else:
+        stage.worker.popen.send_signal(signal.SIGCONT)
     run.wait("completed")
+    assert name in run.repaired(), "nobody said that it was damaged"
     stage.restart(stage.worker)
     return run.judge()
 
 
 def served_column_is_damaged(stage: Stage, run: Try) -> Judgement:
-    """A column that serves is damaged: `verify` names it, and what is there until finalize makes it anew."""
+    """A column that serves is damaged: `verify` names it, and with `--repair` makes it anew under searches and writes.
+
+    Nobody searches before that: what is read from damaged bytes is wrong, and nothing can be done about it.
+    """
     run.start()
     run.wait("completed")
     name = _damage(stage, run.derived()[0].file)
     assert [said for said in run.damaged() if name in said], "the damage is not found"
-    assert run.verb("rollback") == 202
+    _repair(stage, run)
+    assert name in run.repaired()
+    with run.traffic():
+        _repair(stage, run)
+    return run.judge()
+
+
+def served_file_is_gone(stage: Stage, run: Try, which: str) -> Judgement:
+    """A derived column or an index of one is gone: a process that starts then answers right, and `verify --repair` mends it."""
     run.start()
     run.wait("completed")
+    column = run.derived()[0]
+    name = column.file if which == "column" else column.index_file or ""
+    stage.files.remove([name])
+    stage.restart(stage.victim)
+    client = Client(run.book, stage.victim)
+    with run.traffic():
+        assert client.look(run.world.new), run.book.failures
+        _repair(stage, run)
+        assert name in run.repaired()
     return run.judge()
 
 
@@ -280,9 +306,9 @@ def source_column_is_damaged(stage: Stage, run: Try) -> Judgement:
 
 
 def clock_is_set_back(stage: Stage, run: Try) -> Judgement:
-    """A worker dies with a lease, and then it is an hour earlier: nobody waits an hour for its end."""
+    """A worker dies with a lease, and then it is an hour earlier: nobody waits an hour for its end, or for a throttle's."""
     stage.worker.kill()
-    run.start()
+    run.start(throttle={"items_per_second": 10})
     stage.restart(stage.worker, "lease.committed:kill:1")
     stage.died(stage.worker)
     stage.restart(stage.worker, "clock:-3600")
@@ -314,6 +340,14 @@ def two_start_at_once(stage: Stage, run: Try) -> Judgement:
     run.upgrade = started["id"]
     run.wait("completed")
     return run.judge()
+
+
+def _repair(stage: Stage, run: Try) -> None:
+    """As an operator does it, beside all that goes on."""
+    process = Process(
+        ["verify", "--repair", run.world.gallery], stage.system.environment, stage.worker.log, stage.system.spawn
+    )
+    assert process.popen.wait(SECONDS) == 0, stage.worker.log.read_text()[-2000:]
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -348,6 +382,8 @@ def cases() -> Iterator[Case]:
     for point in ("write_column", "sync"):
         yield Case("disk full", f"{point} (upsert)", partial(disk_is_full_for_a_write, point=f"{point}:full:2"))
     yield Case("a derived column damaged", "verify", derived_column_is_damaged)
+    for which in ("column", "index"):
+        yield Case(f"a derived {which} gone", "verify", partial(served_file_is_gone, which=which))
     yield Case("a served column damaged", "verify", served_column_is_damaged)
     yield Case("a source column damaged", "read", source_column_is_damaged)
     yield Case("clock set back", "lease.committed", clock_is_set_back)
@@ -361,6 +397,8 @@ def _worker_kills() -> Iterator[Case]:
             yield _kill(worker_dies, point, "worker", nth)
     for point in ("index", "index.committed"):
         yield _kill(indexing_worker_dies, point, "worker")
+    for point in ("repair", "repair.committed"):
+        yield _kill(derived_column_is_damaged, point, "worker")
     for point in ("compact", "compact.committed"):
         yield _kill(compacting_worker_dies, point, "worker")
 

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import select
 
 from gallery import verify
-from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
+from gallery.catalog.tables import ColumnRow, EventRow, GalleryRow, SegmentRow
 from gallery.catalog.transaction import Catalog
 from gallery.faults import VARIABLE
 from gallery.files import Files
@@ -178,6 +178,16 @@ class Try:
                     .where(GalleryRow.name == self.world.gallery, ColumnRow.origin == "native")
                 )
             )
+
+    def repaired(self) -> list[str]:
+        """The files that were found damaged and made anew."""
+        with self.stage.catalog.reading() as session:
+            details = session.scalars(
+                select(EventRow.detail).where(
+                    EventRow.gallery == self.world.gallery, EventRow.action.endswith(".repaired")
+                )
+            )
+            return [detail["file"] for detail in details]
 
     def damaged(self) -> list[str]:
         """What `forwardfill verify` says."""
