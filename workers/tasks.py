@@ -26,6 +26,7 @@ from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import drive
+from gallery.upgrade.refinement import Refinements
 from workers.app import WORK
 from workers.fitting import fit_pairs
 from workers.settings import WorkerSettings
@@ -54,6 +55,7 @@ class Worker:
             store.settings.oversample,
             store.settings.min_candidates,
         )
+        self._refinements = Refinements(store, self._galleries, self._searcher)
         self._rule = Rule(settings.compact_segments, settings.compact_rows)
         #: galleries that had nothing to merge, as they were then
         self._compact: set[Looked] = set()
@@ -66,13 +68,14 @@ class Worker:
             or wanting(self.store, limit=1)
             or any(self._wants_merge(look) for look in self._looked())
             or merge.reclaimable(self.store, self.settings.retired_seconds)
+            or self._refinements.due()
             or fitting.due(self.store)
         )
 
     def work(self) -> None:
         """Do what is due until nothing is, or the process is told to stop: then the step under way is the last."""
         while not self.stopping.is_set():
-            if not self._urgent() and not self._compact_one() and not self._fit_one():
+            if not self._urgent() and not self._compact_one() and not self._measure_one() and not self._fit_one():
                 break
         if self.stopping.is_set():
             return
@@ -114,6 +117,10 @@ class Worker:
                 merge.answered(self.store, look)
             self._compact.add(look)
         return False
+
+    def _measure_one(self) -> bool:
+        """One more point of what a refinement is worth."""
+        return any(self._refinements.look(upgrade_id) for upgrade_id in self._refinements.due())
 
     def _fit_one(self) -> bool:
         """Take one fit to its end. A training takes minutes, so it makes way for whatever is urgent between two steps."""

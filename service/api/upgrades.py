@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from gallery import errors
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, UpgradeSegmentRow
-from gallery.upgrade import drive, lifecycle, progress
+from gallery.upgrade import drive, lifecycle, progress, refinement
 from gallery.upgrade.lifecycle import Changed, NewUpgrade
 from gallery.upgrade.plan import Order
 from gallery.upgrade.states import State, allowed
@@ -145,6 +145,13 @@ class Point(Measures):
     fraction: float = Field(description="Of the items, what was done.")
 
 
+class Refined(Measures):
+    """Quality at some refinement."""
+
+    fraction: float = Field(description="Of the items, those whose vector the target model itself made.")
+    items: int = Field(description="How many these were.")
+
+
 class Quality(BaseModel):
     """What was measured with probes; null where there is nothing to measure with."""
 
@@ -155,6 +162,9 @@ class Quality(BaseModel):
         "an upgrade that is not progressive, over the upgraded columns themselves."
     )
     by_progress: list[Point] = Field(description="`now` while a progressive upgrade ran; at most 128 points, evenly.")
+    by_refinement: list[Refined] = Field(
+        description="Queries of the target model after the upgrade, while items were embedded again; at most 128 points."
+    )
 
 
 class Condition(BaseModel):
@@ -233,10 +243,20 @@ class Failures(BaseModel):
 
 
 class Refinement(BaseModel):
-    """Ids in the order in which embedding them from raw data pays most."""
+    """Ids in the order in which embedding them from raw data pays most, and what it paid so far."""
 
     ids: list[str]
     next_page_token: str | None
+    native_items: int = Field(description="Items whose vector the target model itself made.")
+    derived_items: int = Field(description="Items that could still be embedded again: all ids of this list.")
+    fraction: float = Field(description="Of both, the native ones.")
+    quality: list[Refined] = Field(
+        description="Measured with probes as `fraction` grew; of the upgrade's `quality` too."
+    )
+    predicted_variance_left: list[float] = Field(
+        description="After each tenth of this list, from none of it to all: the share of the variance that the "
+        "transformation predicts which is left. Where it hardly falls any more, embedding again hardly pays."
+    )
 
 
 @router.post(
@@ -468,13 +488,25 @@ def list_failures(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, pro
 
 @router.get("/{upgrade}/refinement", **documented(errors.UpgradeNotFound, NoUncertainty))
 def get_refinement(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, process: ProcessDep) -> Refinement:
-    """List ids in the order in which embedding them again from raw data pays most: the least certain first."""
+    """List ids in the order in which embedding them again from raw data pays most: the least certain first.
+
+    Send what comes of it with `POST /galleries/{gallery}/items` in the target model: it takes the place of what was derived.
+    """
     with process.store.catalog.reading() as session:
         row = upgrade_rows.upgrade_row(session, upgrade)
+        counted = refinement.refined(session, row)
     start = page.after if isinstance(page.after, int) else 0
     end = start + page.size
-    ids, total = least_certain(process, row, slice(start, end))
-    return Refinement(ids=ids, next_page_token=token(end) if end < total else None)
+    listed = least_certain(process, row, slice(start, end))
+    return Refinement(
+        ids=listed.ids,
+        next_page_token=token(end) if end < listed.total else None,
+        native_items=counted.native,
+        derived_items=counted.derived,
+        fraction=counted.fraction,
+        quality=[Refined(**point) for point in refinement.points(row)],
+        predicted_variance_left=listed.left,
+    )
 
 
 def read_upgrade(process: Process, upgrade_id: str) -> Upgrade:

@@ -14,7 +14,10 @@ from sqlalchemy import select
 from gallery.catalog.tables import SegmentRow
 from models.transformations import Fct, build
 from service import refresh
+from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, NEW, OLD, UNITS, World, backward, opened
+from workers.settings import WorkerSettings
+from workers.tasks import Worker
 
 
 def answers(world: World) -> list[Any]:
@@ -60,7 +63,13 @@ def test_the_document_counts_from_rows(world: World) -> None:
     progress = document["progress"]
     assert (progress["items_total"], progress["items_done"], progress["fraction"]) == (4, 1, 0.25)
     assert (progress["segments_total"], progress["segments_done"], progress["segments_failed"]) == (4, 1, 0)
-    assert document["quality"] == {"before": None, "now": None, "expected_after": None, "by_progress": []}
+    assert document["quality"] == {
+        "before": None,
+        "now": None,
+        "expected_after": None,
+        "by_progress": [],
+        "by_refinement": [],
+    }
     assert document["started_at"].endswith("Z")
     assert document["finished_at"] is None
     assert document["allowed"] == ["pause", "cancel", "retry"]
@@ -365,8 +374,30 @@ def test_the_refinement_list_puts_the_least_certain_first(world: World) -> None:
     rest = world.get(f"/admin/upgrades/{upgrade}/refinement", params={"page_token": page["next_page_token"]})
     assert page["ids"] + rest["ids"] == expected
     assert rest["next_page_token"] is None
+    assert (page["native_items"], page["derived_items"], page["fraction"]) == (0, 3, 0.0)
+    left = page["predicted_variance_left"]
+    assert (left, left[0], left[-1]) == (sorted(left, reverse=True), 1.0, pytest.approx(0.0))
     world.verb(upgrade, "finalize")
     world.refused(world.client.get(f"/admin/upgrades/{upgrade}/refinement"), 409, "no_uncertainty")
+
+
+def test_what_is_embedded_again_leaves_the_list_and_the_curve_shows_what_it_paid(world: World) -> None:
+    with_fastfill(world)
+    probe(world, ["item-0", "item-1", "item-2", "item-3"])
+    upgrade = world.upgraded(transformation="fastfill")
+    worker = Worker(world.store, WorkerSettings())
+    worker.work()
+    for at in range(4):
+        world.upsert({"id": f"item-{at}", "embedding": [0, *UNITS[at].tolist()]}, model="new")
+    listed = world.get(f"/admin/upgrades/{upgrade}/refinement")
+    assert (listed["ids"], listed["native_items"], listed["derived_items"], listed["fraction"]) == ([], 4, 0, 1.0)
+    assert listed["predicted_variance_left"] == []
+    wait_for(worker.has_work, 20, lambda: "it never looks again")
+    worker.work()
+    curve = world.get(f"/admin/upgrades/{upgrade}/refinement")["quality"]
+    assert [(point["fraction"], point["items"]) for point in curve] == [(0.0, 0), (1.0, 4)]
+    assert curve[0]["cmc1"] < curve[1]["cmc1"] == 1.0
+    assert world.upgrade(upgrade)["quality"]["by_refinement"] == curve
 
 
 # --- the order of the work ----------------------------------------------------------------------------------------------
