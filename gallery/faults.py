@@ -21,6 +21,8 @@ from enum import StrEnum
 VARIABLE = "FORWARDFILL_FAULT"
 #: transactions that have a name: each is a point right before its commit, and as `<name>.committed` one right after
 TRANSACTIONS = (
+    "start",
+    "validate",
     "lease",
     "publish",
     "index",
@@ -32,6 +34,9 @@ TRANSACTIONS = (
     "finalize",
     "upsert",
     "delete",
+    "fit_start",
+    "fit_lease",
+    "fit_complete",
 )
 #: every point; a fault at another would never come, and a test of it would prove nothing
 POINTS = frozenset(

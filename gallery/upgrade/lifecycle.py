@@ -78,7 +78,7 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
         UpgradeInProgress: the gallery has an upgrade that is not finished.
         IdempotencyKeyReused: the key came with another request before.
     """
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("start") as tx:
         session = tx.session
         gallery = gallery_rows.gallery_row(session, new.gallery)
         # A dry run changes nothing that a search sees, so the version stays; the lock is needed all the same.

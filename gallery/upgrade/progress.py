@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, now
 from gallery.catalog.upgrades import Counts
-from gallery.upgrade import gate, refinement
+from gallery.upgrade import gate
 from gallery.upgrade.segment import hold
 from gallery.upgrade.states import State
 
@@ -139,4 +139,5 @@ def _rate(row: UpgradeRow, counts: Counts, done: int) -> float | None:
 def quality(row: UpgradeRow) -> dict[str, Any]:
     """What was measured with probes: before, now, expected after; null where there is nothing to measure with."""
     told = {name: row.quality.get(name) for name in ("before", "now", "expected_after")}
-    return {**told, "by_progress": row.quality.get("by_progress") or [], "by_refinement": refinement.points(row)}
+    refined = row.quality.get("refinement") or {}
+    return {**told, "by_progress": row.quality.get("by_progress") or [], "by_refinement": refined.get("points") or []}

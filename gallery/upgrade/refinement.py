@@ -22,7 +22,7 @@ from gallery.catalog.tables import GalleryRow, ProbeRow, UpgradeRow, now
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
-from gallery.upgrade import live, quality
+from gallery.upgrade import live, progress, quality
 from gallery.upgrade.states import State
 
 log = structlog.get_logger()
@@ -91,6 +91,7 @@ class Refinements:
     def _record(self, upgrade_id: str, counted: Refined, found: Mapping[str, Any], seconds: float) -> None:
         with self._store.catalog.transaction() as tx:
             row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+            points = progress.quality(row)["by_refinement"]
             point = {"fraction": counted.fraction, "items": counted.native, **found}
             measured = {
                 "at": live.text(now()),
@@ -100,7 +101,7 @@ class Refinements:
             }
             row.quality = {
                 **row.quality,
-                "refinement": {"measured": measured, "points": live.curve(points(row), point)},
+                "refinement": {"measured": measured, "points": live.curve(points, point)},
             }
 
 
@@ -109,11 +110,6 @@ def refined(session: Session, row: UpgradeRow) -> Refined:
     counts = gallery_rows.models_of(session, row.gallery_id or 0)
     of_target = next((each for each in counts if each["model"] == row.target.name), None)
     return Refined(0, 0) if of_target is None else Refined(of_target["native_items"], of_target["derived_items"])
-
-
-def points(row: UpgradeRow) -> list[Mapping[str, Any]]:
-    """The curve of an upgrade: measures of the target model's queries by the refined `fraction`, and its number of `items`."""
-    return list((row.quality.get("refinement") or {}).get("points") or [])
 
 
 def _measured(row: UpgradeRow) -> Mapping[str, Any]:

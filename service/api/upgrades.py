@@ -504,7 +504,7 @@ def get_refinement(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, pr
         native_items=counted.native,
         derived_items=counted.derived,
         fraction=counted.fraction,
-        quality=[Refined(**point) for point in refinement.points(row)],
+        quality=[Refined(**point) for point in progress.quality(row)["by_refinement"]],
         predicted_variance_left=listed.left,
     )
 

@@ -135,6 +135,59 @@ def verb_dies(stage: Stage, run: Try, point: str, *, verb: str, before: str, aft
     return run.judge(*([run.world.new] if after == "finalized" else []))
 
 
+def starting_api_dies(stage: Stage, run: Try, point: str) -> Judgement:
+    """An API process dies as it starts an upgrade; who asks again with the same key gets the one that there is, or a first."""
+    body = {"gallery": run.world.gallery, "transformation": run.world.transformation}
+    key = {"Idempotency-Key": run.world.gallery}
+    stage.restart(stage.victim, point)
+    with run.traffic():
+        with suppress(httpx.TransportError):
+            raise AssertionError(
+                f"{point} never came: {stage.victim.http.post('/admin/upgrades', json=body, headers=key)}"
+            )
+        stage.died(stage.victim)
+        stage.restart(stage.victim)
+        answers = [api.http.post("/admin/upgrades", json=body, headers=key) for api in (stage.victim, stage.api)]
+        assert [answer.status_code for answer in answers] == [202, 202], answers
+        started = {answer.json()["id"] for answer in answers}
+        assert len(started) == 1, started
+        run.upgrade = started.pop()
+        run.wait("completed")
+    return run.judge()
+
+
+def fitting_api_dies(stage: Stage, run: Try, point: str) -> Judgement:
+    """An API process dies as it takes the pairs of a fit; who sends them again with the same key has them fitted once."""
+    stage.restart(stage.victim, point)
+    with suppress(httpx.TransportError):
+        raise AssertionError(f"{point} never came: {run.fit(stage.victim)}")
+    stage.died(stage.victim)
+    stage.restart(stage.victim)
+    answers = [run.fit(api) for api in (stage.victim, stage.api)]
+    assert len({answer["id"] for answer in answers}) == 1, answers
+    with run.traffic():
+        run.wait_fitted(answers[0]["id"])
+    run.start()
+    run.wait("completed")
+    return run.judge()
+
+
+def fitting_worker_dies(stage: Stage, run: Try, point: str) -> Judgement:
+    """The worker dies while it fits a transformation, and a new one begins again: it is registered once."""
+    stage.restart(stage.worker)
+    wait_for(lambda: all(column.index_file for column in run.native()), SECONDS, lambda: "the worker is never idle")
+    stage.worker.kill()
+    fit = run.fit(stage.api)["id"]
+    stage.restart(stage.worker, point)
+    with run.traffic():
+        stage.died(stage.worker)
+        stage.restart(stage.worker)
+        run.wait_fitted(fit)
+    run.start()
+    run.wait("completed")
+    return run.judge()
+
+
 # --- frozen, late, twice ----------------------------------------------------------------------------------------------
 
 
@@ -355,7 +408,7 @@ def _repair(stage: Stage, run: Try) -> None:
 _WORKER = {
     **dict.fromkeys(["lease", "lease.committed", "read", "publish", "publish.committed"], (1, 3)),
     **dict.fromkeys(["transform", "write_column", "sync", "rename", "build_index"], (1, 2, 4)),
-    **dict.fromkeys(["cutover", "cutover.committed", "refresh"], (1,)),
+    **dict.fromkeys(["validate", "validate.committed", "cutover", "cutover.committed", "refresh"], (1,)),
 }
 _UPSERT = {**dict.fromkeys(["write_column", "sync", "rename"], (1, 2, 3)), "upsert": (1,), "upsert.committed": (1,)}
 _VERBS = {
@@ -399,6 +452,8 @@ def _worker_kills() -> Iterator[Case]:
         yield _kill(indexing_worker_dies, point, "worker")
     for point in ("repair", "repair.committed"):
         yield _kill(derived_column_is_damaged, point, "worker")
+    for point in ("fit_lease", "fit_lease.committed", "sync", "rename", "fit_complete", "fit_complete.committed"):
+        yield _kill(fitting_worker_dies, point, "fit")
     for point in ("compact", "compact.committed"):
         yield _kill(compacting_worker_dies, point, "worker")
 
@@ -413,6 +468,10 @@ def _api_kills() -> Iterator[Case]:
         yield _kill(writing_api_dies, point, "delete", deletes=True)
     for point in ("refresh", "transform"):
         yield _kill(searching_api_dies, point, "search", 2)
+    for point in ("start", "start.committed"):
+        yield _kill(starting_api_dies, point, "start")
+    for point in ("write_column", "fit_start", "fit_start.committed"):
+        yield _kill(fitting_api_dies, point, "fit")
     for verb, (before, after) in _VERBS.items():
         for point in (verb, f"{verb}.committed"):
             yield _kill(verb_dies, point, verb, verb=verb, before=before, after=after)

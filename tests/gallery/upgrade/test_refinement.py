@@ -13,7 +13,7 @@ import pytest
 
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.upgrades import upgrade_row
-from gallery.upgrade import lifecycle, quality, refinement
+from gallery.upgrade import lifecycle, progress, quality, refinement
 from gallery.upgrade.refinement import Refined, Refinements
 from gallery.upgrade.states import State
 from tests.gallery.world import GALLERY, PLAIN, Linear, World
@@ -59,7 +59,7 @@ def look(world: World, upgrade: str) -> list[Mapping[str, Any]]:
         worker.look(due)
     assert worker.due() == []
     with world.store.catalog.reading() as session:
-        return refinement.points(upgrade_row(session, upgrade))
+        return list(progress.quality(upgrade_row(session, upgrade))["by_refinement"])
 
 
 def test_the_curve_shows_what_each_part_was_worth(world: World, upgrade: str) -> None:
