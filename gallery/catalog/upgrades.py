@@ -345,6 +345,12 @@ def events_after(session: Session, upgrade_id: str, event_id: int) -> list[Event
     )
 
 
+def asked_by(session: Session, upgrade_id: str, state: str) -> str | None:
+    """Who brought an upgrade to a state the last time; None if nobody did, or nobody knows."""
+    came = (EventRow.upgrade_id == upgrade_id, EventRow.detail["state"].as_string() == state)
+    return session.scalar(select(EventRow.actor).where(*came).order_by(EventRow.id.desc()).limit(1))
+
+
 def _free(moment: datetime, seconds: float) -> ColumnElement[bool]:
     ended = leases.ended(UpgradeSegmentRow.leased_until, moment, seconds)
     return or_(UpgradeSegmentRow.state == "pending", and_(UpgradeSegmentRow.state == "leased", ended))

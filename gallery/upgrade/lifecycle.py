@@ -92,9 +92,7 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
             _orderable(session, transformation, new.order)
         _alone(session, gallery)
         row = _upgrade(session, gallery, pinned, new)
-        _event(
-            session, row, actor, "started", transformation=pinned.main.name, artifact=row.artifact, others=row.others
-        )
+        _event(session, row, actor, "started", transformation=pinned.main.name, others=row.others)
         if gallery_rows.items_live(session, gallery.id) == 0:
             _complete_empty(session, row, gallery)
         else:
@@ -135,6 +133,8 @@ def retry(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed
             move(tx.session, row, _begun(row), actor=actor)
         elif forgiven == 0:
             return Changed(row.id, changed=False)
+        else:
+            _event(tx.session, row, actor, "retried", segments=forgiven)
     return Changed(row.id, changed=True)
 
 
@@ -414,6 +414,13 @@ def drop(store: Store, tx: Transaction, columns: list[ColumnRow]) -> int:
 
 
 def _event(session: Session, row: UpgradeRow, actor: str | None, action: str, **detail: Any) -> None:
+    """Whatever is done is done with the artifact that the upgrade is pinned to."""
     upgrade_rows.record(
-        session, f"upgrade.{action}", gallery=row.gallery_name, upgrade_id=row.id, actor=actor, **detail
+        session,
+        f"upgrade.{action}",
+        gallery=row.gallery_name,
+        upgrade_id=row.id,
+        actor=actor,
+        artifact=row.artifact,
+        **detail,
     )

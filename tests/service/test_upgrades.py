@@ -392,9 +392,13 @@ def test_what_is_embedded_again_leaves_the_list_and_the_curve_shows_what_it_paid
     listed = world.get(f"/admin/upgrades/{upgrade}/refinement")
     assert (listed["ids"], listed["native_items"], listed["derived_items"], listed["fraction"]) == ([], 4, 0, 1.0)
     assert listed["predicted_variance_left"] == []
-    wait_for(worker.has_work, 20, lambda: "it never looks again")
-    worker.work()
-    curve = world.get(f"/admin/upgrades/{upgrade}/refinement")["quality"]
+
+    def curve_of_two() -> Any:
+        worker.work()  # which measures in a twentieth of its time only
+        found = world.get(f"/admin/upgrades/{upgrade}/refinement")["quality"]
+        return found if len(found) == 2 else None
+
+    curve = wait_for(curve_of_two, 20, lambda: "it never looks again")
     assert [(point["fraction"], point["items"]) for point in curve] == [(0.0, 0), (1.0, 4)]
     assert curve[0]["cmc1"] < curve[1]["cmc1"] == 1.0
     assert world.upgrade(upgrade)["quality"]["by_refinement"] == curve
