@@ -123,15 +123,17 @@ class World:
             raise errors.GalleryNotFound(f"no gallery is named {gallery!r}; create it with POST /galleries")
         return found
 
-    def model(self, name: str) -> EmbeddingModel:
-        """A registered model.
+    def model(self, name: str, *, pointer: str | None = None) -> EmbeddingModel:
+        """A registered model; `pointer` says where in a request its name stands.
 
         Raises:
             ModelNotFound: none has the name.
         """
         found = self.registry.models.get(name)
         if found is None:
-            raise errors.ModelNotFound(f"no model is registered as {name!r}; register it with POST /models")
+            raise errors.ModelNotFound(
+                f"no model is registered as {name!r}; register it with POST /models", pointer=pointer
+            )
         return found
 
 

@@ -25,15 +25,15 @@ from gallery.catalog.tables import (
 )
 
 
-def gallery_row(session: Session, name: str) -> GalleryRow:
-    """The row of a gallery.
+def gallery_row(session: Session, name: str, *, pointer: str | None = None) -> GalleryRow:
+    """The row of a gallery; `pointer` says where in a request its name stands.
 
     Raises:
         GalleryNotFound: none has the name.
     """
     row = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
     if row is None:
-        raise errors.GalleryNotFound(f"no gallery is named {name!r}; create it with POST /galleries")
+        raise errors.GalleryNotFound(f"no gallery is named {name!r}; create it with POST /galleries", pointer=pointer)
     return row
 
 

@@ -80,7 +80,7 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
     """
     with store.catalog.transaction("start") as tx:
         session = tx.session
-        gallery = gallery_rows.gallery_row(session, new.gallery)
+        gallery = gallery_rows.gallery_row(session, new.gallery, pointer="/gallery")
         # A dry run changes nothing that a search sees, so the version stays; the lock is needed all the same.
         (gallery_rows.lock if new.dry_run else gallery_rows.bump)(session, gallery.id)
         session.refresh(gallery)

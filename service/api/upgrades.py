@@ -96,6 +96,10 @@ class CutoverBody(Body):
     accept_below_gate: bool = Field(default=False, description="Let it serve although its gate is missed.")
 
 
+class NothingBody(Body):
+    """Nothing: this verb takes no options, and what it does not know it does not pass over."""
+
+
 class UndoBody(Body):
     """Consent to what an undo would cost."""
 
@@ -370,7 +374,18 @@ _CUTOVER = {
         already=Upgrade,
     ),
 }
-_VERB = {"status_code": 202, **documented(errors.UpgradeNotFound, errors.InvalidStateTransition, already=Upgrade)}
+_VERB = {
+    "status_code": 202,
+    **documented(
+        errors.UpgradeNotFound,
+        errors.InvalidStateTransition,
+        takes=NothingBody,
+        example={},
+        optional=True,
+        already=Upgrade,
+    ),
+}
+_Nothing = Annotated[NothingBody, Depends(Json(NothingBody, optional=True))]
 _UNDO = {
     "status_code": 202,
     **documented(
@@ -387,13 +402,17 @@ _Undo = Annotated[UndoBody, Depends(Json(UndoBody, optional=True))]
 
 
 @router.post("/{upgrade}/pause", **_VERB)
-def pause(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+def pause(
+    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+) -> Upgrade:
     """Lease no more segments; the one under way finishes. 200 if it is paused already."""
     return _done(process, response, lambda: lifecycle.pause(process.store, upgrade, actor=caller.name))
 
 
 @router.post("/{upgrade}/resume", **_VERB)
-def resume(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+def resume(
+    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+) -> Upgrade:
     """Go on where it stopped; after a failure, with another try for what failed. 200 if it runs already.
 
     Where its gate had stopped an upgrade that had begun, it goes on in spite of that; `retry` would measure it again.
@@ -402,7 +421,9 @@ def resume(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, 
 
 
 @router.post("/{upgrade}/retry", **_VERB)
-def retry(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+def retry(
+    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+) -> Upgrade:
     """Try the failed segments again, and only those. 200 if none failed."""
     return _done(process, response, lambda: lifecycle.retry(process.store, upgrade, actor=caller.name))
 
@@ -436,7 +457,9 @@ def cutover(
 
 
 @router.post("/{upgrade}/finalize", **_VERB)
-def finalize(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+def finalize(
+    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+) -> Upgrade:
     """Let go of the older models' columns: no way back, and their bytes are free. 200 if it was done before.
 
     What it started on top of is finalized with it.

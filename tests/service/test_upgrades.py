@@ -127,6 +127,15 @@ def test_an_impossible_verb_names_what_is_possible(world: World) -> None:
     world.refused(throttle, 409, "invalid_state_transition")
 
 
+def test_a_verb_passes_over_nothing_that_it_does_not_know(world: World) -> None:
+    upgrade = world.upgraded()
+    answer = world.client.post(f"/admin/upgrades/{upgrade}/finalize", json={"dry_run": True})
+    problem = world.refused(answer, 422, "invalid_request")
+    assert problem["errors"][0]["pointer"] == "/dry_run"
+    assert world.upgrade(upgrade)["state"] == "completed"
+    assert world.verb(upgrade, "finalize", {})["state"] == "finalized"
+
+
 def test_the_throttle_changes_while_it_runs(world: World) -> None:
     upgrade = world.start(throttle={"items_per_second": 0.001})
     world.work()
