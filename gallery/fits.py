@@ -146,7 +146,16 @@ def end(
 ) -> None:
     """Bring a fit to its end; the files of its pairs go once no row names them."""
     names = fit_rows.end(row, state, error)
-    upgrade_rows.record(tx.session, f"fit.{state}", gallery=row.gallery_name, actor=actor, fit=row.id, error=error)
+    upgrade_rows.record(
+        tx.session,
+        f"fit.{state}",
+        gallery=row.gallery_name,
+        actor=actor,
+        fit=row.id,
+        transformation=row.name,
+        artifact=row.artifact,
+        error=error,
+    )
     tx.after.append(lambda: store.files.remove(names))
 
 

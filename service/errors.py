@@ -190,7 +190,7 @@ def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]]) -> GalleryE
         found: location, type and message of each thing that is wrong; never what was sent, which may be a vector.
     """
     pointed = [
-        {"pointer": pointer(location), "detail": _WORDS.get(kind, message)}
+        {"pointer": pointer(location), "detail": _WORDS.get(kind, message.partition(" after validation")[0])}
         for location, kind, message in found[:MAX_ERRORS]
     ]
     detail = f"{pointed[0]['pointer'] or 'the body'}: {pointed[0]['detail']}"

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, now
 from gallery.catalog.upgrades import Counts
-from gallery.upgrade import gate
+from gallery.upgrade import gate, throttle
 from gallery.upgrade.segment import hold
 from gallery.upgrade.states import State
 
@@ -65,7 +65,7 @@ def progress(session: Session, row: UpgradeRow) -> Progress:
         segments_failed=counts.segments.get("failed", 0),
         fraction=done / total if total else float(finished),
         items_per_second=rate,
-        eta_seconds=(total - done) / rate if rate and row.state == State.RUNNING else None,
+        eta_seconds=_eta(session, row, total - done, rate),
     )
 
 
@@ -137,6 +137,16 @@ def _running(session: Session, row: UpgradeRow) -> list[Condition]:
     if not counts.segments.get("leased"):
         return [Condition("stalled", last, "no_worker", "all is done and no worker verifies it; is one running?")]
     return []
+
+
+def _eta(session: Session, row: UpgradeRow, left: int, rate: float | None) -> float | None:
+    """Null where nobody knows: before the first segment is done, at rest, and while slow searches hold it back."""
+    if not rate or row.state != State.RUNNING:
+        return None
+    held = hold(session, row)
+    if held is not None and held[0] == throttle.SEARCH_P99:
+        return None
+    return max(left / rate, throttle.least_seconds(row.throttle, left))
 
 
 def _rate(row: UpgradeRow, counts: Counts, done: int) -> float | None:

@@ -45,9 +45,14 @@ def after_segment(
 
 
 def predicted_seconds(throttle: Mapping[str, Any], items: int, rate: float) -> float:
-    """How long `items` take at a measured rate of items per second, as one worker is throttled."""
-    working = items / rate / (throttle.get("duty_cycle") or 1)
-    return max(working, items / limit) if (limit := throttle.get("items_per_second")) else working
+    """How long `items` take at a rate of items per second that was measured at full speed, as one worker is throttled."""
+    return max(items / rate / (throttle.get("duty_cycle") or 1), least_seconds(throttle, items))
+
+
+def least_seconds(throttle: Mapping[str, Any], items: int) -> float:
+    """How long `items` take at the very least: what was done until now may have been done before the limit was felt."""
+    limit = throttle.get("items_per_second")
+    return items / limit if limit else 0.0
 
 
 def held_back(

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 from gallery import errors, faults
 from gallery.catalog import latencies
+from gallery.catalog.tables import ColumnRow
 from gallery.catalog.upgrades import upgrade_row
 from gallery.upgrade import drive, lifecycle, segment
-from gallery.upgrade.progress import Condition, conditions
+from gallery.upgrade.progress import Condition, conditions, progress
 from gallery.upgrade.states import State
 from tests.gallery.world import World
 
@@ -126,6 +128,48 @@ def test_slow_searches_hold_it_back_with_their_number_until_they_are_fast_again(
             ["p99 62 ms > 50 ms: no segment starts until searches are faster"] if held else []
         )
         assert (drive.due(filled.store) == []) is held
+
+
+def test_the_time_that_is_left_is_that_of_the_throttle_and_unknown_where_nobody_knows(filled: World) -> None:
+    upgrade = filled.start(throttle={"items_per_second": 0.01})
+    until(filled, upgrade, State.RUNNING)
+    assert eta(filled, upgrade) is None  # nothing is done yet
+    filled.step(upgrade)
+    assert eta(filled, upgrade) == 200  # 2 items, although the first took no time
+    lifecycle.change_throttle(filled.store, upgrade, {"items_per_second": None, "max_search_p99_ms": 50})
+    found = eta(filled, upgrade)
+    assert found is not None
+    assert found < 60
+    with filled.store.catalog.transaction() as tx:
+        latencies.publish(tx.session, "api", {1: 62.0})
+    assert eta(filled, upgrade) is None
+
+
+def eta(world: World, upgrade: str) -> float | None:
+    with world.store.catalog.reading() as session:
+        return progress(session, upgrade_row(session, upgrade)).eta_seconds
+
+
+def test_a_retry_does_what_failed_and_nothing_else(filled: World) -> None:
+    upgrade = filled.start()
+    until(filled, upgrade, State.RUNNING)
+    for _ in range(filled.store.settings.max_attempts):
+        held = segment.lease(filled.store, upgrade, "poisoned")
+        assert held is not None
+        segment.fail(filled.store, held, "OSError: a bad sector")
+    assert filled.run(upgrade) is State.FAILED
+    done = made(filled)
+    lifecycle.retry(filled.store, upgrade)
+    assert filled.run(upgrade) is State.COMPLETED
+    assert made(filled).items() > done.items()
+    assert len(made(filled)) == len(done) + 1 == 3
+
+
+def made(world: World) -> dict[int, str]:
+    """By segment, the file of its derived column."""
+    with world.store.catalog.reading() as session:
+        rows = session.scalars(select(ColumnRow).where(ColumnRow.origin == "derived"))
+        return {row.segment_id: row.file for row in rows}
 
 
 def test_segments_that_were_set_aside_are_told_with_the_error_while_the_rest_goes_on(filled: World) -> None:
