@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from sqlalchemy import bindparam, exists, func, or_, select, update
+from sqlalchemy import Select, bindparam, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from gallery.catalog.tables import ColumnRow, GalleryRow, ItemRow, ModelRow, SegmentRow
@@ -14,6 +14,7 @@ from gallery.files import Written
 from gallery.lineage import Lineage, Step, as_json, from_json
 from gallery.spaces import Transformation
 
+T = TypeVar("T")
 Origin = Literal["native", "derived"]
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
 
@@ -178,14 +179,20 @@ def without_model(session: Session, gallery_id: int, model_id: int) -> list[Segm
 
 def older(session: Session, gallery_id: int, model_id: int, newer: Sequence[int]) -> list[ColumnRow]:
     """A gallery's columns of a model in those segments that searches find by a column of a newer one."""
+    return list(session.scalars(_older(select(ColumnRow), gallery_id, model_id, newer)))
+
+
+def older_bytes(session: Session, gallery_id: int, model_id: int, newer: Sequence[int]) -> int:
+    """The bytes of these columns and their indexes."""
+    taken = select(func.sum(ColumnRow.bytes + func.coalesce(ColumnRow.index_bytes, 0)))
+    return int(session.scalar(_older(taken, gallery_id, model_id, newer)) or 0)
+
+
+def _older(statement: Select[T], gallery_id: int, model_id: int, newer: Sequence[int]) -> Select[T]:
     column = aliased(ColumnRow)
     has_newer = exists().where(column.segment_id == ColumnRow.segment_id, column.model_id.in_(newer), column.published)
-    return list(
-        session.scalars(
-            select(ColumnRow)
-            .join(SegmentRow)
-            .where(SegmentRow.gallery_id == gallery_id, ColumnRow.model_id == model_id, has_newer)
-        )
+    return statement.join(SegmentRow, SegmentRow.id == ColumnRow.segment_id).where(
+        SegmentRow.gallery_id == gallery_id, ColumnRow.model_id == model_id, has_newer
     )
 
 

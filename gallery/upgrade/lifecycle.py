@@ -192,14 +192,28 @@ def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Chan
         row, gallery = locked(tx.session, upgrade_id)
         if not _wants(tx.session, row, Verb.FINALIZE) or gallery is None:
             return Changed(row.id, changed=False)
-        stack = upgrade_rows.open_of(tx.session, gallery.id)
-        stack = stack[: [each.id for each in stack].index(row.id) + 1]
-        for at, each in enumerate(stack):
-            newer = [later.target_id for later in stack[at:]]
+        for each, newer in _with_below(tx.session, row, gallery.id):
             freed = drop(store, tx, segment_rows.older(tx.session, gallery.id, each.source_id, newer))
             each.report = {**each.report, "bytes_freed": freed, **({} if each is row else {"finalized_with": row.id})}
             move(tx.session, each, State.FINALIZED, actor=actor, bytes_freed=freed)
     return Changed(row.id, changed=True)
+
+
+def would_free(session: Session, row: UpgradeRow) -> int | None:
+    """The bytes that a finalize frees now; None where the upgrade takes none."""
+    if row.gallery_id is None or Verb.FINALIZE.value not in takes(session, row):
+        return None
+    return sum(
+        segment_rows.older_bytes(session, row.gallery_id, each.source_id, newer)
+        for each, newer in _with_below(session, row, row.gallery_id)
+    )
+
+
+def _with_below(session: Session, row: UpgradeRow, gallery_id: int) -> list[tuple[UpgradeRow, list[int]]]:
+    """An open upgrade and those that it lies on, each with the models that are newer than the one that it started at."""
+    stack = upgrade_rows.open_of(session, gallery_id)
+    stack = stack[: [each.id for each in stack].index(row.id) + 1]
+    return [(each, [later.target_id for later in stack[at:]]) for at, each in enumerate(stack)]
 
 
 def delete_gallery(store: Store, name: str, *, actor: str | None = None) -> None:

@@ -217,6 +217,7 @@ class Upgrade(BaseModel):
     )
     conditions: list[Condition]
     allowed: list[str] = Field(description="Verbs that it takes now.")
+    finalize_frees: int | None = Field(description="Bytes that a finalize would free now; null where it takes none.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -579,6 +580,7 @@ def _upgrade(session: Session, row: UpgradeRow) -> Upgrade:
         report=row.report,
         conditions=[Condition.model_validate(each, from_attributes=True) for each in progress.conditions(session, row)],
         allowed=lifecycle.takes(session, row),
+        finalize_frees=lifecycle.would_free(session, row),
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,

@@ -190,7 +190,11 @@ def test_native_items_are_not_made_unreachable_without_consent(world: World, ver
 
 def test_after_finalize_the_source_model_is_retired(world: World) -> None:
     upgrade = world.upgraded()
-    assert world.verb(upgrade, "finalize")["state"] == "finalized"
+    before = world.get(f"/galleries/{GALLERY}")["columns"]
+    frees = world.upgrade(upgrade)["finalize_frees"]
+    assert frees == next(column["bytes"] for column in before if column["model"] == "old")
+    done = world.verb(upgrade, "finalize")
+    assert (done["state"], done["report"]["bytes_freed"], done["finalize_frees"]) == ("finalized", frees, None)
     world.verb(upgrade, "finalize", status=200)
     search = {"model": "old", "vector": UNITS[0].tolist()}
     world.refused(world.client.post(f"/galleries/{GALLERY}/search", json=search), 409, "model_retired")
