@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.exc import OperationalError
 
 from forwardfill import remote, transformations
 from forwardfill.importing.command import command as import_command
@@ -117,7 +118,10 @@ def gc(
     from forwardfill import upkeep
 
     _environment(DATA=data, ORPHAN_SECONDS=older_than)
-    upkeep.collect(_current(), GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
+    try:
+        upkeep.collect(_current(), GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
+    except OperationalError as error:
+        _refuse(f"The catalog is busy or does not answer, so nothing more is removed; try again: {error.orig}")
 
 
 @app.command()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,8 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from gallery import repair
+from gallery import orphans, repair
 from gallery import verify as checks
-from gallery.catalog.galleries import known_file
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
 from gallery.repair import Outcome
@@ -72,30 +72,30 @@ def collect(catalog: Catalog, data: Path, older_than: float, *, delete: bool) ->
     What a running search needs is never among them: a snapshot opens its files only while rows name them, and keeps the
     bytes of what is removed later.
     """
-    files, table, total = Files(data), Table("file", "bytes", "age"), 0
-    names = _unneeded(catalog, files, older_than)
-    for name in names:
-        status = files.path(name).stat()
-        table.add_row(escape(name), f"{status.st_size:,}", f"{(time.time() - status.st_mtime) / 3600:.1f} h")
-        total += status.st_size
-    if names:
+    files, table, sizes = Files(data), Table("file", "bytes", "age"), dict[str, int]()
+    for folder in FOLDERS:
+        for name in orphans.found(catalog, files, folder, older_than=older_than):
+            with suppress(FileNotFoundError):  # another process removed it meanwhile
+                status = files.path(name).stat()
+                sizes[name] = status.st_size
+                table.add_row(escape(name), f"{status.st_size:,}", f"{(time.time() - status.st_mtime) / 3600:.1f} h")
+    if sizes:
         console.print(table)
-    if delete:
-        for folder in FOLDERS:
-            with catalog.reading() as session:  # asked again: nothing that was named meanwhile may go
-                files.sweep(folder, known=known_file(session), older_than=older_than)
-    done = "removed" if delete else "not needed" + ("; repeat with --delete to remove them" if names else "")
-    console.print(f"{len(names)} files, {total:,} bytes: {done}")
+    if not delete:
+        _count(sizes, "not needed" + ("; repeat with --delete to remove them" if sizes else ""))
+        return
+    removed = {name for folder in FOLDERS for name in orphans.remove(catalog, files, folder, older_than=older_than)}
+    _count({name: size for name, size in sizes.items() if name in removed}, "removed")
+    if left := sizes.keys() - removed:
+        console.print(f"{len(left)} are left: they were named meanwhile, or their gallery is being written to")
+
+
+def _count(sizes: Mapping[str, int], what: str) -> None:
+    console.print(f"{len(sizes)} files, {sum(sizes.values()):,} bytes: {what}")
 
 
 def _advance(progress: Progress, task: TaskID, done: float) -> None:
     progress.update(task, completed=done)
-
-
-def _unneeded(catalog: Catalog, files: Files, older_than: float) -> Sequence[str]:
-    with catalog.reading() as session:
-        known = known_file(session)
-        return [name for folder in FOLDERS for name in files.unknown(folder, known=known, older_than=older_than)]
 
 
 def _tell(found: Mapping[str, Outcome]) -> None:

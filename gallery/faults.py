@@ -41,7 +41,7 @@ TRANSACTIONS = (
 #: every point; a fault at another would never come, and a test of it would prove nothing
 POINTS = frozenset(
     [
-        *("read", "transform", "write_column", "sync", "rename", "build_index", "refresh"),
+        *("read", "transform", "write_column", "sync", "rename", "written", "build_index", "refresh"),
         *TRANSACTIONS,
         *(f"{name}.committed" for name in TRANSACTIONS),
     ]

@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import structlog
 from celery import Celery
+from sqlalchemy.exc import OperationalError
 from ulid import ULID
 
-from gallery import errors, fits, fitting, repair
+from gallery import errors, fits, fitting, orphans, repair
 from gallery.catalog.compactions import Looked
-from gallery.catalog.galleries import known_file
 from gallery.compact import merge
 from gallery.compact.plan import Rule
 from gallery.indexing import index_column, wanting
@@ -164,9 +164,13 @@ class Worker:
             return
         self._swept = time.monotonic()
         for folder in _SWEPT_FOLDERS:
-            with self.store.catalog.reading() as session:
-                known = known_file(session)
-                removed = self.store.files.sweep(folder, known=known, older_than=self.settings.orphan_seconds)
+            try:
+                removed = orphans.remove(
+                    self.store.catalog, self.store.files, folder, older_than=self.settings.orphan_seconds
+                )
+            except OperationalError as error:  # somebody has been writing for long; the next time will do
+                log.warning("orphans_left", folder=folder, error=repr(error))
+                return
             if removed:
                 log.info("orphans_removed", folder=folder, files=len(removed))
 

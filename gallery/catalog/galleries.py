@@ -58,6 +58,14 @@ def lock(session: Session, gallery_id: int) -> None:
     session.execute(select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update())
 
 
+def free(session: Session, gallery_id: int) -> bool:
+    """Hold off other writers of a gallery, if none is at work; where it is deleted, none can be."""
+    if session.get(GalleryRow, gallery_id) is None:
+        return True
+    statement = select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update(skip_locked=True)
+    return session.scalar(statement) is not None
+
+
 def bump(session: Session, gallery_id: int) -> int:
     """Advance a gallery's version and return it.
 

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from tests.acceptance.system import Process, wait_for
+from tests.faults.history import Outcome
 from tests.faults.record import ITEMS, Client
 from tests.faults.stage import SECONDS, Judgement, Play, Stage, Try
 
@@ -204,6 +205,45 @@ def worker_freezes(stage: Stage, run: Try, point: str) -> Judgement:
             # What it was at is the last that it does; then it ends in good order.
             assert stage.worker.stop() == 0
         stage.restart(stage.worker)
+    return run.judge()
+
+
+def worker_freezes_and_its_files_are_collected(stage: Stage, run: Try, point: str) -> Judgement:
+    """A worker is frozen with a file that no row names yet, and somebody collects all such files: it names none that is gone."""
+    stage.worker.kill()
+    run.start()
+    stage.restart(stage.worker, point)
+    with run.traffic():
+        stage.stopped(stage.worker)
+        _collect(stage)
+        stage.worker.popen.send_signal(signal.SIGCONT)
+        run.wait("completed")
+    stage.restart(stage.worker)
+    return run.judge()
+
+
+def writer_freezes_and_its_files_are_collected(stage: Stage, run: Try, point: str) -> Judgement:
+    """Likewise an API process with an upsert in its hands: what it cannot name it does not acknowledge.
+
+    Where it is about to commit, it has its files, and they are left alone.
+    """
+    named = point.startswith("upsert")
+    stage.worker.kill()  # which may hold the gallery too, and then its files are left for the next time
+    stage.restart(stage.victim, point)
+    client, outcomes = Client(run.book, stage.victim), list[Outcome]()
+    writing = threading.Thread(target=lambda: outcomes.append(client.upsert(ITEMS[:12])))
+    writing.start()
+    stage.stopped(stage.victim)
+    _collect(stage)
+    stage.victim.popen.send_signal(signal.SIGCONT)
+    writing.join()
+    assert outcomes == ["acknowledged" if named else "unknown"], outcomes
+    stage.restart(stage.worker)
+    with run.traffic():
+        assert client.upsert(ITEMS[:12]) == "acknowledged"
+        stage.restart(stage.victim)
+    run.start()
+    run.wait("completed")
     return run.judge()
 
 
@@ -396,21 +436,30 @@ def two_start_at_once(stage: Stage, run: Try) -> Judgement:
 
 
 def _repair(stage: Stage, run: Try) -> None:
-    """As an operator does it, beside all that goes on."""
-    process = Process(
-        ["verify", "--repair", run.world.gallery], stage.system.environment, stage.worker.log, stage.system.spawn
-    )
+    _command(stage, "verify", "--repair", run.world.gallery)
+
+
+def _collect(stage: Stage) -> None:
+    _command(stage, "gc", "--delete", "--older-than", "0.001")
+
+
+def _command(stage: Stage, *words: str) -> None:
+    """As an operator gives it, beside all that goes on."""
+    process = Process(list(words), stage.system.environment, stage.worker.log, stage.system.spawn)
     assert process.popen.wait(SECONDS) == 0, stage.worker.log.read_text()[-2000:]
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 _WORKER = {
-    **dict.fromkeys(["lease", "lease.committed", "read", "publish", "publish.committed"], (1, 3)),
+    **dict.fromkeys(["lease", "lease.committed", "read", "written", "publish", "publish.committed"], (1, 3)),
     **dict.fromkeys(["transform", "write_column", "sync", "rename", "build_index"], (1, 2, 4)),
     **dict.fromkeys(["validate", "validate.committed", "cutover", "cutover.committed", "refresh"], (1,)),
 }
-_UPSERT = {**dict.fromkeys(["write_column", "sync", "rename"], (1, 2, 3)), "upsert": (1,), "upsert.committed": (1,)}
+_UPSERT = {
+    **dict.fromkeys(["write_column", "sync", "rename"], (1, 2, 3)),
+    **dict.fromkeys(["written", "upsert", "upsert.committed"], (1,)),
+}
 _VERBS = {
     "cutover": ("awaiting_cutover", "completed"),
     "cancel": ("awaiting_cutover", "cancelled"),
@@ -425,6 +474,10 @@ def cases() -> Iterator[Case]:
     yield from _api_kills()
     for point in ("read", "transform", "write_column", "rename", "build_index"):
         yield Case("a worker is frozen", point, partial(worker_freezes, point=f"{point}:stop:2"))
+    yield Case("frozen, and gc", "written", partial(worker_freezes_and_its_files_are_collected, point="written:stop:2"))
+    for point, embedded in (("written", True), ("upsert", False)):  # SQLite lets nobody write beside a frozen writer
+        frozen = partial(writer_freezes_and_its_files_are_collected, point=f"{point}:stop:1")
+        yield Case("frozen, and gc", f"{point} (upsert)", frozen, embedded=embedded)
     yield Case("messages twice and late", "-", messages_come_twice_and_late)
     yield Case("Redis flushed and restarted", "-", messages_are_lost, embedded=False)
     for crash in (False, True):
