@@ -80,12 +80,13 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
     """
     with store.catalog.transaction("start") as tx:
         session = tx.session
+        if (known := _known(session, new)) is not None:  # whatever became of its gallery since
+            return Changed(known, changed=False)
         gallery = gallery_rows.gallery_row(session, new.gallery, pointer="/gallery")
         # A dry run changes nothing that a search sees, so the version stays; the lock is needed all the same.
         (gallery_rows.lock if new.dry_run else gallery_rows.bump)(session, gallery.id)
         session.refresh(gallery)
-        known = _known(session, new)  # after the lock: the first request with this key may have been under way
-        if known is not None:
+        if (known := _known(session, new)) is not None:  # the first request with this key was under way
             return Changed(known, changed=False)
         pinned = sources.pin(session, gallery, new.transformation, new.target_model)
         for transformation in (pinned.main, *pinned.others):

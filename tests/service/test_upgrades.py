@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,30 @@ def test_an_idempotency_key_starts_one_upgrade(world: World) -> None:
     other = world.client.post("/admin/upgrades", json={**body, "cutover": "manual"}, headers=headers)
     world.refused(other, 422, "idempotency_key_reused")
     assert len(world.get("/admin/upgrades")["upgrades"]) == 1
+    world.refused(world.client.post("/admin/upgrades", json=body), 409, "upgrade_in_progress")
+
+
+def test_a_key_answers_the_same_whatever_became_of_its_upgrade(world: World) -> None:
+    headers, body = {"Idempotency-Key": "once"}, {"gallery": GALLERY, "transformation": "old-to-new"}
+    first = world.client.post("/admin/upgrades", json=body, headers=headers).json()["id"]
+    world.work()
+    again = world.client.post("/admin/upgrades", json=body, headers=headers)
+    assert (again.status_code, again.json()["id"], again.json()["state"]) == (202, first, "completed")
+    world.client.delete(f"/galleries/{GALLERY}")
+    again = world.client.post("/admin/upgrades", json=body, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (202, first)
+
+
+def test_of_requests_with_one_key_at_once_all_get_the_one_upgrade(world: World) -> None:
+    body = {"gallery": GALLERY, "transformation": "old-to-new"}
+    with ThreadPoolExecutor(8) as threads:
+        sent = [
+            threads.submit(world.client.post, "/admin/upgrades", json=body, headers={"Idempotency-Key": "once"})
+            for _ in range(8)
+        ]
+        answers = [each.result() for each in sent]
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
 
 
 def test_a_verb_is_accepted_once_and_then_already_so(world: World) -> None:
