@@ -176,6 +176,22 @@ def test_the_throttle_changes_while_it_runs(world: World) -> None:
     assert world.upgrade(upgrade)["state"] == "completed"
 
 
+def test_searches_that_are_slower_than_the_limit_hold_it_back_until_the_limit_is_lifted(world: World) -> None:
+    upgrade = world.start(throttle={"max_search_p99_ms": 1e-6})
+    world.work(steps=2)
+    world.old_search(0)  # no search is as fast as that
+    (condition,) = wait_for(
+        lambda: world.upgrade(upgrade)["conditions"], 20, lambda: "the process does not say how slow its searches are"
+    )
+    assert (condition["type"], condition["reason"]) == ("throttled", "search_p99_above_limit")
+    assert "ms > 1e-06 ms: no segment starts until searches are faster" in condition["detail"]
+    assert world.work() == 0
+    assert world.upgrade(upgrade)["progress"]["segments_done"] == 1
+    world.client.patch(f"/admin/upgrades/{upgrade}", json={"throttle": {"max_search_p99_ms": None}})
+    world.work()
+    assert world.upgrade(upgrade)["state"] == "completed"
+
+
 def test_a_rollback_gives_the_same_answers_to_the_last_bit(world: World) -> None:
     before, files = answers(world), world.everything()["files"]
     upgrade = world.upgraded()
