@@ -234,10 +234,11 @@ def writer_freezes_and_its_files_are_collected(stage: Stage, run: Try, point: st
     writing = threading.Thread(target=lambda: outcomes.append(client.upsert(ITEMS[:12])))
     writing.start()
     stage.stopped(stage.victim)
-    _collect(stage)
+    # Another thread of the frozen process may be writing: on SQLite nobody can then, and nothing is collected.
+    collected = _collect(stage)
     stage.victim.popen.send_signal(signal.SIGCONT)
     writing.join()
-    assert outcomes == ["acknowledged" if named else "unknown"], outcomes
+    assert outcomes == ["acknowledged" if named or not collected else "unknown"], outcomes
     stage.restart(stage.worker)
     with run.traffic():
         assert client.upsert(ITEMS[:12]) == "acknowledged"
@@ -436,17 +437,19 @@ def two_start_at_once(stage: Stage, run: Try) -> Judgement:
 
 
 def _repair(stage: Stage, run: Try) -> None:
-    _command(stage, "verify", "--repair", run.world.gallery)
+    assert _command(stage, "verify", "--repair", run.world.gallery) == 0, stage.worker.log.read_text()[-2000:]
 
 
-def _collect(stage: Stage) -> None:
-    _command(stage, "gc", "--delete", "--older-than", "0.001")
+def _collect(stage: Stage) -> bool:
+    """Collect every file that no row names, however young; False if the catalog was busy all the time."""
+    code = _command(stage, "gc", "--delete", "--older-than", "0.001")
+    assert code in (0, 2), stage.worker.log.read_text()[-2000:]
+    return code == 0
 
 
-def _command(stage: Stage, *words: str) -> None:
-    """As an operator gives it, beside all that goes on."""
-    process = Process(list(words), stage.system.environment, stage.worker.log, stage.system.spawn)
-    assert process.popen.wait(SECONDS) == 0, stage.worker.log.read_text()[-2000:]
+def _command(stage: Stage, *words: str) -> int:
+    """As an operator gives it, beside all that goes on; its exit code."""
+    return Process(list(words), stage.system.environment, stage.worker.log, stage.system.spawn).popen.wait(SECONDS)
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

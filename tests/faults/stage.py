@@ -27,6 +27,7 @@ from tests.faults.record import ITEMS, Book, Client, Traffic
 from tests.faults.servers import Postgres, Redis
 
 SECONDS = 120.0
+_ASK_SECONDS = 0.1  # a document is counted from rows each time, on the cores that the worker needs
 _REQUESTS = 4
 _SETTINGS = {"lease_seconds": "2", "exact_below": "8", "sweep_seconds": "0.2"}
 #: an index file for every segment, in which every row is read: so that its making is a step, and its answers are exact
@@ -144,7 +145,12 @@ class Try:
 
     def wait(self, state: str) -> dict[str, Any]:
         """Wait for a state of the upgrade."""
-        wait_for(lambda: self.document()["state"] == state, SECONDS, lambda: f"not {state}: {self.document()}")
+        wait_for(
+            lambda: self.document()["state"] == state,
+            SECONDS,
+            lambda: f"not {state}: {self.document()}",
+            every=_ASK_SECONDS,
+        )
         return self.document()
 
     def verb(self, name: str, api: Api | None = None) -> int:
@@ -182,6 +188,7 @@ class Try:
             ),
             SECONDS,
             lambda: str(ok(http.get(f"/transformations/fits/{fit}"))),
+            every=_ASK_SECONDS,
         )
         assert done["state"] == "completed", done["error"]
         registered = ok(http.get(f"/transformations/{self.fitted}"))
