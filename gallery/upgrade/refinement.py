@@ -50,20 +50,31 @@ class Refinements:
         self._searcher = searcher
         #: by upgrade, the version of its gallery at which nothing was new
         self._counted: dict[str, int] = {}
+        #: by upgrade, when to look again: to count the items of a large gallery takes time, too
+        self._again: dict[str, float] = {}
 
     def due(self) -> list[str]:
         """The upgrades whose gallery changed since, unless they were measured a moment ago."""
-        share = self._store.settings.quality_share
+        share, moment = self._store.settings.quality_share, time.monotonic()
         with self._store.catalog.reading() as session:
             return [
                 row.id
                 for row, version in _refinable(session)
-                if self._counted.get(row.id) != version and live.rested(_measured(row), now(), share)
+                if self._counted.get(row.id) != version
+                and self._again.get(row.id, moment) <= moment
+                and live.rested(_measured(row), now(), share)
             ]
 
     def look(self, upgrade_id: str) -> bool:
         """Measure if more was refined since the last time; False if it was not, or if it is too early for another point."""
         started = time.monotonic()
+        try:
+            return self._look(upgrade_id, started)
+        finally:
+            ended = time.monotonic()
+            self._again[upgrade_id] = ended + (ended - started) * (1 / self._store.settings.quality_share - 1)
+
+    def _look(self, upgrade_id: str, started: float) -> bool:
         with self._store.catalog.reading() as session:
             row = upgrade_rows.upgrade_row(session, upgrade_id)
             gallery = session.get(GalleryRow, row.gallery_id or 0)

@@ -101,6 +101,18 @@ def test_it_keeps_to_its_share_of_the_time(world: World, upgrade: str, tmp_path:
     seldom.close()
 
 
+def test_counting_keeps_to_its_share_too_where_nothing_was_refined(world: World, upgrade: str, tmp_path: Path) -> None:
+    with world.store.catalog.transaction() as tx:  # which the target model cannot be asked by
+        quality.put_probes(tx.session, gallery_row(tx.session, GALLERY).id, [({"old": OLD[0]}, None)])
+    seldom = World.open(tmp_path / "data", quality_share=1e-6)
+    worker = Refinements(seldom.store, seldom.galleries, seldom.searcher)
+    assert not worker.look(upgrade)
+    world.upsert("old", ["i0"], OLD[:1])
+    assert worker.due() == []
+    assert Refinements(world.store, world.galleries, world.searcher).due() == [upgrade]
+    seldom.close()
+
+
 def test_a_refinement_goes_on_after_a_finalize(world: World, upgrade: str) -> None:
     lifecycle.finalize(world.store, upgrade)
     again(world, LOST)
