@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.exc import OperationalError
 
 from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
@@ -84,6 +85,12 @@ def migrate(data: Data = None) -> None:
 @app.command()
 def verify(
     gallery: Annotated[str | None, typer.Argument(help="Only this gallery.")] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Make damaged files anew, where what they are made from is whole; searches may go on."
+        ),
+    ] = False,
     data: Data = None,
 ) -> None:
     """Read everything that is stored and compare it with the catalog; exit with 1 if something is wrong."""
@@ -91,7 +98,7 @@ def verify(
 
     _environment(DATA=data)
     try:
-        wrong = upkeep.verify(_current(), GallerySettings().data, gallery)
+        wrong = _mend(gallery) if repair else upkeep.verify(_current(), GallerySettings().data, gallery)
     except GalleryError as error:
         _refuse(str(error))
     else:
@@ -111,7 +118,10 @@ def gc(
     from forwardfill import upkeep
 
     _environment(DATA=data, ORPHAN_SECONDS=older_than)
-    upkeep.collect(_current(), GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
+    try:
+        upkeep.collect(_current(), GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
+    except OperationalError as error:
+        _refuse(f"The catalog is busy or does not answer, so nothing more is removed; try again: {error.orig}")
 
 
 @app.command()
@@ -195,6 +205,17 @@ def _current() -> Catalog:
             "The catalog's database is not of this version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."
         )
     return catalog
+
+
+def _mend(gallery: str | None) -> int:
+    """It transforms, so it needs PyTorch."""
+    catalog = _current()
+    native.prepare(GallerySettings().threads_used)
+    from forwardfill import upkeep
+    from service.app import build_store
+
+    catalog.close()
+    return upkeep.mend(build_store(GallerySettings()), gallery)
 
 
 def _refuse(message: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -12,15 +13,20 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from gallery import orphans, repair
 from gallery import verify as checks
-from gallery.catalog.galleries import known_file
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
-from gallery.verify import Report
+from gallery.repair import Outcome
+from gallery.store import Store
 
 #: where files are that rows name
 FOLDERS = ("columns", "indexes", "artifacts", "fits")
 console = Console()
+
+
+#: looks at a gallery, and is told to say how far it is
+Look = Callable[[str, Callable[[float], None]], Outcome]
 
 
 def verify(catalog: Catalog, data: Path, gallery: str | None) -> int:
@@ -29,14 +35,35 @@ def verify(catalog: Catalog, data: Path, gallery: str | None) -> int:
     Raises:
         GalleryNotFound: none has the name.
     """
-    files, reports = Files(data), dict[str, Report]()
+    files = Files(data)
+    return _look(
+        catalog, files, gallery, lambda name, step: Outcome(checks.gallery(catalog, files, name, step=step), ())
+    )
+
+
+def mend(store: Store, gallery: str | None) -> int:
+    """Likewise, and make anew what is damaged and can be made from what is not; returns how much is wrong still.
+
+    Raises:
+        GalleryNotFound: none has the name.
+    """
+    return _look(store.catalog, store.files, gallery, partial(_mend, store))
+
+
+def _mend(store: Store, name: str, step: Callable[[float], None]) -> Outcome:
+    return repair.gallery(store, name, actor="forwardfill verify --repair", step=step)
+
+
+def _look(catalog: Catalog, files: Files, gallery: str | None, look: Look) -> int:
+    found = dict[str, Outcome]()
+    if gallery is None:  # first, since what is derived may have to be derived again
+        found["(artifacts)"] = Outcome(checks.artifacts(catalog, files), ())
     with Progress(console=console, transient=True) as progress:
         for name in [gallery] if gallery is not None else checks.names(catalog):
             task = progress.add_task(escape(name), total=1.0)
-            reports[name] = checks.gallery(catalog, files, name, step=partial(_advance, progress, task))
-    everything = [*reports.items(), *([("(artifacts)", checks.artifacts(catalog, files))] if gallery is None else [])]
-    _tell(everything)
-    return sum(len(report.problems) for _, report in everything)
+            found[name] = look(name, partial(_advance, progress, task))
+    _tell(found)
+    return sum(len(each.report.problems) for each in found.values())
 
 
 def collect(catalog: Catalog, data: Path, older_than: float, *, delete: bool) -> None:
@@ -45,40 +72,45 @@ def collect(catalog: Catalog, data: Path, older_than: float, *, delete: bool) ->
     What a running search needs is never among them: a snapshot opens its files only while rows name them, and keeps the
     bytes of what is removed later.
     """
-    files, table, total = Files(data), Table("file", "bytes", "age"), 0
-    names = _unneeded(catalog, files, older_than)
-    for name in names:
-        status = files.path(name).stat()
-        table.add_row(escape(name), f"{status.st_size:,}", f"{(time.time() - status.st_mtime) / 3600:.1f} h")
-        total += status.st_size
-    if names:
+    files, table, sizes = Files(data), Table("file", "bytes", "age"), dict[str, int]()
+    for folder in FOLDERS:
+        for name in orphans.found(catalog, files, folder, older_than=older_than):
+            with suppress(FileNotFoundError):  # another process removed it meanwhile
+                status = files.path(name).stat()
+                sizes[name] = status.st_size
+                table.add_row(escape(name), f"{status.st_size:,}", f"{(time.time() - status.st_mtime) / 3600:.1f} h")
+    if sizes:
         console.print(table)
-    if delete:
-        for folder in FOLDERS:
-            with catalog.reading() as session:  # asked again: nothing that was named meanwhile may go
-                files.sweep(folder, known=known_file(session), older_than=older_than)
-    done = "removed" if delete else "not needed" + ("; repeat with --delete to remove them" if names else "")
-    console.print(f"{len(names)} files, {total:,} bytes: {done}")
+    if not delete:
+        _count(sizes, "not needed" + ("; repeat with --delete to remove them" if sizes else ""))
+        return
+    removed = {name for folder in FOLDERS for name in orphans.remove(catalog, files, folder, older_than=older_than)}
+    _count({name: size for name, size in sizes.items() if name in removed}, "removed")
+    if left := sizes.keys() - removed:
+        console.print(f"{len(left)} are left: they were named meanwhile, or their gallery is being written to")
+
+
+def _count(sizes: Mapping[str, int], what: str) -> None:
+    console.print(f"{len(sizes)} files, {sum(sizes.values()):,} bytes: {what}")
 
 
 def _advance(progress: Progress, task: TaskID, done: float) -> None:
     progress.update(task, completed=done)
 
 
-def _unneeded(catalog: Catalog, files: Files, older_than: float) -> Sequence[str]:
-    with catalog.reading() as session:
-        known = known_file(session)
-        return [name for folder in FOLDERS for name in files.unknown(folder, known=known, older_than=older_than)]
-
-
-def _tell(reports: Sequence[tuple[str, Report]]) -> None:
-    table = Table("gallery", "segments", "items", "files", "bytes", "problems")
-    for name, report in reports:
-        counts = (report.segments, report.items, report.files, report.bytes, len(report.problems))
+def _tell(found: Mapping[str, Outcome]) -> None:
+    table = Table("gallery", "segments", "items", "files", "bytes", "repaired", "problems")
+    for name, (report, mended) in found.items():
+        counts = (report.segments, report.items, report.files, report.bytes, len(mended), len(report.problems))
         table.add_row(escape(name), *(f"{count:,}" for count in counts))
     console.print(table)
-    for name, report in reports:
+    for name, (report, mended) in found.items():
+        for each in mended:
+            _say("green", name, each.segment, each.file, f"was damaged; {each.what}")
         for problem in report.problems:
-            where = [f"segment {problem.segment}"] if problem.segment is not None else []
-            where += [problem.file] if problem.file is not None else []
-            console.print(f"[red]{escape(': '.join([name, ', '.join(where), problem.what]))}[/red]", soft_wrap=True)
+            _say("red", name, problem.segment, problem.file, problem.what)
+
+
+def _say(colour: str, name: str, segment: int | None, file: str | None, what: str) -> None:
+    where = ", ".join([*([f"segment {segment}"] if segment is not None else []), *([file] if file is not None else [])])
+    console.print(f"[{colour}]{escape(': '.join([name, where, what]))}[/{colour}]", soft_wrap=True)

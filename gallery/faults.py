@@ -21,9 +21,12 @@ from enum import StrEnum
 VARIABLE = "FORWARDFILL_FAULT"
 #: transactions that have a name: each is a point right before its commit, and as `<name>.committed` one right after
 TRANSACTIONS = (
+    "start",
+    "validate",
     "lease",
     "publish",
     "index",
+    "repair",
     "compact",
     "cutover",
     "cancel",
@@ -31,11 +34,14 @@ TRANSACTIONS = (
     "finalize",
     "upsert",
     "delete",
+    "fit_start",
+    "fit_lease",
+    "fit_complete",
 )
 #: every point; a fault at another would never come, and a test of it would prove nothing
 POINTS = frozenset(
     [
-        *("read", "transform", "write_column", "sync", "rename", "build_index", "refresh"),
+        *("read", "transform", "write_column", "sync", "rename", "written", "build_index", "refresh"),
         *TRANSACTIONS,
         *(f"{name}.committed" for name in TRANSACTIONS),
     ]

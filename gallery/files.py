@@ -1,7 +1,7 @@
 """Files that appear whole or not at all: write beside, sync, rename, sync the folder.
 
 A crash leaves at most a file whose name ends in `.part`, or a whole file that no row of the catalog names. Both are
-reclaimed by `sweep`, which spares what is young because it may be about to be published.
+reclaimed by `gallery.orphans`, which spares what is young because it may be about to be published.
 """
 
 from __future__ import annotations
@@ -80,36 +80,66 @@ class Files:
 
     @contextmanager
     def unnamed(self, names: Iterable[str]) -> Iterator[None]:
-        """Remove files if the block, which was to name them, fails.
+        """Remove files if the block, which was to name them, fails; else make sure that they are there for the commit.
 
         It goes inside the transaction, not around it: a commit that fails may still have happened, as when the connection
         broke before its answer came, and then these files are all there is of what was written. The sweep knows better.
+
+        A process that was suspended between writing and naming may find that the sweep took its files for orphans; so they
+        become young again right before the commit, or there is none.
+
+        Raises:
+            Damaged: a file is gone.
         """
+        claimed = list(names)
+        faults.reached("written")
         try:
             yield
+            self.claim(claimed)
         except BaseException:
-            self.remove(names)
+            self.remove(claimed)
             raise
+
+    def claim(self, names: Iterable[str]) -> None:
+        """Make files young again that a transaction is about to name.
+
+        Raises:
+            Damaged: the sweep took one already.
+        """
+        for name in names:
+            try:
+                os.utime(self.path(name))
+            except FileNotFoundError as error:
+                raise errors.Damaged(f"{name} waited so long to be named that the sweep took it", file=name) from error
 
     def unknown(self, folder: str, *, known: Callable[[str], bool], older_than: float) -> Iterator[str]:
         """The files under `folder` that are unknown and were not touched for `older_than` seconds."""
-        start, horizon = self.path(folder), time.time() - older_than
+        start = self.path(folder)
         for path in sorted(start.rglob("*")) if start.exists() else ():
             name = path.relative_to(self.root).as_posix()
-            if path.is_file() and path.stat().st_mtime < horizon and not known(name):
+            if self._is_orphan(name, known, older_than):
                 yield name
 
-    def sweep(self, folder: str, *, known: Callable[[str], bool], older_than: float) -> list[str]:
-        """Remove the files that `unknown` names, each right after it was asked about.
+    def remove_unknown(self, names: Iterable[str], *, known: Callable[[str], bool], older_than: float) -> list[str]:
+        """Remove of these what `unknown` would name, each right after it was asked about.
 
         Returns:
             The names that were removed.
         """
         removed = []
-        for name in self.unknown(folder, known=known, older_than=older_than):
-            self.path(name).unlink(missing_ok=True)
-            removed.append(name)
+        for name in names:
+            if self._is_orphan(name, known, older_than):
+                self.path(name).unlink(missing_ok=True)
+                removed.append(name)
         return removed
+
+    def _is_orphan(self, name: str, known: Callable[[str], bool], older_than: float) -> bool:
+        path = self.path(name)
+        try:
+            young = not path.is_file() or path.stat().st_mtime >= time.time() - older_than
+        except FileNotFoundError:
+            return False
+        return not young and not known(name)
 
 
 class Digested:

@@ -109,7 +109,7 @@ def start(store: Store, new: NewFit, *, actor: str | None = None) -> Changed:
         _check_name(session, new.name)
         accepted = accept_pairs(session, new.gallery, new.target, new.pairs, use_side=new.use_side)
     kept = keep(store.files, accepted)
-    with store.catalog.transaction() as tx, store.files.unnamed(kept.names):
+    with store.catalog.transaction("fit_start") as tx, store.files.unnamed(kept.names):
         known = fit_rows.started_by(tx.session, new.idempotency_key, new.request_sha256)
         if known is not None:
             tx.after.append(lambda: store.files.remove(kept.names))
@@ -146,7 +146,16 @@ def end(
 ) -> None:
     """Bring a fit to its end; the files of its pairs go once no row names them."""
     names = fit_rows.end(row, state, error)
-    upgrade_rows.record(tx.session, f"fit.{state}", gallery=row.gallery_name, actor=actor, fit=row.id, error=error)
+    upgrade_rows.record(
+        tx.session,
+        f"fit.{state}",
+        gallery=row.gallery_name,
+        actor=actor,
+        fit=row.id,
+        transformation=row.name,
+        artifact=row.artifact,
+        error=error,
+    )
     tx.after.append(lambda: store.files.remove(names))
 
 

@@ -40,7 +40,7 @@ class _Stopped(Exception):
 def due(store: Store) -> list[str]:
     """Fits that a worker could begin with now, the oldest first."""
     with store.catalog.reading() as session:
-        return fit_rows.due(session)
+        return fit_rows.due(session, store.settings.lease_seconds)
 
 
 def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[], bool]) -> bool:
@@ -87,7 +87,7 @@ def searched_by(source: EmbeddingModel, target: EmbeddingModel, direction: Direc
 
 def _lease(store: Store, fit_id: str, owner: str) -> Lease | None:
     """Lease it; one whose holders died again and again is ended, so that it cannot take down every worker."""
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("fit_lease") as tx:
         row = fit_rows.lease(tx.session, fit_id, owner=owner, seconds=store.settings.lease_seconds)
         if row is None:
             return None
@@ -120,8 +120,9 @@ def _work(store: Store, held: Lease, fit: Fit, tell: Tell) -> None:
 
 def _complete(store: Store, held: Lease, outcome: Outcome, warnings: tuple[str, ...]) -> None:
     """Register what was made, and end the fit: both or none."""
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("fit_complete") as tx:
         row = fit_rows.held(tx.session, held)
+        store.files.claim([artifact_file(outcome.sha256)])
         row.report = {**outcome.report, "warnings": [*warnings, *outcome.report["warnings"]]}
         row.artifact, row.fraction = outcome.sha256, 1.0
         model_rows.add_artifact(tx.session, outcome.sha256, size=outcome.bytes, architecture=outcome.architecture)

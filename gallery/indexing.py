@@ -155,7 +155,7 @@ def index_column(store: Store, column_id: int) -> bool:
     built, refused = decide(store, gallery, Unindexed(gallery.id, model, vectors, column.file))
     if built is None:
         return bool(refused) and _remember(store, column_id, refused)
-    with store.catalog.transaction("index") as tx:
+    with store.catalog.transaction("index") as tx, store.files.unnamed([built.file.name]):
         gallery_rows.bump(tx.session, gallery.id)
         row = tx.session.get(ColumnRow, column_id)
         if row is not None and row.index_file is None:

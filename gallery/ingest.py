@@ -152,7 +152,7 @@ def delete(store: Store, gallery: str, ids: Sequence[str]) -> Deleted:
 def _upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
     with store.catalog.reading() as session:
         row = gallery_rows.gallery_row(session, gallery)
-        model = model_rows.as_model(model_rows.model_row(session, items.model))
+        model = model_rows.as_model(model_rows.model_row(session, items.model, pointer="/model"))
         wanted = _wanted(session, row, model)
     accepted = _accept(row, model, items)
     _accept_for(accepted, wanted)

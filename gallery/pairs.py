@@ -104,8 +104,8 @@ def accept_pairs(session: Session, gallery: str, target: str, pairs: NewPairs, *
         DimensionMismatch, InvalidVector, InvalidItem: an item cannot be used; the pointer names it.
         MissingSideInformation: it is asked for, and an item has none.
     """
-    row = gallery_row(session, gallery)
-    source, target_row = model_rows.as_model(row.model), model_rows.model_row(session, target)
+    row = gallery_row(session, gallery, pointer="/gallery")
+    source, target_row = model_rows.as_model(row.model), model_rows.model_row(session, target, pointer="/target")
     if target_row.id == row.model_id:
         raise errors.SameModel(f"{gallery} is in {target} already", pointer="/target")
     model = model_rows.as_model(target_row)

@@ -51,7 +51,7 @@ class GallerySettings(BaseSettings):
         default=0.05,
         gt=0,
         le=1,
-        description="Most of a worker's time that measuring quality with probes may take while an upgrade runs.",
+        description="Most of a worker's time that measuring quality with probes may take, during an upgrade and after it.",
     )
     mapped_cache_bytes: int = Field(
         default=256 * 1024 * 1024,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -24,9 +25,10 @@ from gallery.catalog.transaction import Catalog
 from gallery.files import Files
 from gallery.shelves import Place, Shelf, shelved
 from gallery.spaces import EmbeddingModel, Registry
-from gallery.views import Column, SegmentView, open_searchable, open_segment, without
+from gallery.views import Column, SegmentView, open_searchable, open_segment, still_open, without
 
 _OPEN_ATTEMPTS = 5
+log = structlog.get_logger()
 #: what files that are gone or damaged make the libraries raise
 _UNREADABLE = (errors.Damaged, OSError, RuntimeError)
 
@@ -87,15 +89,17 @@ class World:
             raise errors.GalleryNotFound(f"no gallery is named {gallery!r}; create it with POST /galleries")
         return found
 
-    def model(self, name: str) -> EmbeddingModel:
-        """A registered model.
+    def model(self, name: str, *, pointer: str | None = None) -> EmbeddingModel:
+        """A registered model; `pointer` says where in a request its name stands.
 
         Raises:
             ModelNotFound: none has the name.
         """
         found = self.registry.models.get(name)
         if found is None:
-            raise errors.ModelNotFound(f"no model is registered as {name!r}; register it with POST /models")
+            raise errors.ModelNotFound(
+                f"no model is registered as {name!r}; register it with POST /models", pointer=pointer
+            )
         return found
 
 
@@ -117,13 +121,13 @@ class Galleries:
         again, which no longer name it. A gallery that stays unreadable is reported by `World.snapshot`, to its users only.
         """
         with self._lock:
-            for _ in range(_OPEN_ATTEMPTS):
-                self.current = self._newer(self.current)
+            for left in reversed(range(_OPEN_ATTEMPTS)):
+                self.current = self._newer(self.current, leave_out=left == 0)
                 if not self.current.damaged:
                     break
             return self.current
 
-    def _newer(self, old: World) -> World:
+    def _newer(self, old: World, *, leave_out: bool) -> World:
         galleries: dict[str, Snapshot] = {}
         damaged: dict[str, str] = {}
         with self._catalog.reading() as session:
@@ -133,7 +137,9 @@ class Galleries:
             for name, gallery_id, version in versions:
                 before = old.galleries.get(name)
                 try:
-                    galleries[name] = self._snapshot(session, name, registry, before, gallery_id, version)
+                    galleries[name] = self._snapshot(
+                        session, name, registry, before, gallery_id, version, leave_out=leave_out
+                    )
                 except _UNREADABLE as error:
                     damaged[name] = str(error)
                     if before is not None:
@@ -150,14 +156,22 @@ class Galleries:
         return old if _same(old, found) else found
 
     def _snapshot(
-        self, session: Session, name: str, registry: Registry, old: Snapshot | None, gallery_id: int, version: int
+        self,
+        session: Session,
+        name: str,
+        registry: Registry,
+        old: Snapshot | None,
+        gallery_id: int,
+        version: int,
+        *,
+        leave_out: bool,
     ) -> Snapshot:
         if old is not None and old.gallery_id != gallery_id:
             old = None  # deleted, and created anew under its name
         if old is not None and old.version == version:
             return old
         faults.reached("refresh")
-        return _load(session, self._files, name, registry, old)
+        return _load(session, self._files, name, registry, old, leave_out=leave_out)
 
 
 def _on_shelves(snapshot: Snapshot, before: Snapshot | None, place: Place | None) -> Snapshot:
@@ -176,16 +190,18 @@ def _same(one: World, other: World) -> bool:
     )
 
 
-def _load(session: Session, files: Files, name: str, registry: Registry, old: Snapshot | None) -> Snapshot:
+def _load(
+    session: Session, files: Files, name: str, registry: Registry, old: Snapshot | None, *, leave_out: bool
+) -> Snapshot:
     row = session.scalars(select(GalleryRow).where(GalleryRow.name == name)).one()
     opened = {view.id: view for view in old.segments} if old else {}
-    columns = _columns(session, files, registry, row.id, opened)
+    columns = _columns(session, files, registry, row.id, opened, leave_out=leave_out)
     deleted = dict(item_rows.deleted_since(session, row.id, old.version if old else -1))
     there = (SegmentRow.gallery_id == row.id, SegmentRow.retired_at.is_(None))
     segments = session.scalars(select(SegmentRow).where(*there).order_by(SegmentRow.id))
     views = [
         without(
-            replace(opened[segment.id], columns=columns.get(segment.id, {}))
+            still_open(files, opened[segment.id], segment, columns.get(segment.id, {}))
             if segment.id in opened
             else open_segment(files, segment, columns.get(segment.id, {})),
             deleted.get(segment.id),
@@ -207,9 +223,19 @@ def _load(session: Session, files: Files, name: str, registry: Registry, old: Sn
 
 
 def _columns(
-    session: Session, files: Files, registry: Registry, gallery_id: int, opened: Mapping[int, SegmentView]
+    session: Session,
+    files: Files,
+    registry: Registry,
+    gallery_id: int,
+    opened: Mapping[int, SegmentView],
+    *,
+    leave_out: bool,
 ) -> dict[int, dict[str, Column]]:
-    """Published columns by segment and model, those that are open already taken over."""
+    """Published columns by segment and model, those that are open already taken over.
+
+    With `leave_out`, a derived one that cannot be opened is left out where its source is there: until it is made anew, its
+    rows are mapped when they are asked for, as before it was made.
+    """
     known = {column.id: column for view in opened.values() for column in view.columns.values()}
     names = {model.id: model for model in registry.models.values()}
     found: dict[int, dict[str, Column]] = {}
@@ -217,10 +243,17 @@ def _columns(
         select(ColumnRow, SegmentRow.rows)
         .join(SegmentRow)
         .where(SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None), ColumnRow.published)
-    )
+    ).all()
+    there = {(row.segment_id, names[row.model_id].name) for row, _ in rows}
     for row, count in rows:
         model, column = names[row.model_id], known.get(row.id)
         if column is None or column.index_file != row.index_file:
-            column = open_searchable(files, row, model, count)
+            try:
+                column = open_searchable(files, row, model, count)
+            except (errors.Damaged, OSError) as error:
+                if not leave_out or not row.lineage or (row.segment_id, row.lineage[-1]["source"]) not in there:
+                    raise
+                log.warning("column_left_out", segment=row.segment_id, model=model.name, error=repr(error))
+                continue
         found.setdefault(row.segment_id, {})[model.name] = column
     return found

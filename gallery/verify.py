@@ -49,6 +49,8 @@ class Problem:
     what: str
     segment: int | None = None
     file: str | None = None
+    #: the file's bytes are not what they should be, so that `gallery.repair` may make others
+    damaged: bool = False
 
 
 @dataclass(slots=True)
@@ -182,7 +184,7 @@ def _digest(files: Files, name: str, sha256: str, segment: int | None) -> Iterat
     try:
         verify(files, name, sha256)
     except errors.Damaged as error:
-        yield Problem(str(error), segment, name)
+        yield Problem(str(error), segment, name, damaged=True)
 
 
 def _marks(segment: _Segment) -> Iterator[Problem]:
@@ -252,12 +254,12 @@ def _index(files: Files, row: SegmentRow, column: ColumnRow, model: EmbeddingMod
     try:
         found = _nearest(column.index_kind, vectors, model, files, column)
     except (ValueError, RuntimeError) as error:
-        yield Problem(f"cannot be opened: {error}", row.id, name)
+        yield Problem(f"cannot be opened: {error}", row.id, name, damaged=True)
         return
     exact = _nearest("flat", vectors, model, files, None)
     agree = np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, exact, strict=True)])
     if agree < _AGREES:
-        yield Problem(f"finds {agree:.0%} of the neighbours in its column", row.id, name)
+        yield Problem(f"finds {agree:.0%} of the neighbours in its column", row.id, name, damaged=True)
 
 
 def _nearest(kind: str, vectors: Stored, model: EmbeddingModel, files: Files, column: ColumnRow | None) -> NDArray[Any]:

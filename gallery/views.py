@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import structlog
 
 from gallery.arrays import Mask, Rows, Stored
 from gallery.catalog.segments import Origin
@@ -17,6 +18,8 @@ from gallery.index.base import Index
 from gallery.index.registry import backend
 from gallery.lineage import Lineage, from_json
 from gallery.spaces import EmbeddingModel
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class SegmentView:
     id: int
     rows: int
     ids: Ids
+    #: what the ids were opened from; one that was damaged and written anew is opened again
+    ids_file: str
     side: Stored | None
     #: by model name; only published columns
     columns: Mapping[str, Column]
@@ -58,10 +63,16 @@ class SegmentView:
 
 
 def open_searchable(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int) -> Column:
-    """Open a column and its index, published or not."""
+    """Open a column and its index, published or not. Where the index cannot be opened, it is searched exactly."""
     vectors = open_column(files.path(row.file), rows=rows, dimension=model.dimension)
     kind, path = ("flat", None) if row.index_file is None else (row.index_kind, files.path(row.index_file))
-    index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
+    try:
+        index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
+    except (OSError, RuntimeError, ValueError) as error:
+        if path is None:
+            raise
+        log.warning("index_left_out", segment=row.segment_id, model=model.name, file=row.index_file, error=repr(error))
+        index = backend("flat").open(vectors, space=model.space, path=None, parameters={})
     origin: Origin = "native" if row.origin == "native" else "derived"
     return Column(
         row.id, model.name, origin, from_json(row.lineage), vectors, index, row.index_file, row.index_parameters
@@ -76,11 +87,19 @@ def open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) -
         id=row.id,
         rows=row.rows,
         ids=open_ids(files.path(row.ids_file), row.rows),
+        ids_file=row.ids_file,
         side=side,
         columns=columns,
         selected=None,
         live=row.rows,
     )
+
+
+def still_open(files: Files, view: SegmentView, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:
+    """The segment as it was seen before, with the columns that it has now; deleted rows stay so."""
+    if view.ids_file != row.ids_file:
+        view = replace(view, ids=open_ids(files.path(row.ids_file), row.rows), ids_file=row.ids_file)
+    return replace(view, columns=columns)
 
 
 def without(view: SegmentView, deleted: Rows | None) -> SegmentView:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -27,6 +28,7 @@ from service.errors import BodyTooLarge, InvalidJson, UnsupportedMediaType, inva
 from service.process import Process, ProcessDep
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+_NAMED = re.compile(NAME)
 _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
 _NUMBERS = frozenset({int, float})
 
@@ -64,6 +66,15 @@ def _without_nul(value: str) -> str:
     return value
 
 
+def _named(value: str) -> str:
+    if _NAMED.fullmatch(value) is None:
+        raise PydanticCustomError(
+            "invalid_name",
+            "a name is 1 to 63 of a-z, 0-9, '.', '_' and '-', and begins with a letter or a digit",
+        )
+    return value
+
+
 def _not_a_list(value: str) -> str:
     if value == "fits":
         raise ValueError("`fits` is where fits are listed; choose another name")
@@ -80,7 +91,7 @@ VECTOR_SCHEMA = {
 }
 Vector = Annotated[NDArray[Any], PlainValidator(_vector), JsonSchema(VECTOR_SCHEMA)]
 #: the name of something that is made
-Name = Annotated[str, StringConstraints(pattern=NAME)]
+Name = Annotated[str, AfterValidator(_named), JsonSchema({"type": "string", "pattern": NAME})]
 #: of a transformation: `/transformations/fits` lists what is being fitted
 TransformationName = Annotated[Name, AfterValidator(_not_a_list)]
 #: what people write

@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from gallery import errors
 from gallery.errors import GalleryError
@@ -170,13 +171,28 @@ def problem(error: GalleryError, request_id: str) -> Response:
     return Response(orjson.dumps(body, default=str), status, headers, MEDIA_TYPE)
 
 
+#: what a schema finds wrong, in words for people who do not know how it is written; what is not here says it by itself
+_WORDS: Mapping[str, str] = {
+    "missing": "this field is required",
+    "extra_forbidden": "there is no such field here; /openapi.json lists those that there are",
+    "model_type": "should be a JSON object",
+    "dict_type": "should be a JSON object",
+    "list_type": "should be a list",
+    "string_type": "should be a string",
+    "bool_type": "should be true or false",
+}
+
+
 def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]]) -> GalleryError:
     """What a schema refused, as one error; one about vectors only has their code.
 
     Args:
         found: location, type and message of each thing that is wrong; never what was sent, which may be a vector.
     """
-    pointed = [{"pointer": pointer(location), "detail": message} for location, _, message in found[:MAX_ERRORS]]
+    pointed = [
+        {"pointer": pointer(location), "detail": _WORDS.get(kind, message.partition(" after validation")[0])}
+        for location, kind, message in found[:MAX_ERRORS]
+    ]
     detail = f"{pointed[0]['pointer'] or 'the body'}: {pointed[0]['detail']}"
     if all(kind == "invalid_vector" for _, kind, _ in found):
         return errors.InvalidVector(detail, errors=pointed)
@@ -192,12 +208,12 @@ def install(app: FastAPI) -> None:
     """Answer every exception of a handler with a problem."""
 
     async def refused(request: Request, error: Exception) -> Response:
-        found = _translated(error)
+        found = _translated(error, request)
         if status_of(type(found)) >= 500:
             log.error("request_failed", code=found.code, error=str(found))
         answer = problem(found, request.state.request_id)
-        if isinstance(error, HTTPException) and error.headers is not None:
-            answer.headers.update(error.headers)  # which methods a path takes
+        if isinstance(found, MethodNotAllowed):
+            answer.headers["Allow"] = ", ".join(found.details["allowed"])
         return answer
 
     async def crashed(request: Request, _: Exception) -> Response:
@@ -208,7 +224,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, crashed)  # raised again after that, for `Telemetry` to log it
 
 
-def _translated(error: Exception) -> GalleryError:
+def _translated(error: Exception, request: Request) -> GalleryError:
     """What another library raised, as one of ours."""
     match error:
         case GalleryError():
@@ -218,7 +234,10 @@ def _translated(error: Exception) -> GalleryError:
         case HTTPException(status_code=404):
             found = PageNotFound("there is nothing at this path; /openapi.json lists what there is")
         case HTTPException(status_code=405):
-            found = MethodNotAllowed("this path does not take this method; /openapi.json lists what it takes")
+            methods = _methods(request)
+            found = MethodNotAllowed(
+                f"this path takes {', '.join(methods) or 'another method'}, not {request.method}", allowed=methods
+            )
         case OperationalError() | InterfaceError():
             found = Unavailable(repr(error.orig))  # the error itself repeats the parameters, which may be anything
         case PoolTimeout():
@@ -228,6 +247,13 @@ def _translated(error: Exception) -> GalleryError:
         case _:
             found = InternalError(repr(error))
     return found
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path takes, by the document. Starlette would name the methods of the first route that fits it only."""
+    paths = request.app.openapi()["paths"].items()
+    fitting = (taken for path, taken in paths if compile_path(path)[0].match(request.url.path))
+    return sorted({method.upper() for taken in fitting for method in taken})
 
 
 def _errors_of(error: GalleryError) -> dict[str, Any]:

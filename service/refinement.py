@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from gallery import errors
 from gallery.catalog.tables import UpgradeRow
@@ -12,9 +15,21 @@ from models.runtime import Transform, Vectors
 from service.errors import NoUncertainty
 from service.process import Process
 
+_TENTHS = np.linspace(0, 1, 11)
 
-def least_certain(process: Process, upgrade: UpgradeRow, page: slice) -> tuple[list[str], int]:
-    """A slice of the ids of live derived items, the least certain first, and how many there are in all.
+
+class Listed(NamedTuple):
+    """A slice of what there is to embed again."""
+
+    ids: list[str]
+    #: how many there are in all
+    total: int
+    #: for each tenth of the list, from none of it to all: the share of the predicted variance that is left after it
+    left: list[float]
+
+
+def least_certain(process: Process, upgrade: UpgradeRow, page: slice) -> Listed:
+    """A slice of the ids of live derived items, the least certain first.
 
     Everything is predicted anew for each page: a segment costs as much as transforming it.
 
@@ -32,8 +47,22 @@ def least_certain(process: Process, upgrade: UpgradeRow, page: slice) -> tuple[l
     values = np.concatenate(
         [values[_live(view)] for view, values in zip(views, predicted, strict=True)] or [np.empty(0)]
     )
-    order = np.argsort(-values, kind="stable")[page]
-    return [views[places[at][0]].ids[places[at][1]] for at in order], len(places)
+    order = np.argsort(-values, kind="stable")
+    ids = [views[places[at][0]].ids[places[at][1]] for at in order[page]]
+    return Listed(ids, len(places), left_after_tenths(values[order]))
+
+
+def left_after_tenths(log_variances: NDArray[Any]) -> list[float]:
+    """The share of the variance that is left after each tenth of the rows, from none to all. Pure.
+
+    Args:
+        log_variances: (n,), the largest first.
+    """
+    if not len(log_variances):
+        return []
+    variances = np.exp(log_variances.astype(np.float64) - float(log_variances[0]))
+    gone = np.concatenate([[0.0], np.cumsum(variances)])
+    return [float(1 - gone[round(tenth * len(variances))] / gone[-1]) for tenth in _TENTHS]
 
 
 def _predicting(process: Process, artifact: str, name: str) -> Transform:

@@ -14,11 +14,11 @@ from functools import partial
 
 import structlog
 from celery import Celery
+from sqlalchemy.exc import OperationalError
 from ulid import ULID
 
-from gallery import errors, fits, fitting
+from gallery import errors, fits, fitting, orphans, repair
 from gallery.catalog.compactions import Looked
-from gallery.catalog.galleries import known_file
 from gallery.compact import merge
 from gallery.compact.plan import Rule
 from gallery.indexing import index_column, wanting
@@ -26,6 +26,7 @@ from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import drive
+from gallery.upgrade.refinement import Refinements
 from workers.app import WORK
 from workers.fitting import fit_pairs
 from workers.memory import give_back
@@ -49,6 +50,7 @@ class Worker:
         self.stopping = threading.Event()
         self._galleries = Galleries(store.catalog, store.files)
         self._searcher = Searcher.of(store)
+        self._refinements = Refinements(store, self._galleries, self._searcher)
         self._rule = Rule(settings.compact_segments, settings.compact_rows)
         #: galleries that had nothing to merge, as they were then
         self._compact: set[Looked] = set()
@@ -61,13 +63,14 @@ class Worker:
             or wanting(self.store, limit=1)
             or any(self._wants_merge(look) for look in self._looked())
             or merge.reclaimable(self.store, self.settings.retired_seconds)
+            or self._refinements.due()
             or fitting.due(self.store)
         )
 
     def work(self) -> None:
         """Do what is due until nothing is, or the process is told to stop: then the step under way is the last."""
         while not self.stopping.is_set():
-            if not self._urgent() and not self._compact_one() and not self._fit_one():
+            if not self._urgent() and not self._compact_one() and not self._measure_one() and not self._fit_one():
                 break
         if self.stopping.is_set():
             return
@@ -117,6 +120,10 @@ class Worker:
             self._compact.add(look)
         return False
 
+    def _measure_one(self) -> bool:
+        """One more point of what a refinement is worth."""
+        return any(self._refinements.look(upgrade_id) for upgrade_id in self._refinements.due())
+
     def _fit_one(self) -> bool:
         """Take one fit to its end. A training takes minutes, so it makes way for whatever is urgent between two steps."""
         return any(
@@ -150,6 +157,7 @@ class Worker:
             return merge.merge(self.store, look.gallery_id, segments)
         except (errors.GalleryError, FileNotFoundError) as error:
             log.warning("merge_failed", gallery=look.gallery_id, segments=segments, error=repr(error))
+            repair.attempt(self.store, error)
             return False
 
     def _sweep_files(self) -> None:
@@ -158,9 +166,13 @@ class Worker:
             return
         self._swept = time.monotonic()
         for folder in _SWEPT_FOLDERS:
-            with self.store.catalog.reading() as session:
-                known = known_file(session)
-                removed = self.store.files.sweep(folder, known=known, older_than=self.settings.orphan_seconds)
+            try:
+                removed = orphans.remove(
+                    self.store.catalog, self.store.files, folder, older_than=self.settings.orphan_seconds
+                )
+            except OperationalError as error:  # somebody has been writing for long; the next time will do
+                log.warning("orphans_left", folder=folder, error=repr(error))
+                return
             if removed:
                 log.info("orphans_removed", folder=folder, files=len(removed))
 

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.catalog import leases
 from gallery.catalog.tables import FitRow, now
 
 PENDING, RUNNING, COMPLETED, FAILED, CANCELLED = "pending", "running", "completed", "failed", "cancelled"
@@ -55,14 +56,14 @@ def wanting(session: Session, name: str) -> str | None:
     return session.scalar(select(FitRow.id).where(FitRow.name == name, FitRow.active))
 
 
-def due(session: Session) -> list[str]:
-    """Fits that wait, or whose holder went silent; the oldest first."""
-    return list(session.scalars(select(FitRow.id).where(_free(now())).order_by(FitRow.id)))
+def due(session: Session, seconds: float) -> list[str]:
+    """Fits that wait, or whose holder went silent, where leases are given for so many seconds; the oldest first."""
+    return list(session.scalars(select(FitRow.id).where(_free(now(), seconds)).order_by(FitRow.id)))
 
 
 def lease(session: Session, fit_id: str, *, owner: str, seconds: float) -> FitRow | None:
     """Lease a fit if it is free; the caller decides what its number of attempts means."""
-    statement = select(FitRow).where(FitRow.id == fit_id, _free(now())).with_for_update(of=FitRow)
+    statement = select(FitRow).where(FitRow.id == fit_id, _free(now(), seconds)).with_for_update(of=FitRow)
     row = session.scalar(statement.execution_options(populate_existing=True))
     if row is None:
         return None
@@ -120,8 +121,9 @@ def names_file(session: Session, name: str) -> bool:
     return session.scalar(select(FitRow.id).where(named).limit(1)) is not None
 
 
-def _free(moment: datetime) -> ColumnElement[bool]:
-    return or_(FitRow.state == PENDING, and_(FitRow.state == RUNNING, FitRow.leased_until < moment))
+def _free(moment: datetime, seconds: float) -> ColumnElement[bool]:
+    ended = leases.ended(FitRow.leased_until, moment, seconds)
+    return or_(FitRow.state == PENDING, and_(FitRow.state == RUNNING, ended))
 
 
 def _holding(lease: Lease) -> ColumnElement[bool]:

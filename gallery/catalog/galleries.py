@@ -25,15 +25,15 @@ from gallery.catalog.tables import (
 )
 
 
-def gallery_row(session: Session, name: str) -> GalleryRow:
-    """The row of a gallery.
+def gallery_row(session: Session, name: str, *, pointer: str | None = None) -> GalleryRow:
+    """The row of a gallery; `pointer` says where in a request its name stands.
 
     Raises:
         GalleryNotFound: none has the name.
     """
     row = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
     if row is None:
-        raise errors.GalleryNotFound(f"no gallery is named {name!r}; create it with POST /galleries")
+        raise errors.GalleryNotFound(f"no gallery is named {name!r}; create it with POST /galleries", pointer=pointer)
     return row
 
 
@@ -56,6 +56,14 @@ def add_gallery(
 def lock(session: Session, gallery_id: int) -> None:
     """Hold off other writers of a gallery without a change that a search could see."""
     session.execute(select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update())
+
+
+def free(session: Session, gallery_id: int) -> bool:
+    """Hold off other writers of a gallery, if none is at work; where it is deleted, none can be."""
+    if session.get(GalleryRow, gallery_id) is None:
+        return True
+    statement = select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update(skip_locked=True)
+    return session.scalar(statement) is not None
 
 
 def bump(session: Session, gallery_id: int) -> int:

@@ -86,6 +86,18 @@ def places(session: Session, gallery_id: int, ids: Sequence[str]) -> dict[str, t
     return found
 
 
+def ids_of(session: Session, segment_id: int) -> dict[int, str]:
+    """The id of each row of a segment, whether it is live or deleted."""
+    rows = session.execute(select(ItemRow.row, ItemRow.item_id).where(ItemRow.segment_id == segment_id))
+    return dict(rows.all())
+
+
+def live_in(session: Session, segment_id: int) -> int:
+    """Live items of a segment."""
+    there = (ItemRow.segment_id == segment_id, ItemRow.deleted_version.is_(None))
+    return session.scalar(select(func.count()).select_from(ItemRow).where(*there)) or 0
+
+
 def deleted_since(session: Session, gallery_id: int, version: int) -> Iterator[tuple[int, Rows]]:
     """Per segment, the rows that were deleted after `version`."""
     found: dict[int, list[int]] = defaultdict(list)

@@ -40,15 +40,17 @@ class NewTransformation:
     artifact: str
 
 
-def model_row(session: Session, name: str) -> ModelRow:
-    """The row of a model.
+def model_row(session: Session, name: str, *, pointer: str | None = None) -> ModelRow:
+    """The row of a model; `pointer` says where in a request its name stands.
 
     Raises:
         ModelNotFound: no model has the name.
     """
     row = session.scalar(select(ModelRow).where(ModelRow.name == name))
     if row is None:
-        raise errors.ModelNotFound(f"no model is registered as {name!r}; register it with POST /models")
+        raise errors.ModelNotFound(
+            f"no model is registered as {name!r}; register it with POST /models", pointer=pointer
+        )
     return row
 
 
@@ -93,7 +95,9 @@ def artifact_row(session: Session, sha256: str) -> ArtifactRow:
     """
     row = session.get(ArtifactRow, sha256)
     if row is None:
-        raise errors.ArtifactNotFound(f"no artifact {sha256} was uploaded; send it with PUT /artifacts/{sha256}")
+        raise errors.ArtifactNotFound(
+            f"no artifact {sha256} was uploaded; send it with PUT /artifacts/{sha256}", pointer="/artifact"
+        )
     return row
 
 
@@ -113,15 +117,17 @@ def add_artifact(session: Session, sha256: str, *, size: int, architecture: Mapp
     return True
 
 
-def transformation_row(session: Session, name: str) -> TransformationRow:
-    """The row of a transformation.
+def transformation_row(session: Session, name: str, *, pointer: str | None = None) -> TransformationRow:
+    """The row of a transformation; `pointer` says where in a request its name stands.
 
     Raises:
         TransformationNotFound: none has the name.
     """
     row = session.scalar(select(TransformationRow).where(TransformationRow.name == name))
     if row is None:
-        raise errors.TransformationNotFound(f"no transformation is registered as {name!r}")
+        raise errors.TransformationNotFound(
+            f"no transformation is registered as {name!r}; register it with POST /transformations", pointer=pointer
+        )
     return row
 
 
@@ -132,7 +138,10 @@ def add_transformation(session: Session, new: NewTransformation) -> bool:
         TransformationExists: another definition is registered under the name.
         WrongTransformation: its artifact does not map between these two models.
     """
-    source, target = model_row(session, new.source), model_row(session, new.target)
+    source, target = (
+        model_row(session, new.source, pointer="/source"),
+        model_row(session, new.target, pointer="/target"),
+    )
     artifact = artifact_row(session, new.artifact)
     row = session.scalar(select(TransformationRow).where(TransformationRow.name == new.name))
     if row is not None:

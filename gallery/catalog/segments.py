@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from sqlalchemy import bindparam, exists, func, select, update
+from sqlalchemy import Select, bindparam, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from gallery.catalog.tables import ColumnRow, GalleryRow, ItemRow, ModelRow, SegmentRow
@@ -14,6 +14,7 @@ from gallery.files import Written
 from gallery.lineage import EXACT, Lineage, Step, as_json, from_json
 from gallery.spaces import Transformation
 
+T = TypeVar("T")
 Origin = Literal["native", "derived"]
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
 
@@ -94,6 +95,22 @@ def set_index(column: ColumnRow, kind: str, parameters: dict[str, Any], written:
     column.index_file, column.index_sha256, column.index_bytes = written.name, written.sha256, written.bytes
 
 
+def drop_index(column: ColumnRow) -> None:
+    """Forget the index file of a column, which is searched exactly until it has another."""
+    column.index_kind, column.index_parameters = "flat", {}
+    column.index_file = column.index_sha256 = column.index_bytes = None
+
+
+def naming(session: Session, file: str) -> tuple[SegmentRow | None, ColumnRow | None]:
+    """What names a file: a segment its ids or side-information, or a column of it its vectors or index. Neither: nothing."""
+    either = or_(ColumnRow.file == file, ColumnRow.index_file == file)
+    found = session.execute(select(SegmentRow, ColumnRow).join(ColumnRow).where(either)).first()
+    if found is not None:
+        return found[0], found[1]
+    either = or_(SegmentRow.ids_file == file, SegmentRow.side_file == file)
+    return session.scalar(select(SegmentRow).where(either)), None
+
+
 def columns_of(session: Session, segments: Sequence[int]) -> dict[int, dict[str, ColumnRow]]:
     """The columns of segments, published or not, by segment and the model's name."""
     found: dict[int, dict[str, ColumnRow]] = {}
@@ -162,14 +179,20 @@ def without_model(session: Session, gallery_id: int, model_id: int) -> list[Segm
 
 def older(session: Session, gallery_id: int, model_id: int, newer: Sequence[int]) -> list[ColumnRow]:
     """A gallery's columns of a model in those segments that searches find by a column of a newer one."""
+    return list(session.scalars(_older(select(ColumnRow), gallery_id, model_id, newer)))
+
+
+def older_bytes(session: Session, gallery_id: int, model_id: int, newer: Sequence[int]) -> int:
+    """The bytes of these columns and their indexes."""
+    taken = select(func.sum(ColumnRow.bytes + func.coalesce(ColumnRow.index_bytes, 0)))
+    return int(session.scalar(_older(taken, gallery_id, model_id, newer)) or 0)
+
+
+def _older(statement: Select[T], gallery_id: int, model_id: int, newer: Sequence[int]) -> Select[T]:
     column = aliased(ColumnRow)
     has_newer = exists().where(column.segment_id == ColumnRow.segment_id, column.model_id.in_(newer), column.published)
-    return list(
-        session.scalars(
-            select(ColumnRow)
-            .join(SegmentRow)
-            .where(SegmentRow.gallery_id == gallery_id, ColumnRow.model_id == model_id, has_newer)
-        )
+    return statement.join(SegmentRow, SegmentRow.id == ColumnRow.segment_id).where(
+        SegmentRow.gallery_id == gallery_id, ColumnRow.model_id == model_id, has_newer
     )
 
 

@@ -266,6 +266,8 @@ class UpgradeRow(Base):
     report: Mapped[dict[str, Any]]
     #: no segment may be leased before this moment; how the throttle reaches every worker
     not_before: Mapped[datetime | None]
+    #: when that was set; a clock that is set back is told by it
+    not_before_set_at: Mapped[datetime | None]
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     request_sha256: Mapped[str | None] = mapped_column(String(64))
     error: Mapped[str | None]

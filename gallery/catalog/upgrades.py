@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.catalog import leases
 from gallery.catalog.models import as_transformation, transformation_row
 from gallery.catalog.tables import (
     EventRow,
@@ -305,10 +306,16 @@ def failures(session: Session, upgrade_id: str) -> list[UpgradeSegmentRow]:
 
 
 def slowest_search_ms(session: Session, gallery_id: int | None) -> float | None:
-    """The largest p99 that an API process measured of late."""
+    """The largest p99 that an API process measured of late.
+
+    One from the future is of a process that ended before the clock was set back: who lives renews it each second.
+    """
+    moment = now()
     return session.scalar(
         select(func.max(SearchLatencyRow.p99_ms)).where(
-            SearchLatencyRow.gallery_id == gallery_id, SearchLatencyRow.at > now() - _FRESH
+            SearchLatencyRow.gallery_id == gallery_id,
+            SearchLatencyRow.at > moment - _FRESH,
+            SearchLatencyRow.at < moment + _FRESH,
         )
     )
 
@@ -340,14 +347,14 @@ def events_after(session: Session, upgrade_id: str, event_id: int) -> list[Event
     )
 
 
-def _free(moment: datetime, seconds: float) -> ColumnElement[bool]:
-    """Nobody has it, or whoever had it went silent.
+def asked_by(session: Session, upgrade_id: str, state: str) -> str | None:
+    """Who brought an upgrade to a state the last time; None if nobody did, or nobody knows."""
+    came = (EventRow.upgrade_id == upgrade_id, EventRow.detail["state"].as_string() == state)
+    return session.scalar(select(EventRow.actor).where(*came).order_by(EventRow.id.desc()).limit(1))
 
-    A lease that seems to last far longer than any that is given now was given before the clock was set back; its holder, if
-    it lives, renews it by the new clock long before anyone looks.
-    """
-    until = UpgradeSegmentRow.leased_until
-    ended = or_(until < moment, until > moment + timedelta(seconds=2 * seconds))
+
+def _free(moment: datetime, seconds: float) -> ColumnElement[bool]:
+    ended = leases.ended(UpgradeSegmentRow.leased_until, moment, seconds)
     return or_(UpgradeSegmentRow.state == "pending", and_(UpgradeSegmentRow.state == "leased", ended))
 
 

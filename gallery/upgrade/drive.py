@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gallery import errors
+from gallery import errors, repair
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, UpgradeRow, now
@@ -19,6 +20,8 @@ from gallery.upgrade import gate, lifecycle, live, segment, sources, validation
 from gallery.upgrade.lanes import Lanes
 from gallery.upgrade.lifecycle import Changed, complete, drop, locked, move
 from gallery.upgrade.states import DRIVEN, State
+
+log = structlog.get_logger()
 
 
 def due(store: Store) -> list[str]:
@@ -165,7 +168,7 @@ def _due(session: Session, row: UpgradeRow, lease_seconds: float) -> bool:
 
 
 def _damaged(store: Store, upgrade_id: str) -> dict[int, str]:
-    """Columns of an upgrade whose bytes are not those that were written, and why; by id."""
+    """Columns of an upgrade whose bytes are not those that were written and could not be made anew, and why; by id."""
     with store.catalog.reading() as session:
         columns = list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == upgrade_id)))
     found: dict[int, str] = {}
@@ -173,17 +176,21 @@ def _damaged(store: Store, upgrade_id: str) -> dict[int, str]:
         try:
             verify(store.files, column.file, column.sha256)
         except errors.Damaged as error:
-            found[column.id] = str(error)
+            log.warning("column_damaged", upgrade=upgrade_id, segment=column.segment_id, error=str(error))
+            if not repair.attempt(store, error):
+                found[column.id] = str(error)
     return found
 
 
 def _set_aside(store: Store, upgrade_id: str, damaged: Mapping[int, str]) -> bool:
-    """Drop damaged columns and fail; a retry makes them anew from the source columns, which an upgrade never touches."""
+    """Drop columns that cannot be made anew now, and fail; a retry makes them, once what they are made from is whole again."""
     with store.catalog.transaction() as tx:
         row, _ = locked(tx.session, upgrade_id)
         if row.state != State.VERIFYING:
             return False
         columns = [column for key in damaged if (column := tx.session.get(ColumnRow, key)) is not None]
+        if not columns:  # another worker saw to them
+            return True
         for column in columns:
             upgrade_rows.set_aside(tx.session, row.id, column.segment_id, damaged[column.id])
         drop(store, tx, columns)

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import structlog
 
-from gallery import errors
+from gallery import errors, repair
 from gallery.catalog.upgrades import Lease
 from gallery.store import Store
 from gallery.upgrade import segment
@@ -102,6 +102,7 @@ def _recorded(store: Store, held: Lease) -> Iterator[None]:
         log.warning("segment_failed", upgrade=held.upgrade_id, segment=held.segment_id, error=repr(error))
         with suppress(errors.LeaseLost):  # whoever holds the segment now will record its own
             segment.fail(store, held, f"{type(error).__name__}: {error}")
+        repair.attempt(store, error)  # what it is made from may have been derived itself; the next attempt will tell
     except BaseException:
         with suppress(errors.LeaseLost):  # it may have been published before the process was told to stop
             segment.release(store, held)

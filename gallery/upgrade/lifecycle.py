@@ -78,23 +78,22 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
         UpgradeInProgress: the gallery has an upgrade that is not finished.
         IdempotencyKeyReused: the key came with another request before.
     """
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("start") as tx:
         session = tx.session
-        gallery = gallery_rows.gallery_row(session, new.gallery)
+        if (known := _known(session, new)) is not None:  # whatever became of its gallery since
+            return Changed(known, changed=False)
+        gallery = gallery_rows.gallery_row(session, new.gallery, pointer="/gallery")
         # A dry run changes nothing that a search sees, so the version stays; the lock is needed all the same.
         (gallery_rows.lock if new.dry_run else gallery_rows.bump)(session, gallery.id)
         session.refresh(gallery)
-        known = _known(session, new)  # after the lock: the first request with this key may have been under way
-        if known is not None:
+        if (known := _known(session, new)) is not None:  # the first request with this key was under way
             return Changed(known, changed=False)
         pinned = sources.pin(session, gallery, new.transformation, new.target_model)
         for transformation in (pinned.main, *pinned.others):
             _orderable(session, transformation, new.order)
         _alone(session, gallery)
         row = _upgrade(session, gallery, pinned, new)
-        _event(
-            session, row, actor, "started", transformation=pinned.main.name, artifact=row.artifact, others=row.others
-        )
+        _event(session, row, actor, "started", transformation=pinned.main.name, others=row.others)
         if gallery_rows.items_live(session, gallery.id) == 0:
             _complete_empty(session, row, gallery)
         else:
@@ -135,6 +134,8 @@ def retry(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed
             move(tx.session, row, _begun(row), actor=actor)
         elif forgiven == 0:
             return Changed(row.id, changed=False)
+        else:
+            _event(tx.session, row, actor, "retried", segments=forgiven)
     return Changed(row.id, changed=True)
 
 
@@ -192,14 +193,28 @@ def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Chan
         row, gallery = locked(tx.session, upgrade_id)
         if not _wants(tx.session, row, Verb.FINALIZE) or gallery is None:
             return Changed(row.id, changed=False)
-        stack = upgrade_rows.open_of(tx.session, gallery.id)
-        stack = stack[: [each.id for each in stack].index(row.id) + 1]
-        for at, each in enumerate(stack):
-            newer = [later.target_id for later in stack[at:]]
+        for each, newer in _with_below(tx.session, row, gallery.id):
             freed = drop(store, tx, segment_rows.older(tx.session, gallery.id, each.source_id, newer))
             each.report = {**each.report, "bytes_freed": freed, **({} if each is row else {"finalized_with": row.id})}
             move(tx.session, each, State.FINALIZED, actor=actor, bytes_freed=freed)
     return Changed(row.id, changed=True)
+
+
+def would_free(session: Session, row: UpgradeRow) -> int | None:
+    """The bytes that a finalize frees now; None where the upgrade takes none."""
+    if row.gallery_id is None or Verb.FINALIZE.value not in takes(session, row):
+        return None
+    return sum(
+        segment_rows.older_bytes(session, row.gallery_id, each.source_id, newer)
+        for each, newer in _with_below(session, row, row.gallery_id)
+    )
+
+
+def _with_below(session: Session, row: UpgradeRow, gallery_id: int) -> list[tuple[UpgradeRow, list[int]]]:
+    """An open upgrade and those that it lies on, each with the models that are newer than the one that it started at."""
+    stack = upgrade_rows.open_of(session, gallery_id)
+    stack = stack[: [each.id for each in stack].index(row.id) + 1]
+    return [(each, [later.target_id for later in stack[at:]]) for at, each in enumerate(stack)]
 
 
 def delete_gallery(store: Store, name: str, *, actor: str | None = None) -> None:
@@ -414,6 +429,13 @@ def drop(store: Store, tx: Transaction, columns: list[ColumnRow]) -> int:
 
 
 def _event(session: Session, row: UpgradeRow, actor: str | None, action: str, **detail: Any) -> None:
+    """Whatever is done is done with the artifact that the upgrade is pinned to."""
     upgrade_rows.record(
-        session, f"upgrade.{action}", gallery=row.gallery_name, upgrade_id=row.id, actor=actor, **detail
+        session,
+        f"upgrade.{action}",
+        gallery=row.gallery_name,
+        upgrade_id=row.id,
+        actor=actor,
+        artifact=row.artifact,
+        **detail,
     )

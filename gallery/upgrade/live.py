@@ -43,8 +43,17 @@ def due(measured: Mapping[str, Any], fraction: float, moment: datetime, share: f
     if not measured:
         return True
     since = moment - datetime.fromisoformat(measured["at"])
-    rested = since.total_seconds() >= measured["seconds"] * (1 / share - 1)
-    return rested and (fraction - measured["fraction"] >= _STEP or since >= _WAIT)
+    enough = fraction - measured["fraction"] >= _STEP or since >= _WAIT or since < timedelta(0)
+    return enough and rested(measured, moment, share)
+
+
+def rested(measured: Mapping[str, Any], moment: datetime, share: float) -> bool:
+    """Whether measuring would keep to its share of the time. Pure; arguments as of `due`."""
+    if not measured:
+        return True
+    since = (moment - datetime.fromisoformat(measured["at"])).total_seconds()
+    # Where the clock was set back, nobody knows how long ago it was.
+    return since < 0 or since >= measured["seconds"] * (1 / share - 1)
 
 
 def curve(points: Sequence[Mapping[str, Any]], point: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -114,7 +123,7 @@ def verified(row: UpgradeRow, compared: quality.Comparison | None, at: datetime)
             found = _seen(found, after, 1.0, at, 0.0)
         else:
             found |= {"expected_after": after}
-    return gate.judged(found, gate.shortfalls(row.gate, before, after, gate.UPGRADED), _text(at))
+    return gate.judged(found, gate.shortfalls(row.gate, before, after, gate.UPGRADED), text(at))
 
 
 def served(row: UpgradeRow) -> dict[str, Any]:
@@ -138,7 +147,7 @@ def _record(
         moment = now()
         missed = gate.shortfalls(row.gate, before, after, gate.NOW)
         found = _seen({**row.quality, "before": before}, after, fraction, moment, seconds)
-        row.quality = gate.judged(found, missed, _text(moment))
+        row.quality = gate.judged(found, missed, text(moment))
         if gate.stops(row.quality):
             move(tx.session, row, State.PAUSED, error=gate.in_words(missed))
 
@@ -150,12 +159,13 @@ def _seen(
     told = {
         **found,
         "now": after,
-        "measured": {"at": _text(at), "fraction": fraction, "seconds": seconds},
+        "measured": {"at": text(at), "fraction": fraction, "seconds": seconds},
     }
     if after is not None:
         told["by_progress"] = curve(found.get("by_progress") or [], {"fraction": fraction, **after})
     return told
 
 
-def _text(moment: datetime) -> str:
+def text(moment: datetime) -> str:
+    """A moment as RFC 3339 has it."""
     return moment.isoformat().replace("+00:00", "Z")

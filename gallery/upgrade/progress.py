@@ -11,11 +11,17 @@ from sqlalchemy.orm import Session
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, now
 from gallery.catalog.upgrades import Counts
-from gallery.upgrade import gate
+from gallery.upgrade import gate, throttle
 from gallery.upgrade.segment import hold
 from gallery.upgrade.states import State
 
 _STALLED_AFTER = timedelta(seconds=15)
+#: what a worker does in one step, and what it may mean that it takes long
+_ONE_STEP = {
+    State.PENDING: "no worker has taken it up",
+    State.VALIDATING: "a worker checks and measures it for a while, or died at that and no other has taken it up",
+    State.VERIFYING: "a worker reads every new column again, or none has taken that up",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +65,30 @@ def progress(session: Session, row: UpgradeRow) -> Progress:
         segments_failed=counts.segments.get("failed", 0),
         fraction=done / total if total else float(finished),
         items_per_second=rate,
-        eta_seconds=(total - done) / rate if rate and row.state == State.RUNNING else None,
+        eta_seconds=_eta(session, row, total - done, rate),
     )
 
 
 def conditions(session: Session, row: UpgradeRow) -> list[Condition]:
     """Why it does not go at full speed: paused, waiting, throttled, stalled, failed, or below its gate."""
     failed = upgrade_rows.failures(session, row.id) if row.state in (State.RUNNING, State.PAUSED, State.FAILED) else []
-    found = [*_stopped(row, segments_failed=bool(failed)), *_waiting(session, row)]
+    found = [*_stopped(session, row, segments_failed=bool(failed)), *_waiting(session, row)]
     if failed:
         said = failed[0].error or "see .../failures"
         found.append(Condition("segments_failed", row.state_since, "attempts_exhausted", f"{said}; see .../failures"))
     return [*found, *_gate(row)]
 
 
-def _stopped(row: UpgradeRow, *, segments_failed: bool) -> list[Condition]:
+def _stopped(session: Session, row: UpgradeRow, *, segments_failed: bool) -> list[Condition]:
     """In a state that lasts until a person does something."""
     since = row.state_since
     if row.state == State.PAUSED:
         if gate.stops(row.quality):
             detail = "its gate closed; resume it with POST .../resume, which goes on in spite of that, or cancel it"
             return [Condition("paused", since, "gate_closed", detail)]
-        return [Condition("paused", since, "requested", "resume it with POST .../resume")]
+        who = upgrade_rows.asked_by(session, row.id, State.PAUSED)
+        by = f"paused by {who}" if who is not None else "paused as somebody asked for"
+        return [Condition("paused", since, "requested", f"{by}; resume it with POST .../resume")]
     if row.state == State.AWAITING_CUTOVER:
         return [Condition("awaiting_cutover", since, "manual_cutover", "let it serve with POST .../cutover")]
     if row.state == State.FAILED:
@@ -102,9 +110,8 @@ def _waiting(session: Session, row: UpgradeRow) -> list[Condition]:
     """In a state in which workers have something to do, and do it slowly or not."""
     if row.state == State.RUNNING:
         return _running(session, row)
-    if row.state in (State.PENDING, State.VERIFYING) and now() - row.state_since > _STALLED_AFTER:
-        detail = "no worker has taken it up, or one is at it for a while; is one running?"
-        return [Condition("stalled", row.state_since, "no_worker", detail)]
+    if row.state in _ONE_STEP and now() - row.state_since > _STALLED_AFTER:
+        return [Condition("stalled", row.state_since, "no_worker", f"{_ONE_STEP[State(row.state)]}; is one running?")]
     return []
 
 
@@ -123,9 +130,23 @@ def _running(session: Session, row: UpgradeRow) -> list[Condition]:
     held = hold(session, row)
     if held is not None:
         return [Condition("throttled", last, *held)]
-    if now() - last > _STALLED_AFTER and upgrade_rows.has_free_segment(session, row.id):
+    if now() - last <= _STALLED_AFTER:
+        return []
+    if upgrade_rows.has_free_segment(session, row.id):
         return [Condition("stalled", last, "no_worker", "segments wait and no worker takes them; is one running?")]
+    if not counts.segments.get("leased"):
+        return [Condition("stalled", last, "no_worker", "all is done and no worker verifies it; is one running?")]
     return []
+
+
+def _eta(session: Session, row: UpgradeRow, left: int, rate: float | None) -> float | None:
+    """Null where nobody knows: before the first segment is done, at rest, and while slow searches hold it back."""
+    if not rate or row.state != State.RUNNING:
+        return None
+    held = hold(session, row)
+    if held is not None and held[0] == throttle.SEARCH_P99:
+        return None
+    return max(left / rate, throttle.least_seconds(row.throttle, left))
 
 
 def _rate(row: UpgradeRow, counts: Counts, done: int) -> float | None:
@@ -139,4 +160,5 @@ def _rate(row: UpgradeRow, counts: Counts, done: int) -> float | None:
 def quality(row: UpgradeRow) -> dict[str, Any]:
     """What was measured with probes: before, now, expected after; null where there is nothing to measure with."""
     told = {name: row.quality.get(name) for name in ("before", "now", "expected_after")}
-    return {**told, "by_progress": row.quality.get("by_progress") or []}
+    refined = row.quality.get("refinement") or {}
+    return {**told, "by_progress": row.quality.get("by_progress") or [], "by_refinement": refined.get("points") or []}

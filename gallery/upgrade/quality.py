@@ -158,7 +158,7 @@ def _find(
     )
     try:
         answer = searcher.search(world, row.gallery_name, request)
-    except errors.NoRoute:
+    except (errors.NoRoute, errors.ModelRetired):
         return None
     hits = [answer.hits(at) for at in range(len(probes))]
     return Found(probes, [[hit.id for hit in each] for each in hits], [[hit.score for hit in each] for each in hits])

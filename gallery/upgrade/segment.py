@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy.orm import Session
 
@@ -66,7 +67,7 @@ def lease(store: Store, upgrade_id: str, owner: str) -> Lease | None:
         )
         if row is None:
             return None
-        upgrade.not_before = throttle.after_lease(upgrade.throttle, row.rows, upgrade.not_before, now())
+        _wait(upgrade, throttle.after_lease(upgrade.throttle, row.rows, _waits(upgrade), now()))
         # Who had it before may have died of it, and shall not take another segment along. And a part of the time is only kept
         # to if nothing goes on beside what is timed.
         alone = row.attempts > 1 or upgrade.throttle.get("duty_cycle") is not None
@@ -78,7 +79,7 @@ def hold(session: Session, upgrade: UpgradeRow) -> tuple[str, str] | None:
     p99 = None
     if upgrade.throttle.get("max_search_p99_ms") is not None:
         p99 = upgrade_rows.slowest_search_ms(session, upgrade.gallery_id)
-    return throttle.held_back(upgrade.throttle, upgrade.not_before, now(), p99)
+    return throttle.held_back(upgrade.throttle, _waits(upgrade), now(), p99)
 
 
 def derive(store: Store, held: Lease) -> Derived | None:
@@ -191,7 +192,7 @@ def _publish(session: Session, held: Lease, derived: Derived, index: Built | Non
         segment_rows.set_index(added, index.kind, index.parameters, index.file)
     row.state, row.owner, row.leased_until, row.error, row.done_at = "done", None, None, None, now()
     seconds = time.monotonic() - derived.begun
-    upgrade.not_before = throttle.after_segment(upgrade.throttle, seconds, upgrade.not_before, now())
+    _wait(upgrade, throttle.after_segment(upgrade.throttle, seconds, _waits(upgrade), now()))
 
 
 def _skip(store: Store, held: Lease) -> None:
@@ -199,6 +200,14 @@ def _skip(store: Store, held: Lease) -> None:
         _publishing(tx.session, held)
         row = upgrade_rows.segment_work(tx.session, held)
         row.state, row.owner, row.leased_until, row.done_at = "skipped", None, None, now()
+
+
+def _waits(upgrade: UpgradeRow) -> datetime | None:
+    return throttle.believed(upgrade.not_before, upgrade.not_before_set_at, now())
+
+
+def _wait(upgrade: UpgradeRow, until: datetime | None) -> None:
+    upgrade.not_before, upgrade.not_before_set_at = until, now()
 
 
 def _publishing(session: Session, held: Lease) -> UpgradeRow:

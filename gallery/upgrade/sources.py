@@ -56,7 +56,7 @@ def pin(session: Session, gallery: GalleryRow, transformation: str | None, targe
     """
     held = _held(session, gallery)
     named = _named(session, gallery, transformation, target, held) if transformation is not None else None
-    to = named.target if named is not None else model_rows.model_row(session, target or "")
+    to = named.target if named is not None else model_rows.model_row(session, target or "", pointer="/target_model")
     pointer = "/target_model" if named is None else "/transformation"
     _elsewhere(session, gallery, to, pointer)
     latest = {row.source_id: row for row in _forward_to(session, to.id) if row.source_id in held}
@@ -120,7 +120,7 @@ def _named(
     session: Session, gallery: GalleryRow, name: str, target: str | None, held: frozenset[int]
 ) -> TransformationRow:
     """The transformation of a name; it must lead forward from a model that the gallery has columns of."""
-    row = model_rows.transformation_row(session, name)
+    row = model_rows.transformation_row(session, name, pointer="/transformation")
     if target is not None and row.target.name != target:
         raise errors.WrongTransformation(
             f"{row.name} leads to {row.target.name}, not {target}", pointer="/target_model"

@@ -1,7 +1,8 @@
 """How fast an upgrade may go. Pure: decisions over moments, which the catalog carries to every worker.
 
 The throttle is one moment per upgrade, `not_before`: no worker leases a segment earlier. A rate moves it when a segment is
-leased, a duty cycle when one is done, so that several workers share one limit.
+leased, a duty cycle when one is done, so that several workers share one limit. With it goes the moment at which it was set:
+that lies in the future only where a clock was set back, and then nobody knows how long the wait still is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 SEARCH_P99 = "search_p99_above_limit"
+_SKEW = timedelta(minutes=1)  # by which the clocks of two hosts may differ
+
+
+def believed(not_before: datetime | None, set_at: datetime | None, now: datetime) -> datetime | None:
+    """The moment until which an upgrade waits; None if it does not, or if the clock was set back since.
+
+    Args:
+        not_before: as the catalog has it.
+        set_at: when it was set.
+        now: this moment, by the clock of whoever asks.
+    """
+    return None if set_at is not None and set_at > now + _SKEW else not_before
 
 
 def after_lease(throttle: Mapping[str, Any], rows: int, not_before: datetime | None, now: datetime) -> datetime | None:
@@ -32,9 +45,14 @@ def after_segment(
 
 
 def predicted_seconds(throttle: Mapping[str, Any], items: int, rate: float) -> float:
-    """How long `items` take at a measured rate of items per second, as one worker is throttled."""
-    working = items / rate / (throttle.get("duty_cycle") or 1)
-    return max(working, items / limit) if (limit := throttle.get("items_per_second")) else working
+    """How long `items` take at a rate of items per second that was measured at full speed, as one worker is throttled."""
+    return max(items / rate / (throttle.get("duty_cycle") or 1), least_seconds(throttle, items))
+
+
+def least_seconds(throttle: Mapping[str, Any], items: int) -> float:
+    """How long `items` take at the very least: what was done until now may have been done before the limit was felt."""
+    limit = throttle.get("items_per_second")
+    return items / limit if limit else 0.0
 
 
 def held_back(

@@ -38,7 +38,7 @@ def validate(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id:
             return False
     found = _measured(store, galleries, searcher, row)
     error = found.report.error
-    with store.catalog.transaction() as tx:
+    with store.catalog.transaction("validate") as tx:
         row = _held(tx, row)
         if row.state != State.VALIDATING:
             return False

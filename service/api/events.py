@@ -81,7 +81,8 @@ class _Follower:
         if event.action not in _STATES:
             return b""
         state = _STATES[event.action] or event.detail.get("state")
-        return _message("state", event.id, _state(self.upgrade_id, {**event.detail, "state": state, "at": event.at}))
+        told = {**event.detail, "state": state, "at": event.at, "actor": event.actor}
+        return _message("state", event.id, _state(self.upgrade_id, told))
 
 
 @router.get(

@@ -313,7 +313,7 @@ def read_fit(process: Process, fit_id: str) -> Fit:
 
 
 def _from_json(body: FitBody, process: Process) -> NewPairs:
-    target = process.seen(lambda world: world.model(body.target))
+    target = process.seen(lambda world: world.model(body.target, pointer="/target"))
     unlabelled = [at for at, pair in enumerate(body.pairs) if pair.label is None]
     if unlabelled and len(unlabelled) < len(body.pairs):
         raise errors.InvalidItem("label all pairs, or none", pointer=f"/pairs/{unlabelled[0]}/label")

@@ -233,7 +233,7 @@ def create_gallery(
 
     def write() -> Gallery:
         with process.store.catalog.transaction() as tx:
-            model = model_rows.model_row(tx.session, body.model)
+            model = model_rows.model_row(tx.session, body.model, pointer="/model")
             row = gallery_rows.add_gallery(
                 tx.session, name=body.name, model=model, index=body.index, storage_dtype=body.storage_dtype
             )
@@ -414,7 +414,9 @@ def put_probes(
         for at, probe in enumerate(body.probes):
             vectors = {}
             for name, vector in probe.vectors.items():
-                model = registry.models.get(name) or model_rows.as_model(model_rows.model_row(tx.session, name))
+                model = registry.models.get(name) or model_rows.as_model(
+                    model_rows.model_row(tx.session, name, pointer=f"/probes/{at}/vectors/{name}")
+                )
                 vectors[name] = accept(vector.reshape(1, -1), model, pointer=f"/probes/{at}/vectors/{name}")[0]
             accepted.append((vectors, probe.relevant))
         quality.put_probes(tx.session, row.id, accepted)
@@ -424,7 +426,7 @@ def put_probes(
 def _from_json(body: ItemsBody, process: Process) -> NewItems:
     """The items as arrays; each vector's width is checked here, where the item can be named."""
     within(len(body.items), process.store.settings.max_items_per_upsert, "max_items_per_upsert", "/items")
-    model = process.seen(lambda world: world.model(body.model))
+    model = process.seen(lambda world: world.model(body.model, pointer="/model"))
     ids = [item.id for item in body.items]
     try:
         embeddings = _stack([item.embedding for item in body.items], model.dimension, model.name, "embedding")

@@ -358,6 +358,7 @@ def _keep(
 
     def write() -> tuple[bool, Artifact]:
         with process.store.catalog.transaction() as tx:
+            process.store.files.claim([artifact_file(upload.sha256)])
             created = model_rows.add_artifact(tx.session, upload.sha256, size=upload.size, architecture=architecture)
             if created:
                 upgrade_rows.record(tx.session, "artifact.stored", actor=actor, artifact=upload.sha256)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from gallery import errors
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, UpgradeSegmentRow
-from gallery.upgrade import drive, lifecycle, progress
+from gallery.upgrade import drive, lifecycle, progress, refinement
 from gallery.upgrade.lifecycle import Changed, NewUpgrade
 from gallery.upgrade.plan import Order
 from gallery.upgrade.states import State, allowed
@@ -96,6 +96,10 @@ class CutoverBody(Body):
     accept_below_gate: bool = Field(default=False, description="Let it serve although its gate is missed.")
 
 
+class NothingBody(Body):
+    """Nothing: this verb takes no options, and what it does not know it does not pass over."""
+
+
 class UndoBody(Body):
     """Consent to what an undo would cost."""
 
@@ -145,6 +149,13 @@ class Point(Measures):
     fraction: float = Field(description="Of the items, what was done.")
 
 
+class Refined(Measures):
+    """Quality at some refinement."""
+
+    fraction: float = Field(description="Of the items, those whose vector the target model itself made.")
+    items: int = Field(description="How many these were.")
+
+
 class Quality(BaseModel):
     """What was measured with probes; null where there is nothing to measure with."""
 
@@ -155,6 +166,9 @@ class Quality(BaseModel):
         "an upgrade that is not progressive, over the upgraded columns themselves."
     )
     by_progress: list[Point] = Field(description="`now` while a progressive upgrade ran; at most 128 points, evenly.")
+    by_refinement: list[Refined] = Field(
+        description="Queries of the target model after the upgrade, while items were embedded again; at most 128 points."
+    )
 
 
 class Condition(BaseModel):
@@ -203,6 +217,7 @@ class Upgrade(BaseModel):
     )
     conditions: list[Condition]
     allowed: list[str] = Field(description="Verbs that it takes now.")
+    finalize_frees: int | None = Field(description="Bytes that a finalize would free now; null where it takes none.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -233,10 +248,20 @@ class Failures(BaseModel):
 
 
 class Refinement(BaseModel):
-    """Ids in the order in which embedding them from raw data pays most."""
+    """Ids in the order in which embedding them from raw data pays most, and what it paid so far."""
 
     ids: list[str]
     next_page_token: str | None
+    native_items: int = Field(description="Items whose vector the target model itself made.")
+    derived_items: int = Field(description="Items that could still be embedded again: all ids of this list.")
+    fraction: float = Field(description="Of both, the native ones.")
+    quality: list[Refined] = Field(
+        description="Measured with probes as `fraction` grew; of the upgrade's `quality` too."
+    )
+    predicted_variance_left: list[float] = Field(
+        description="After each tenth of this list, from none of it to all: the share of the variance that the "
+        "transformation predicts which is left. Where it hardly falls any more, embedding again hardly pays."
+    )
 
 
 @router.post(
@@ -350,7 +375,18 @@ _CUTOVER = {
         already=Upgrade,
     ),
 }
-_VERB = {"status_code": 202, **documented(errors.UpgradeNotFound, errors.InvalidStateTransition, already=Upgrade)}
+_VERB = {
+    "status_code": 202,
+    **documented(
+        errors.UpgradeNotFound,
+        errors.InvalidStateTransition,
+        takes=NothingBody,
+        example={},
+        optional=True,
+        already=Upgrade,
+    ),
+}
+_Nothing = Annotated[NothingBody, Depends(Json(NothingBody, optional=True))]
 _UNDO = {
     "status_code": 202,
     **documented(
@@ -367,13 +403,17 @@ _Undo = Annotated[UndoBody, Depends(Json(UndoBody, optional=True))]
 
 
 @router.post("/{upgrade}/pause", **_VERB)
-def pause(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+def pause(
+    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+) -> Upgrade:
     """Lease no more segments; the one under way finishes. 200 if it is paused already."""
     return _done(process, response, lambda: lifecycle.pause(process.store, upgrade, actor=caller.name))
 
 
 @router.post("/{upgrade}/resume", **_VERB)
-def resume(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+def resume(
+    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+) -> Upgrade:
     """Go on where it stopped; after a failure, with another try for what failed. 200 if it runs already.
 
     Where its gate had stopped an upgrade that had begun, it goes on in spite of that; `retry` would measure it again.
@@ -382,7 +422,9 @@ def resume(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, 
 
 
 @router.post("/{upgrade}/retry", **_VERB)
-def retry(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+def retry(
+    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+) -> Upgrade:
     """Try the failed segments again, and only those. 200 if none failed."""
     return _done(process, response, lambda: lifecycle.retry(process.store, upgrade, actor=caller.name))
 
@@ -416,7 +458,9 @@ def cutover(
 
 
 @router.post("/{upgrade}/finalize", **_VERB)
-def finalize(caller: MayAdmin, _: RequestSlot, upgrade: str, process: ProcessDep, response: Response) -> Upgrade:
+def finalize(
+    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+) -> Upgrade:
     """Let go of the older models' columns: no way back, and their bytes are free. 200 if it was done before.
 
     What it started on top of is finalized with it.
@@ -468,13 +512,25 @@ def list_failures(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, pro
 
 @router.get("/{upgrade}/refinement", **documented(errors.UpgradeNotFound, NoUncertainty))
 def get_refinement(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, process: ProcessDep) -> Refinement:
-    """List ids in the order in which embedding them again from raw data pays most: the least certain first."""
+    """List ids in the order in which embedding them again from raw data pays most: the least certain first.
+
+    Send what comes of it with `POST /galleries/{gallery}/items` in the target model: it takes the place of what was derived.
+    """
     with process.store.catalog.reading() as session:
         row = upgrade_rows.upgrade_row(session, upgrade)
+        counted = refinement.refined(session, row)
     start = page.after if isinstance(page.after, int) else 0
     end = start + page.size
-    ids, total = least_certain(process, row, slice(start, end))
-    return Refinement(ids=ids, next_page_token=token(end) if end < total else None)
+    listed = least_certain(process, row, slice(start, end))
+    return Refinement(
+        ids=listed.ids,
+        next_page_token=token(end) if end < listed.total else None,
+        native_items=counted.native,
+        derived_items=counted.derived,
+        fraction=counted.fraction,
+        quality=[Refined(**point) for point in progress.quality(row)["by_refinement"]],
+        predicted_variance_left=listed.left,
+    )
 
 
 def read_upgrade(process: Process, upgrade_id: str) -> Upgrade:
@@ -524,6 +580,7 @@ def _upgrade(session: Session, row: UpgradeRow) -> Upgrade:
         report=row.report,
         conditions=[Condition.model_validate(each, from_attributes=True) for each in progress.conditions(session, row)],
         allowed=lifecycle.takes(session, row),
+        finalize_frees=lifecycle.would_free(session, row),
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,

@@ -159,14 +159,14 @@ def running(system: System) -> Iterator[System]:
         system.stop()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, what: Callable[[], str]) -> Any:
-    """Wait until a condition holds; its value."""
+def wait_for(condition: Callable[[], Any], seconds: float, what: Callable[[], str], *, every: float = 0.02) -> Any:
+    """Wait until a condition holds; its value. One that costs the service something is better not asked for all the time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         value = condition()
         if value:
             return value
-        time.sleep(0.02)
+        time.sleep(every)
     raise AssertionError(f"after {seconds:g} s: {what()}")
 
 

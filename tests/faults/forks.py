@@ -96,7 +96,7 @@ class Nursery:
 
 
 def _serve() -> None:
-    for module in ("forwardfill.cli", "models.runtime", "service.main", "workers.main"):
+    for module in ("forwardfill.cli", "models.fitting", "models.runtime", "service.main", "workers.main"):
         importlib.import_module(module)  # here, so that no child has to
     living = set()
     for line in sys.stdin:

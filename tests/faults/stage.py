@@ -11,20 +11,23 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy import select
 
 from gallery import verify
-from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
+from gallery.catalog.fits import fit_row
+from gallery.catalog.tables import ColumnRow, EventRow, GalleryRow, SegmentRow
 from gallery.catalog.transaction import Catalog
 from gallery.faults import VARIABLE
 from gallery.files import Files
-from tests.acceptance.gallery_world import World, base64_of
+from tests.acceptance.gallery_world import NEW, World, base64_of
 from tests.acceptance.system import Api, Process, Spawn, System, execute, ok, wait_for
 from tests.faults.history import violations
 from tests.faults.record import ITEMS, Book, Client, Traffic
 from tests.faults.servers import Postgres, Redis
 
 SECONDS = 120.0
+_ASK_SECONDS = 0.1  # a document is counted from rows each time, on the cores that the worker needs
 _REQUESTS = 4
 _SETTINGS = {"lease_seconds": "2", "exact_below": "8", "sweep_seconds": "0.2"}
 #: an index file for every segment, in which every row is read: so that its making is a step, and its answers are exact
@@ -142,12 +145,59 @@ class Try:
 
     def wait(self, state: str) -> dict[str, Any]:
         """Wait for a state of the upgrade."""
-        wait_for(lambda: self.document()["state"] == state, SECONDS, lambda: f"not {state}: {self.document()}")
+        wait_for(
+            lambda: self.document()["state"] == state,
+            SECONDS,
+            lambda: f"not {state}: {self.document()}",
+            every=_ASK_SECONDS,
+        )
         return self.document()
 
     def verb(self, name: str, api: Api | None = None) -> int:
         """Ask for something; the status of the answer."""
         return (api or self.stage.api).http.post(f"/admin/upgrades/{self.upgrade}/{name}").status_code
+
+    # --- a fit --------------------------------------------------------------------------------------------------------
+
+    def fit(self, api: Api) -> dict[str, Any]:
+        """Ask for a fit of what a third model makes of some items, as often as one likes.
+
+        Not of the target model: searches on the way there would map by what was fitted, since it was registered last.
+        """
+        ids, third = ITEMS[:24], f"{self.world.gallery}-third"
+        model = {"name": third, "dimension": NEW, "metric": "euclidean", "normalized": False}
+        ok(self.stage.api.http.post("/models", json=model))
+        vectors = np.random.default_rng(0).normal(size=(len(ids), NEW)).astype(np.float32)
+        pairs = [{"id": item, "embedding": base64_of(vector)} for item, vector in zip(ids, vectors, strict=True)]
+        body = {"gallery": self.world.gallery, "target": third, "name": self.fitted, "method": "affine"}
+        key = {"Idempotency-Key": self.fitted}
+        answer: dict[str, Any] = ok(api.http.post("/transformations/fit", json={**body, "pairs": pairs}, headers=key))
+        return answer
+
+    @property
+    def fitted(self) -> str:
+        """Of a transformation that is fitted to this gallery."""
+        return f"{self.world.gallery}-fitted"
+
+    def wait_fitted(self, fit: str) -> None:
+        """Wait for the end of a fit: its transformation is there, by the artifact that the fit names, and its pairs are gone."""
+        http = self.stage.api.http
+        done = wait_for(
+            lambda: (
+                (found := ok(http.get(f"/transformations/fits/{fit}")))["state"] in ("completed", "failed") and found
+            ),
+            SECONDS,
+            lambda: str(ok(http.get(f"/transformations/fits/{fit}"))),
+            every=_ASK_SECONDS,
+        )
+        assert done["state"] == "completed", done["error"]
+        registered = ok(http.get(f"/transformations/{self.fitted}"))
+        assert registered["artifact"] == done["artifact"], (registered, done)
+        assert registered["evaluation"]["fit"] == fit, registered
+        assert verify.artifacts(self.stage.catalog, self.stage.files).problems == []
+        with self.stage.catalog.reading() as session:
+            row = fit_row(session, fit)
+            assert (row.ids_file, row.vectors_file) == (None, None)
 
     # --- what happens meanwhile, and what is left ---------------------------------------------------------------------
 
@@ -178,6 +228,16 @@ class Try:
                     .where(GalleryRow.name == self.world.gallery, ColumnRow.origin == "native")
                 )
             )
+
+    def repaired(self) -> list[str]:
+        """The files that were found damaged and made anew."""
+        with self.stage.catalog.reading() as session:
+            details = session.scalars(
+                select(EventRow.detail).where(
+                    EventRow.gallery == self.world.gallery, EventRow.action.endswith(".repaired")
+                )
+            )
+            return [detail["file"] for detail in details]
 
     def damaged(self) -> list[str]:
         """What `forwardfill verify` says."""

@@ -10,9 +10,11 @@ import pytest
 from gallery.faults import POINTS
 from tests.faults.cases import (
     cases,
+    derived_column_is_damaged,
     two_start_at_once,
     worker_dies,
     worker_freezes,
+    worker_freezes_and_its_files_are_collected,
     writing_api_dies,
 )
 from tests.faults.forks import Nursery
@@ -25,6 +27,10 @@ PART: dict[str, Play] = {
     ),
     "a worker is frozen past its lease": partial(worker_freezes, point="rename:stop:2"),
     "two start an upgrade at once": two_start_at_once,
+    "a derived column is damaged before all is done": derived_column_is_damaged,
+    "a worker is frozen and its files are collected": partial(
+        worker_freezes_and_its_files_are_collected, point="written:stop:2"
+    ),
 }
 
 

@@ -21,6 +21,7 @@ from gallery.spaces import Space
 from gallery.transforms import artifact_file
 from gallery.upgrade.states import State
 from tests.gallery.world import GALLERY, WITH_SIDE, World
+from tests.service.world import opened
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """An upgraded gallery: two segments, the first with index files, in two models."""
     monkeypatch.setenv("FORWARDFILL_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("FORWARDFILL_ORPHAN_SECONDS", "3600")
+    monkeypatch.setenv("FORWARDFILL_EXACT_BELOW", "20")
     monkeypatch.setenv("COLUMNS", "200")
     opened = World.open(tmp_path / "data", exact_below=20).prepare(
         ("forward", "old", "new", WITH_SIDE), index={"kind": "hnsw"}
@@ -180,6 +182,40 @@ def test_what_is_wrong_is_found_and_named(world: World, damage: Callable[[World]
     assert found.exit_code == 1, found.output
     told = [line for line in found.output.splitlines() if ": " in line]
     assert any(all(word in line for word in expected) for line in told), found.output
+
+
+def test_with_repair_it_makes_anew_what_it_can_and_names_the_rest(world: World) -> None:
+    missing, row = a_missing_index(world)[2], column(world, index=False)
+    with world.store.catalog.reading() as session:
+        native = session.scalars(select(ColumnRow.file).where(ColumnRow.origin == "native")).first()
+    flip(world.store.files.path(native or ""))
+    found = run("verify", "--repair")
+    assert found.exit_code == 1, found.output
+    told = [line for line in found.output.splitlines() if ": " in line]
+    assert any(missing in line and "the index was built anew from its column" in line for line in told), found.output
+    assert any((native or "") in line and "items again" in line for line in told), found.output
+    again = run("verify", GALLERY, "--repair")
+    assert again.exit_code == 1, again.output
+    assert missing not in again.output
+    assert run("verify", "nowhere", "--repair").exit_code == 2
+    assert row.file not in again.output
+
+
+def test_a_derived_column_is_repaired_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDFILL_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "200")
+    with opened(tmp_path) as service:
+        service.prepared().filled().upgraded()
+        answers = [service.new_search(axis)["hits"] for axis in range(4)]
+        with service.store.catalog.reading() as session:
+            name = session.scalars(select(ColumnRow.file).where(ColumnRow.origin == "derived")).first()
+        flip(service.store.files.path(name or ""))
+        repaired = run("verify", "--repair")
+        assert repaired.exit_code == 0, repaired.output
+        assert "the new vectors were made anew from old by old-to-new" in repaired.output
+        assert run("verify").exit_code == 0
+        service.app.state.process.galleries.refresh()  # which it does every quarter of a second
+        assert [service.new_search(axis)["hits"] for axis in range(4)] == answers
 
 
 def test_what_cannot_be_verified_is_refused(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

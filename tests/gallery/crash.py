@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from gallery import orphans
 from gallery.catalog.galleries import files_of
 from gallery.catalog.tables import GalleryRow
 from gallery.catalog.transaction import Catalog, Transaction
@@ -170,9 +171,8 @@ def named_files(world: World) -> set[str]:
 
 def sweep(world: World) -> set[str]:
     """Reclaim what no row names, however young; returns it."""
-    named = named_files(world)
     return {
         name
         for folder in ("columns", "indexes")
-        for name in world.store.files.sweep(folder, known=named.__contains__, older_than=-60)
+        for name in orphans.remove(world.store.catalog, world.store.files, folder, older_than=-60)
     }

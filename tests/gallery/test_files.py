@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,12 @@ from gallery.files import PART, Files
 def files(tmp_path: Path) -> Files:
     """An empty folder."""
     return Files(tmp_path / "data")
+
+
+def sweep(files: Files, folder: str, *, known: Callable[[str], bool], older_than: float) -> list[str]:
+    return files.remove_unknown(
+        files.unknown(folder, known=known, older_than=older_than), known=known, older_than=older_than
+    )
 
 
 def put(files: Files, name: str, *, age: float = 0) -> None:
@@ -81,10 +88,21 @@ def test_the_sweep_takes_what_is_old_and_unknown_and_nothing_else(files: Files) 
     for name in ("c/known", "c/1/unknown", "c/torn.npy" + PART, "other/unknown"):
         put(files, name, age=100)
     put(files, "c/young")
-    assert files.sweep("c", known={"c/known"}.__contains__, older_than=50) == ["c/1/unknown", "c/torn.npy" + PART]
+    assert sweep(files, "c", known={"c/known"}.__contains__, older_than=50) == ["c/1/unknown", "c/torn.npy" + PART]
     left = {path.relative_to(files.root).as_posix() for path in files.root.rglob("*") if path.is_file()}
     assert left == {"c/known", "c/young", "other/unknown"}
 
 
+def test_what_is_about_to_be_named_is_young_again_or_is_not_named(files: Files) -> None:
+    put(files, "c/slow", age=7200)
+    with files.unnamed(["c/slow"]):
+        pass
+    assert sweep(files, "c", known=lambda _: False, older_than=3600) == []
+    put(files, "c/slower", age=7200)
+    with pytest.raises(errors.Damaged, match="c/slower waited so long"), files.unnamed(["c/slow", "c/slower"]):
+        assert sweep(files, "c", known=lambda _: False, older_than=3600) == ["c/slower"]
+    assert not files.path("c/slow").exists()
+
+
 def test_the_sweep_of_a_folder_that_is_not_there_finds_nothing(files: Files) -> None:
-    assert files.sweep("never", known=lambda _: False, older_than=0) == []
+    assert sweep(files, "never", known=lambda _: False, older_than=0) == []

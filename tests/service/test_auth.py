@@ -54,6 +54,7 @@ CALLS = [
     ("POST", "/galleries", {}, "admin"),
     ("DELETE", "/galleries/nowhere", None, "admin"),
     ("POST", "/admin/galleries/nowhere/compact", None, "admin"),
+    ("GET", "/admin/events", None, "admin"),
     ("POST", "/admin/upgrades", {}, "admin"),
     ("GET", "/admin/upgrades", None, "admin"),
     ("GET", "/admin/upgrades/none", None, "admin"),

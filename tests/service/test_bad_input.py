@@ -49,7 +49,7 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
         (ITEMS, items(UNIT, "not base64!"), 422, "invalid_vector", "/items/1/embedding"),
         (ITEMS, items(UNIT, "AAAAAAA="), 422, "invalid_vector", "/items/1/embedding"),
         (ITEMS, items(UNIT, 7), 422, "invalid_vector", "/items/1/embedding"),
-        (ITEMS, items(UNIT, model="nobody"), 404, "model_not_found", None),
+        (ITEMS, items(UNIT, model="nobody"), 404, "model_not_found", "/model"),
         (ITEMS, items(UNIT, model="new"), 422, "dimension_mismatch", "/items/0/embedding"),
         (ITEMS, items([0.0, *UNIT], model="new"), 409, "no_route", "/model"),
         (ITEMS, items(), 422, "invalid_item", "/items"),
@@ -127,7 +127,7 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
         ("/models", {"name": "x", "dimension": 4, "metric": "hamming"}, 422, "invalid_request", "/metric"),
         ("/models", {"name": "old", "dimension": 5, "metric": "euclidean"}, 409, "model_exists", None),
         ("/galleries", {"name": "photos", "model": "old"}, 409, "gallery_exists", "/name"),
-        ("/galleries", {"name": "x", "model": "nobody"}, 404, "model_not_found", None),
+        ("/galleries", {"name": "x", "model": "nobody"}, 404, "model_not_found", "/model"),
         ("/galleries", {"name": "x", "model": "old", "index": {"kind": "magic"}}, 422, "invalid_index", "/index"),
         (
             "/galleries",
@@ -137,9 +137,15 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
             "/storage_dtype",
         ),
         ("/admin/upgrades", {"gallery": GALLERY}, 422, "invalid_request", "/transformation"),
-        ("/admin/upgrades", {"gallery": "nowhere", "target_model": "new"}, 404, "gallery_not_found", None),
-        ("/admin/upgrades", {"gallery": GALLERY, "transformation": "none"}, 404, "transformation_not_found", None),
-        ("/admin/upgrades", {"gallery": GALLERY, "target_model": "none"}, 404, "model_not_found", None),
+        ("/admin/upgrades", {"gallery": "nowhere", "target_model": "new"}, 404, "gallery_not_found", "/gallery"),
+        (
+            "/admin/upgrades",
+            {"gallery": GALLERY, "transformation": "none"},
+            404,
+            "transformation_not_found",
+            "/transformation",
+        ),
+        ("/admin/upgrades", {"gallery": GALLERY, "target_model": "none"}, 404, "model_not_found", "/target_model"),
         ("/admin/upgrades", {"gallery": GALLERY, "target_model": "old"}, 422, "same_model", "/target_model"),
         (
             "/admin/upgrades",
@@ -177,6 +183,40 @@ def test_a_bad_body_is_refused_by_name(
     problem = unchanged.refused(unchanged.client.post(path, json=body), status, code)
     if pointer is not None:
         assert problem["errors"][0]["pointer"] == pointer
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"name": "Old", "dimension": 4, "metric": "cosine"}, "begins with a letter or a digit"),
+        ({"name": "x\n", "dimension": 4, "metric": "cosine"}, "a name is 1 to 63 of a-z"),
+        ({"name": "x", "metric": "cosine"}, "/dimension: this field is required"),
+        ({"name": "x", "dimension": 4, "metric": "cosine", "colour": 1}, "/colour: there is no such field here"),
+        ({"name": "x", "dimension": 4, "metric": "cosine", "normalized": 1}, "/normalized: should be true or false"),
+        ({"name": 7, "dimension": 4, "metric": "cosine"}, "/name: should be a string"),
+        ([], "the body: should be a JSON object"),
+    ],
+)
+def test_what_is_wrong_is_said_in_plain_words(unchanged: World, body: Any, says: str) -> None:
+    problem = unchanged.refused(unchanged.client.post("/models", json=body), 422, "invalid_request")
+    assert says in problem["detail"]
+
+
+def test_a_transformation_of_what_is_not_there_names_the_field(unchanged: World) -> None:
+    known = unchanged.get("/transformations/old-to-new")
+    body = {name: known[name] for name in ("source", "target", "direction", "method", "artifact")}
+    for field, wrong in (("source", "nobody"), ("target", "nobody"), ("artifact", "0" * 64)):
+        answer = unchanged.client.post("/transformations", json={"name": "x", **body, field: wrong})
+        assert answer.status_code == 404
+        assert answer.json()["errors"][0]["pointer"] == f"/{field}"
+
+
+def test_a_path_that_does_not_take_a_method_names_all_that_it_takes(unchanged: World) -> None:
+    answer = unchanged.client.delete("/galleries")
+    problem = unchanged.refused(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, POST"
+    assert problem["detail"] == "this path takes GET, POST, not DELETE"
+    assert unchanged.client.put(f"/galleries/{GALLERY}").headers["allow"] == "DELETE, GET"
 
 
 def test_the_refused_item_is_named(unchanged: World) -> None:

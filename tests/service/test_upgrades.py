@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from sqlalchemy import select
 from gallery.catalog.tables import SegmentRow
 from models.transformations import Fct, build
 from service import refresh
+from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, NEW, OLD, UNITS, World, backward, opened
+from workers.settings import WorkerSettings
+from workers.tasks import Worker
 
 
 def answers(world: World) -> list[Any]:
@@ -60,7 +64,13 @@ def test_the_document_counts_from_rows(world: World) -> None:
     progress = document["progress"]
     assert (progress["items_total"], progress["items_done"], progress["fraction"]) == (4, 1, 0.25)
     assert (progress["segments_total"], progress["segments_done"], progress["segments_failed"]) == (4, 1, 0)
-    assert document["quality"] == {"before": None, "now": None, "expected_after": None, "by_progress": []}
+    assert document["quality"] == {
+        "before": None,
+        "now": None,
+        "expected_after": None,
+        "by_progress": [],
+        "by_refinement": [],
+    }
     assert document["started_at"].endswith("Z")
     assert document["finished_at"] is None
     assert document["allowed"] == ["pause", "cancel", "retry"]
@@ -90,6 +100,30 @@ def test_an_idempotency_key_starts_one_upgrade(world: World) -> None:
     other = world.client.post("/admin/upgrades", json={**body, "cutover": "manual"}, headers=headers)
     world.refused(other, 422, "idempotency_key_reused")
     assert len(world.get("/admin/upgrades")["upgrades"]) == 1
+    world.refused(world.client.post("/admin/upgrades", json=body), 409, "upgrade_in_progress")
+
+
+def test_a_key_answers_the_same_whatever_became_of_its_upgrade(world: World) -> None:
+    headers, body = {"Idempotency-Key": "once"}, {"gallery": GALLERY, "transformation": "old-to-new"}
+    first = world.client.post("/admin/upgrades", json=body, headers=headers).json()["id"]
+    world.work()
+    again = world.client.post("/admin/upgrades", json=body, headers=headers)
+    assert (again.status_code, again.json()["id"], again.json()["state"]) == (202, first, "completed")
+    world.client.delete(f"/galleries/{GALLERY}")
+    again = world.client.post("/admin/upgrades", json=body, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (202, first)
+
+
+def test_of_requests_with_one_key_at_once_all_get_the_one_upgrade(world: World) -> None:
+    body = {"gallery": GALLERY, "transformation": "old-to-new"}
+    with ThreadPoolExecutor(8) as threads:
+        sent = [
+            threads.submit(world.client.post, "/admin/upgrades", json=body, headers={"Idempotency-Key": "once"})
+            for _ in range(8)
+        ]
+        answers = [each.result() for each in sent]
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
 
 
 def test_a_verb_is_accepted_once_and_then_already_so(world: World) -> None:
@@ -118,6 +152,15 @@ def test_an_impossible_verb_names_what_is_possible(world: World) -> None:
     world.refused(throttle, 409, "invalid_state_transition")
 
 
+def test_a_verb_passes_over_nothing_that_it_does_not_know(world: World) -> None:
+    upgrade = world.upgraded()
+    answer = world.client.post(f"/admin/upgrades/{upgrade}/finalize", json={"dry_run": True})
+    problem = world.refused(answer, 422, "invalid_request")
+    assert problem["errors"][0]["pointer"] == "/dry_run"
+    assert world.upgrade(upgrade)["state"] == "completed"
+    assert world.verb(upgrade, "finalize", {})["state"] == "finalized"
+
+
 def test_the_throttle_changes_while_it_runs(world: World) -> None:
     upgrade = world.start(throttle={"items_per_second": 0.001})
     world.work()
@@ -129,6 +172,22 @@ def test_the_throttle_changes_while_it_runs(world: World) -> None:
     changed = world.client.patch(f"/admin/upgrades/{upgrade}", json=body)
     assert changed.status_code == 200
     assert changed.json()["throttle"] == {"duty_cycle": 1}
+    world.work()
+    assert world.upgrade(upgrade)["state"] == "completed"
+
+
+def test_searches_that_are_slower_than_the_limit_hold_it_back_until_the_limit_is_lifted(world: World) -> None:
+    upgrade = world.start(throttle={"max_search_p99_ms": 1e-6})
+    world.work(steps=2)
+    world.old_search(0)  # no search is as fast as that
+    (condition,) = wait_for(
+        lambda: world.upgrade(upgrade)["conditions"], 20, lambda: "the process does not say how slow its searches are"
+    )
+    assert (condition["type"], condition["reason"]) == ("throttled", "search_p99_above_limit")
+    assert "ms > 1e-06 ms: no segment starts until searches are faster" in condition["detail"]
+    assert world.work() == 0
+    assert world.upgrade(upgrade)["progress"]["segments_done"] == 1
+    world.client.patch(f"/admin/upgrades/{upgrade}", json={"throttle": {"max_search_p99_ms": None}})
     world.work()
     assert world.upgrade(upgrade)["state"] == "completed"
 
@@ -172,7 +231,11 @@ def test_native_items_are_not_made_unreachable_without_consent(world: World, ver
 
 def test_after_finalize_the_source_model_is_retired(world: World) -> None:
     upgrade = world.upgraded()
-    assert world.verb(upgrade, "finalize")["state"] == "finalized"
+    before = world.get(f"/galleries/{GALLERY}")["columns"]
+    frees = world.upgrade(upgrade)["finalize_frees"]
+    assert frees == next(column["bytes"] for column in before if column["model"] == "old")
+    done = world.verb(upgrade, "finalize")
+    assert (done["state"], done["report"]["bytes_freed"], done["finalize_frees"]) == ("finalized", frees, None)
     world.verb(upgrade, "finalize", status=200)
     search = {"model": "old", "vector": UNITS[0].tolist()}
     world.refused(world.client.post(f"/galleries/{GALLERY}/search", json=search), 409, "model_retired")
@@ -365,8 +428,34 @@ def test_the_refinement_list_puts_the_least_certain_first(world: World) -> None:
     rest = world.get(f"/admin/upgrades/{upgrade}/refinement", params={"page_token": page["next_page_token"]})
     assert page["ids"] + rest["ids"] == expected
     assert rest["next_page_token"] is None
+    assert (page["native_items"], page["derived_items"], page["fraction"]) == (0, 3, 0.0)
+    left = page["predicted_variance_left"]
+    assert (left, left[0], left[-1]) == (sorted(left, reverse=True), 1.0, pytest.approx(0.0))
     world.verb(upgrade, "finalize")
     world.refused(world.client.get(f"/admin/upgrades/{upgrade}/refinement"), 409, "no_uncertainty")
+
+
+def test_what_is_embedded_again_leaves_the_list_and_the_curve_shows_what_it_paid(world: World) -> None:
+    with_fastfill(world)
+    probe(world, ["item-0", "item-1", "item-2", "item-3"])
+    upgrade = world.upgraded(transformation="fastfill")
+    worker = Worker(world.store, WorkerSettings())
+    worker.work()
+    for at in range(4):
+        world.upsert({"id": f"item-{at}", "embedding": [0, *UNITS[at].tolist()]}, model="new")
+    listed = world.get(f"/admin/upgrades/{upgrade}/refinement")
+    assert (listed["ids"], listed["native_items"], listed["derived_items"], listed["fraction"]) == ([], 4, 0, 1.0)
+    assert listed["predicted_variance_left"] == []
+
+    def curve_of_two() -> Any:
+        worker.work()  # which measures in a twentieth of its time only
+        found = world.get(f"/admin/upgrades/{upgrade}/refinement")["quality"]
+        return found if len(found) == 2 else None
+
+    curve = wait_for(curve_of_two, 20, lambda: "it never looks again")
+    assert [(point["fraction"], point["items"]) for point in curve] == [(0.0, 0), (1.0, 4)]
+    assert curve[0]["cmc1"] < curve[1]["cmc1"] == 1.0
+    assert world.upgrade(upgrade)["quality"]["by_refinement"] == curve
 
 
 # --- the order of the work ----------------------------------------------------------------------------------------------

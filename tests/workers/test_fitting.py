@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text, update
 from sqlalchemy.exc import IntegrityError
 
-from gallery import errors, fits, fitting
+from gallery import errors, faults, fits, fitting, orphans
 from gallery.catalog import fits as fit_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog.galleries import known_file
@@ -144,7 +144,7 @@ def test_items_that_are_gone_since_are_left_out_and_it_says_so(world: World) -> 
 def test_the_pairs_of_a_fit_that_waits_are_no_orphans(world: World) -> None:
     start(world, pairs=NewPairs(IDS, NEW_VECTORS, labels=IDS))
     with world.store.catalog.reading() as session:
-        assert world.store.files.sweep("fits", known=known_file(session), older_than=-60) == []
+        assert list(world.store.files.unknown("fits", known=known_file(session), older_than=-60)) == []
     assert len(list((world.store.files.root / "fits").iterdir())) == 3
 
 
@@ -230,8 +230,8 @@ def test_a_worker_may_die_at_any_moment_of_a_fit_and_another_ends_it(tmp_path: P
 
 def left_over(world: World, folder: str) -> set[str]:
     """Files that stay after a sweep, without those that were there from the start."""
+    orphans.remove(world.store.catalog, world.store.files, folder, older_than=-60)
     with world.store.catalog.reading() as session:
-        world.store.files.sweep(folder, known=known_file(session), older_than=-60)
         given = {f"{each.artifact}.safetensors" for each in model_rows.registry(session).transformations[:1]}
     return {path.name for path in (world.store.files.root / folder).iterdir()} - given
 
@@ -270,6 +270,19 @@ def test_a_fit_whose_workers_die_is_ended_after_so_many(world: World) -> None:
     worker(world, solver).work()
     assert (row(world, fit).state, row(world, fit).error) == ("failed", "its worker died 3 times")
     assert solver.given == []
+
+
+def test_the_fit_of_the_dead_is_taken_over_although_the_clock_was_set_back(world: World) -> None:
+    fit = start(world)
+    change(world, fit, state="running", fence=1, attempts=1, leased_until=now() + timedelta(seconds=30))
+    assert fitting.due(world.store) == []
+    faults.arm("clock:-3600")
+    try:
+        assert fitting.due(world.store) == [fit]
+        worker(world, Solver()).work()
+    finally:
+        faults.arm(None)
+    assert (row(world, fit).state, row(world, fit).fence) == ("completed", 2)
 
 
 def refusing(error: Exception) -> fits.Fit:

@@ -151,6 +151,10 @@ def test_to_finalize_the_second_finalizes_what_it_lies_on(world: World) -> None:
     first = upgraded(world)
     second = upgraded(world, "second")
     old = sum(path.stat().st_size for path in world.store.files.root.glob("columns/*/*.npy"))
+    with world.store.catalog.reading() as session:
+        first_frees, frees = (
+            lifecycle.would_free(session, upgrade_rows.upgrade_row(session, each)) for each in (first, second)
+        )
     lifecycle.finalize(world.store, second)
     assert {frozenset(made) for made in columns(world).values()} == {frozenset({"newest"})}
     assert (world.state(first), world.state(second)) == (State.FINALIZED, State.FINALIZED)
@@ -158,7 +162,9 @@ def test_to_finalize_the_second_finalizes_what_it_lies_on(world: World) -> None:
         reports = [upgrade_rows.upgrade_row(session, each).report for each in (first, second)]
     left = sum(path.stat().st_size for path in world.store.files.root.glob("columns/*/*.npy"))
     assert reports[0]["finalized_with"] == second
-    assert sum(report["bytes_freed"] for report in reports) == old - left > 0
+    assert sum(report["bytes_freed"] for report in reports) == old - left == frees
+    assert reports[0]["bytes_freed"] == first_frees
+    assert 0 < (first_frees or 0) < (frees or 0)
     with pytest.raises(errors.ModelRetired):
         world.upsert("old", ["c"], [A], side=[SIDE])
     with pytest.raises(errors.ModelRetired):

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from gallery import faults
+from gallery.catalog import latencies
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, SegmentRow
 from gallery.upgrade import drive, lifecycle, segment
@@ -41,6 +42,33 @@ def test_a_lease_of_the_dead_ends_although_the_clock_was_set_back(world: World) 
     assert taken is not None
     assert taken.fence == held.fence + 1
     assert segment.lease(world.store, upgrade, "third") is None
+
+
+@pytest.mark.parametrize(
+    "throttle", [{"items_per_second": 0.01}, {"duty_cycle": 1e-6}], ids=lambda each: next(iter(each))
+)
+def test_a_throttle_waits_no_longer_because_the_clock_was_set_back(world: World, throttle: dict[str, float]) -> None:
+    world.upsert("old", ["c"], VECTORS[:1], side=SIDE[:1])
+    upgrade = world.start(throttle=throttle)
+    world.step(upgrade)
+    assert world.step(upgrade)
+    assert not world.step(upgrade)
+    assert drive.due(world.store) == []
+    faults.arm("clock:-3600")
+    assert drive.due(world.store) == [upgrade]
+    assert world.step(upgrade)
+    with world.store.catalog.reading() as session:
+        assert upgrade_rows.counts(session, upgrade).segments == {"done": 2}
+
+
+def test_searches_that_were_slow_before_the_clock_was_set_back_hold_nothing_back(world: World) -> None:
+    upgrade = world.start(throttle={"max_search_p99_ms": 5})
+    world.step(upgrade)
+    with world.store.catalog.transaction() as tx:
+        latencies.publish(tx.session, "of an API process that died", {1: 80.0})
+    assert not world.step(upgrade)
+    faults.arm("clock:-3600")
+    assert world.step(upgrade)
 
 
 @pytest.mark.parametrize("what", ["embeddings", "side-information"])

@@ -208,6 +208,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
         (5.0, 0.25, 0.505, False),  # hardly anything was done since
         (10.0, 0.25, 0.5, True),  # but what is written meanwhile changes quality too
         (10.0, 2.0, 0.9, False),
+        (-3600.0, 2.0, 0.9, True),  # the clock was set back
     ],
 )
 def test_measuring_is_due_with_progress_and_takes_a_small_share_of_the_time(

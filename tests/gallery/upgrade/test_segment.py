@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
 from gallery import errors
-from gallery.catalog import upgrades as upgrade_rows
-from gallery.catalog.tables import ColumnRow, UpgradeSegmentRow
+from gallery.catalog.tables import UpgradeSegmentRow
 from gallery.catalog.transaction import Catalog, Transaction
 from gallery.catalog.upgrades import Lease
 from gallery.transforms import Transforms
@@ -149,27 +147,3 @@ def test_what_float16_cannot_hold_is_not_published_as_infinity(world: World) -> 
     upgrade = world.start(gallery="half")
     assert world.run(upgrade) is State.FAILED
     assert found(world.search("old", np.zeros((1, 4)), gallery="half")).keys() == {"a"}
-
-
-def test_a_column_that_is_damaged_on_disk_is_found_before_the_end_named_and_made_anew_by_a_retry(world: World) -> None:
-    world.upsert("old", ["a"], np.ones((1, 4)), side=np.ones((1, 2)))
-    world.upsert("old", ["b"], 2 * np.ones((1, 4)), side=np.ones((1, 2)))
-    upgrade = world.start()
-    while world.state(upgrade) is not State.VERIFYING:
-        assert world.step(upgrade), world.error(upgrade)
-    with world.store.catalog.reading() as session:
-        column = session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == upgrade)).first()
-        assert column is not None
-        path = world.store.files.path(column.file)
-    damaged = bytearray(path.read_bytes())
-    damaged[-1] ^= 1
-    path.write_bytes(damaged)
-
-    assert world.run(upgrade) is State.FAILED
-    with world.store.catalog.reading() as session:
-        (failure,) = upgrade_rows.failures(session, upgrade)
-        assert failure.segment_id == column.segment_id
-        assert path.name in (failure.error or "")
-    assert not path.exists()
-    lifecycle.retry(world.store, upgrade)
-    assert world.run(upgrade) is State.COMPLETED, world.error(upgrade)

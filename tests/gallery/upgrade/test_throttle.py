@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gallery.upgrade.throttle import SEARCH_P99, after_lease, after_segment, held_back
+from gallery.upgrade.throttle import SEARCH_P99, after_lease, after_segment, believed, held_back
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -43,6 +43,16 @@ def test_what_does_not_limit_the_speed_leaves_the_moment_alone(throttle: dict[st
     for before in (None, later(3)):
         assert after_lease(throttle, 10, before, NOW) == before
         assert after_segment(throttle, 10, before, NOW) == before
+
+
+@pytest.mark.parametrize(
+    ("set_at", "still"),
+    [(None, True), (later(-5), True), (later(50), True), (later(70), False), (later(7200), False)],
+    ids=["nobody noted when", "a moment ago", "by a host whose clock is ahead", "the clock went back", "by hours"],
+)
+def test_a_wait_that_was_set_in_the_future_is_not_believed(set_at: datetime | None, still: bool) -> None:
+    assert believed(later(9000), set_at, NOW) == (later(9000) if still else None)
+    assert believed(None, set_at, NOW) is None
 
 
 @pytest.mark.parametrize(

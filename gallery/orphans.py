@@ -1,0 +1,52 @@
+"""Removes files that no row names, as a crash leaves them behind, and never one that is about to be named.
+
+Whoever publishes holds the row of its gallery, and makes sure under that lock that its files are there (`Files.unnamed`). A
+gallery's files are therefore removed under the same lock: those that were named meanwhile are known then, and who comes
+later finds the others gone and names nothing. How old they are does not matter for that; it spares others the work.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from gallery.catalog.galleries import free, known_file
+from gallery.catalog.transaction import Catalog
+from gallery.files import Files
+
+
+def found(catalog: Catalog, files: Files, folder: str, *, older_than: float) -> list[str]:
+    """The files below a folder that no row names now and that were not touched for so many seconds."""
+    with catalog.reading() as session:
+        return list(files.unknown(folder, known=known_file(session), older_than=older_than))
+
+
+def remove(catalog: Catalog, files: Files, folder: str, *, older_than: float) -> list[str]:
+    """Remove what `found` names; a gallery to which somebody is publishing at this moment is left for the next time.
+
+    Returns:
+        The names that were removed.
+    """
+    by_gallery: dict[int | None, list[str]] = defaultdict(list)
+    for name in found(catalog, files, folder, older_than=older_than):
+        by_gallery[_gallery(name)].append(name)
+    removed: list[str] = []
+    for gallery_id, names in by_gallery.items():
+        removed += _remove(catalog, files, gallery_id, names, older_than)
+    return removed
+
+
+def _remove(
+    catalog: Catalog, files: Files, gallery_id: int | None, names: Sequence[str], older_than: float
+) -> list[str]:
+    with catalog.transaction() as tx:
+        if gallery_id is not None and not free(tx.session, gallery_id):
+            return []
+        return files.remove_unknown(names, known=known_file(tx.session), older_than=older_than)
+
+
+def _gallery(name: str) -> int | None:
+    """The gallery below whose folder a file is; None where it is of none, as artifacts and the pairs of fits are."""
+    _, _, rest = name.partition("/")
+    number, _, file = rest.partition("/")
+    return int(number) if file and number.isdecimal() else None

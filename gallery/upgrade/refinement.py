@@ -1,0 +1,146 @@
+"""Quality over the refined part of an upgraded gallery: the items whose vector the target model itself made.
+
+After an upgrade is completed, items may be embedded again, those first that gain most by it; what comes natively takes the
+place of what was derived. Whenever there is more of that, a worker asks the probes again, in no more of its time than measuring
+may take while an upgrade runs. So an operator sees what the next thousand are worth.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from gallery import errors
+from gallery.catalog import galleries as gallery_rows
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import GalleryRow, ProbeRow, UpgradeRow, now
+from gallery.search.run import Searcher
+from gallery.snapshot import Galleries
+from gallery.store import Store
+from gallery.upgrade import live, progress, quality
+from gallery.upgrade.states import State
+
+log = structlog.get_logger()
+
+
+class Refined(NamedTuple):
+    """How far the refinement of a gallery is; live items only."""
+
+    native: int
+    derived: int
+
+    @property
+    def fraction(self) -> float:
+        """Of the items with a vector of the target model, those whose vector it made itself."""
+        return self.native / max(1, self.native + self.derived)
+
+
+class Refinements:
+    """What a worker looks after; it remembers where nothing was refined since it last counted."""
+
+    def __init__(self, store: Store, galleries: Galleries, searcher: Searcher) -> None:
+        """Measure with the worker's own searcher."""
+        self._store = store
+        self._galleries = galleries
+        self._searcher = searcher
+        #: by upgrade, the version of its gallery at which nothing was new
+        self._counted: dict[str, int] = {}
+        #: by upgrade, when to look again: to count the items of a large gallery takes time, too
+        self._again: dict[str, float] = {}
+
+    def due(self) -> list[str]:
+        """The upgrades whose gallery changed since, unless they were measured a moment ago."""
+        share, moment = self._store.settings.quality_share, time.monotonic()
+        with self._store.catalog.reading() as session:
+            return [
+                row.id
+                for row, version in _refinable(session)
+                if self._counted.get(row.id) != version
+                and self._again.get(row.id, moment) <= moment
+                and live.rested(_measured(row), now(), share)
+            ]
+
+    def look(self, upgrade_id: str) -> bool:
+        """Measure if more was refined since the last time; False if it was not, or if it is too early for another point."""
+        started = time.monotonic()
+        try:
+            return self._look(upgrade_id, started)
+        finally:
+            ended = time.monotonic()
+            self._again[upgrade_id] = ended + (ended - started) * (1 / self._store.settings.quality_share - 1)
+
+    def _look(self, upgrade_id: str, started: float) -> bool:
+        with self._store.catalog.reading() as session:
+            row = upgrade_rows.upgrade_row(session, upgrade_id)
+            gallery = session.get(GalleryRow, row.gallery_id or 0)
+            counted, known, probes = refined(session, row), _measured(row), quality.stored(session, row)
+        if gallery is None:
+            return False
+        if known and known["items"] == list(counted):
+            self._counted[upgrade_id] = gallery.version
+            return False
+        if not live.due(known, counted.fraction, now(), self._store.settings.quality_share):
+            return False
+        try:
+            world = self._galleries.refresh()
+            _, found = quality.compare(self._searcher, row, probes, before=world, after=world).measured()
+        except errors.GalleryError as error:
+            log.warning("refinement_not_measured", upgrade=upgrade_id, error=repr(error))
+            found = None
+        if found is None:  # nothing that could be asked; perhaps with the next version
+            self._counted[upgrade_id] = gallery.version
+            return False
+        self._record(upgrade_id, counted, found, time.monotonic() - started)
+        self._counted[upgrade_id] = gallery.version
+        return True
+
+    def _record(self, upgrade_id: str, counted: Refined, found: Mapping[str, Any], seconds: float) -> None:
+        with self._store.catalog.transaction() as tx:
+            row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+            points = progress.quality(row)["by_refinement"]
+            point = {"fraction": counted.fraction, "items": counted.native, **found}
+            measured = {
+                "at": live.text(now()),
+                "fraction": counted.fraction,
+                "seconds": seconds,
+                "items": list(counted),
+            }
+            row.quality = {
+                **row.quality,
+                "refinement": {"measured": measured, "points": live.curve(points, point)},
+            }
+
+
+def refined(session: Session, row: UpgradeRow) -> Refined:
+    """Count the items of an upgrade's gallery by what made their vectors of the target model."""
+    counts = gallery_rows.models_of(session, row.gallery_id or 0)
+    of_target = next((each for each in counts if each["model"] == row.target.name), None)
+    return Refined(0, 0) if of_target is None else Refined(of_target["native_items"], of_target["derived_items"])
+
+
+def _measured(row: UpgradeRow) -> Mapping[str, Any]:
+    return (row.quality.get("refinement") or {}).get("measured") or {}
+
+
+def _refinable(session: Session) -> list[tuple[UpgradeRow, int]]:
+    """The newest upgrade to the model that a gallery has now, completed or finalized, where there are probes to ask."""
+    probed = select(ProbeRow.gallery_id).where(ProbeRow.gallery_id == GalleryRow.id).exists()
+    newest = (
+        select(func.max(UpgradeRow.id).label("id"), GalleryRow.version)
+        .join(GalleryRow, GalleryRow.id == UpgradeRow.gallery_id)
+        .where(
+            UpgradeRow.state.in_([State.COMPLETED, State.FINALIZED]),
+            ~UpgradeRow.dry_run,
+            UpgradeRow.target_id == GalleryRow.model_id,
+            probed,
+        )
+        .group_by(GalleryRow.id, GalleryRow.version)
+        .subquery()
+    )
+    rows = session.execute(select(UpgradeRow, newest.c.version).join(newest, newest.c.id == UpgradeRow.id))
+    return [(row, version) for row, version in rows]
