@@ -48,7 +48,7 @@ def view(number: int, rows: int, *, models: Sequence[str] = ("old",), side: bool
     }
     selected: Mask | None = np.arange(rows) >= dead if dead else None
     ids = Ids(np.zeros(8 * (rows + 1), np.uint8), rows)
-    return SegmentView(number, rows, ids, vectors if side else None, columns, selected, rows - dead)
+    return SegmentView(number, rows, ids, f"{number}.ids", vectors if side else None, columns, selected, rows - dead)
 
 
 segments = st.lists(

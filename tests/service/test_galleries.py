@@ -50,7 +50,7 @@ def test_a_gallery_tells_the_recall_of_its_indexes(world: World) -> None:
     index = world.get(f"/galleries/{GALLERY}")["columns"][0]["index"]
     assert (index["kind"], index["recall_at_10"]) == ("ivf_pq", 1.0)
     (segment,) = index["segments"]
-    assert (segment["rows"], segment["kind"], segment["recall_at_10"]) == (20, "ivf", 1.0)
+    assert (segment["rows"], segment["kind"], segment["recall_at_10"]) == (20, "ivf_pq", 1.0)
     assert segment["nprobe"] >= 1
 
 

@@ -78,9 +78,9 @@ def test_overload_is_refused_and_not_queued(tmp_path: Path, monkeypatch: pytest.
         world.prepared().filled()
         release, find = threading.Event(), type(world.app.state.process.searcher).search
 
-        def slow(*given: Any) -> Any:
+        def slow(*given: Any, **named: Any) -> Any:
             release.wait(20)
-            return find(*given)
+            return find(*given, **named)
 
         monkeypatch.setattr(type(world.app.state.process.searcher), "search", slow)
         with ThreadPoolExecutor(4) as threads:

@@ -371,12 +371,12 @@ def test_failed_segments_are_listed_with_their_error_and_can_be_retried(
 ) -> None:
     upgrade = world.start()
     world.work(steps=2)
-    apply: Callable[..., Any] = world.store.transforms.apply
+    apply_each: Callable[..., Any] = world.store.transforms.apply_each
 
     def fail(*_: Any) -> Any:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(world.store.transforms, "apply", fail)
+    monkeypatch.setattr(world.store.transforms, "apply_each", fail)
     world.work()
     assert world.upgrade(upgrade)["state"] == "failed"
     page = world.get(f"/admin/upgrades/{upgrade}/failures", params={"page_size": 2})
@@ -385,7 +385,7 @@ def test_failed_segments_are_listed_with_their_error_and_can_be_retried(
     assert page["failures"][0]["attempts"] == 3
     rest = world.get(f"/admin/upgrades/{upgrade}/failures", params={"page_token": page["next_page_token"]})
     assert len(rest["failures"]) == 1
-    monkeypatch.setattr(world.store.transforms, "apply", apply)
+    monkeypatch.setattr(world.store.transforms, "apply_each", apply_each)
     assert world.verb(upgrade, "retry")["state"] == "running"
     world.work()
     assert world.upgrade(upgrade)["state"] == "completed"
