@@ -37,7 +37,9 @@ class Shelf:
 
     def places(self, rows: Rows) -> tuple[Rows, Rows]:
         """The positions of the segments that hold some rows, and the rows there; -1 for -1."""
-        found = np.searchsorted(self.offsets[:-1], rows, side="right") - 1  # -1 for -1, which picks what is last
+        if len(self.segments) == 1:
+            return np.where(rows < 0, -1, self.positions[0]), rows
+        found = self.offsets[:-1].searchsorted(rows, side="right") - 1  # -1 for -1, which picks what is last
         return self.positions[found], rows - self.offsets[found]
 
     def each(self) -> Iterator[tuple[int, int, SegmentView]]:

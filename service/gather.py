@@ -2,14 +2,14 @@
 
 What clients sent while the loop was at work is read at once, so under load a turn of the loop brings several searches. One
 call for all of them costs little more than one for the first. Nothing waits for it: the call is made as soon as what the loop
-had read is parsed, and a lone search is one of its own.
+had read is parsed. A search that is alone in the process is done on the spot.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from gallery.search.brief import AT_MOST, MOST_WEIGHTS
@@ -42,10 +42,12 @@ class Gatherer:
         """Ask `searcher`, and count in `metrics`."""
         self._searcher = searcher
         self._metrics = metrics
+        #: whether the server has no other request under way; it says so once it serves
+        self.alone: Callable[[], bool] = lambda: False
         self._asked: dict[Any, list[_Asked]] = {}
 
-    def search(self, world: World, gallery: str, request: SearchRequest, reads: int) -> asyncio.Future[Found]:
-        """Search once the loop has come to the end of what it has read.
+    async def search(self, world: World, gallery: str, request: SearchRequest, reads: int) -> Found:
+        """Search once the loop has come to the end of what it has read, or now if that is nothing else.
 
         Args:
             world: what the process sees now.
@@ -54,11 +56,14 @@ class Gatherer:
             reads: numbers that the search reads, of which one call may read so many that the loop goes on soon.
 
         Raises:
-            GalleryError: as `Searcher.search`, in the future; never for the sake of another's query.
-            NotBrief: likewise, since more would have to be transformed than the loop has time for.
+            GalleryError: as `Searcher.search`; never for the sake of another's query.
+            NotBrief: more would have to be transformed than the loop has time for.
         """
+        since = time.perf_counter()
+        if self.alone():
+            return self._one(world, gallery, request, since)
         loop = asyncio.get_running_loop()
-        asked = _Asked(request, time.perf_counter(), loop.create_future())
+        asked = _Asked(request, since, loop.create_future())
         kind = kind_of(world, gallery, request)
         waiting = self._asked.get(kind)
         if waiting is None:
@@ -66,7 +71,7 @@ class Gatherer:
             loop.call_soon(self._answer, kind, world, gallery, max(1, AT_MOST // max(1, reads)))
         else:
             waiting.append(asked)
-        return asked.found
+        return await asked.found
 
     def _answer(self, kind: Any, world: World, gallery: str, at_once: int) -> None:
         """Answer those of a kind; what is more than may be done at once has its turn after what has come meanwhile."""
@@ -95,9 +100,11 @@ class Gatherer:
                 each.found.set_exception(error)
                 continue
             try:
-                answer = self._searcher.search(world, gallery, each.request, at_most=MOST_WEIGHTS)
+                each.found.set_result(self._one(world, gallery, each.request, each.since))
             except Exception as own:  # noqa: BLE001 - raised where it is waited for
                 each.found.set_exception(own)
-            else:
-                self._metrics.answered([answer], [time.perf_counter() - each.since])
-                each.found.set_result(Found(answer, 0))
+
+    def _one(self, world: World, gallery: str, request: SearchRequest, since: float) -> Found:
+        answer = self._searcher.search(world, gallery, request, at_most=MOST_WEIGHTS)
+        self._metrics.answered([answer], [time.perf_counter() - since])
+        return Found(answer, 0)

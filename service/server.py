@@ -38,7 +38,10 @@ def run(app: FastAPI) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     _share_the_interpreter()
-    _Server(configured(app)).run()
+    server = _Server(configured(app))
+    process: Process = app.state.process
+    process.gatherer.alone = lambda: len(server.server_state.tasks) == 1
+    server.run()
 
 
 def configured(app: FastAPI) -> uvicorn.Config:

@@ -148,12 +148,12 @@ class PqIndex(_ivf.IvfIndex):
         wrong = self._costs(scores) - self._codes(coded)
         if kept is not None:
             wrong = wrong[kept]
-        mean = float(wrong.sum()) / len(wrong)
+        mean = float(np.add.reduce(wrong)) / len(wrong)
         variance = float(wrong.dot(wrong)) / len(wrong) - mean * mean
-        margin = float(self._codes(coded[-1:])[0]) + mean - float(self._costs(np.float32(last)))
+        margin: float = self._codes(coded.item(-1)) + mean - self._costs(last)
         return margin >= 0 and margin * margin >= _SPREADS * _SPREADS * variance
 
-    def _codes(self, coded: Vectors) -> Vectors:
+    def _codes(self, coded: Any) -> Any:
         """FAISS's scores, the less the better."""
         return coded if self._by_distance else -coded
 

@@ -113,7 +113,7 @@ def cut(scores: Vectors, rows: Rows, metric: Metric, k: int) -> tuple[Vectors, R
     """
     key = scores if metric == "euclidean" else -scores
     if len(key) == 1:  # NumPy takes a quarter of the time for a line that is an array of its own
-        order = np.lexsort((rows[0], key[0]))[:k]
+        order = _line_order(key[0], rows[0], k)
         best, best_rows = scores[0][order][None], rows[0][order][None]
     else:
         order, lines = np.lexsort((rows, key))[:, :k], np.arange(len(key))[:, None]
@@ -123,6 +123,13 @@ def cut(scores: Vectors, rows: Rows, metric: Metric, k: int) -> tuple[Vectors, R
         best = np.pad(best, ((0, 0), (0, missing)), constant_values=worst(metric))
         best_rows = np.pad(best_rows, ((0, 0), (0, missing)), constant_values=-1)
     return best, best_rows
+
+
+def _line_order(key: Vectors, rows: Rows, k: int) -> NDArray[np.intp]:
+    """The positions of the `k` least, and among equals of the smaller rows; by rows only where there are equals."""
+    order = key.argsort()[: k + 1]
+    least = key[order].tolist()
+    return (order if len(set(least)) == len(least) else np.lexsort((rows, key)))[:k]
 
 
 def head(scores: Vectors, rows: Rows, metric: Metric, k: int) -> tuple[Vectors, Rows]:

@@ -45,7 +45,8 @@ class Stage:
 
     def ask(self, axis: int, *, reads: int = 1, k: int = 1, poisoned: bool = False) -> asyncio.Future[Found]:
         vector = np.full((1, OLD), POISON, np.float32) if poisoned else np.eye(OLD, dtype=np.float32)[axis : axis + 1]
-        return self.gatherer.search(self.seen, GALLERY, SearchRequest("old", vector, k), reads)
+        asked = self.gatherer.search(self.seen, GALLERY, SearchRequest("old", vector, k), reads)
+        return asyncio.ensure_future(asked)
 
     @staticmethod
     def id(found: Found) -> str:
@@ -80,6 +81,17 @@ def test_a_lone_search_is_a_call_of_its_own(stage: Stage) -> None:
     assert stage.searcher.calls == [1, 1]
 
 
+def test_where_nothing_else_is_under_way_a_search_waits_for_no_other(stage: Stage) -> None:
+    stage.gatherer.alone = lambda: True
+
+    async def in_turn() -> list[str]:
+        return [stage.id(each) for each in await asyncio.gather(stage.ask(1), stage.ask(2))]
+
+    assert asyncio.run(in_turn()) == ["b", "c"]
+    assert stage.searcher.calls == [1, 1]
+    assert stage.counted("answered") == 2
+
+
 def test_those_that_differ_in_what_they_ask_are_asked_apart(stage: Stage) -> None:
     async def together() -> list[Found]:
         return await asyncio.gather(stage.ask(0), stage.ask(0, k=3), stage.ask(1))
@@ -95,7 +107,7 @@ def test_one_call_reads_no_more_than_the_loop_may_be_held_for_and_others_get_the
     async def together() -> list[Found]:
         loop = asyncio.get_running_loop()
         asked = [stage.ask(axis % 4, reads=AT_MOST // 2) for axis in range(5)]
-        loop.call_soon(lambda: turns.append(len(stage.searcher.calls)))
+        loop.call_soon(loop.call_soon, lambda: turns.append(len(stage.searcher.calls)))  # once all have asked
         return await asyncio.gather(*asked)
 
     assert [stage.id(each) for each in asyncio.run(together())] == ["a", "b", "c", "d", "a"]
@@ -126,7 +138,9 @@ def test_a_lone_search_that_fails_is_not_tried_again(stage: Stage) -> None:
 def test_who_went_away_is_not_answered_and_the_others_are(stage: Stage) -> None:
     async def together() -> str:
         gone, stays = stage.ask(0), stage.ask(1)
+        await asyncio.sleep(0)  # both have asked
         gone.cancel()
         return stage.id(await stays)
 
     assert asyncio.run(together()) == "b"
+    assert stage.searcher.calls == [2]
