@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 from benchmarks import load, ours
 from benchmarks.setting import Setting
 from benchmarks.table import Line, Pair, at_most, compared
-from benchmarks.vectors import clustered
+from benchmarks.vectors import described
 from forwardfill.answers import Throttle
 from forwardfill.client import Client
 from gallery.settings import GallerySettings
@@ -32,28 +30,28 @@ _LOOK_SECONDS = 0.02
 
 def measure(setting: Setting) -> Iterator[Line]:
     """Two services over one folder: one that keeps no mapped candidate, and one with the usual cache."""
-    data = clustered(setting.items)
-    sides = np.random.default_rng(1).standard_normal(data.items.shape, dtype=np.float32)
+    count = setting.requests(200)
+    items, sides = described(setting.items + count)
+    asked, asked_sides, items, sides = items[:count], sides[:count], items[count:], sides[count:]
     with setting.folder() as folder:
         artifact = ours.write_artifact(folder / "forward.safetensors")
         transform = load_transform(artifact)
-        asked = data.queries[: setting.requests(200)]
-        queries = transform(asked, sides[: len(asked)])
+        queries = transform(asked, asked_sides)
         with ours.running(folder / "ours", {**ours.AS_WRITTEN, "mapped_cache_bytes": 0}) as us:
             ours.register(us.client, artifact)
             for gallery in (FULL, HALF):
-                ours.fill(us.client, gallery, data.items, sides, segments=SEGMENTS)
+                ours.fill(us.client, gallery, items, sides, segments=SEGMENTS)
                 ours.wait_indexed(us.client, gallery)
             ours.upgrade(us.client, FULL)
-            share = _upgrade_half(us.client, len(data.items), setting.seconds(5.0))
+            share = _upgrade_half(us.client, len(items), setting.seconds(5.0))
             half, full = (ours.searches(gallery, queries, model=ours.NEW, companions=asked) for gallery in (HALF, FULL))
             candidates = GallerySettings().min_candidates
             rounds = [
-                _round(us.server.port, half, full, lambda: transform(data.items[:candidates], sides[:candidates]))
+                _round(us.server.port, half, full, lambda: transform(items[:candidates], sides[:candidates]))
                 for _ in range(setting.rounds)
             ]
             note = (
-                f"{len(data.items):,} clustered vectors, {share:.0%} upgraded; of the search, p50 {_ms(rounds, 0)}, the "
+                f"{len(items):,} items with side-information, {share:.0%} upgraded; of the search, p50 {_ms(rounds, 0)}, the "
                 f"bare pass of its {candidates} candidates takes {_ms(rounds, 1)}"
             )
             pairs = [Pair((mixed - bare) * 1000, whole * 1000) for mixed, bare, whole in rounds]
