@@ -9,12 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
 from benchmarks import load, ours
 from benchmarks.setting import Setting
 from benchmarks.table import Line, Pair, at_most, compared, counted
-from benchmarks.vectors import clustered
+from benchmarks.vectors import QUERIES, described
 
 GALLERY = "photos"
 SEGMENTS = 8
@@ -25,13 +23,13 @@ ROUNDS = 3
 
 def measure(setting: Setting) -> Iterator[Line]:
     """Idle, then an upgrade from beginning to end, then its rollback, and again."""
-    data = clustered(setting.items)
-    sides = np.random.default_rng(1).standard_normal(data.items.shape, dtype=np.float32)
+    items, sides = described(setting.items + QUERIES)
+    queries, items, sides = items[:QUERIES], items[QUERIES:], sides[QUERIES:]
     with setting.folder() as folder, ours.running(folder / "ours", ours.AS_WRITTEN) as us:
         ours.register(us.client, ours.write_artifact(folder / "forward.safetensors"))
-        ours.fill(us.client, GALLERY, data.items, sides, segments=SEGMENTS)
+        ours.fill(us.client, GALLERY, items, sides, segments=SEGMENTS)
         ours.wait_indexed(us.client, GALLERY)
-        requests = ours.searches(GALLERY, data.queries)
+        requests = ours.searches(GALLERY, queries)
         load.one_by_one(us.server.port, requests, len(requests)).checked()
         idle, busy = [], []
         for _ in range(min(ROUNDS, setting.rounds)):
@@ -39,7 +37,7 @@ def measure(setting: Setting) -> Iterator[Line]:
             with _Upgrade(us) as upgrade:
                 busy.append(_paced(us, requests, upgrade.runs))
         note = (
-            f"{RATE:.0f} searches/s over {CONNECTIONS} connections, {len(data.items):,} clustered vectors; upgrades took "
+            f"{RATE:.0f} searches/s over {CONNECTIONS} connections, {len(items):,} items; upgrades took "
             f"{min(each.seconds for each in busy):.0f} to {max(each.seconds for each in busy):.0f} s"
         )
         for percent, bar in ((50, None), (99, at_most(2.0))):

@@ -149,6 +149,10 @@ class Lists(ABC):
     def open(self, vectors: Stored, *, space: Space, path: Path | None, parameters: Mapping[str, Any]) -> IvfIndex:
         """Map the lists; raises ValueError if the file does not fit the column."""
 
+    def _most(self, lists: int, rows: int) -> int:  # noqa: ARG002
+        """How many lists a search may read: half of them cost as much as a plain scan of 20,000 x 128 rows."""
+        return lists // 3
+
     @abstractmethod
     def _empty(self, trained: Trained, space: Space, vectors: Stored) -> Any:
         """A FAISS index of those lists, ready for the rows of `vectors`."""
@@ -175,8 +179,9 @@ class Lists(ABC):
         return _parameters.checked(self.name, parameters, self.parameters)
 
     def efforts(self, rows: int, total: int | None = None) -> Sequence[Mapping[str, Any]]:
-        """More and more lists, up to a third of them: half cost as much as a plain scan of 20,000 x 128 rows."""
-        last = max(_FIRST_PROBES, _count(total or rows) // 3)
+        """More and more lists, while they cost less than another kind of index."""
+        lists = _count(total or rows)
+        last = max(_FIRST_PROBES, self._most(lists, total or rows))
         probes = [_FIRST_PROBES]
         while probes[-1] < last:
             probes.append(min(last, ceil(1.5 * probes[-1])))

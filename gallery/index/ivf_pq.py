@@ -26,6 +26,8 @@ from gallery.index.stack import Stack
 
 # To join as many rows takes a tenth of a second, and is done again for each segment that comes.
 JOINED_ROWS = 1 << 20
+# Codes of so many rows are compared in the time that a search of a graph takes.
+READ_ROWS = 1 << 16
 BITS = 4
 CODES = 1 << BITS
 # FAISS takes at most 256 rows for each code, and warns where there are less than 39.
@@ -198,6 +200,9 @@ class Pq(_ivf.Lists):
         file = _File(path, _ivf.centroids_of(found), _codebook_of(found))
         steer = {"nprobe": parameters["nprobe"], "rerank": parameters["rerank"]}
         return PqIndex([file], vectors=vectors, space=space, **steer)
+
+    def _most(self, lists: int, rows: int) -> int:
+        return max(super()._most(lists, rows), lists * min(rows, READ_ROWS) // rows)
 
     def train(self, rows: Vectors, lists: int, space: Space) -> Trained:
         """Centroids, and what pairs of numbers are written as."""

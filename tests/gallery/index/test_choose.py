@@ -47,5 +47,10 @@ def test_ivf_never_reads_more_than_a_third_of_many_lists() -> None:
     assert backend("ivf").efforts(1_000_000)[-1]["nprobe"] == 333
 
 
+@pytest.mark.parametrize(("rows", "share"), [(10_000, 1.0), (65_536, 1.0), (131_072, 0.5), (1_000_000, 0.333)])
+def test_codes_of_as_many_rows_are_read_as_take_the_time_of_a_graph(rows: int, share: float) -> None:
+    assert backend("ivf_pq").efforts(rows)[-1]["nprobe"] == pytest.approx(share * rows**0.5, abs=1)
+
+
 def test_exact_search_cannot_be_steered() -> None:
     assert not backend("flat").efforts(1000)
