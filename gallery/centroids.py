@@ -24,6 +24,8 @@ from gallery.store import Store
 
 # A gallery may have thousands of small segments before they are merged; the largest ones tell enough.
 _MOST_COLUMNS = 64
+# So many times as many lists are tried where too much of those that suit the number of rows must be read.
+MORE_LISTS = 4
 
 
 class Unindexed(NamedTuple):
@@ -47,7 +49,7 @@ def total_rows(store: Store, column: Unindexed) -> int:
 def offered(
     store: Store, column: Unindexed, chosen: ListsBackend, parameters: Mapping[str, Any], total: int
 ) -> Iterator[Trained]:
-    """Lists to build with, in turn until an index finds enough. Nothing is stored.
+    """Lists to build with, in turn until an index finds enough in few of them. Nothing is stored.
 
     Args:
         store: where the gallery is.
@@ -57,13 +59,15 @@ def offered(
         total: rows of the gallery.
     """
     others = _others(store, column)
-    lists = chosen.lists(parameters, total, sum(rows for _, rows in others) + len(column.vectors))
+    trainable = sum(rows for _, rows in others) + len(column.vectors)
+    lists = chosen.lists(parameters, total, trainable)
     newest = _newest(store, column, chosen)
     if newest is not None and chosen.serves(parameters, len(newest.centroids), lists):
         yield newest
-    space = column.model.space
-    sample = quantizer.training_rows([*_opened(store, column, others), column.vectors], space, lists)
-    yield chosen.train(sample, min(lists, len(sample)), space)
+    space, more = column.model.space, chosen.lists(parameters, MORE_LISTS**2 * total, trainable)
+    for count in dict.fromkeys((lists, more)):
+        sample = quantizer.training_rows([*_opened(store, column, others), column.vectors], space, count)
+        yield chosen.train(sample, min(count, len(sample)), space)
 
 
 def _newest(store: Store, column: Unindexed, chosen: ListsBackend) -> Trained | None:

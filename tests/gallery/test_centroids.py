@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gallery import indexing
 from gallery.arrays import Vectors
 from gallery.catalog import segments as segment_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.tables import ColumnRow
 from gallery.index import ivf_pq
 from gallery.index._ivf import IvfIndex
-from gallery.index.quantizer import Nearest, Quantizer
+from gallery.index.quantizer import FEWEST_ROWS_PER_LIST, Nearest, Quantizer
 from gallery.indexing import QUANTIZER, index_column, wanting
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
@@ -97,6 +98,20 @@ def test_where_the_centroids_find_too_little_in_a_segment_new_ones_are_trained(
     add(small, "more", cloud[2000:])
     first, second, third = quantizers(small)
     assert first != second == third
+
+
+def test_where_much_must_be_read_more_lists_are_tried_and_the_better_index_stays(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "FEW_ROWS", 0)
+    monkeypatch.setattr(indexing, "MOST_READ", 0.06)
+    add(small, "a", anywhere(6400))  # 8 of 80 lists are more than that, and 8 of 164 are not
+    add(small, "b", anywhere(6400, 1))
+    first, second = (view.columns["old"].index for view in small.galleries.refresh().snapshot(GALLERY).segments)
+    assert isinstance(first, ivf_pq.PqIndex)
+    assert len(first.quantizer) == 6400 // FEWEST_ROWS_PER_LIST
+    assert first.quantizer is second.quantizer
+    assert len(index_files(small)) == 2
 
 
 def index_files(world: World) -> set[str]:
