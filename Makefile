@@ -28,7 +28,7 @@ demo: $(VENV)/.installed-train ## Train, fill a gallery and upgrade it under sea
 test: $(VENV)/.installed-dev ## Install what the tests need, run `check`, then all tests; ARGS go to pytest
 	@$(install_redis)
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 serve: $(VENV)/.installed-postgres ## Run the service and its worker on 127.0.0.1:8000; takes ARGS
 	$(BIN)/forwardfill serve $(ARGS)
