@@ -23,6 +23,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from gallery import faults
 
 _BUSY_TIMEOUT_MS = 30_000  # an Arrow upsert of a million rows may hold SQLite's write lock for many seconds
+# Longer than any transaction waits for its own process.
+_SUSPENDED_MS = 30_000
 
 
 class Transaction:
@@ -71,7 +73,9 @@ class Catalog:
 
 def _engine(url: str) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        engine = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        event.listen(engine, "connect", _prepare_postgresql)
+        return engine
     engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -82,6 +86,12 @@ def _for_reading(engine: Engine) -> Engine:
     if engine.dialect.name == "sqlite":
         return engine.execution_options(forwardfill_reading=True)
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    """A process that is suspended within a transaction holds its locks; after a while the server ends that for the others."""
+    connection.execute(f"SET idle_in_transaction_session_timeout = {_SUSPENDED_MS}")
+    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
