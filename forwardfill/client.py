@@ -599,9 +599,9 @@ class Client:
         """Go back to the state before the upgrade."""
         return self._verb(upgrade_id, "cancel", accept_unreachable=accept_unreachable)
 
-    def cutover(self, upgrade_id: str) -> Upgrade:
+    def cutover(self, upgrade_id: str, *, accept_below_gate: bool = False) -> Upgrade:
         """Let all transformed segments serve."""
-        return self._verb(upgrade_id, "cutover")
+        return self._verb(upgrade_id, "cutover", accept_below_gate=accept_below_gate)
 
     def rollback(self, upgrade_id: str, *, accept_unreachable: bool = False) -> Upgrade:
         """Undo a completed upgrade, byte for byte."""
@@ -618,6 +618,15 @@ class Client:
     def failures(self, upgrade_id: str) -> list[Json]:
         """Return the segments that failed, with error and attempts."""
         return list(self._pages(f"/admin/upgrades/{_quoted(upgrade_id)}/failures"))
+
+    def refinement(self, upgrade_id: str, *, page_size: int = 1000, page_token: str | None = None) -> Json:
+        """Return the ids whose embedding again pays most, a page of them, and what it has paid so far."""
+        query = {"page_size": str(page_size), **({} if page_token is None else {"page_token": page_token})}
+        return self._call("GET", f"/admin/upgrades/{_quoted(upgrade_id)}/refinement", query=query)
+
+    def audit(self, *, gallery: str | None = None, upgrade: str | None = None) -> Iterator[Json]:
+        """Yield who did what to models, galleries, upgrades and keys, the newest first."""
+        return self._pages("/admin/events", gallery=gallery, upgrade=upgrade)
 
     def events(self, upgrade_id: str, *, after: str | None = None) -> Generator[Event, None, None]:
         """Follow an upgrade, event by event, until the service ends the stream.
@@ -698,9 +707,9 @@ class Client:
         upgrade: Any = self._call(method, path, body, headers=headers)
         return upgrade  # type: ignore[no-any-return]
 
-    def _pages(self, path: str) -> Iterator[Json]:
+    def _pages(self, path: str, **only: str | None) -> Iterator[Json]:
         """All entries of a list, page by page; an answer has them under the list's own name."""
-        query: dict[str, str] = {"page_size": "1000"}
+        query = {"page_size": "1000", **{name: value for name, value in only.items() if value is not None}}
         while True:
             page = self._call("GET", path, query=query)
             yield from page[path.rpartition("/")[2]]

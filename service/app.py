@@ -94,7 +94,7 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None])
         galleries=Galleries(store.catalog, store.files, Device(store.settings.index_device).place),
         searcher=searcher,
         coalescer=Coalescer(searcher, _lanes(store.settings)),
-        gatherer=Gatherer(searcher, metrics),
+        gatherer=Gatherer(searcher, metrics, settings.max_concurrent_searches + settings.max_waiting_searches),
         keyring=Keyring(store.catalog),
         metrics=metrics,
         settings=settings,

@@ -21,13 +21,15 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.routing import compile_path
+from starlette.routing import Match
 
 from gallery import errors
 from gallery.errors import GalleryError
 
 log = structlog.get_logger()
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 MEDIA_TYPE = "application/problem+json"
 TYPE = "urn:forwardfill:problem:"
@@ -216,7 +218,9 @@ def install(app: FastAPI) -> None:
             answer.headers["Allow"] = ", ".join(found.details["allowed"])
         return answer
 
-    async def crashed(request: Request, _: Exception) -> Response:
+    async def crashed(request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientDisconnect):
+            return Response(status_code=499)  # nobody is left to hear it; it is counted as what it is
         return problem(InternalError(""), request.state.request_id)
 
     for kind in (GalleryError, HTTPException, RequestValidationError, SQLAlchemyError):
@@ -250,10 +254,10 @@ def _translated(error: Exception, request: Request) -> GalleryError:
 
 
 def _methods(request: Request) -> list[str]:
-    """What the path takes, by the document. Starlette would name the methods of the first route that fits it only."""
-    paths = request.app.openapi()["paths"].items()
-    fitting = (taken for path, taken in paths if compile_path(path)[0].match(request.url.path))
-    return sorted({method.upper() for taken in fitting for method in taken})
+    """What the path takes. Starlette would name the methods of the first route that fits it only."""
+    asked = ((method, {**request.scope, "method": method}) for method in _METHODS)
+    routes = request.app.routes
+    return [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 def _errors_of(error: GalleryError) -> dict[str, Any]:

@@ -32,36 +32,44 @@ class Express:
         """Stand before `app`."""
         self._app = app
         self._process = process
+        self._most_bytes = min(_MOST_BYTES, process.settings.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or hand on."""
-        gallery = _searched(scope)
-        if gallery is None:
+        gallery = _searched(scope, self._most_bytes)
+        if gallery is None or not self._admitted(scope):
             await self._app(scope, receive, send)
             return
+        scope["route"] = _ROUTE
         message = await receive()
         body = message.get("body", b"")
-        answer = None if message.get("more_body") or not body else await self._answer(scope, gallery, body)
+        answer = None if message.get("more_body") or not body else await self._answer(gallery, body)
         if answer is None:
             await self._app(scope, _first(message, receive), send)
             return
-        scope["route"] = _ROUTE
         length = str(len(answer)).encode()
         headers = [(b"content-length", length), (b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    async def _answer(self, scope: Scope, gallery: str, body: bytes) -> bytes | None:
-        """None where the application is to say why not."""
+    def _admitted(self, scope: Scope) -> bool:
+        """Before the body is waited for; the application says why not."""
         try:
             auth.admitted(self._process, scope, auth.Scope.SEARCH)
+        except GalleryError:
+            return False
+        return True
+
+    async def _answer(self, gallery: str, body: bytes) -> bytes | None:
+        """None where the application is to say why not."""
+        try:
             search = SearchBody.model_validate(orjson.loads(body))
             return await answered_on_the_loop(self._process, gallery, search)
         except (GalleryError, ValidationError, orjson.JSONDecodeError):
             return None
 
 
-def _searched(scope: Scope) -> str | None:
+def _searched(scope: Scope, most_bytes: int) -> str | None:
     """The gallery of a search whose body is small and plain; None for any other request."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return None
@@ -71,10 +79,14 @@ def _searched(scope: Scope) -> str | None:
     small = False
     for name, value in scope["headers"]:
         if name == b"content-length":
-            small = value.isdigit() and int(value) <= _MOST_BYTES
-        elif name == b"content-encoding" or (name == b"content-type" and not value.startswith(b"application/json")):
+            small = value.isdigit() and int(value) <= most_bytes
+        elif name == b"content-encoding" or (name == b"content-type" and not _is_json(value)):
             return None
     return path[len(_BEFORE) : -len(_AFTER)] if small else None
+
+
+def _is_json(media_type: bytes) -> bool:
+    return media_type.partition(b";")[0].strip().lower() == b"application/json"
 
 
 def _first(message: Message, receive: Receive) -> Callable[[], Awaitable[Message]]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from gallery.search.brief import AT_MOST, MOST_WEIGHTS
+from gallery.search.brief import AT_MOST, MOST_WEIGHTS, NotBrief
 from gallery.search.coalesce import kind_of, stacked
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.run import Searcher
@@ -38,10 +38,11 @@ class _Asked(NamedTuple):
 class Gatherer:
     """One per application, used from its event loop only."""
 
-    def __init__(self, searcher: Searcher, metrics: Metrics) -> None:
-        """Ask `searcher`, and count in `metrics`."""
+    def __init__(self, searcher: Searcher, metrics: Metrics, most: int) -> None:
+        """Ask `searcher`, and count in `metrics`; so many searches may wait."""
         self._searcher = searcher
         self._metrics = metrics
+        self._most = most
         #: whether the server has no other request under way; it says so once it serves
         self.alone: Callable[[], bool] = lambda: False
         self._asked: dict[Any, list[_Asked]] = {}
@@ -57,11 +58,13 @@ class Gatherer:
 
         Raises:
             GalleryError: as `Searcher.search`; never for the sake of another's query.
-            NotBrief: more would have to be transformed than the loop has time for.
+            NotBrief: more would have to be transformed than the loop has time for, or too many wait already.
         """
         since = time.perf_counter()
         if self.alone():
             return self._one(world, gallery, request, since)
+        if sum(map(len, self._asked.values())) >= self._most:
+            raise NotBrief(f"{self._most} searches wait")
         loop = asyncio.get_running_loop()
         asked = _Asked(request, since, loop.create_future())
         kind = kind_of(world, gallery, request)
@@ -84,6 +87,11 @@ class Gatherer:
         try:
             request = asked[0].request if len(asked) == 1 else stacked([each.request for each in asked])
             answer = self._searcher.search(world, gallery, request, at_most=MOST_WEIGHTS)
+        except NotBrief as error:  # one after the other would hold the loop for as long
+            for each in asked:
+                if not each.found.cancelled():
+                    each.found.set_exception(NotBrief(*error.args))
+            return
         except Exception as error:  # noqa: BLE001 - whose fault it is cannot be told, so each finds out alone
             self._failed(world, gallery, asked, error)
             return

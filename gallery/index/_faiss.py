@@ -27,7 +27,7 @@ class FaissIndex(ABC):
     """
 
     joins: Joins | None = None
-    #: whether `_select` can be asked
+    #: whether `_select` reads lists
     by_lists: ClassVar[bool] = False
 
     def __init__(self, kind: str, *, vectors: Stored | Stack, space: Space) -> None:
@@ -80,8 +80,8 @@ class FaissIndex(ABC):
         """`count` rows (queries, count) that FAISS finds best; -1 where it finds fewer."""
 
     def _select(self, assigned: Assignments, k: int, selected: Selected) -> Found:
-        """The `k` best of the selected rows, read from lists."""
-        raise NotImplementedError
+        """The `k` best of the selected rows, by reading those only; an index that has lists need not read all of them."""
+        return _exact.search_column(assigned.queries, self._column, k, self.space, selected)
 
     def _sieve(self, assigned: Assignments, k: int, selected: Selected | None) -> Found:
         """Let FAISS propose rows, and answer in another way the queries for which it proposed too few.
@@ -103,9 +103,9 @@ class FaissIndex(ABC):
 
     def _thoroughly(self, queries: Vectors, k: int, selected: Selected | None) -> Found:
         """The `k` best, where a usual search finds less: the selection shuns the queries, or lists near them are short."""
-        if self.by_lists and selected is not None:
-            return self._select(Assignments(queries), k, selected)
-        return _exact.search_column(queries, self._column, k, self.space, selected)
+        if selected is None:
+            return _exact.search_column(queries, self._column, k, self.space, None)
+        return self._select(Assignments(queries), k, selected)
 
     def _ranked(self, queries: Vectors, k: int, rows: Rows, selected: Selected | None) -> Found:
         """The `k` best of the rows (queries, n) that are selected."""

@@ -23,7 +23,8 @@ from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.segments import MEASURED
 from gallery.catalog.tables import GalleryRow, ItemRow
 from gallery.compact import merge
-from gallery.index.choose import EXACT, check
+from gallery.index.choose import AUTO, EXACT, check
+from gallery.index.registry import names
 from gallery.ingest import NewItems
 from gallery.lineage import Step
 from gallery.spaces import EmbeddingModel
@@ -50,7 +51,7 @@ class GalleryBody(Body):
     model: Reference
     index: dict[str, Any] = Field(
         default={"kind": "auto"},
-        description="`kind` is `auto`, `flat`, `ivf`, `ivf_sq8` or `hnsw`; the rest are parameters of that kind.",
+        description=f"`kind` is one of {', '.join((AUTO, *names()))}; the rest are parameters of that kind.",
     )
     storage_dtype: Literal["float32", "float16"] = "float32"
 
@@ -399,8 +400,8 @@ def _stored(process: Process, gallery: str, item: str) -> tuple[SegmentView, Ite
     ),
 )
 def put_probes(
-    _: MayWrite,
-    __: RequestSlot,
+    caller: MayWrite,
+    _: RequestSlot,
     gallery: str,
     body: Annotated[ProbesBody, Depends(Json(ProbesBody))],
     process: ProcessDep,
@@ -420,6 +421,9 @@ def put_probes(
                 vectors[name] = accept(vector.reshape(1, -1), model, pointer=f"/probes/{at}/vectors/{name}")[0]
             accepted.append((vectors, probe.relevant))
         quality.put_probes(tx.session, row.id, accepted)
+        upgrade_rows.record(
+            tx.session, "gallery.probes_replaced", gallery=gallery, actor=caller.name, probes=len(accepted)
+        )
     return Probes(probes=len(accepted))
 
 

@@ -213,6 +213,11 @@ async def answered_on_the_loop(process: Process, gallery: str, body: SearchBody)
         answer, query = await process.gatherer.search(world, gallery, request, work)
     except NotBrief:
         return None
+    except GalleryError:
+        raise
+    except BaseException:
+        process.metrics.searches.count("failed")
+        raise
     return orjson.dumps({"hits": _plain(answer, query), **_about(body, answer, started)})
 
 

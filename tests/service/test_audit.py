@@ -45,12 +45,16 @@ def test_each_step_of_an_upgrade_names_who_asked_for_it_and_the_artifact(known: 
     assert [data["actor"] for _, name, data in stream if name == "state"] == [actor for _, actor, _ in told]
 
 
-def test_a_throttle_a_retry_and_a_deletion_are_on_the_record_too(known: World) -> None:
+def test_a_throttle_probes_and_a_deletion_are_on_the_record_too(known: World) -> None:
     upgrade = known.start()
     known.client.patch(f"/admin/upgrades/{upgrade}", json={"throttle": {"duty_cycle": 0.5}})
+    probes = [{"vectors": {"old": [1, 0, 0, 0]}}]
+    assert known.client.put(f"/galleries/{GALLERY}/probes", json={"probes": probes}).status_code == 200
     assert known.client.delete(f"/galleries/{GALLERY}").status_code == 204
     found = {each["action"]: each for each in listed(known, gallery=GALLERY)}
     assert found["upgrade.throttled"]["detail"]["throttle"] == {"duty_cycle": 0.5}
+    assert found["gallery.probes_replaced"]["actor"] == "night-shift"
+    assert found["gallery.probes_replaced"]["detail"] == {"probes": 1}
     assert (found["gallery.deleted"]["actor"], found["upgrade.throttled"]["actor"]) == ("night-shift", "night-shift")
 
 

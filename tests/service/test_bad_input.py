@@ -217,6 +217,8 @@ def test_a_path_that_does_not_take_a_method_names_all_that_it_takes(unchanged: W
     assert answer.headers["allow"] == "GET, POST"
     assert problem["detail"] == "this path takes GET, POST, not DELETE"
     assert unchanged.client.put(f"/galleries/{GALLERY}").headers["allow"] == "DELETE, GET"
+    assert unchanged.client.delete(f"{ITEMS}/a/b").headers["allow"] == "GET"
+    assert unchanged.client.post("/openapi.json").headers["allow"] == "GET, HEAD"
 
 
 def test_the_refused_item_is_named(unchanged: World) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +13,8 @@ import pytest
 
 from service import auth
 from service.gather import Gatherer
-from tests.service.world import GALLERY, World
+from tests.acceptance.system import wait_for
+from tests.service.world import GALLERY, World, opened
 
 SEARCH = f"/galleries/{GALLERY}/search"
 
@@ -91,7 +94,16 @@ def test_a_refusal_is_the_same_by_both_ways(world: World, body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [{"content-encoding": "gzip"}, {"content-type": "text/plain"}, {"origin": "https://elsewhere.example"}]
+    "headers",
+    [
+        {"content-encoding": "gzip"},
+        {"content-type": "text/plain"},
+        {"content-type": "application/jsonl"},
+        {"content-type": "application/json-patch+json"},
+        {"origin": "https://elsewhere.example"},
+        {"origin": "http://["},
+        {"origin": "null"},
+    ],
 )
 def test_what_is_not_plain_is_refused_by_both_ways(world: World, headers: dict[str, str]) -> None:
     short, long = by_both(world, b'{"model": "old", "vector": [1, 0, 0, 0]}', headers)
@@ -133,10 +145,51 @@ def test_both_ways_are_counted_as_one_route_and_each_search_once(world: World, c
     assert count("forwardfill_search_seconds_count") == 2
 
 
+def test_a_body_is_no_larger_than_the_setting_by_either_way(tmp_path: Path) -> None:
+    with opened(tmp_path, max_body_bytes=1000) as world:
+        world.prepared().filled()
+        short, long = by_both(world, b'{"model": "old", "vector": [0, 1, 0, 0]' + b" " * 1000 + b"}")
+        assert told(short) == told(long)
+        assert short.status_code == 413
+
+
+def test_a_key_is_asked_for_before_the_body_is_waited_for(world: World) -> None:
+    auth.create_key(world.store.catalog, "searcher", "search")
+    world.app.state.process.keyring.refresh()
+    address = world.client.base_url
+    with socket.create_connection((address.host, address.port or 80), timeout=10) as connection:
+        connection.sendall(f"POST {SEARCH} HTTP/1.1\r\nHost: {address.host}\r\nContent-Length: 60000\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_client_that_hangs_up_is_no_error_of_the_service(world: World, count: Callable[[str], float]) -> None:
+    address, items = world.client.base_url, f"/galleries/{GALLERY}/items"
+    with socket.create_connection((address.host, address.port or 80), timeout=10) as connection:
+        connection.sendall(f"POST {items} HTTP/1.1\r\nHost: {address.host}\r\nContent-Length: 60000\r\n\r\n{{".encode())
+    name = 'forwardfill_http_requests_total{method="POST",route="/galleries/{gallery}/items",status="%d"}'
+    wait_for(lambda: count(name % 499) == 1, 10, lambda: "it was not counted")
+    assert count(name % 500) == 0
+
+
+def test_a_crash_is_counted_alike_by_both_ways(
+    world: World, monkeypatch: pytest.MonkeyPatch, count: Callable[[str], float]
+) -> None:
+    def crash(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(type(world.app.state.process.searcher), "search", crash)
+    short, long = by_both(world, b'{"model": "old", "vector": [0, 1, 0, 0]}')
+    assert told(short) == told(long)
+    assert short.status_code == 500
+    assert count('forwardfill_searches_total{outcome="failed"}') == 2
+    name = 'forwardfill_http_requests_total{method="POST",route="/galleries/{gallery}/search",status="500"}'
+    assert count(name) == 2
+
+
 @pytest.fixture
 def count(world: World) -> Callable[[str], float]:
     def value(name: str) -> float:
         lines = world.client.get("/metrics").text.splitlines()
-        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
 
     return value

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gallery.search.brief import AT_MOST
+from gallery.search.brief import AT_MOST, NotBrief
 from gallery.search.request import Answer, SearchRequest
 from gallery.snapshot import World as Seen
 from service.gather import Found, Gatherer
@@ -41,7 +41,7 @@ class Stage:
         world.upsert("old", ["a", "b", "c", "d"], np.eye(OLD, dtype=np.float32))
         self.seen = world.galleries.refresh()
         self.searcher, self.metrics = Recording(world), Metrics()
-        self.gatherer = Gatherer(self.searcher, self.metrics)  # type: ignore[arg-type]
+        self.gatherer = Gatherer(self.searcher, self.metrics, 100)  # type: ignore[arg-type]
 
     def ask(self, axis: int, *, reads: int = 1, k: int = 1, poisoned: bool = False) -> asyncio.Future[Found]:
         vector = np.full((1, OLD), POISON, np.float32) if poisoned else np.eye(OLD, dtype=np.float32)[axis : axis + 1]
@@ -144,3 +144,28 @@ def test_who_went_away_is_not_answered_and_the_others_are(stage: Stage) -> None:
 
     assert asyncio.run(together()) == "b"
     assert stage.searcher.calls == [2]
+
+
+def test_where_as_many_wait_as_may_the_next_is_told_at_once(stage: Stage) -> None:
+    stage.gatherer = Gatherer(stage.searcher, stage.metrics, 2)  # type: ignore[arg-type]
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(stage.ask(axis) for axis in range(3)), return_exceptions=True)
+
+    first, second, third = asyncio.run(together())
+    assert (stage.id(first), stage.id(second)) == ("a", "b")
+    assert isinstance(third, NotBrief)
+
+
+def test_what_is_too_much_to_transform_together_is_not_begun_one_by_one(stage: Stage) -> None:
+    def search(*_: Any, **__: Any) -> Answer:
+        stage.searcher.calls.append(0)
+        raise NotBrief("old-to-new")
+
+    stage.searcher.search = search  # type: ignore[method-assign]
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(stage.ask(0), stage.ask(1), return_exceptions=True)
+
+    assert [type(each) for each in asyncio.run(together())] == [NotBrief, NotBrief]
+    assert len(stage.searcher.calls) == 1

@@ -125,9 +125,14 @@ def test_one_thread_asks_at_a_time_whatever_the_shelf() -> None:
 
 
 @pytest.mark.gpu
-def test_all_of_this_was_done_on_a_gpu_too() -> None:
-    if not GPUS:
-        pytest.skip("FAISS sees no GPU, so it was not")
+@pytest.mark.skipif(not GPUS, reason="FAISS sees no GPU, so nothing here was done on one")
+def test_where_there_is_a_gpu_indexes_live_there_unless_told_otherwise(
+    clustered: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "FEWEST_ROWS", 1)
+    index = FlatIndex(clustered, Space("euclidean", normalized=False))
+    assert Device("auto").place(index, [clustered]).kind == "device"
+    assert Device("cpu").place(index, [clustered]) is index
 
 
 def test_without_a_gpu_indexes_stay_where_they_are(clustered: Vectors) -> None:

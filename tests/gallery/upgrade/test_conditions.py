@@ -150,13 +150,19 @@ def eta(world: World, upgrade: str) -> float | None:
         return progress(session, upgrade_row(session, upgrade)).eta_seconds
 
 
-def test_a_retry_does_what_failed_and_nothing_else(filled: World) -> None:
-    upgrade = filled.start()
-    until(filled, upgrade, State.RUNNING)
-    for _ in range(filled.store.settings.max_attempts):
-        held = segment.lease(filled.store, upgrade, "poisoned")
+def with_a_poisoned_segment(world: World) -> str:
+    """An upgrade whose first segment failed as often as it may."""
+    upgrade = world.start()
+    until(world, upgrade, State.RUNNING)
+    for _ in range(world.store.settings.max_attempts):
+        held = segment.lease(world.store, upgrade, "poisoned")
         assert held is not None
-        segment.fail(filled.store, held, "OSError: a bad sector")
+        segment.fail(world.store, held, "OSError: a bad sector")
+    return upgrade
+
+
+def test_a_retry_does_what_failed_and_nothing_else(filled: World) -> None:
+    upgrade = with_a_poisoned_segment(filled)
     assert filled.run(upgrade) is State.FAILED
     done = made(filled)
     lifecycle.retry(filled.store, upgrade)
@@ -173,12 +179,7 @@ def made(world: World) -> dict[int, str]:
 
 
 def test_segments_that_were_set_aside_are_told_with_the_error_while_the_rest_goes_on(filled: World) -> None:
-    upgrade = filled.start()
-    until(filled, upgrade, State.RUNNING)
-    for _ in range(filled.store.settings.max_attempts):
-        held = segment.lease(filled.store, upgrade, "poisoned")
-        assert held is not None
-        segment.fail(filled.store, held, "OSError: a bad sector")
+    upgrade = with_a_poisoned_segment(filled)
     (condition,) = told(filled, upgrade)
     assert (condition.type, condition.reason) == ("segments_failed", "attempts_exhausted")
     assert condition.detail == "OSError: a bad sector; see .../failures"
