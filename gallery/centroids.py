@@ -49,7 +49,7 @@ def total_rows(store: Store, column: Unindexed) -> int:
 def offered(
     store: Store, column: Unindexed, chosen: ListsBackend, parameters: Mapping[str, Any], total: int
 ) -> Iterator[Trained]:
-    """Lists to build with, in turn until an index finds enough in few of them. Nothing is stored.
+    """Lists to build with, in turn until an index finds enough. Nothing is stored.
 
     Args:
         store: where the gallery is.
@@ -58,16 +58,31 @@ def offered(
         parameters: its parameters.
         total: rows of the gallery.
     """
-    others = _others(store, column)
-    trainable = sum(rows for _, rows in others) + len(column.vectors)
-    lists = chosen.lists(parameters, total, trainable)
+    lists = chosen.lists(parameters, total, _trainable(store, column))
     newest = _newest(store, column, chosen)
     if newest is not None and chosen.serves(parameters, len(newest.centroids), lists):
         yield newest
-    space, more = column.model.space, chosen.lists(parameters, MORE_LISTS**2 * total, trainable)
-    for count in dict.fromkeys((lists, more)):
-        sample = quantizer.training_rows([*_opened(store, column, others), column.vectors], space, count)
-        yield chosen.train(sample, min(count, len(sample)), space)
+    yield trained(store, column, chosen, lists)
+
+
+def more(
+    store: Store, column: Unindexed, chosen: ListsBackend, parameters: Mapping[str, Any], total: int
+) -> Trained | None:
+    """`MORE_LISTS` times as many as suit the number of rows; None where there are not rows enough for more."""
+    usual, many = (chosen.lists(parameters, rows, _trainable(store, column)) for rows in (total, MORE_LISTS**2 * total))
+    return trained(store, column, chosen, many) if many > usual else None
+
+
+def trained(store: Store, column: Unindexed, chosen: ListsBackend, lists: int) -> Trained:
+    """So many lists, of a sample of all of the gallery's vectors of the model."""
+    space = column.model.space
+    columns = [*_opened(store, column, _others(store, column)), column.vectors]
+    sample = quantizer.training_rows(columns, space, lists)
+    return chosen.train(sample, min(lists, len(sample)), space)
+
+
+def _trainable(store: Store, column: Unindexed) -> int:
+    return sum(rows for _, rows in _others(store, column)) + len(column.vectors)
 
 
 def _newest(store: Store, column: Unindexed, chosen: ListsBackend) -> Trained | None:

@@ -83,9 +83,9 @@ class Files:
         """Remove files if the block, which was to name them, fails; else make sure that they are there for the commit.
 
         It goes inside the transaction, not around it: a commit that fails may still have happened, as when the connection
-        broke before its answer came, and then these files are all there is of what was written. The sweep knows better.
+        broke before its answer came, and then these files are all there is of what was written. `gallery.orphans` knows better.
 
-        A process that was suspended between writing and naming may find that the sweep took its files for orphans; so they
+        A process that was suspended between writing and naming may find that its files were taken for orphans; so they
         become young again right before the commit, or there is none.
 
         Raises:
@@ -104,13 +104,15 @@ class Files:
         """Make files young again that a transaction is about to name.
 
         Raises:
-            Damaged: the sweep took one already.
+            Damaged: one was removed as an orphan already.
         """
         for name in names:
             try:
                 os.utime(self.path(name))
             except FileNotFoundError as error:
-                raise errors.Damaged(f"{name} waited so long to be named that the sweep took it", file=name) from error
+                raise errors.Damaged(
+                    f"{name} waited so long to be named that it was removed as an orphan", file=name
+                ) from error
 
     def unknown(self, folder: str, *, known: Callable[[str], bool], older_than: float) -> Iterator[str]:
         """The files under `folder` that are unknown and were not touched for `older_than` seconds."""

@@ -103,7 +103,7 @@ def _work(store: Store, held: Lease, fit: Fit, tell: Tell) -> None:
         source, target = model_rows.as_model(row.source), model_rows.as_model(row.target)
     pairs = read(store, row)
     asked = Asked(row.method, _direction(row), searched_by(source, target, _direction(row)), row.seed)
-    # Its name ends as an unfinished file's does, so that after a crash the sweep takes it.
+    # Its name ends as an unfinished file's does, so that after a crash it is removed as an orphan.
     path = store.files.path(store.files.new(ARTIFACTS, PART))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

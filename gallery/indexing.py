@@ -15,6 +15,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import structlog
 from sqlalchemy import select
 
 from gallery import centroids, faults
@@ -35,6 +36,7 @@ from gallery.index.registry import backend
 from gallery.spaces import EmbeddingModel
 from gallery.store import Store, indexes_folder
 
+log = structlog.get_logger()
 # What stands with the parameters of an index: which centroids it has. Segments with the same are compared with them once.
 QUANTIZER = "quantizer"
 # Where a larger share of the lists must be read, more lists are tried: of 62,500 vectors in 1,000 clusters, 56 of 100 rows were
@@ -50,6 +52,13 @@ class Built(NamedTuple):
     kind: str
     parameters: dict[str, Any]
     file: Written
+    #: 0 where it has none
+    lists: int
+
+    @property
+    def share(self) -> float:
+        """Of the lists, those that a search reads."""
+        return min(1.0, self.parameters["nprobe"] / self.lists) if self.lists else 0.0
 
 
 class Decision(NamedTuple):
@@ -77,38 +86,44 @@ def decide(store: Store, gallery: GalleryRow, column: Unindexed) -> Decision:
     if not choices:
         return Decision(None, {})
     asked, refused = sample(column.vectors, column.model.space), dict[str, float]()
-    best, least = None, 0.0
     for choice, trained in _attempts(store, column, choices, total):
-        if best is not None and choice.kind != best.kind:
-            break
-        name = store.files.new(indexes_folder(gallery.id), ".faiss")
         try:
-            with store.files.writing(name) as path:
-                parameters = _build(choice, trained, column, path, asked)
+            built = _written(store, choice, trained, column, asked)
         except _FindsTooLittle as found:
             refused[choice.kind] = found.args[0]
             continue
-        built = Built(choice.kind, parameters, written(store.files, name))
-        # What was asked for by name is not improved upon.
-        lists = len(trained.centroids) if trained is not None and choice.enough else 0
-        share = min(1.0, parameters["nprobe"] / lists) if lists else 0.0
-        better = best is None or share < least
-        worse = best if better else built
-        if better:
-            best, least = built, share
-        if worse is not None:
-            store.files.remove([worse.file.name])
-        if not lists or _few(least, lists, total):
-            break
-    return Decision(best, refused)
+        return Decision(_improved(store, choice, built, column, asked, total), refused)
+    return Decision(None, refused)
 
 
-def _few(share: float, lists: int, total: int) -> bool:
-    """Whether so small a share of the lists is read that more lists are not tried, or there are more already.
+def _improved(store: Store, choice: Choice, built: Built, column: Unindexed, asked: Sample, total: int) -> Built:
+    """An index of more lists, if less than half as much of it must be read; else the one that there is.
 
-    Segments are searched together only with others of the same lists, so new ones are made where much is to be gained.
+    Segments are searched together only with others of the same lists, so others are made where much is to be gained; and not
+    where there are more already than suit the number of rows, or where an index was asked for by name.
     """
-    return share <= MOST_READ or share * total <= FEW_ROWS or lists >= 2 * sqrt(total)
+    chosen, few = backend(choice.kind), built.share <= MOST_READ or built.share * total <= FEW_ROWS
+    if few or not choice.enough or built.lists >= 2 * sqrt(total) or not isinstance(chosen, ListsBackend):
+        return built
+    try:
+        trained = centroids.more(store, column, chosen, choice.efforts[0], total)
+        other = built if trained is None else _written(store, choice, trained, column, asked)
+    except (_FindsTooLittle, OSError, MemoryError, RuntimeError) as error:
+        log.info("more_lists_do_not_help", model=column.model.name, rows=len(column.vectors), error=repr(error))
+        return built
+    if other is built:
+        return built
+    kept, worse = (other, built) if 2 * other.share <= built.share else (built, other)
+    store.files.remove([worse.file.name])
+    return kept
+
+
+def _written(store: Store, choice: Choice, trained: Trained | None, column: Unindexed, asked: Sample) -> Built:
+    """Build an index, durable; raises as `_build`."""
+    name = store.files.new(indexes_folder(column.gallery_id), ".faiss")
+    with store.files.writing(name) as path:
+        parameters = _build(choice, trained, column, path, asked)
+    return Built(choice.kind, parameters, written(store.files, name), len(trained.centroids) if trained else 0)
 
 
 def _attempts(

@@ -1,7 +1,7 @@
 """Upsert and delete: one request, one transaction; answered only once it is durable.
 
 The files of a request are written first, under names that nothing refers to. One transaction then marks what they replace
-as deleted and names them. A crash before it leaves files that the sweep reclaims; a crash after it has lost nothing.
+as deleted and names them. A crash before it leaves files that are removed as orphans; a crash after it has lost nothing.
 
 Side-information is uniform in a segment: a request whose items have it only in part makes two segments.
 """

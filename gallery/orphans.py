@@ -14,6 +14,9 @@ from gallery.catalog.galleries import free, known_file
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
 
+# Writers wait while some are removed.
+_AT_ONCE = 32
+
 
 def found(catalog: Catalog, files: Files, folder: str, *, older_than: float) -> list[str]:
     """The files below a folder that no row names now and that were not touched for so many seconds."""
@@ -32,7 +35,8 @@ def remove(catalog: Catalog, files: Files, folder: str, *, older_than: float) ->
         by_gallery[_gallery(name)].append(name)
     removed: list[str] = []
     for gallery_id, names in by_gallery.items():
-        removed += _remove(catalog, files, gallery_id, names, older_than)
+        for start in range(0, len(names), _AT_ONCE):
+            removed += _remove(catalog, files, gallery_id, names[start : start + _AT_ONCE], older_than)
     return removed
 
 

@@ -163,9 +163,8 @@ def _column(store: Store, column_id: int, actor: str | None) -> Mended | None:
         _record(tx.session, job, written, actor)
         tx.after.append(lambda: store.files.remove(damaged))
     index_column(store, new.id)
-    same = (
-        "" if written.sha256 == job.column.sha256 else ", not bit by bit as it was: another machine may round otherwise"
-    )
+    otherwise = ", not bit by bit as it was: another machine or number type rounds otherwise"
+    same = "" if written.sha256 == job.column.sha256 else otherwise
     return Mended(
         job.segment.id,
         job.column.file,

@@ -54,7 +54,7 @@ class Shelf:
                 yield position, view, rows[first:last] - start
 
 
-#: where the index over some columns is to live, see `gallery.index.device`
+#: puts the index over some columns where searches are to find it, and makes it ready for them; see `gallery.index.device`
 Place = Callable[[Index, Sequence[Stored]], Index]
 
 

@@ -243,6 +243,7 @@ def _columns(
         select(ColumnRow, SegmentRow.rows)
         .join(SegmentRow)
         .where(SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None), ColumnRow.published)
+        .order_by(ColumnRow.id)
     ).all()
     there = {(row.segment_id, names[row.model_id].name) for row, _ in rows}
     for row, count in rows:

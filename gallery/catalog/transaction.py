@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from gallery import faults
 
 _BUSY_TIMEOUT_MS = 30_000  # an Arrow upsert of a million rows may hold SQLite's write lock for many seconds
-# Longer than any transaction waits for its own process.
+# Longer than any transaction that writes waits for its own process; one that reads may open files meanwhile.
 _SUSPENDED_MS = 30_000
 
 
@@ -74,7 +74,7 @@ class Catalog:
 def _engine(url: str) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
         engine = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
-        event.listen(engine, "connect", _prepare_postgresql)
+        event.listen(engine, "begin", _begin_postgresql)
         return engine
     engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000})
     event.listen(engine, "connect", _prepare_sqlite)
@@ -88,10 +88,10 @@ def _for_reading(engine: Engine) -> Engine:
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
-def _prepare_postgresql(connection: Any, _record: Any) -> None:
-    """A process that is suspended within a transaction holds its locks; after a while the server ends that for the others."""
-    connection.execute(f"SET idle_in_transaction_session_timeout = {_SUSPENDED_MS}")
-    connection.commit()
+def _begin_postgresql(connection: Connection) -> None:
+    """A process that is suspended while it writes holds its locks; after a while the server ends that for the others."""
+    if not connection.get_execution_options().get("postgresql_readonly"):
+        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {_SUSPENDED_MS}")
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

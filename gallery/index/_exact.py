@@ -153,7 +153,7 @@ def length(vectors: Vectors) -> float:
 
 
 def nothing(queries: int, k: int, metric: Metric) -> Found:
-    """The answer of a segment that has no row to give."""
+    """The answer where there is no row to give."""
     none = np.full((queries, k), -1, np.int64)
     return Found(np.full((queries, k), worst(metric), np.float32), none)
 
@@ -165,7 +165,11 @@ def _one_by_one(queries: Vectors, vectors: Vectors, k: int, metric: Metric, sele
     """
     pool = min(k + SLACK, len(vectors))
     scores, rows = knn(queries, vectors, pool, metric, selected)
-    return Found(*head(np.sqrt(scores) if metric == "euclidean" else scores, rows, metric, k))
+    if metric == "euclidean":
+        scores = np.sqrt(scores)
+    if selected is not None:
+        scores[rows < 0] = worst(metric)  # FAISS has fillers of its own
+    return Found(*head(scores, rows, metric, k))
 
 
 def _together(queries: Vectors, vectors: Vectors, k: int, metric: Metric, longest: float) -> Found:

@@ -60,6 +60,9 @@ class FaissIndex(ABC):
     def reads(self) -> int:
         """Numbers that are read for one query, more or less."""
 
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to make
+        """Nothing, where the file is searched as it is mapped."""
+
     def join(self, others: Sequence[Index]) -> Index:
         """Nothing is joined, unless `joins` says so."""
         raise NotImplementedError(f"{self.kind} is asked alone, and not with {len(others)} others")

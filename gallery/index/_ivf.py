@@ -58,9 +58,9 @@ class IvfIndex(_faiss.FaissIndex):
         """The lists that a search reads."""
         return assigned.of(self.quantizer, min(ceil(self.nprobe * effort), len(self.quantizer)))
 
-    def _within(self, queries: Vectors, k: int, near: Nearest, selected: Selected) -> Found:
-        """The `k` best of the selected rows in the lists that are `near`."""
-        count = min(self.compared(k), selected.count)
+    def _within(self, queries: Vectors, k: int, near: Nearest, selected: Selected, *, roughly: bool) -> Found:
+        """The `k` best of the selected rows in the lists that are `near`; `roughly` as in `Assignments`."""
+        count = min(self.compared(k, roughly=roughly), selected.count)
         return self._ranked(queries, k, self._read(queries, count, near, selected).rows, None)
 
     def _select(self, assigned: Assignments, k: int, selected: Selected) -> Found:
@@ -77,7 +77,7 @@ class IvfIndex(_faiss.FaissIndex):
         while len(asking) and first < len(self.quantizer):
             last = min(last, len(self.quantizer))
             near = assigned.of(self.quantizer, last).part(asking, slice(first, last))
-            more = self._within(queries[asking], k, near, selected)
+            more = self._within(queries[asking], k, near, selected, roughly=assigned.roughly)
             before = best.rows[asking]
             both = np.hstack([best.scores[asking], more.scores]), np.hstack([before, more.rows])
             found = Found(*cut(*both, metric, k))

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Found(NamedTuple):
-    """The best rows of one segment for each query, best first.
+    """The best rows of an index for each query, best first.
 
     Attributes:
         scores: (queries, k) float32; similarity for cosine and inner product (larger is better), Euclidean distance
-            (not squared; smaller is better) for euclidean. Padded with the worst value where a segment has fewer rows.
+            (not squared; smaller is better) for euclidean. Padded with the worst value where there are fewer rows.
         rows: (queries, k) int64; -1 where there is no row.
     """
 
@@ -66,6 +66,9 @@ class Index(Protocol):
             assigned: what was found out about the very same queries for other segments, to be used and added to. The
                 answer does not depend on it.
         """
+
+    def prepare(self) -> None:
+        """Make what searches need and what takes long, so that the first of them need not."""
 
     def join(self, others: Sequence[Index]) -> Index:
         """One index over its own rows and those of `others`, in turn, whose `joins` have the same key."""

@@ -10,6 +10,7 @@ meanwhile gather and become one call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -72,16 +73,14 @@ class Device:
         self._resources = None if self._number is None else faiss.StandardGpuResources()
 
     def place(self, index: Index, columns: Sequence[Stored]) -> Index:
-        """The rows of a shelf on the GPU; or `index`, where there is none, or no room in it, or where they are few."""
+        """The rows of a shelf on the GPU; or `index`, prepared, where there is none, or no room in it, or where they are few."""
         vectors = Stack(columns)
-        if self._resources is None or len(vectors) < FEWEST_ROWS:
-            return index
-        try:
-            with self._lock:
+        if self._resources is not None and len(vectors) >= FEWEST_ROWS:
+            with suppress(RuntimeError), self._lock:  # which is how FAISS says that the memory is full
                 flat = self._filled(vectors, index.space)
-        except RuntimeError:  # which is how FAISS says that the memory is full
-            return index
-        return DeviceIndex(flat, self._lock, vectors=vectors, space=index.space)
+                return DeviceIndex(flat, self._lock, vectors=vectors, space=index.space)
+        index.prepare()
+        return index
 
     def _filled(self, vectors: Stack, space: Space) -> Any:
         config = faiss.GpuIndexFlatConfig()

@@ -23,13 +23,14 @@ class FlatIndex:
 
     kind = "flat"
 
-    def __init__(self, vectors: Stored, space: Space) -> None:
+    def __init__(self, vectors: Stored, space: Space, *, prepared: bool = False) -> None:
+        """Over `vectors` (rows, dimension), `prepared` as FAISS can read them or not."""
         self._column = np.asarray(vectors)  # an np.memmap costs microseconds for each slice, a plain view does not
         self.space = space
         # Joined, they are copied, so that many requests of a few rows each cost one comparison; the others are read where
         # they lie.
         self.joins = Joins(self.kind, JOINED_NUMBERS // max(1, self._column.shape[1]))
-        self._searched: Vectors | None = self._column if _exact.is_plain(self._column, space) else None
+        self._searched: Vectors | None = self._column if prepared or _exact.is_plain(self._column, space) else None
         self._preparing = Lock()
         self._longest: float | None = None
 
@@ -47,16 +48,19 @@ class FlatIndex:
     ) -> Found:
         """The `k` best rows for each query, as `base.Index.search` says."""
         _exact.check_request(queries, k, selected, self._column.shape)
-        vectors = self.ready()
+        vectors = self._ready()
         longest = self._length(vectors) if len(queries) >= _exact.PRODUCT_QUERIES and len(vectors) else None
         return _exact.search(queries, vectors, k, self.space.metric, selected, longest)
 
     def join(self, others: Sequence[Index]) -> FlatIndex:
-        """Exact search of a copy of all rows."""
-        columns = [each.ready() for each in (self, *others) if isinstance(each, FlatIndex)]
-        return FlatIndex(np.concatenate(columns), self.space._replace(normalized=True))
+        """Exact search of a copy of all rows, which each index by itself then needs no copy for."""
+        columns = [_exact.prepared(each._column, each.space) for each in (self, *others) if isinstance(each, FlatIndex)]
+        return FlatIndex(np.concatenate(columns), self.space, prepared=True)
 
-    def ready(self) -> Vectors:
+    def prepare(self) -> None:
+        """Nothing: a copy waits for the first search, see `_ready`."""
+
+    def _ready(self) -> Vectors:
         """The column as FAISS can read it.
 
         A float16 column, or one whose lengths cosine must ignore, needs a float32 copy. It waits for the first search,

@@ -12,7 +12,7 @@ from gallery.index._library import faiss
 
 
 class Selected:
-    """The rows of a segment that may be found; immutable, so what is found out about them once holds."""
+    """The rows of a shelf, or of a segment, that may be found; immutable, so what is found out about them once holds."""
 
     def __init__(self, mask: Mask) -> None:
         """`mask` is (rows,) bool, and stays as it is."""
@@ -30,6 +30,8 @@ class Selected:
 
     @cached_property
     def selector(self) -> Any:
-        """The mask as FAISS wants it. It only points at the bits, so they are kept with it."""
-        self._bits = np.packbits(self.mask, bitorder="little")
-        return faiss.IDSelectorBitmap(len(self._bits), faiss.swig_ptr(self._bits))
+        """The mask as FAISS wants it. It only points at the bits, so it keeps them: two threads may make one each."""
+        bits = np.packbits(self.mask, bitorder="little")
+        selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+        faiss.add_to_referenced_objects(selector, bits)
+        return selector

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from gallery.catalog import segments as segment_rows
 from gallery.catalog.transaction import Catalog
 from gallery.search.request import Answer
 
-# Answers hold their snapshot, so they wait for no more than this, or for the next time that hits are written.
+# Answers hold their snapshot, with its indexes, so they wait for the next version, or for as many, or for the next `write`.
 _AT_ONCE = 256
 
 
@@ -26,33 +26,32 @@ class Hits:
     def __init__(self) -> None:
         """Start at zero."""
         self._lock = threading.Lock()
-        #: not counted yet: counting many at once costs little more than one
-        self._waiting: list[Answer] = []
+        #: by gallery, what is not counted yet, all of one snapshot: counting many at once costs little more than one
+        self._waiting: dict[int, list[Answer]] = {}
         #: per gallery and segment
         self._counted: dict[int, Counter[int]] = {}
 
     def count(self, answer: Answer) -> None:
         """Count what one search found."""
+        gallery_id, done = answer.snapshot.gallery_id, list[Answer]()
         with self._lock:
-            self._waiting.append(answer)
-            if len(self._waiting) < _AT_ONCE:
-                return
-            waiting, self._waiting = self._waiting, []
-        self._fold(waiting)
+            waiting = self._waiting.setdefault(gallery_id, [])
+            if len(waiting) >= _AT_ONCE or (waiting and waiting[0].snapshot is not answer.snapshot):
+                done, self._waiting[gallery_id] = waiting, [answer]
+            else:
+                waiting.append(answer)
+        if done:
+            self._fold(done)
 
-    def _fold(self, answers: Iterable[Answer]) -> None:
-        """Count what many searches found, those of one snapshot together."""
-        by_snapshot: dict[int, list[Answer]] = {}
-        for answer in answers:
-            by_snapshot.setdefault(id(answer.snapshot), []).append(answer)
-        for same in by_snapshot.values():
-            snapshot = same[0].snapshot
-            segments = np.concatenate([answer.segments.reshape(-1) for answer in same])
-            counts = np.bincount(segments[segments >= 0])
-            places = np.flatnonzero(counts)
-            found = {snapshot.segments[at].id: hits for at, hits in zip(places, counts[places].tolist(), strict=True)}
-            if found:
-                self._add(snapshot.gallery_id, found)
+    def _fold(self, answers: Sequence[Answer]) -> None:
+        """Count what some searches found in one snapshot."""
+        snapshot = answers[0].snapshot
+        segments = np.concatenate([answer.segments.reshape(-1) for answer in answers])
+        counts = np.bincount(segments[segments >= 0])
+        places = np.flatnonzero(counts)
+        found = {snapshot.segments[at].id: hits for at, hits in zip(places, counts[places].tolist(), strict=True)}
+        if found:
+            self._add(snapshot.gallery_id, found)
 
     def write(self, catalog: Catalog) -> None:
         """Add what was counted to the catalog; what cannot be written is kept for the next time.
@@ -61,8 +60,9 @@ class Hits:
         another meanwhile.
         """
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-        self._fold(waiting)
+            waiting, self._waiting = self._waiting, {}
+        for answers in waiting.values():
+            self._fold(answers)
         with self._lock:
             taken, self._counted = self._counted, {}
         try:

@@ -39,7 +39,7 @@ _MOST_PLANS = 1024  # of one world
 
 
 class Planned(NamedTuple):
-    """A plan, with what every search that follows it would find out again. Shelves are positions in the snapshot."""
+    """A plan, with what every search that follows it would find out again. Shelves are positions in `snapshot.shelves`."""
 
     #: its ways are those of the snapshot's shelves
     plan: Plan

@@ -79,7 +79,7 @@ class Lanes:
                 held = segment.lease(self._store, self._upgrade_id, self._owner)
                 if held is None:
                     return False
-                under_way.enter_context(_recorded(self._store, held))
+                under_way.enter_context(_recorded(self._store, held, self._turn))
                 under_way.enter_context(segment.kept(self._store, held))
                 for _ in range(self._lanes if held.alone else 1):
                     under_way.enter_context(self._under_way)
@@ -92,17 +92,21 @@ class Lanes:
 
 
 @contextmanager
-def _recorded(store: Store, held: Lease) -> Iterator[None]:
-    """What goes wrong with a segment is recorded on its row, and must not stop the others."""
+def _recorded(store: Store, held: Lease, turn: threading.Lock) -> Iterator[None]:
+    """What goes wrong with a segment is recorded on its row, and must not stop the others.
+
+    What it is made from may have been derived itself, and is made anew first, in turn, so that the next attempt finds it.
+    """
     try:
         yield
     except errors.LeaseLost:
         pass
     except Exception as error:  # noqa: BLE001 - whatever one segment does, the rest goes on
         log.warning("segment_failed", upgrade=held.upgrade_id, segment=held.segment_id, error=repr(error))
+        with turn:
+            repair.attempt(store, error)
         with suppress(errors.LeaseLost):  # whoever holds the segment now will record its own
             segment.fail(store, held, f"{type(error).__name__}: {error}")
-        repair.attempt(store, error)  # what it is made from may have been derived itself; the next attempt will tell
     except BaseException:
         with suppress(errors.LeaseLost):  # it may have been published before the process was told to stop
             segment.release(store, held)

@@ -23,7 +23,7 @@ def test_near_vectors_far_from_the_origin_are_told_apart_in_a_large_batch(tmp_pa
 
 def test_a_plain_column_is_searched_where_it_lies(clustered: Vectors) -> None:
     for space in (Space("euclidean", normalized=False), Space("cosine", normalized=True)):
-        assert np.shares_memory(FlatIndex(clustered, space).ready(), clustered)
+        assert np.shares_memory(FlatIndex(clustered, space)._ready(), clustered)
 
 
 def test_float16_columns_are_ranked_by_their_rounded_values(clustered: Vectors, queries: Vectors) -> None:

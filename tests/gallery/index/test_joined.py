@@ -11,6 +11,7 @@ import pytest
 from gallery.arrays import Space, Stored, Vectors
 from gallery.index import _filtering, registry
 from gallery.index.base import Index, ListsBackend
+from gallery.index.device import Device
 from gallery.index.flat import JOINED_NUMBERS
 from gallery.index.quantizer import training_rows
 from gallery.index.selection import Selected
@@ -56,6 +57,7 @@ class TestAnswers:
         self, name: str, space: Space, asked: tuple[Index, Stored], clustered: Vectors
     ) -> None:
         index, column = asked
+        assert index.space == space  # by which whoever scores the column itself judges whether it is as it is compared
         queries = queries_of(clustered, space)
         assert_right(name, index.search(queries, 10), queries, column, space.metric, 10)
 
@@ -142,3 +144,10 @@ def test_other_kinds_are_asked_alone(name: str, clustered: Vectors, tmp_path: Pa
     assert index.joins is None
     with pytest.raises(NotImplementedError, match="is asked alone"):
         index.join([index])
+
+
+def test_what_takes_long_is_made_before_the_first_search(clustered: Vectors, tmp_path: Path) -> None:
+    index = joined(parts("ivf_pq", clustered, Space("euclidean", normalized=False), tmp_path))
+    assert "lists" not in vars(index)
+    assert Device("cpu").place(index, [clustered]) is index
+    assert "lists" in vars(index)
