@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.galleries import ItemsBody
+from service.api.items import ItemsBody
 from service.bodies import parse
 from service.pieces import loads
 
