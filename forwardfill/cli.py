@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,6 +18,7 @@ from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.errors import GalleryError
 from gallery.settings import GallerySettings
+from service.settings import ServiceSettings
 from workers.settings import WorkerSettings
 
 app = typer.Typer(
@@ -41,35 +43,67 @@ def serve(
     data: Data = None,
     worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Start a worker as a child process.")] = True,
     insecure: Annotated[bool, typer.Option(help="Listen beyond loopback although there is no API key.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="API processes behind the port [FORWARDFILL_PROCESSES].")
+    ] = None,
+    group: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    place: Annotated[int, typer.Option(hidden=True)] = 0,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the API, and one worker beside it."""
-    _environment(HOST=host, PORT=port, DATA=data, INSECURE=insecure or None)
+    _environment(HOST=host, PORT=port, DATA=data, INSECURE=insecure or None, PROCESSES=processes)
+    from forwardfill.processes import become_child, worker_child
+
+    if parent is not None:
+        become_child(parent)
+    settings = ServiceSettings()
+    if settings.processes > 1 and group is None:
+        _serve_together(settings, worker=worker)
     native.prepare(GallerySettings().threads_used)
-    from forwardfill import processes
     from service.auth import UnsafeBinding
+    from service.group import Group
     from service.main import OldSchemaError, run
 
     try:
-        run(beside=processes.worker_child if worker else None)
+        run(beside=worker_child if worker else None, group=Group(group, place) if group is not None else None)
     except (UnsafeBinding, OldSchemaError) as error:
         _refuse(str(error))
+
+
+def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
+    """Several API processes; this one only starts them, so it needs neither FAISS nor PyTorch."""
+    from forwardfill.processes import serve_together, worker_child
+    from service.telemetry import configure_logs
+
+    configure_logs()
+    catalog = _catalog()
+    if catalog.engine.dialect.name == "sqlite":  # before they meet there; as a single one would do itself
+        schema.migrate(catalog)
+    catalog.close()
+    try:
+        with worker_child() if worker else nullcontext():
+            status = serve_together(settings.processes, settings.host, settings.port)
+    except OSError as error:
+        _refuse(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
+    raise typer.Exit(status)
 
 
 @app.command()
 def worker(
     data: Data = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+    nice: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Run a worker: it transforms segments and builds indexes. Any number may run."""
     _environment(DATA=data)
     native.prepare(GallerySettings().threads_used)
-    from forwardfill import processes
+    from forwardfill.processes import become_child
     from service.telemetry import configure_logs
     from workers.main import run
 
     configure_logs()
     if parent is not None:
-        processes.become_child(parent)
+        become_child(parent, nice)
     run()
 
 
@@ -218,7 +252,7 @@ def _mend(gallery: str | None) -> int:
     return upkeep.mend(build_store(GallerySettings()), gallery)
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     console.print(f"[red]{message}[/red]")
     raise typer.Exit(2)
 

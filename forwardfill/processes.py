@@ -1,81 +1,176 @@
-"""The embedded default: the API process with one worker as its child, at low CPU priority so that searches go first."""
+"""The processes that `forwardfill serve` starts beside itself: a worker, and where several are asked for, API processes.
+
+Each is started again if it dies, and ends with the process that started it.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
+from service.group import Group, reserved
+
 log = structlog.get_logger()
+
+#: with which a process ends that says why it does not start: to start it again would not help
+REFUSED = 2
 
 _NICE = 10
 _PR_SET_PDEATHSIG = 1
 _RESTART_SECONDS = 1.0
-# A worker that is told to stop finishes its segment; one that takes longer loses only time, since its lease expires.
+# A process that is told to stop finishes what it is at; one that takes longer loses only time: a worker's lease expires, and
+# an API process has answered by then.
 _STOP_SECONDS = 30.0
 
 
 @contextmanager
 def worker_child() -> Iterator[None]:
-    """Keep one worker running while the block runs; start it again if it dies."""
-    child = _Child()
-    child.start()
-    try:
+    """Keep one worker running while the block runs, at low priority so that searches go first."""
+    with _kept([_Child("worker", ["worker", "--nice", str(_NICE)])]):
         yield
-    finally:
-        child.stop()
 
 
-class _Child:
-    def __init__(self) -> None:
-        self._stopping = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._thread = threading.Thread(target=self._keep, name="worker-child", daemon=True)
+def serve_together(processes: int, host: str, port: int) -> int:
+    """Keep so many API processes behind one port, until SIGTERM or SIGINT.
 
-    def start(self) -> None:
-        self._thread.start()
+    Returns:
+        The exit status: 0, or `REFUSED` if one of them said why it cannot serve.
 
-    def stop(self) -> None:
-        self._stopping.set()
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-        self._thread.join(timeout=_STOP_SECONDS)
-        if self._process is not None and self._process.poll() is None:
-            log.warning("worker_killed", pid=self._process.pid)
-            self._process.kill()
-            self._process.wait()
+    Raises:
+        OSError: the port is not free.
+    """
+    stop, status = threading.Event(), [0]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
 
-    def _keep(self) -> None:
-        while not self._stopping.is_set():
-            started = time.monotonic()
-            self._process = _spawn()
-            if self._stopping.is_set():  # `stop` may have come while the process was being made
-                self._process.terminate()
-            code = self._process.wait()
-            if not self._stopping.is_set():
-                log.warning("worker_died", code=code, seconds=round(time.monotonic() - started, 1))
-                self._stopping.wait(_RESTART_SECONDS)
+    def refused() -> None:
+        status[0] = REFUSED
+        stop.set()
 
-
-def _spawn() -> subprocess.Popen[bytes]:
-    # A session of its own: Ctrl-C in a terminal reaches the parent only, which then tells the worker in good order.
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-m", "forwardfill.cli", "worker", "--parent", str(os.getpid())], start_new_session=True
-    )
+    with reserved(host, port) as held, _group_folder() as folder:
+        where = ["--host", host, "--port", str(held.getsockname()[1])]
+        children = [
+            _Child(
+                f"api-{member.place}",
+                ["serve", *where, "--no-worker", "--group", str(folder), "--place", str(member.place)],
+                {"FORWARDFILL_THREADS": str(_threads_of_each(processes))},
+                refused,
+            )
+            for member in Group.made(folder, processes)
+        ]
+        with _kept(children):
+            stop.wait()
+    return status[0]
 
 
-def become_child(parent: int) -> None:
-    """Lower the priority, and die with the parent: an embedded worker without its API process serves nobody."""
-    os.nice(_NICE)
+def become_child(parent: int, niceness: int = 0) -> None:
+    """Lower the priority, and end with the parent: nobody would start or stop this process any more.
+
+    Raises:
+        SystemExit: the parent has ended already.
+    """
+    os.nice(niceness)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the line above
         raise SystemExit(1)
+
+
+def _threads_of_each(processes: int) -> int:
+    """Threads of one search: as a single process has half of the cores for it, all of them together have."""
+    set_ = int(os.environ.get("FORWARDFILL_THREADS") or 0)
+    return set_ or max(1, (os.cpu_count() or 1) // 2 // processes)
+
+
+@contextmanager
+def _group_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="forwardfill-") as folder:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # whatever cleans up temporary files leaves locked folders alone
+            yield Path(folder)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _kept(children: Sequence[_Child]) -> Iterator[None]:
+    for child in children:
+        child.start()
+    try:
+        yield
+    finally:
+        for child in children:
+            child.tell()
+        for child in children:
+            child.wait()
+
+
+@dataclass
+class _Child:
+    """A process of ours that is kept running."""
+
+    name: str
+    words: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: called where it will not start, instead of starting it again
+    refused: Callable[[], None] | None = None
+
+    def __post_init__(self) -> None:
+        self._stopping = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._keep, name=self.name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def tell(self) -> None:
+        """Say that it is to stop."""
+        self._stopping.set()
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        """Until it has stopped."""
+        self._thread.join(timeout=_STOP_SECONDS)
+        if self._process is not None and self._process.poll() is None:
+            log.warning("process_killed", process=self.name, pid=self._process.pid)
+            self._process.kill()
+            self._process.wait()
+
+    def _keep(self) -> None:
+        # What the kernel does for `become_child` it does when this thread ends, so the thread stays as long as the process.
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            self._process = self._spawn()
+            if self._stopping.is_set():  # `tell` may have come while the process was being made
+                self._process.terminate()
+            code = self._process.wait()
+            if self._stopping.is_set():
+                return
+            if code == REFUSED and self.refused is not None:
+                self.refused()
+                return
+            log.warning("process_died", process=self.name, code=code, seconds=round(time.monotonic() - started, 1))
+            self._stopping.wait(_RESTART_SECONDS)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # A session of its own: Ctrl-C in a terminal reaches the parent only, which then tells its children in good order.
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "forwardfill.cli", *self.words, "--parent", str(os.getpid())],
+            env={**os.environ, **self.environment},
+            start_new_session=True,
+        )

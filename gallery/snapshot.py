@@ -22,6 +22,7 @@ from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.catalog.transaction import Catalog
+from gallery.commits import Commits
 from gallery.files import Files
 from gallery.shelves import Place, Shelf, shelved
 from gallery.spaces import EmbeddingModel, Registry
@@ -106,11 +107,24 @@ class World:
 class Galleries:
     """The snapshots of this process."""
 
-    def __init__(self, catalog: Catalog, files: Files, place: Place | None = None) -> None:
-        """Start with nothing; call `refresh`. `place` says where indexes live; None leaves them where they were opened."""
+    def __init__(
+        self, catalog: Catalog, files: Files, place: Place | None = None, commits: Commits | None = None
+    ) -> None:
+        """Start with nothing; call `refresh`.
+
+        Args:
+            catalog: where facts are.
+            files: where vectors are.
+            place: says where indexes live; None leaves them where they were opened.
+            commits: of the processes behind the same port, where there are several.
+        """
         self._catalog = catalog
         self._files = files
         self._place = place
+        self._commits = commits
+        #: what others had announced before the last refresh, and what was announced here
+        self._seen = b""
+        self._announced: World | None = None
         self._lock = threading.Lock()
         self.current = World(Registry({}, ()), (0, 0), MappingProxyType({}), MappingProxyType({}))
 
@@ -121,11 +135,44 @@ class Galleries:
         again, which no longer name it. A gallery that stays unreadable is reported by `World.snapshot`, to its users only.
         """
         with self._lock:
-            for left in reversed(range(_OPEN_ATTEMPTS)):
-                self.current = self._newer(self.current, leave_out=left == 0)
-                if not self.current.damaged:
-                    break
-            return self.current
+            return self._refreshed()
+
+    def announced(self) -> World:
+        """Refresh, and let the processes behind the same port follow: what a client hears now, its next search shall see."""
+        with self._lock:
+            world = self._refreshed()
+            if self._commits is not None and world is not self._announced:
+                self._commits.announce()
+                self._announced = world
+            return world
+
+    @property
+    def behind(self) -> bool:
+        """Whether another process behind the same port has announced what may not be in `current` yet."""
+        return self._commits is not None and self._commits.of_others() != self._seen
+
+    def caught_up(self, wait_seconds: float) -> World:
+        """What is current, with all that processes behind the same port have announced until now.
+
+        Another thread may be refreshing, and that may take long; then what is current has to do.
+        """
+        if self.behind and self._lock.acquire(timeout=wait_seconds):
+            try:
+                if self.behind:  # else the other thread has just done it
+                    self._refreshed()
+            finally:
+                self._lock.release()
+        return self.current
+
+    def _refreshed(self) -> World:
+        # Read before the catalog is: what is announced from now on may not be in there.
+        seen = b"" if self._commits is None else self._commits.of_others()
+        for left in reversed(range(_OPEN_ATTEMPTS)):
+            self.current = self._newer(self.current, leave_out=left == 0)
+            if not self.current.damaged:
+                break
+        self._seen = seen
+        return self.current
 
     def _newer(self, old: World, *, leave_out: bool) -> World:
         galleries: dict[str, Snapshot] = {}

@@ -27,11 +27,13 @@ from service.api import audit, events, explain, fits, galleries, health, items, 
 from service.auth import Keyring
 from service.express import Express
 from service.gather import Gatherer
+from service.group import Group
+from service.metrics import Metrics
 from service.process import Process
 from service.refresh import Refresher
 from service.settings import ServiceSettings
 from service.slots import Slots
-from service.telemetry import Metrics, Telemetry
+from service.telemetry import Telemetry
 
 _SPARE_THREADS = 8  # for health, and for streams that look at the catalog
 _DESCRIPTION = "A gallery of embeddings that stays searchable while it moves to another embedding model."
@@ -57,7 +59,11 @@ class Application(FastAPI):
 
 
 def create_app(
-    store: Store, settings: ServiceSettings | None = None, *, nudge: Callable[[], None] = lambda: None
+    store: Store,
+    settings: ServiceSettings | None = None,
+    *,
+    nudge: Callable[[], None] = lambda: None,
+    group: Group | None = None,
 ) -> FastAPI:
     """The application. The catalog must have the schema of this version.
 
@@ -65,8 +71,9 @@ def create_app(
         store: where facts are kept; whoever built it closes it.
         settings: of the service.
         nudge: tells workers to look for work; called after a commit, must neither raise nor block for long.
+        group: this process's place among those behind the same port, where there are several.
     """
-    process = _process(store, settings or ServiceSettings(), nudge)
+    process = _process(store, settings or ServiceSettings(), nudge, group)
     app = Application(
         title="Forwardfill",
         description=_DESCRIPTION,
@@ -83,15 +90,16 @@ def create_app(
         app.include_router(subject.router)
     errors.install(app)
     documents.install(app)
-    app.entry = Telemetry(Express(app.entry, process), process.metrics)
+    app.entry = Telemetry(Express(app.entry, process), process.metrics.counts)
     return app
 
 
-def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None]) -> Process:
-    searcher, metrics = Searcher.of(store), Metrics()
+def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None], group: Group | None) -> Process:
+    searcher, metrics = Searcher.of(store), Metrics(group)
+    place, commits = Device(store.settings.index_device).place, group.commits() if group else None
     return Process(
         store=store,
-        galleries=Galleries(store.catalog, store.files, Device(store.settings.index_device).place),
+        galleries=Galleries(store.catalog, store.files, place, commits),
         searcher=searcher,
         coalescer=Coalescer(searcher, _lanes(store.settings)),
         gatherer=Gatherer(searcher, metrics, settings.max_concurrent_searches + settings.max_waiting_searches),
@@ -121,8 +129,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         process.store,
         process.galleries,
         process.keyring,
-        process.metrics.latencies,
-        process.metrics.hits,
+        process.metrics,
         every_seconds=settings.refresh_seconds,
     )
     await anyio.to_thread.run_sync(refresher.start)

@@ -17,7 +17,7 @@ from gallery.search.coalesce import kind_of, stacked
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.run import Searcher
 from gallery.snapshot import World
-from service.telemetry import Metrics
+from service.metrics import Metrics
 
 
 class Found(NamedTuple):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
+import structlog
 from fastapi import Depends, Request
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 
 from gallery.errors import NotFound
 from gallery.search.coalesce import Coalescer
@@ -17,15 +20,19 @@ from gallery.search.run import Searcher
 from gallery.snapshot import Galleries, World
 from gallery.store import Store
 from service.gather import Gatherer
+from service.metrics import Metrics
 from service.settings import ServiceSettings
 from service.slots import Slots
-from service.telemetry import Metrics
 
 if TYPE_CHECKING:
     from service.auth import Keyring
 
+log = structlog.get_logger()
+
 T = TypeVar("T")
 _LOOK_AGAIN_SECONDS = 0.05
+# Within which a write is seen by every process, whether or not it shares a port with the one that took it.
+_CATCH_UP_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -47,6 +54,29 @@ class Process:
     #: set when the process is asked to stop; streams end then
     closing: threading.Event = field(default_factory=threading.Event)
     _looked: float = 0.0
+    _catching_up: asyncio.Future[World] | None = None
+
+    def current(self) -> World:
+        """What searches see, with all that clients of this port were told of.
+
+        Where the catalog does not answer, or not soon, it is what there is: an answer that lacks the latest write is better
+        than none.
+        """
+        try:
+            return self.galleries.caught_up(_CATCH_UP_SECONDS)
+        except SQLAlchemyError as error:
+            log.warning("catch_up_failed", error=repr(error))
+            return self.galleries.current
+
+    async def current_on_the_loop(self) -> World:
+        """The same, for the event loop: what has to be read is read in a thread, once for all who wait for it."""
+        for _ in range(2):  # one that is under way may have begun too early, the next has not
+            if not self.galleries.behind:
+                break
+            if self._catching_up is None or self._catching_up.done():
+                self._catching_up = asyncio.ensure_future(run_in_threadpool(self.current))
+            await asyncio.wait([self._catching_up], timeout=_CATCH_UP_SECONDS)
+        return self.galleries.current
 
     def seen(self, read: Callable[[World], T]) -> T:
         """Read from what is in memory; where something is missing, look once whether another process has just added it.
@@ -55,7 +85,7 @@ class Process:
         every 50 ms.
         """
         try:
-            return read(self.galleries.current)
+            return read(self.current())
         except NotFound:
             if time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
                 raise
@@ -63,8 +93,8 @@ class Process:
             return read(self.galleries.refresh())
 
     def written(self, *, nudge: bool = False) -> World:
-        """Follow a commit: what was written is seen by the next search here, and workers are told if it concerns them."""
-        world = self.galleries.refresh()
+        """Follow a commit: what was written is seen by the next search, and workers are told if it concerns them."""
+        world = self.galleries.announced()
         if nudge:
             self.nudge()
         return world

@@ -1,7 +1,7 @@
 """Watches what other processes write, gallery versions and keys, and tells them of the searches here.
 
-What is told: where hits are found, which the order of an upgrade may follow, and, where an upgrade wants to know, how slow
-searches are.
+What is told: what was counted, to those behind the same port; where hits are found, which the order of an upgrade may
+follow; and, where an upgrade wants to know, how slow searches are.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from ulid import ULID
 
 from gallery.catalog import latencies as latency_rows
-from gallery.search.hits import Hits
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from service.auth import Keyring
-from service.telemetry import Latencies
+from service.metrics import Metrics
 
 log = structlog.get_logger()
 
@@ -40,8 +39,7 @@ class Refresher:
         store: Store,
         galleries: Galleries,
         keyring: Keyring,
-        latencies: Latencies,
-        hits: Hits,
+        metrics: Metrics,
         *,
         every_seconds: float,
     ) -> None:
@@ -49,8 +47,7 @@ class Refresher:
         self._store = store
         self._galleries = galleries
         self._keyring = keyring
-        self._latencies = latencies
-        self._hits = hits
+        self._metrics = metrics
         self._process = str(ULID())
         self._hits_written = time.monotonic()
         self._told = False
@@ -72,16 +69,17 @@ class Refresher:
             thread.start()
 
     def stop(self) -> None:
-        """Stop both; write the last hits, and take back what was said of latencies."""
+        """Stop both; write the last counts and hits, and take back what was said of latencies."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
         try:
-            self._hits.write(self._store.catalog)
+            self._metrics.share()
+            self._metrics.hits.write(self._store.catalog)
             if self._told:
                 with self._store.catalog.transaction() as tx:
                     latency_rows.forget(tx.session, self._process)
-        except SQLAlchemyError as error:  # a catalog that is gone must not keep the process from ending in good order
+        except (OSError, SQLAlchemyError) as error:  # what is gone must not keep the process from ending in good order
             log.warning("last_words_lost", error=repr(error))
 
     def _run(self, act: Callable[[], None], every_seconds: float) -> None:
@@ -96,10 +94,11 @@ class Refresher:
         self._galleries.refresh()
 
     def _tell(self) -> None:
+        self._metrics.share()
         self._tell_latencies()
         if time.monotonic() - self._hits_written >= _HITS_SECONDS:
             self._hits_written = time.monotonic()
-            self._hits.write(self._store.catalog)
+            self._metrics.hits.write(self._store.catalog)
 
     def _tell_latencies(self) -> None:
         """Only where an upgrade asks for them: otherwise this writes nothing."""
@@ -107,6 +106,6 @@ class Refresher:
             watched = latency_rows.watched(session)
         if watched:
             self._told = True
-            p99_ms = {gallery: self._latencies.p99_ms(gallery) for gallery in watched}
+            p99_ms = {gallery: self._metrics.latencies.p99_ms(gallery) for gallery in watched}
             with self._store.catalog.transaction() as tx:
                 latency_rows.publish(tx.session, self._process, p99_ms)

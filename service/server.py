@@ -10,6 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from service.group import shared_socket
 from service.process import Process
 
 _SWITCH_SECONDS = 0.001
@@ -28,8 +29,10 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def run(app: FastAPI) -> None:
+def run(app: FastAPI, *, shared: bool = False) -> None:
     """Serve on the host and port of the settings; returns after SIGTERM or SIGINT, with no request cut short.
+
+    `shared` is for a process that is not alone behind its port.
 
     Call `service.auth.require_safe_binding` before, and `service.telemetry.configure_logs`.
     """
@@ -41,7 +44,8 @@ def run(app: FastAPI) -> None:
     server = _Server(configured(app))
     process: Process = app.state.process
     process.gatherer.alone = lambda: len(server.server_state.tasks) == 1
-    server.run()
+    settings = process.settings
+    server.run([shared_socket(settings.host, settings.port)] if shared else None)
 
 
 def configured(app: FastAPI) -> uvicorn.Config:

@@ -13,6 +13,7 @@ class ServiceSettings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    processes: int = Field(default=1, ge=1, description="API processes that answer behind the port.")
     insecure: bool = Field(default=False, description="Serve beyond loopback without a key.")
     max_body_bytes: int = Field(default=64 * 1024 * 1024, ge=1, description="Bytes of one JSON body.")
     # A million items of 128 numbers are half a GiB. These two are streamed to disk, so they cost no memory.

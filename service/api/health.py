@@ -82,10 +82,9 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 
 @router.get("/metrics", response_class=Response, **documented(answers=_TEXT))
 def metrics(_: MaySearch, process: ProcessDep) -> Response:
-    """Numbers for Prometheus: of this process, and of the galleries and upgrades as they stand."""
-    own = generate_latest(process.metrics.registry)
+    """Numbers for Prometheus: what the service counted, and the galleries and upgrades as they stand."""
     shared = generate_latest(_Once(_shared(process)))
-    return Response(own + shared, media_type=CONTENT_TYPE_LATEST)
+    return Response(process.metrics.as_text() + shared, media_type=CONTENT_TYPE_LATEST)
 
 
 class _Once:

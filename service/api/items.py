@@ -157,7 +157,7 @@ def upsert_items(
         raise errors.InvalidItem("a payload is nested too deep") from None
     except errors.Invalid as error:
         raise _named(error, items.ids) from error
-    process.metrics.upserted.inc(done.upserted)
+    process.metrics.counts.upserted(done.upserted)
     large = len(items.ids) >= process.store.settings.exact_below
     process.written(nudge=large or _is_upgraded(process, gallery))
     return Upserted(upserted=done.upserted, version=done.version)
@@ -255,7 +255,7 @@ def _named(error: errors.Invalid, ids: Sequence[str]) -> errors.Invalid:
 
 def _is_upgraded(process: Process, gallery: str) -> bool:
     """Whether an upgrade waits for what was just written."""
-    snapshot = process.galleries.current.galleries.get(gallery)
+    snapshot = process.current().galleries.get(gallery)
     if snapshot is None:
         return False
     with process.store.catalog.reading() as session:

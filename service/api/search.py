@@ -201,9 +201,9 @@ async def answered_on_the_loop(process: Process, gallery: str, body: SearchBody)
         GalleryError: it is refused; nothing was counted yet.
     """
     started = time.perf_counter()
-    world = process.galleries.current
     if body.filter is not None or body.include or body.k > min(MOST_HITS, process.store.settings.max_k):
         return None
+    world = process.galleries.current if not process.galleries.behind else await process.current_on_the_loop()
     snapshot = world.snapshot(gallery)
     request = request_for(body, one_query(body, world), slice(None))
     work = planned_for(world, snapshot, request).reads
@@ -216,7 +216,7 @@ async def answered_on_the_loop(process: Process, gallery: str, body: SearchBody)
     except GalleryError:
         raise
     except BaseException:
-        process.metrics.searches.count("failed")
+        process.metrics.counts.ended("failed")
         raise
     return orjson.dumps({"hits": _plain(answer, query), **_about(body, answer, started)})
 
@@ -305,10 +305,10 @@ def _answers(process: Process, gallery: str, body: _Options, queries_of: Callabl
     try:
         answers = process.seen(ask)
     except GalleryError:
-        process.metrics.searches.count("refused")
+        process.metrics.counts.ended("refused")
         raise
     except BaseException:
-        process.metrics.searches.count("failed")
+        process.metrics.counts.ended("failed")
         raise
     process.metrics.answered(answers, [time.perf_counter() - started])
     return answers

@@ -328,10 +328,10 @@ def list_upgrades(_: MayAdmin, __: RequestSlot, page: PageDep, process: ProcessD
 def get_upgrade(_: MayAdmin, __: RequestSlot, upgrade: str, process: ProcessDep) -> Upgrade:
     """Read an upgrade. Its progress is counted from rows, so it is true after any crash.
 
-    What the answer says is done serves the next search of the same process.
+    What the answer says is done serves the next search.
     """
     document = read_upgrade(process, upgrade)
-    process.galleries.refresh()
+    process.galleries.announced()
     return document
 
 

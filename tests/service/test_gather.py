@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from gallery.search.brief import AT_MOST, NotBrief
 from gallery.search.request import Answer, SearchRequest
 from gallery.snapshot import World as Seen
 from service.gather import Found, Gatherer
-from service.telemetry import Metrics
+from service.metrics import Metrics
 from tests.gallery.world import GALLERY, OLD, World
 
 POISON = 1234.5
@@ -53,7 +54,9 @@ class Stage:
         return found.answer.plain(found.query)[0][0]
 
     def counted(self, outcome: str) -> float:
-        found = self.metrics.registry.get_sample_value("forwardfill_searches_total", {"outcome": outcome})
+        registry = CollectorRegistry()
+        registry.register(self.metrics.counts)
+        found = registry.get_sample_value("forwardfill_searches_total", {"outcome": outcome})
         return found or 0.0
 
 

@@ -13,8 +13,8 @@ import structlog
 from sqlalchemy import select, text
 
 from gallery.catalog.tables import SearchLatencyRow
+from service.metrics import Latencies
 from service.server import configured
-from service.telemetry import Latencies
 from tests.service.world import GALLERY, UNITS, World, opened
 
 SEARCH = f"/galleries/{GALLERY}/search"
