@@ -32,7 +32,7 @@ def measure(setting: Setting) -> Iterator[Line]:
     data, truth = setting.data, nearest(setting.data)
     with (
         setting.folder() as folder,
-        ours.running(folder / "ours") as us,
+        ours.running(folder / "ours", ours.ON_ALL_CORES) as us,
         chroma(folder / "chroma") as server_,
         httpx.Client(base_url=server_.url, timeout=600) as http,
     ):

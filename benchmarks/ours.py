@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ OLD, NEW, FORWARD = "old", "new", "old-to-new"
 HIDDEN = 2048
 #: no merging, where a measure is about a number of segments
 AS_WRITTEN: dict[str, object] = {"compact_segments": 0}
+
+#: as Chroma and PostgreSQL do, of their own accord
+ON_ALL_CORES: dict[str, object] = {"processes": os.cpu_count() or 1}
 
 _TIMEOUT = 1800.0
 _LOOK_SECONDS = 0.05

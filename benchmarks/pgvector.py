@@ -28,7 +28,7 @@ CONNECTIONS = 8
 def measure(setting: Setting) -> Iterator[Line]:
     """p50 and throughput; ours over HTTP, theirs without."""
     data, truth = setting.data, nearest(setting.data)
-    with setting.folder() as folder, ours.running(folder / "ours") as us, postgres() as uri:
+    with setting.folder() as folder, ours.running(folder / "ours", ours.ON_ALL_CORES) as us, postgres() as uri:
         ours.register(us.client)
         ours.fill(us.client, GALLERY, data.items)
         ours.wait_indexed(us.client, GALLERY)

@@ -6,32 +6,35 @@ for exactly that snapshot, whatever was written since.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from sqlalchemy import ColumnElement, exists, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, exists, func, insert, literal, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.arrays import Rows
+from gallery.catalog.listed import Part, as_json, listed, parts
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow
 
 T = TypeVar("T")
 _FEW_SEGMENTS = 500  # that are named in a statement
 _ROWS_AT_ONCE = 50_000
+_WRITTEN = ["gallery_id", "segment_id", "row", "item_id", "payload"]
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
 
 
 def mark_deleted(session: Session, gallery_id: int, ids: Sequence[str], version: int) -> set[str]:
     """Mark the live rows of these ids as deleted since `version`; returns the ids that were live."""
     found: set[str] = set()
-    for chunk in _chunks(ids):
+    for part in parts([(item,) for item in ids]):
         found.update(
             session.scalars(
                 update(ItemRow)
-                .where(ItemRow.gallery_id == gallery_id, ItemRow.item_id.in_(chunk), ItemRow.deleted_version.is_(None))
+                .where(*_live(session, gallery_id, part))
                 .values(deleted_version=version)
                 .returning(ItemRow.item_id)
                 .execution_options(synchronize_session=False)
@@ -49,12 +52,16 @@ def add_items(
     payloads: Sequence[Mapping[str, Any] | None],
 ) -> None:
     """Record the items of a new segment, in the order of its rows."""
-    rows = (
-        {"gallery_id": gallery_id, "segment_id": segment_id, "row": row, "item_id": item, "payload": payload}
-        for row, (item, payload) in enumerate(zip(ids, payloads, strict=True))
-    )
-    for chunk in _chunks(list(rows)):
-        session.execute(insert(ItemRow), chunk)
+    elements = [
+        (item, None if payload is None else json.dumps(payload)) for item, payload in zip(ids, payloads, strict=True)
+    ]
+    for part in parts(elements):
+        each = listed(session, part)
+        item, payload = each.fields
+        rows = select(
+            literal(gallery_id), literal(segment_id), each.position, item, as_json(session, payload)
+        ).select_from(each.table)
+        session.execute(insert(ItemRow).from_select(_WRITTEN, rows))
 
 
 def live_item(session: Session, gallery_id: int, item_id: str) -> ItemRow:
@@ -76,11 +83,9 @@ def live_item(session: Session, gallery_id: int, item_id: str) -> ItemRow:
 def places(session: Session, gallery_id: int, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
     """The (segment, row) of each id that has a live item."""
     found: dict[str, tuple[int, int]] = {}
-    for chunk in _chunks(ids):
+    for part in parts([(item,) for item in ids]):
         rows = session.execute(
-            select(ItemRow.item_id, ItemRow.segment_id, ItemRow.row).where(
-                ItemRow.gallery_id == gallery_id, ItemRow.item_id.in_(chunk), ItemRow.deleted_version.is_(None)
-            )
+            select(ItemRow.item_id, ItemRow.segment_id, ItemRow.row).where(*_live(session, gallery_id, part))
         )
         found.update({item: (segment, row) for item, segment, row in rows})
     return found
@@ -184,6 +189,13 @@ def any_live(session: Session, segment_id: int) -> bool:
     """Whether a segment has a live item."""
     live = select(ItemRow.row).where(ItemRow.segment_id == segment_id, ItemRow.deleted_version.is_(None))
     return session.scalar(live.limit(1)) is not None
+
+
+def _live(session: Session, gallery_id: int, ids: Part) -> tuple[ColumnElement[bool], ...]:
+    """The live rows of these ids, which are elements of a list."""
+    each = listed(session, ids)
+    there = ItemRow.item_id.in_(select(each.fields[0]).select_from(each.table))
+    return ItemRow.gallery_id == gallery_id, there, ItemRow.deleted_version.is_(None)
 
 
 def _chunks(things: Sequence[T]) -> Iterator[Sequence[T]]:
