@@ -134,22 +134,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--items", type=int, default=5000, help="ids that may be there at once")
+    parser.add_argument("--processes", type=int, default=1, help="API processes behind the port")
     parser.add_argument("--out", type=Path, default=OUT, help="where soak.json goes")
     options = parser.parse_args(arguments)
     end_in_good_order()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="forwardfill-soak-") as scratch:
         data = Path(scratch) / "ours"
-        group = Group("soak", tuple(_run(data, options.items, options.minutes * 60)))
+        group = Group("soak", tuple(_run(data, options.items, options.minutes * 60, options.processes)))
     show(group)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "soak.json").write_bytes(orjson.dumps(document([group]), option=orjson.OPT_INDENT_2))
     return exit_code([group])
 
 
-def settings(items: int) -> dict[str, object]:
+def settings(items: int, processes: int) -> dict[str, object]:
     """So that ten minutes see what months would: merges often, large segments that have an index, and a full cache."""
     return {
+        "processes": processes,
         "max_k": 2 * items,
         "exact_below": max(100, items // 5),
         "compact_segments": 4,
@@ -159,9 +161,9 @@ def settings(items: int) -> dict[str, object]:
     }
 
 
-def _run(data: Path, items: int, seconds: float) -> list[Line]:
+def _run(data: Path, items: int, seconds: float, processes: int) -> list[Line]:
     artifact = ours.write_artifact(data.with_suffix(".safetensors"), HIDDEN)
-    with ours.running(data, settings(items)) as us:
+    with ours.running(data, settings(items, processes)) as us:
         ours.register(us.client, artifact)
         us.client.create_gallery(GALLERY, ours.OLD)
         soak = Soak(us, artifact, items)

@@ -10,7 +10,7 @@ Large native segments are searched exactly until a worker has come by; an upgrad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from gallery.centroids import Unindexed
 from gallery.columns import open_column
 from gallery.files import Written, written
 from gallery.index._recall import Sample, recall, sample
-from gallery.index.base import ListsBackend, Trained
+from gallery.index.base import JOINED, ListsBackend, Trained
 from gallery.index.choose import EXACT, Choice, choose
 from gallery.index.quantizer import digest
 from gallery.index.registry import backend
@@ -142,6 +142,9 @@ def _attempts(
 def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Path, asked: Sample) -> dict[str, Any]:
     """Build an index at `path` and return the first parameters by which it finds enough, with what it finds.
 
+    Beside them is what suffices where it is a small part of what is searched together: of the ten nearest in all of that, few
+    more than one are here, so what counts is whether the nearest is found.
+
     Raises:
         _FindsTooLittle: it does not find enough by any.
     """
@@ -151,13 +154,21 @@ def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Pat
     else:
         chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0])
     faults.reached("build_index")
-    found = 0.0
+    found, joined = 0.0, None
     for parameters in choice.efforts:
-        found = round(recall(chosen.open(vectors, space=space, path=path, parameters=parameters), asked), 4)
+        share = recall(chosen.open(vectors, space=space, path=path, parameters=parameters), asked)
+        found = round(share.ten, 4)
+        if joined is None and share.nearest >= choice.enough:
+            joined = parameters
         if found >= choice.enough:
             told = {} if trained is None else {QUANTIZER: digest(trained.centroids)}
-            return {**parameters, **told, MEASURED: found}
+            return {**parameters, **told, **_differing(parameters, joined or parameters), MEASURED: found}
     raise _FindsTooLittle(found)
+
+
+def _differing(parameters: Mapping[str, Any], joined: Mapping[str, Any]) -> dict[str, Any]:
+    others = {name: value for name, value in joined.items() if value != parameters[name]}
+    return {JOINED: others} if others else {}
 
 
 def wanting(store: Store, limit: int = 16) -> list[int]:

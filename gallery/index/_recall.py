@@ -18,21 +18,19 @@ ROWS = 200
 
 
 class Sample(NamedTuple):
-    """Some rows of a column as queries, with the score of the last of their true neighbours.
+    """Some rows of a column as queries, with the scores of their true neighbours.
 
     Attributes:
         space: decides the score.
         queries: (queries, dimension) float32.
         own: (queries,) the row that each query is; it is no neighbour of itself.
-        neighbours: how many each has: K, or as many as there are.
-        last: (queries,) float32, the score of the last of them.
+        scores: (queries, neighbours) float32, best first: K of them, or as many as there are.
     """
 
     space: Space
     queries: Vectors
     own: Rows
-    neighbours: int
-    last: Vectors
+    scores: Vectors
 
 
 def sample(vectors: Stored, space: Space) -> Sample:
@@ -41,20 +39,30 @@ def sample(vectors: Stored, space: Space) -> Sample:
     own = np.sort(np.random.default_rng(2).choice(total, min(ROWS, total), replace=False)).astype(np.int64)
     queries = _exact.prepared(vectors[own], space)
     found = _exact.search_column(queries, vectors, K + 1, space, None)
-    neighbours = min(K, total - 1)
-    scores = _without_own(found, own, space.metric)
-    return Sample(space, queries, own, neighbours, scores[:, max(neighbours - 1, 0)])
+    return Sample(space, queries, own, _without_own(found, own, space.metric)[:, : min(K, total - 1)])
 
 
-def recall(index: Index, asked: Sample) -> float:
-    """The share of true neighbours that the index finds: 1 where it finds others that are as near."""
-    if not asked.neighbours:
-        return 1.0
-    found = index.search(asked.queries, K + 1)
-    scores = _without_own(found, asked.own, asked.space.metric)[:, : asked.neighbours]
-    last = asked.last[:, None]
-    good = scores <= last if asked.space.metric == "euclidean" else scores >= last
-    return float(good.mean())
+class Recall(NamedTuple):
+    """The share of true neighbours that an index finds: 1 where it finds others that are as near."""
+
+    #: of the ten nearest, or as many as there are
+    ten: float
+    #: of the nearest
+    nearest: float
+
+
+def recall(index: Index, asked: Sample) -> Recall:
+    """What an index finds of the neighbours of a sample."""
+    wanted = asked.scores.shape[1]
+    if not wanted:
+        return Recall(1.0, 1.0)
+    scores = _without_own(index.search(asked.queries, K + 1), asked.own, asked.space.metric)
+    return Recall(*(_share(scores[:, :n], asked.scores[:, n - 1 : n], asked.space.metric) for n in (wanted, 1)))
+
+
+def _share(scores: Vectors, last: Vectors, metric: Metric) -> float:
+    """The share of scores (queries, n) that are no worse than the last (queries, 1) that is wanted."""
+    return float((scores <= last if metric == "euclidean" else scores >= last).mean())
 
 
 def _without_own(found: Found, own: Rows, metric: Metric) -> Vectors:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from gallery.index.selection import Selected
 
 
+#: beside an index's parameters: those of them that are others where it is a small part of what it is joined with
+JOINED = "joined"
+
+
 class Found(NamedTuple):
     """The best rows of an index for each query, best first.
 
@@ -97,7 +101,7 @@ class Backend(Protocol):
             space: the one it was built for.
             path: what `build` wrote; None where `build` returned False.
             parameters: as `check` returned them; those that steer a search (`nprobe`, `ef_search`) may differ from
-                those at build time, and what was measured of the index may stand beside them.
+                those at build time, and what was measured of the index may stand beside them, such as `JOINED`.
         """
 
     def efforts(self, rows: int, total: int | None = None) -> Sequence[Mapping[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import median_high
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from gallery.arrays import Mask, Space, Stored, Vectors
 from gallery.index import _exact, _faiss, _ivf
 from gallery.index._library import faiss
 from gallery.index._parameters import Whole
-from gallery.index.base import Found, Index, Joins, Trained
+from gallery.index.base import JOINED, Found, Index, Joins, Trained
 from gallery.index.quantizer import Assignments, Nearest, digest, train
 from gallery.index.scores import cut
 from gallery.index.selection import Selected
@@ -30,6 +30,8 @@ from gallery.index.stack import Stack
 JOINED_ROWS = 1 << 20
 # Codes of so many rows are compared in the time that a search of a graph takes.
 READ_ROWS = 1 << 16
+# Hits of a usual search, by which indexes are measured.
+_TEN = 10
 BITS = 4
 CODES = 1 << BITS
 # FAISS warns where there are less than 39. By 128 no more queries are asked twice than by 256, in half of the training.
@@ -45,6 +47,26 @@ _SPREADS = 3
 _QUERY_BY_QUERY = 11
 
 
+class Probes(NamedTuple):
+    """How many lists to read of an index."""
+
+    #: of the column that it was built from
+    rows: int
+    #: by itself
+    alone: int
+    #: where it is at most a tenth of what is searched with it
+    joined: int
+
+
+def _probes(parts: Sequence[Probes]) -> int:
+    """How many lists suffice for half of the parts.
+
+    Each was measured by the neighbours of its own rows. The nearest among the rows of all are nearer, and in fewer lists.
+    """
+    total = sum(part.rows for part in parts)
+    return median_high(part.joined if _TEN * part.rows <= total else part.alone for part in parts)
+
+
 class PqIndex(_ivf.IvfIndex):
     """Lists of codes in memory, since FastScan wants them in blocks; of one segment, or of several that share the codebook.
 
@@ -53,10 +75,11 @@ class PqIndex(_ivf.IvfIndex):
     """
 
     def __init__(
-        self, files: Sequence[_File], *, nprobe: int, rerank: int, vectors: Stored | Stack, space: Space
+        self, files: Sequence[_File], *, probes: Sequence[Probes], rerank: int, vectors: Stored | Stack, space: Space
     ) -> None:
-        super().__init__("ivf_pq", files[0].centroids, nprobe=nprobe, vectors=vectors, space=space)
+        super().__init__("ivf_pq", files[0].centroids, nprobe=_probes(probes), vectors=vectors, space=space)
         self.files = files
+        self.probes = probes
         self.rerank = rerank
         self.joins = Joins((files[0].key, space), JOINED_ROWS)
         self._by_distance = _exact.rough_metric(space) == faiss.METRIC_L2
@@ -67,14 +90,11 @@ class PqIndex(_ivf.IvfIndex):
         return super().reads // 8
 
     def join(self, others: Sequence[Index]) -> Index:
-        """The lists of all, and as many of them are read as suffice for half of the indexes.
-
-        Each was measured by the neighbours of its own rows. The nearest among the rows of all are nearer, and in fewer lists.
-        """
+        """The lists of all; a search reads of them what `_probes` says."""
         joined = [each for each in (self, *others) if isinstance(each, PqIndex)]
         return PqIndex(
             [file for each in joined for file in each.files],
-            nprobe=median_high(each.nprobe for each in joined),
+            probes=[part for each in joined for part in each.probes],
             rerank=max(each.rerank for each in joined),
             vectors=Stack([column for each in joined for column in each.columns]),
             space=self.space,
@@ -212,8 +232,9 @@ class Pq(_ivf.Lists):
         found = _faiss.mapped(self.name, path, faiss.IO_FLAG_MMAP, vectors)
         assert path is not None  # noqa: S101 - `mapped` refuses None
         file = _File(path, _ivf.centroids_of(found), _codebook_of(found))
-        steer = {"nprobe": parameters["nprobe"], "rerank": parameters["rerank"]}
-        return PqIndex([file], vectors=vectors, space=space, **steer)
+        alone = parameters["nprobe"]
+        probes = Probes(len(vectors), alone, parameters.get(JOINED, {}).get("nprobe", alone))
+        return PqIndex([file], probes=[probes], rerank=parameters["rerank"], vectors=vectors, space=space)
 
     def _most(self, lists: int, rows: int) -> int:
         return max(super()._most(lists, rows), lists * min(rows, READ_ROWS) // rows)

@@ -11,7 +11,8 @@ from gallery.catalog import segments as segment_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.segments import MEASURED, REFUSED
 from gallery.catalog.tables import ColumnRow
-from gallery.index import choose
+from gallery.index import _ivf, choose
+from gallery.index.base import JOINED
 from gallery.indexing import index_column, wanting
 from tests.gallery.world import GALLERY, OLD, World
 
@@ -43,6 +44,19 @@ def test_the_recall_of_an_index_is_recorded_beside_the_parameters_that_reach_it(
     assert made.index_parameters[MEASURED] >= choose.RECALL
     assert told(each_world) == [{"segment": made.segment_id, "rows": 300, "kind": "ivf_pq", **made.index_parameters}]
     assert not wanting(each_world.store)
+
+
+def test_fewer_lists_are_recorded_for_where_it_is_a_small_part_of_what_is_searched_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ivf, "_FIRST_PROBES", 1)  # four dimensions need no more than a few lists
+    world.store.settings.exact_below = 100
+    vectors = np.random.default_rng(0).standard_normal((4000, OLD))
+    world.upsert("old", [f"i{row}" for row in range(len(vectors))], vectors)
+    (column,) = wanting(world.store)
+    assert index_column(world.store, column)
+    made = row(world, column).index_parameters
+    assert made[JOINED]["nprobe"] < made["nprobe"]
 
 
 def test_where_nothing_finds_enough_the_column_is_searched_exactly_and_says_why(

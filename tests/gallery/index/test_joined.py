@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from gallery.arrays import Space, Stored, Vectors
+from gallery.arrays import Rows, Space, Stored, Vectors
 from gallery.index import _filtering, registry
-from gallery.index.base import Index, ListsBackend
+from gallery.index.base import JOINED, Index, ListsBackend
 from gallery.index.device import Device
 from gallery.index.flat import JOINED_NUMBERS
 from gallery.index.quantizer import training_rows
@@ -151,3 +152,27 @@ def test_what_takes_long_is_made_before_the_first_search(clustered: Vectors, tmp
     assert "lists" not in vars(index)
     assert Device("cpu").place(index, [clustered]) is index
     assert "lists" in vars(index)
+
+
+def test_a_small_part_of_what_is_searched_together_reads_the_lists_that_it_needs_there(
+    clustered: Vectors, tmp_path: Path
+) -> None:
+    backend, space, many = registry.backend("ivf_pq"), Space("euclidean", normalized=False), 12
+    assert isinstance(backend, ListsBackend)
+    trained = backend.train(training_rows([clustered], space, 70), 70, space)
+    few, more = backend.check({"nprobe": 1}), {**backend.check({"nprobe": 60}), JOINED: {"nprobe": 1}}
+    split = list(enumerate(np.array_split(clustered, many)))
+    for at, part in split:
+        backend.build(part, space=space, path=tmp_path / f"{at}", parameters=few, trained=trained)
+
+    def found(parameters: Mapping[str, Any], parts: int) -> Rows:
+        opened = [
+            backend.open(part, space=space, path=tmp_path / f"{at}", parameters=parameters)
+            for at, part in split[:parts]
+        ]
+        return joined(opened).search(queries_of(clustered, space), 10).rows
+
+    # Each of twelve is less than a tenth of them all, and each of four is not.
+    assert np.array_equal(found(more, many), found(few, many))
+    assert np.array_equal(found(more, 4), found(backend.check({"nprobe": 60}), 4))
+    assert not np.array_equal(found(more, 4), found(few, 4))
