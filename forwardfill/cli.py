@@ -73,6 +73,7 @@ def serve(
 def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
     """Several API processes; this one only starts them, so it needs neither FAISS nor PyTorch."""
     from forwardfill.processes import serve_together, worker_child
+    from service.group import PortTakenError
     from service.telemetry import configure_logs
 
     configure_logs()
@@ -82,9 +83,9 @@ def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
     catalog.close()
     try:
         with worker_child() if worker else nullcontext():
-            status = serve_together(settings.processes, settings.host, settings.port)
-    except OSError as error:
-        _refuse(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
+            status = serve_together(settings)
+    except PortTakenError as error:
+        _refuse(str(error))
     raise typer.Exit(status)
 
 

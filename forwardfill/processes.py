@@ -18,22 +18,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 
 import structlog
 
 from service.group import Group, reserved
+from service.settings import ServiceSettings
 
 log = structlog.get_logger()
-
-#: with which a process ends that says why it does not start: to start it again would not help
-REFUSED = 2
 
 _NICE = 10
 _PR_SET_PDEATHSIG = 1
 _RESTART_SECONDS = 1.0
-# A process that is told to stop finishes what it is at; one that takes longer loses only time: a worker's lease expires, and
-# an API process has answered by then.
+# A worker that is told to stop finishes its segment; one that takes longer loses only time, since its lease expires.
 _STOP_SECONDS = 30.0
+# In which an API process puts things in order after its last request.
+_ORDER_SECONDS = 10.0
 
 
 @contextmanager
@@ -43,37 +43,33 @@ def worker_child() -> Iterator[None]:
         yield
 
 
-def serve_together(processes: int, host: str, port: int) -> int:
-    """Keep so many API processes behind one port, until SIGTERM or SIGINT.
+def serve_together(settings: ServiceSettings) -> int:
+    """Keep several API processes behind one port, until SIGTERM or SIGINT.
 
     Returns:
-        The exit status: 0, or `REFUSED` if one of them said why it cannot serve.
+        The exit status: 0; or that of a process which ended before it could serve, for it would do so again.
 
     Raises:
-        OSError: the port is not free.
+        PortTakenError: the port is not free.
     """
-    stop, status = threading.Event(), [0]
+    ended: SimpleQueue[int] = SimpleQueue()  # which may be put into by a signal's handler, whatever it interrupts
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-
-    def refused() -> None:
-        status[0] = REFUSED
-        stop.set()
-
-    with reserved(host, port) as held, _group_folder() as folder:
-        where = ["--host", host, "--port", str(held.getsockname()[1])]
+        signal.signal(number, lambda *_: ended.put(0))
+    with reserved(settings.host, settings.port) as port, _group_folder() as folder:
         children = [
             _Child(
                 f"api-{member.place}",
-                ["serve", *where, "--no-worker", "--group", str(folder), "--place", str(member.place)],
-                {"FORWARDFILL_THREADS": str(_threads_of_each(processes))},
-                refused,
+                ["serve", "--port", str(port), "--no-worker", "--group", str(folder), "--place", str(member.place)],
+                environment={"FORWARDFILL_THREADS": str(_threads_of_each(settings.processes))},
+                stop_seconds=settings.shutdown_seconds + _ORDER_SECONDS,
+                works=member.own_counts.exists,
+                failed=ended.put,
             )
-            for member in Group.made(folder, processes)
+            for member in Group.made(folder, settings.processes)
         ]
         with _kept(children):
-            stop.wait()
-    return status[0]
+            status = ended.get()
+    return status if status >= 0 else 128 - status  # as a shell says that a signal ended it
 
 
 def become_child(parent: int, niceness: int = 0) -> None:
@@ -126,8 +122,11 @@ class _Child:
     name: str
     words: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: called where it will not start, instead of starting it again
-    refused: Callable[[], None] | None = None
+    stop_seconds: float = _STOP_SECONDS
+    #: whether one of this name ever did its work; one that ends before is not started again
+    works: Callable[[], bool] = lambda: True
+    #: told the exit status of such a one
+    failed: Callable[[int], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self._stopping = threading.Event()
@@ -145,7 +144,7 @@ class _Child:
 
     def wait(self) -> None:
         """Until it has stopped."""
-        self._thread.join(timeout=_STOP_SECONDS)
+        self._thread.join(timeout=self.stop_seconds)
         if self._process is not None and self._process.poll() is None:
             log.warning("process_killed", process=self.name, pid=self._process.pid)
             self._process.kill()
@@ -154,18 +153,27 @@ class _Child:
     def _keep(self) -> None:
         # What the kernel does for `become_child` it does when this thread ends, so the thread stays as long as the process.
         while not self._stopping.is_set():
-            started = time.monotonic()
-            self._process = self._spawn()
-            if self._stopping.is_set():  # `tell` may have come while the process was being made
-                self._process.terminate()
-            code = self._process.wait()
-            if self._stopping.is_set():
-                return
-            if code == REFUSED and self.refused is not None:
-                self.refused()
-                return
-            log.warning("process_died", process=self.name, code=code, seconds=round(time.monotonic() - started, 1))
+            try:
+                code = self._run()
+            except OSError as error:  # there may be memory for it later
+                log.warning("process_not_started", process=self.name, error=repr(error))
+            else:
+                if code is not None and not self.works():
+                    self.failed(code)
+                    return
             self._stopping.wait(_RESTART_SECONDS)
+
+    def _run(self) -> int | None:
+        """Start it and wait until it ends; its exit status, None if it was told to."""
+        started = time.monotonic()
+        self._process = self._spawn()
+        if self._stopping.is_set():  # `tell` may have come while the process was being made
+            self._process.terminate()
+        code = self._process.wait()
+        if self._stopping.is_set():
+            return None
+        log.warning("process_died", process=self.name, code=code, seconds=round(time.monotonic() - started, 1))
+        return code
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C in a terminal reaches the parent only, which then tells its children in good order.

@@ -122,9 +122,10 @@ class Galleries:
         self._files = files
         self._place = place
         self._commits = commits
-        #: what others had announced before the last refresh, and what was announced here
-        self._seen = b""
-        self._announced: World | None = None
+        #: what others had announced before the last refresh; of that, what is not waited for
+        self._seen = self._forgone = b""
+        #: whether anything changed since something was announced here
+        self._news = False
         self._lock = threading.Lock()
         self.current = World(Registry({}, ()), (0, 0), MappingProxyType({}), MappingProxyType({}))
 
@@ -141,34 +142,30 @@ class Galleries:
         """Refresh, and let the processes behind the same port follow: what a client hears now, its next search shall see."""
         with self._lock:
             world = self._refreshed()
-            if self._commits is not None and world is not self._announced:
+            if self._commits is not None and self._news:
                 self._commits.announce()
-                self._announced = world
+                self._news = False
             return world
 
     @property
-    def behind(self) -> bool:
-        """Whether another process behind the same port has announced what may not be in `current` yet."""
-        return self._commits is not None and self._commits.of_others() != self._seen
+    def behind(self) -> bytes | None:
+        """What other processes behind the same port have announced, where that may not be in `current` yet; else None."""
+        if self._commits is None:
+            return None
+        others = self._commits.of_others()
+        return None if others in (self._seen, self._forgone) else others
 
-    def caught_up(self, wait_seconds: float) -> World:
-        """What is current, with all that processes behind the same port have announced until now.
-
-        Another thread may be refreshing, and that may take long; then what is current has to do.
-        """
-        if self.behind and self._lock.acquire(timeout=wait_seconds):
-            try:
-                if self.behind:  # else the other thread has just done it
-                    self._refreshed()
-            finally:
-                self._lock.release()
-        return self.current
+    def forgo(self, behind: bytes) -> None:
+        """Be `behind` no more for the sake of these announcements: what they tell of could not be read, or not soon."""
+        self._forgone = behind
 
     def _refreshed(self) -> World:
         # Read before the catalog is: what is announced from now on may not be in there.
         seen = b"" if self._commits is None else self._commits.of_others()
         for left in reversed(range(_OPEN_ATTEMPTS)):
-            self.current = self._newer(self.current, leave_out=left == 0)
+            newer = self._newer(self.current, leave_out=left == 0)
+            self._news |= newer is not self.current
+            self.current = newer
             if not self.current.damaged:
                 break
         self._seen = seen

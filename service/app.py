@@ -25,6 +25,7 @@ from models.runtime import load_transform
 from service import documents, errors
 from service.api import audit, events, explain, fits, galleries, health, items, models, search, upgrades
 from service.auth import Keyring
+from service.catch_up import CatchUp
 from service.express import Express
 from service.gather import Gatherer
 from service.group import Group
@@ -97,11 +98,13 @@ def create_app(
 def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None], group: Group | None) -> Process:
     searcher, metrics = Searcher.of(store), Metrics(group)
     place, commits = Device(store.settings.index_device).place, group.commits() if group else None
+    galleries = Galleries(store.catalog, store.files, place, commits)
     return Process(
         store=store,
-        galleries=Galleries(store.catalog, store.files, place, commits),
+        galleries=galleries,
+        catch_up=CatchUp(galleries),
         searcher=searcher,
-        coalescer=Coalescer(searcher, _lanes(store.settings)),
+        coalescer=Coalescer(searcher, _lanes(store.settings, settings.processes)),
         gatherer=Gatherer(searcher, metrics, settings.max_concurrent_searches + settings.max_waiting_searches),
         keyring=Keyring(store.catalog),
         metrics=metrics,
@@ -112,9 +115,9 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None],
     )
 
 
-def _lanes(settings: GallerySettings) -> int:
+def _lanes(settings: GallerySettings, processes: int) -> int:
     """How many searches have cores to run on, each with its threads; what comes beyond is better done together."""
-    return max(1, (os.cpu_count() or 1) // settings.threads_used)
+    return max(1, (os.cpu_count() or 1) // processes // settings.threads_used)
 
 
 @asynccontextmanager

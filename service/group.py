@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from gallery.commits import Commits
 class Group:
     """Where a process stands in a group.
 
-    The folder belongs to whoever starts the group, outlives each of its processes, and is gone with the last.
+    The folder belongs to whoever starts the group, who removes it at the end.
     """
 
     folder: Path
@@ -36,40 +38,76 @@ class Group:
         """File of what this process has counted, and those that had its place before."""
         return self.folder / f"{self.place}{_COUNTS}"
 
-    def other_counts(self) -> Iterator[Path]:
-        """The files of the others, as far as they have counted anything."""
-        return (file for file in self.folder.glob(f"*{_COUNTS}") if file != self.own_counts)
+    def all_counts(self) -> Sequence[Path]:
+        """The files of all, always in the same order, as far as they have counted anything."""
+        return sorted(self.folder.glob(f"*{_COUNTS}"))
 
 
 _COMMITS, _COUNTS = "commits", ".counts.json"
 
 
-def shared_socket(host: str, port: int) -> socket.socket:
-    """A socket that is bound beside those of the other processes: the kernel gives each connection to one that listens.
+class PortTakenError(Exception):
+    """Something else listens at the address, or it is none of this host's."""
+
+
+def shared_sockets(host: str, port: int) -> list[socket.socket]:
+    """Sockets bound beside those of the other processes; the kernel gives each connection to one that listens.
 
     Raises:
-        OSError: something else has the port.
+        OSError: no address of the host can be bound.
     """
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return _bound(host, port, socket.SO_REUSEADDR, socket.SO_REUSEPORT)
+
+
+@contextmanager
+def reserved(host: str, port: int) -> Iterator[int]:
+    """Hold a port for a group while the block runs, and give it; 0 takes a free one.
+
+    Its sockets are bound and do not listen, so that no connection comes here. Another group would share the port, so it is
+    asked for alone first; and then kept from being asked for alone, which the kernel grants while nobody listens yet if
+    both sides allow addresses to be used again.
+
+    Raises:
+        PortTakenError: somebody else has it.
+    """
     try:
-        made.bind((host, port))
-    except OSError:
-        made.close()
-        raise
-    made.set_inheritable(False)
-    return made
+        alone = _bound(host, port, socket.SO_REUSEADDR)
+        taken: int = alone[0].getsockname()[1]
+        for each in alone:
+            each.close()
+        held = shared_sockets(host, taken)
+    except OSError as error:
+        raise PortTakenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    try:
+        for each in held:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        yield taken
+    finally:
+        for each in held:
+            each.close()
 
 
-def reserved(host: str, port: int) -> socket.socket:
-    """Hold a port for a group: bound and not listening, so that no connection comes here; port 0 takes a free one.
-
-    Raises:
-        OSError: somebody else has it. Another group would share it, so it is asked for alone first.
-    """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as alone:
-        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        alone.bind((host, port))
-        taken: int = alone.getsockname()[1]
-    return shared_socket(host, taken)
+def _bound(host: str, port: int, *options: int) -> list[socket.socket]:
+    """A socket for each address that a host name has, as asyncio makes them; without those that this host lacks."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    bound, lacks = list[socket.socket](), None
+    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        made = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            for option in options:
+                made.setsockopt(socket.SOL_SOCKET, option, 1)
+            if family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind(address)
+        except OSError as error:
+            made.close()
+            if error.errno != errno.EADDRNOTAVAIL:
+                for each in bound:
+                    each.close()
+                raise
+            lacks = error
+        else:
+            bound.append(made)
+    if not bound and lacks is not None:
+        raise lacks
+    return bound

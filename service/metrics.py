@@ -153,16 +153,15 @@ class Metrics:
     def as_text(self) -> bytes:
         """What all processes behind this port have counted, in Prometheus's format.
 
-        Its own is shared first: what is said here is never more than what the next one that is asked will say, or
-        Prometheus would take that for a restart.
+        Only what was shared is said, and added in one order by all: so the next one that is asked never says less, which
+        Prometheus would take for a restart.
         """
+        if self._group is None:
+            return bytes(generate_latest(self.counts))
         self.share()
-        counts = self.counts
-        if self._group is not None:
-            counts = Counts()
-            counts.add(self.counts.as_bytes())
-            for file in self._group.other_counts():
-                counts.add(file.read_bytes())
+        counts = Counts()
+        for file in self._group.all_counts():
+            counts.add(file.read_bytes())
         return bytes(generate_latest(counts))
 
 

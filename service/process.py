@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import structlog
 from fastapi import Depends, Request
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
+from sqlalchemy.exc import IntegrityError
 
 from gallery.errors import NotFound
 from gallery.search.coalesce import Coalescer
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries, World
 from gallery.store import Store
+from service.catch_up import CatchUp
 from service.gather import Gatherer
 from service.metrics import Metrics
 from service.settings import ServiceSettings
@@ -27,12 +25,8 @@ from service.slots import Slots
 if TYPE_CHECKING:
     from service.auth import Keyring
 
-log = structlog.get_logger()
-
 T = TypeVar("T")
 _LOOK_AGAIN_SECONDS = 0.05
-# Within which a write is seen by every process, whether or not it shares a port with the one that took it.
-_CATCH_UP_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -41,6 +35,7 @@ class Process:
 
     store: Store
     galleries: Galleries
+    catch_up: CatchUp
     searcher: Searcher
     #: the same searches, those of many clients together: in threads, and on the event loop
     coalescer: Coalescer
@@ -54,29 +49,6 @@ class Process:
     #: set when the process is asked to stop; streams end then
     closing: threading.Event = field(default_factory=threading.Event)
     _looked: float = 0.0
-    _catching_up: asyncio.Future[World] | None = None
-
-    def current(self) -> World:
-        """What searches see, with all that clients of this port were told of.
-
-        Where the catalog does not answer, or not soon, it is what there is: an answer that lacks the latest write is better
-        than none.
-        """
-        try:
-            return self.galleries.caught_up(_CATCH_UP_SECONDS)
-        except SQLAlchemyError as error:
-            log.warning("catch_up_failed", error=repr(error))
-            return self.galleries.current
-
-    async def current_on_the_loop(self) -> World:
-        """The same, for the event loop: what has to be read is read in a thread, once for all who wait for it."""
-        for _ in range(2):  # one that is under way may have begun too early, the next has not
-            if not self.galleries.behind:
-                break
-            if self._catching_up is None or self._catching_up.done():
-                self._catching_up = asyncio.ensure_future(run_in_threadpool(self.current))
-            await asyncio.wait([self._catching_up], timeout=_CATCH_UP_SECONDS)
-        return self.galleries.current
 
     def seen(self, read: Callable[[World], T]) -> T:
         """Read from what is in memory; where something is missing, look once whether another process has just added it.
@@ -85,7 +57,7 @@ class Process:
         every 50 ms.
         """
         try:
-            return read(self.current())
+            return read(self.catch_up.world())
         except NotFound:
             if time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
                 raise

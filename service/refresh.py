@@ -28,10 +28,10 @@ _HITS_SECONDS = 30.0
 
 
 class Refresher:
-    """Two threads between `start` and `stop`. Searches read what was last swapped in, and never wait for it.
+    """Three threads between `start` and `stop`. Searches read what was last swapped in, and never wait for it.
 
-    One watches, the other tells: a write may have to wait for another process's long one, and meanwhile what others wrote
-    must be seen all the same.
+    One watches, one tells the catalog, one those behind the same port: a write may have to wait for another process's long
+    one, and meanwhile what others wrote must be seen all the same.
     """
 
     def __init__(
@@ -54,7 +54,11 @@ class Refresher:
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=work, name=name, daemon=True)
-            for name, work in {"watch": (self._look, every_seconds), "tell": (self._tell, _PUBLISH_SECONDS)}.items()
+            for name, work in {
+                "watch": (self._look, every_seconds),
+                "tell": (self._tell, _PUBLISH_SECONDS),
+                "share": (metrics.share, _PUBLISH_SECONDS),
+            }.items()
         ]
 
     def start(self) -> None:
@@ -65,11 +69,12 @@ class Refresher:
         """
         self._keyring.refresh()
         self._galleries.refresh()
+        self._metrics.share()  # from this on, whoever started this process knows that it can serve
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Stop both; write the last counts and hits, and take back what was said of latencies."""
+        """Stop them; write the last counts and hits, and take back what was said of latencies."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -94,7 +99,6 @@ class Refresher:
         self._galleries.refresh()
 
     def _tell(self) -> None:
-        self._metrics.share()
         self._tell_latencies()
         if time.monotonic() - self._hits_written >= _HITS_SECONDS:
             self._hits_written = time.monotonic()

@@ -10,7 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from service.group import shared_socket
+from service.group import shared_sockets
 from service.process import Process
 
 _SWITCH_SECONDS = 0.001
@@ -45,7 +45,7 @@ def run(app: FastAPI, *, shared: bool = False) -> None:
     process: Process = app.state.process
     process.gatherer.alone = lambda: len(server.server_state.tasks) == 1
     settings = process.settings
-    server.run([shared_socket(settings.host, settings.port)] if shared else None)
+    server.run(shared_sockets(settings.host, settings.port) if shared else None)
 
 
 def configured(app: FastAPI) -> uvicorn.Config:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
-from sqlalchemy import ColumnElement, exists, func, insert, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, Table, exists, func, insert, literal, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.arrays import Rows
-from gallery.catalog.listed import Part, as_json, listed, parts
+from gallery.catalog.listed import Part, among, as_json, listed, parts, values
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow
 
 T = TypeVar("T")
 _FEW_SEGMENTS = 500  # that are named in a statement
 _ROWS_AT_ONCE = 50_000
+# The table itself: what statements with a list do, the mapper would do one by one.
+_ITEMS = cast(Table, ItemRow.__table__)
 _WRITTEN = ["gallery_id", "segment_id", "row", "item_id", "payload"]
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
 
@@ -33,11 +35,11 @@ def mark_deleted(session: Session, gallery_id: int, ids: Sequence[str], version:
     for part in parts([(item,) for item in ids]):
         found.update(
             session.scalars(
-                update(ItemRow)
+                update(_ITEMS)
                 .where(*_live(session, gallery_id, part))
                 .values(deleted_version=version)
-                .returning(ItemRow.item_id)
-                .execution_options(synchronize_session=False)
+                .returning(_ITEMS.c.item_id),
+                values(part),
             )
         )
     return found
@@ -61,7 +63,7 @@ def add_items(
         rows = select(
             literal(gallery_id), literal(segment_id), each.position, item, as_json(session, payload)
         ).select_from(each.table)
-        session.execute(insert(ItemRow).from_select(_WRITTEN, rows))
+        session.execute(insert(_ITEMS).from_select(_WRITTEN, rows), values(part))
 
 
 def live_item(session: Session, gallery_id: int, item_id: str) -> ItemRow:
@@ -85,7 +87,8 @@ def places(session: Session, gallery_id: int, ids: Sequence[str]) -> dict[str, t
     found: dict[str, tuple[int, int]] = {}
     for part in parts([(item,) for item in ids]):
         rows = session.execute(
-            select(ItemRow.item_id, ItemRow.segment_id, ItemRow.row).where(*_live(session, gallery_id, part))
+            select(ItemRow.item_id, ItemRow.segment_id, ItemRow.row).where(*_live(session, gallery_id, part)),
+            values(part),
         )
         found.update({item: (segment, row) for item, segment, row in rows})
     return found
@@ -193,9 +196,7 @@ def any_live(session: Session, segment_id: int) -> bool:
 
 def _live(session: Session, gallery_id: int, ids: Part) -> tuple[ColumnElement[bool], ...]:
     """The live rows of these ids, which are elements of a list."""
-    each = listed(session, ids)
-    there = ItemRow.item_id.in_(select(each.fields[0]).select_from(each.table))
-    return ItemRow.gallery_id == gallery_id, there, ItemRow.deleted_version.is_(None)
+    return ItemRow.gallery_id == gallery_id, among(session, _ITEMS.c.item_id, ids), ItemRow.deleted_version.is_(None)
 
 
 def _chunks(things: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -60,6 +60,8 @@ class _Follower:
             row = upgrade_rows.upgrade_row(session, self.upgrade_id)
             counted = Progress.model_validate(progress.progress(session, row), from_attributes=True)
             events = upgrade_rows.events_after(session, self.upgrade_id, self.last_id)
+        if events:
+            self.process.galleries.announced()
         return _Look(events, counted.model_dump_json().encode(), State(row.state), _is_over(row))
 
     def news(self, look: _Look) -> bytes:

@@ -101,7 +101,7 @@ def _shared(process: Process) -> list[Metric]:
     """What every process would answer alike, counted from memory and from rows."""
     items = GaugeMetricFamily("forwardfill_gallery_items", "Live items.", labels=["gallery"])
     segments = GaugeMetricFamily("forwardfill_gallery_segments", "Segments.", labels=["gallery"])
-    for name, snapshot in process.galleries.current.galleries.items():
+    for name, snapshot in process.catch_up.world().galleries.items():
         items.add_metric([name], snapshot.live)
         segments.add_metric([name], len(snapshot.segments))
     done = CounterMetricFamily("forwardfill_upgrade_items", "Items that upgrades transformed.", labels=["gallery"])

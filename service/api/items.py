@@ -255,7 +255,7 @@ def _named(error: errors.Invalid, ids: Sequence[str]) -> errors.Invalid:
 
 def _is_upgraded(process: Process, gallery: str) -> bool:
     """Whether an upgrade waits for what was just written."""
-    snapshot = process.current().galleries.get(gallery)
+    snapshot = process.catch_up.world().galleries.get(gallery)
     if snapshot is None:
         return False
     with process.store.catalog.reading() as session:

@@ -203,7 +203,9 @@ async def answered_on_the_loop(process: Process, gallery: str, body: SearchBody)
     started = time.perf_counter()
     if body.filter is not None or body.include or body.k > min(MOST_HITS, process.store.settings.max_k):
         return None
-    world = process.galleries.current if not process.galleries.behind else await process.current_on_the_loop()
+    world = process.galleries.current
+    if process.galleries.behind is not None:
+        world = await process.catch_up.world_on_the_loop()
     snapshot = world.snapshot(gallery)
     request = request_for(body, one_query(body, world), slice(None))
     work = planned_for(world, snapshot, request).reads

@@ -311,9 +311,9 @@ def start_upgrade(
         request_sha256=_fingerprint(body),
     )
     started = once_more(lambda: lifecycle.start(process.store, new, actor=caller.name))
-    process.written(nudge=True)
+    process.nudge()
     response.headers["Location"] = f"/admin/upgrades/{started.upgrade_id}"
-    return read_upgrade(process, started.upgrade_id)
+    return _told(process, started.upgrade_id)
 
 
 @router.get("", **documented())
@@ -321,7 +321,9 @@ def list_upgrades(_: MayAdmin, __: RequestSlot, page: PageDep, process: ProcessD
     """List upgrades, the newest first."""
     with process.store.catalog.reading() as session:
         rows, after = fetch(session, select(UpgradeRow), UpgradeRow.id, page, newest=True)
-        return Upgrades(upgrades=[_upgrade(session, row) for row in rows], next_page_token=after)
+        found = Upgrades(upgrades=[_upgrade(session, row) for row in rows], next_page_token=after)
+    process.galleries.announced()
+    return found
 
 
 @router.get("/{upgrade}", **documented(errors.UpgradeNotFound))
@@ -330,9 +332,7 @@ def get_upgrade(_: MayAdmin, __: RequestSlot, upgrade: str, process: ProcessDep)
 
     What the answer says is done serves the next search.
     """
-    document = read_upgrade(process, upgrade)
-    process.galleries.announced()
-    return document
+    return _told(process, upgrade)
 
 
 @router.patch(
@@ -359,8 +359,8 @@ def change_throttle(
         raise errors.InvalidStateTransition(f"an upgrade that is {row.state} has nothing to throttle", allowed=can)
     throttle = body.throttle.model_dump(exclude_unset=True)
     lifecycle.change_throttle(process.store, upgrade, throttle, actor=caller.name)
-    process.written(nudge=True)
-    return read_upgrade(process, upgrade)
+    process.nudge()
+    return _told(process, upgrade)
 
 
 _CUTOVER = {
@@ -547,8 +547,16 @@ def _done(process: Process, response: Response, verb: Callable[[], Changed]) -> 
     """Say that it was done, or that it was so already."""
     done = verb()
     response.status_code = 202 if done.changed else 200
-    process.written(nudge=done.changed)
-    return read_upgrade(process, done.upgrade_id)
+    if done.changed:
+        process.nudge()
+    return _told(process, done.upgrade_id)
+
+
+def _told(process: Process, upgrade_id: str) -> Upgrade:
+    """The document of an upgrade; whatever it says is done, the next search sees."""
+    document = read_upgrade(process, upgrade_id)
+    process.galleries.announced()
+    return document
 
 
 def _fingerprint(body: UpgradeBody) -> str:

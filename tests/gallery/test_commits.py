@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ import pytest
 from gallery.commits import Commits
 from gallery.snapshot import Galleries
 from tests.gallery.world import GALLERY, OLD, World
-
-SOON = 0.0
 
 
 @pytest.fixture
@@ -61,64 +58,49 @@ def two(tmp_path: Path, commits: list[Commits]) -> Two:
     return Two(World.open(tmp_path / "world").prepare(), commits)
 
 
-def live(galleries: Galleries) -> int:
-    return galleries.current.snapshot(GALLERY).live
-
-
-def test_what_one_has_acknowledged_the_other_catches_up_with(two: Two) -> None:
+def test_the_other_is_behind_until_it_has_read_what_was_announced(two: Two) -> None:
     two.write("a")
     two.one.announced()
-    assert two.other.behind
-    assert not two.one.behind
-    assert two.other.caught_up(SOON).snapshot(GALLERY).live == 1
-    assert not two.other.behind
+    assert two.other.behind is not None
+    assert two.one.behind is None
+    assert two.other.refresh().snapshot(GALLERY).live == 1
+    assert two.other.behind is None
 
 
 def test_what_nobody_was_told_of_makes_nobody_wait(two: Two) -> None:
     two.write("a")
     two.one.refresh()
-    assert not two.other.behind
-    assert two.other.caught_up(SOON) is two.other.current
-    assert live(two.other) == 0
+    assert two.other.behind is None
 
 
 def test_what_was_read_before_anyone_was_told_is_announced_all_the_same(two: Two) -> None:
     two.write("a")
     two.one.refresh()  # as the thread does that watches
     two.one.announced()
-    assert two.other.caught_up(SOON).snapshot(GALLERY).live == 1
+    assert two.other.behind is not None
 
 
 def test_where_nothing_is_new_nothing_is_announced(two: Two) -> None:
     two.one.announced()
-    two.other.caught_up(SOON)
+    two.other.refresh()
     two.one.announced()
-    assert not two.other.behind
+    assert two.other.behind is None
 
 
-def test_catching_up_does_not_wait_long_for_another_thread(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading, go_on, newer = threading.Event(), threading.Event(), Galleries._newer
-
-    def slow(self: Galleries, *given: object, **named: object) -> object:
-        reading.set()
-        assert go_on.wait(20)
-        return newer(self, *given, **named)  # type: ignore[arg-type]
-
+def test_what_is_forgone_is_not_waited_for_but_what_comes_after_it_is(two: Two) -> None:
     two.write("a")
     two.one.announced()
-    monkeypatch.setattr(Galleries, "_newer", slow)
-    thread = threading.Thread(target=two.other.refresh)
-    thread.start()
-    assert reading.wait(20)
-    assert two.other.caught_up(SOON) is two.other.current
-    assert live(two.other) == 0
-    go_on.set()
-    thread.join()
-    assert live(two.other) == 1
+    behind = two.other.behind
+    assert behind is not None
+    two.other.forgo(behind)
+    assert two.other.behind is None
+    two.write("b")
+    two.one.announced()
+    assert two.other.behind is not None
 
 
 def test_alone_nobody_is_ever_behind(tmp_path: Path) -> None:
     world = World.open(tmp_path).prepare()
     world.upsert("old", ["a"], np.ones((1, OLD), np.float32))
     assert world.galleries.announced().snapshot(GALLERY).live == 1
-    assert not world.galleries.behind
+    assert world.galleries.behind is None

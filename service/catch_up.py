@@ -1,0 +1,73 @@
+"""Before it answers, a process catches up with what clients of its port were told by another; nobody waits for long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Lock, Thread
+
+import structlog
+
+from gallery.snapshot import Galleries, World
+
+log = structlog.get_logger()
+
+# Within which a write is seen by every process, whether or not it shares a port with the one that took it.
+MOST_SECONDS = 1.0
+
+
+class CatchUp:
+    """One per process. The catalog is read in a thread of its own, once for all who wait for it.
+
+    It may not answer, or what it tells of may take long to open: then whoever waits goes on with what there is, for an answer
+    that lacks the latest write is better than none. Those who come after do not wait for the same again.
+    """
+
+    def __init__(self, galleries: Galleries) -> None:
+        """For the galleries of this process."""
+        self._galleries = galleries
+        self._starting = Lock()
+        self._reading: Future[None] | None = None
+
+    def world(self) -> World:
+        """What is current, with all that clients of this port were told of; not for the event loop."""
+        for reading, seconds in self._waits():
+            with suppress(TimeoutError):
+                reading.result(seconds)
+        return self._galleries.current
+
+    async def world_on_the_loop(self) -> World:
+        """The same, for the event loop."""
+        for reading, seconds in self._waits():
+            await asyncio.wait([asyncio.wrap_future(reading)], timeout=seconds)
+        return self._galleries.current
+
+    def _waits(self) -> Iterator[tuple[Future[None], float]]:
+        """What to wait for, and how long: a reading that is under way may have begun too early, the next has not."""
+        first, until = self._galleries.behind, time.monotonic() + MOST_SECONDS
+        for _ in range(2):
+            left = until - time.monotonic()
+            if self._galleries.behind is None or left <= 0:
+                break
+            yield self._next(), left
+        if first is not None and self._galleries.behind is not None:
+            self._galleries.forgo(first)
+
+    def _next(self) -> Future[None]:
+        with self._starting:
+            if self._reading is None or self._reading.done():
+                self._reading = Future()
+                self._reading.set_running_or_notify_cancel()  # whoever stops waiting must not cancel it for the others
+                Thread(target=self._read, args=(self._reading,), name="catch-up", daemon=True).start()
+            return self._reading
+
+    def _read(self, reading: Future[None]) -> None:
+        try:
+            self._galleries.refresh()
+        except Exception:  # whatever it is, the thread that watches will try again
+            log.exception("catch_up_failed")
+        finally:
+            reading.set_result(None)
