@@ -18,6 +18,7 @@ from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.errors import GalleryError
 from gallery.settings import GallerySettings
+from service.ready import OldSchemaError, UnsafeBinding, make_ready
 from service.settings import ServiceSettings
 from workers.settings import WorkerSettings
 
@@ -60,9 +61,8 @@ def serve(
     if settings.processes > 1 and group is None:
         _serve_together(settings, worker=worker)
     native.prepare(GallerySettings().threads_used)
-    from service.auth import UnsafeBinding
     from service.group import Group
-    from service.main import OldSchemaError, run
+    from service.main import run
 
     try:
         run(beside=worker_child if worker else None, group=Group(group, place) if group is not None else None)
@@ -78,13 +78,12 @@ def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
 
     configure_logs()
     catalog = _catalog()
-    if catalog.engine.dialect.name == "sqlite":  # before they meet there; as a single one would do itself
-        schema.migrate(catalog)
-    catalog.close()
     try:
+        make_ready(catalog, settings)
+        catalog.close()
         with worker_child() if worker else nullcontext():
             status = serve_together(settings)
-    except PortTakenError as error:
+    except (OldSchemaError, UnsafeBinding, PortTakenError) as error:
         _refuse(str(error))
     raise typer.Exit(status)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import re
 import secrets
 from collections.abc import Mapping, MutableMapping
@@ -28,6 +27,7 @@ from gallery.catalog.transaction import Catalog
 from service.bodies import NAME
 from service.errors import Forbidden, Unauthenticated
 from service.process import Process, ProcessDep
+from service.ready import is_loopback
 
 _PREFIX = "ffk_"  # so that a leaked key is recognised by scanners
 _BEARER = HTTPBearer(auto_error=False, description="An API key, made with `forwardfill keys create`.")
@@ -131,42 +131,6 @@ class Needs:
 MaySearch = Annotated[Caller, Security(Needs(Scope.SEARCH))]
 MayWrite = Annotated[Caller, Security(Needs(Scope.WRITE))]
 MayAdmin = Annotated[Caller, Security(Needs(Scope.ADMIN))]
-
-
-class UnsafeBinding(ValueError):
-    """The service would be open to anyone who reaches the address."""
-
-
-def require_safe_binding(host: str, *, has_keys: bool, insecure: bool) -> None:
-    """Refuse to serve beyond loopback without a key.
-
-    Raises:
-        UnsafeBinding: there is no key, the host is not a loopback address, and it was not insisted.
-    """
-    if not has_keys and not insecure and not is_loopback(host):
-        raise UnsafeBinding(
-            f"{host} is not a loopback address and no key was made: make one with "
-            "`forwardfill keys create --name admin --scope admin`, or pass --insecure"
-        )
-
-
-@lru_cache(maxsize=1024)
-def is_loopback(host: str) -> bool:
-    """Whether an address or host name means this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
-
-
-def has_keys(catalog: Catalog) -> bool:
-    """Whether a key was ever made."""
-    with catalog.reading() as session:
-        return key_rows.keys_made(session) > 0
 
 
 def create_key(catalog: Catalog, name: str, scope: str) -> str:

@@ -34,7 +34,7 @@ def run(app: FastAPI, *, shared: bool = False) -> None:
 
     `shared` is for a process that is not alone behind its port.
 
-    Call `service.auth.require_safe_binding` before, and `service.telemetry.configure_logs`.
+    Call `service.ready.make_ready` before, and `service.telemetry.configure_logs`.
     """
     # When it has ended, uvicorn raises the signal again for whoever had it before. Here that is nobody: the caller has
     # more to put in order, and the default would end the process on the spot.

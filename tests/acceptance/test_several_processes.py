@@ -127,7 +127,7 @@ def test_a_taken_port_is_refused_and_not_shared(group: Group, tmp_path: Path) ->
     assert f"cannot listen on 127.0.0.1:{group.api.port}" in second.log.read_text().replace("\n", "")
 
 
-def test_an_open_address_without_a_key_is_refused_by_all(tmp_path: Path) -> None:
+def test_an_open_address_without_a_key_is_refused_before_any_is_started(tmp_path: Path) -> None:
     process = serve(tmp_path, "--port", str(free_port()), "--host", "0.0.0.0", "--processes", "2")
     assert process.popen.wait(timeout=60) == 2
     assert "forwardfill keys create" in process.log.read_text()

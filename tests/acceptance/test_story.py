@@ -128,6 +128,7 @@ def test_a_gallery_is_upgraded_in_place_while_it_is_searched_and_processes_are_k
     assert world.check(stack.http)["served"]["routes"]["forward"] == len(world.items)
 
 
+@pytest.mark.parametrize("stack", ["production"], indirect=True)
 @pytest.mark.parametrize("world", [2048], indirect=True)
 def test_kill_9_of_the_worker_in_the_middle_of_a_segment_costs_time_and_nothing_else(
     stack: Stack, world: World

@@ -14,7 +14,7 @@ from tests.faults.cases import (
     two_start_at_once,
     worker_dies,
     worker_freezes,
-    worker_freezes_and_its_files_are_collected,
+    writer_freezes_and_its_files_are_collected,
     writing_api_dies,
 )
 from tests.faults.forks import Nursery
@@ -28,8 +28,8 @@ PART: dict[str, Play] = {
     "a worker is frozen past its lease": partial(worker_freezes, point="rename:stop:1"),
     "two start an upgrade at once": two_start_at_once,
     "a derived column is damaged before all is done": derived_column_is_damaged,
-    "a worker is frozen and its files are collected": partial(
-        worker_freezes_and_its_files_are_collected, point="written:stop:2"
+    "an API process is frozen and its files are collected": partial(
+        writer_freezes_and_its_files_are_collected, point="written:stop:1"
     ),
 }
 

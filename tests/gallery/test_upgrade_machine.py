@@ -707,7 +707,7 @@ def _folder() -> Iterator[None]:
 
 
 UpgradeMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("FORWARDFILL_MACHINE_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("FORWARDFILL_MACHINE_EXAMPLES", "20")),
     stateful_step_count=30,
     suppress_health_check=list(HealthCheck),
 )

@@ -12,14 +12,11 @@ from sqlalchemy import select
 from gallery.catalog.tables import EventRow, KeyRow
 from gallery.errors import KeyExists, KeyNotFound
 from service.auth import (
-    UnsafeBinding,
     create_key,
-    has_keys,
-    is_loopback,
     list_keys,
-    require_safe_binding,
     revoke_key,
 )
+from service.ready import UnsafeBinding, has_keys, is_loopback, require_safe_binding
 from tests.service.world import GALLERY, World
 
 ITEM = {"model": "old", "items": [{"id": "a", "embedding": [1, 0, 0, 0]}]}

@@ -1,0 +1,58 @@
+"""Processes that are kept running: started again once they worked, given up if they never did."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from forwardfill import processes
+from forwardfill.processes import _Child, _kept
+from tests.acceptance.system import wait_for
+
+UNKNOWN = 2  # with which the command line refuses a command that it does not have
+
+
+def test_one_that_ends_before_it_ever_worked_is_told_and_not_started_again() -> None:
+    ended: SimpleQueue[int] = SimpleQueue()
+    with _kept([_Child("never", ["no-such-command"], works=lambda: False, failed=ended.put)]):
+        assert ended.get(timeout=60) == UNKNOWN
+    assert ended.empty()
+
+
+def test_one_that_worked_is_started_again_whatever_it_ends_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_RESTART_SECONDS", 0.0)
+    worked, started = tmp_path / "worked", list[str]()
+    spawn = _Child._spawn
+
+    def counted(self: _Child) -> subprocess.Popen[bytes]:
+        started.append(self.name)
+        worked.touch()
+        return spawn(self)
+
+    monkeypatch.setattr(_Child, "_spawn", counted)
+    ended: SimpleQueue[int] = SimpleQueue()
+    with _kept([_Child("again", ["no-such-command"], works=worked.exists, failed=ended.put)]):
+        wait_for(lambda: len(started) >= 3, 60, lambda: f"started {len(started)} times")
+    assert ended.empty()
+
+
+def test_one_that_cannot_be_started_for_lack_of_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_RESTART_SECONDS", 0.0)
+    spawn, tries = _Child._spawn, list[str]()
+
+    def short(self: _Child) -> subprocess.Popen[bytes]:
+        tries.append(self.name)
+        if len(tries) < 3:
+            raise OSError(12, "Cannot allocate memory")
+        return spawn(self)
+
+    monkeypatch.setattr(_Child, "_spawn", short)
+    ended: SimpleQueue[int] = SimpleQueue()
+    with _kept([_Child("late", ["no-such-command"], works=lambda: False, failed=ended.put)]):
+        assert ended.get(timeout=60) == UNKNOWN
+    assert len(tries) == 3
