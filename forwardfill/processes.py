@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import math
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from queue import SimpleQueue
 
 import structlog
 
+from gallery.settings import GallerySettings
 from service.group import Group, reserved
 from service.settings import ServiceSettings
 
@@ -87,8 +89,8 @@ def become_child(parent: int, niceness: int = 0) -> None:
 
 def _threads_of_each(processes: int) -> int:
     """Threads of one search: as a single process has half of the cores for it, all of them together have."""
-    set_ = int(os.environ.get("FORWARDFILL_THREADS") or 0)
-    return set_ or max(1, (os.cpu_count() or 1) // 2 // processes)
+    settings = GallerySettings()
+    return settings.threads or max(1, settings.threads_used // processes)
 
 
 @contextmanager
@@ -129,7 +131,7 @@ class _Child:
     failed: Callable[[int], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        self._stopping = threading.Event()
+        self._stopping, self._until = threading.Event(), math.inf
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep, name=self.name, daemon=True)
 
@@ -138,13 +140,14 @@ class _Child:
 
     def tell(self) -> None:
         """Say that it is to stop."""
+        self._until = time.monotonic() + self.stop_seconds
         self._stopping.set()
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
     def wait(self) -> None:
         """Until it has stopped."""
-        self._thread.join(timeout=self.stop_seconds)
+        self._thread.join(timeout=max(0.0, self._until - time.monotonic()))
         if self._process is not None and self._process.poll() is None:
             log.warning("process_killed", process=self.name, pid=self._process.pid)
             self._process.kill()

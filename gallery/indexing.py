@@ -10,7 +10,7 @@ Large native segments are searched exactly until a worker has come by; an upgrad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,21 +154,17 @@ def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Pat
     else:
         chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0])
     faults.reached("build_index")
-    found, joined = 0.0, None
+    found, joined = 0.0, dict[str, Any]()
     for parameters in choice.efforts:
-        share = recall(chosen.open(vectors, space=space, path=path, parameters=parameters), asked)
+        index = chosen.open(vectors, space=space, path=path, parameters=parameters)
+        share = recall(index, asked)
         found = round(share.ten, 4)
-        if joined is None and share.nearest >= choice.enough:
-            joined = parameters
         if found >= choice.enough:
             told = {} if trained is None else {QUANTIZER: digest(trained.centroids)}
-            return {**parameters, **told, **_differing(parameters, joined or parameters), MEASURED: found}
+            return {**parameters, **told, **joined, MEASURED: found}
+        if index.joins and not joined and share.nearest >= choice.enough:
+            joined = {JOINED: parameters}
     raise _FindsTooLittle(found)
-
-
-def _differing(parameters: Mapping[str, Any], joined: Mapping[str, Any]) -> dict[str, Any]:
-    others = {name: value for name, value in joined.items() if value != parameters[name]}
-    return {JOINED: others} if others else {}
 
 
 def wanting(store: Store, limit: int = 16) -> list[int]:

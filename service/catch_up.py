@@ -45,6 +45,12 @@ class CatchUp:
             await asyncio.wait([asyncio.wrap_future(reading)], timeout=seconds)
         return self._galleries.current
 
+    def once_more(self) -> World:
+        """What is current after the catalog was read again, as far as that is done soon; not for the event loop."""
+        with suppress(TimeoutError):
+            self._next().result(MOST_SECONDS)
+        return self._galleries.current
+
     def _waits(self) -> Iterator[tuple[Future[None], float]]:
         """What to wait for, and how long: a reading that is under way may have begun too early, the next has not."""
         first, until = self._galleries.behind, time.monotonic() + MOST_SECONDS
@@ -59,9 +65,14 @@ class CatchUp:
     def _next(self) -> Future[None]:
         with self._starting:
             if self._reading is None or self._reading.done():
-                self._reading = Future()
-                self._reading.set_running_or_notify_cancel()  # whoever stops waiting must not cancel it for the others
-                Thread(target=self._read, args=(self._reading,), name="catch-up", daemon=True).start()
+                reading = Future[None]()
+                reading.set_running_or_notify_cancel()  # whoever stops waiting must not cancel it for the others
+                try:
+                    Thread(target=self._read, args=(reading,), name="catch-up", daemon=True).start()
+                except RuntimeError:  # too many threads; the one that watches is there already
+                    log.exception("catch_up_failed")
+                    reading.set_result(None)
+                self._reading = reading
             return self._reading
 
     def _read(self, reading: Future[None]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gallery.commits import Commits
 
@@ -88,26 +89,39 @@ def reserved(host: str, port: int) -> Iterator[int]:
 
 
 def _bound(host: str, port: int, *options: int) -> list[socket.socket]:
-    """A socket for each address that a host name has, as asyncio makes them; without those that this host lacks."""
+    """A socket for each address that a host name has, as asyncio makes them; without those that this host lacks.
+
+    For port 0, all have the one that the first was given.
+    """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    bound, lacks = list[socket.socket](), None
-    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-        made = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            for option in options:
-                made.setsockopt(socket.SOL_SOCKET, option, 1)
-            if family == socket.AF_INET6:
-                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            made.bind(address)
-        except OSError as error:
-            made.close()
-            if error.errno != errno.EADDRNOTAVAIL:
-                for each in bound:
-                    each.close()
-                raise
-            lacks = error
-        else:
-            bound.append(made)
-    if not bound and lacks is not None:
-        raise lacks
-    return bound
+    lacks: OSError | None = None
+    with ExitStack() as opened:
+        bound = list[socket.socket]()
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            try:
+                made = opened.enter_context(_bound_to(family, (address[0], port, *address[2:]), options))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                lacks = error
+            else:
+                port = made.getsockname()[1]
+                bound.append(made)
+        if not bound and lacks is not None:
+            raise lacks
+        opened.pop_all()  # they stay open
+        return bound
+
+
+def _bound_to(family: int, address: tuple[Any, ...], options: Sequence[int]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        for option in options:
+            made.setsockopt(socket.SOL_SOCKET, option, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
+    return made

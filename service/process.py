@@ -62,7 +62,7 @@ class Process:
             if time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
                 raise
             self._looked = time.monotonic()
-            return read(self.galleries.refresh())
+            return read(self.catch_up.once_more())
 
     def written(self, *, nudge: bool = False) -> World:
         """Follow a commit: what was written is seen by the next search, and workers are told if it concerns them."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gallery.index.selection import Selected
 
 
-#: beside an index's parameters: those of them that are others where it is a small part of what it is joined with
+#: beside an index's parameters: others, that suffice where it is a small part of what it is joined with
 JOINED = "joined"
 
 

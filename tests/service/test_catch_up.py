@@ -146,3 +146,28 @@ def test_a_catalog_that_does_not_answer_stops_no_search(stage: Stage) -> None:
     stage.reader.fails = False
     stage.write("b")
     assert stage.live() == 2
+
+
+def test_where_no_thread_can_be_started_searches_go_on_and_the_next_tries_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.reader.may.set()
+    stage.write("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(catch_up, "Thread", _none_left)
+        assert stage.live() == 0
+    stage.write("b")
+    assert stage.live() == 2
+
+
+def _none_left(**_: Any) -> Any:
+    raise RuntimeError("can't start new thread")
+
+
+def test_who_asks_for_what_is_not_there_waits_no_longer_either(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catch_up, "MOST_SECONDS", 0.05)
+    stage.world.upsert("old", ["a"], np.ones((1, OLD), np.float32))  # and nobody announced it
+    assert stage.catch_up.once_more().snapshot(GALLERY).live == 0
+    monkeypatch.setattr(catch_up, "MOST_SECONDS", 20.0)
+    stage.reader.may.set()
+    assert stage.catch_up.once_more().snapshot(GALLERY).live == 1

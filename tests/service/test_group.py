@@ -139,3 +139,21 @@ def test_connections_that_were_closed_just_now_do_not_keep_the_port(opened: Exit
 def test_an_address_of_another_host_is_refused() -> None:
     with pytest.raises(PortTakenError, match=r"192\.0\.2\.1"), reserved("192.0.2.1", 0):
         pass
+
+
+@pytest.mark.parametrize("lacking", ["family", "address"])
+def test_an_address_that_this_host_lacks_is_left_out(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = 99 if lacking == "family" else socket.AF_INET  # as IPv6 is where the kernel was told to have none
+    names = ((first, "192.0.2.1"), (socket.AF_INET, "127.0.0.1"))
+    found = [(family, socket.SOCK_STREAM, 6, "", (name, 0)) for family, name in names]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with reserved("several.example", 0) as port, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+def test_all_addresses_of_a_name_have_the_same_free_port(monkeypatch: pytest.MonkeyPatch, opened: ExitStack) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", 0)) for last in (1, 2)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    made = [opened.enter_context(each) for each in shared_sockets("several.example", 0)]
+    assert len({each.getsockname()[1] for each in made}) == 1
+    assert len({each.getsockname()[0] for each in made}) == 2
