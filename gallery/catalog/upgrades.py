@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
@@ -195,13 +195,7 @@ def lease_next(
     A segment whose holders died `max_attempts` times is set aside as failed, so that it cannot take down every worker.
     """
     while True:
-        row = session.scalar(
-            select(UpgradeSegmentRow)
-            .where(UpgradeSegmentRow.upgrade_id == upgrade.id, _free(now(), seconds))
-            .order_by(UpgradeSegmentRow.position)
-            .limit(1)
-            .with_for_update()
-        )
+        row = session.scalar(_next_free(upgrade.id, seconds).with_for_update())
         if row is None:
             return None
         row.fence += 1
@@ -228,15 +222,17 @@ def renew(session: Session, lease: Lease, seconds: float) -> bool:
     return renewed.first() is not None
 
 
-def has_free_segment(session: Session, upgrade_id: str, seconds: float = _DAY_SECONDS) -> bool:
-    """Whether a worker could lease a segment now, where leases are given for so many seconds."""
+def next_free(session: Session, upgrade_id: str, seconds: float = _DAY_SECONDS) -> UpgradeSegmentRow | None:
+    """The segment that a worker could lease now, where leases are given for so many seconds."""
+    return session.scalar(_next_free(upgrade_id, seconds))
+
+
+def _next_free(upgrade_id: str, seconds: float) -> Select[tuple[UpgradeSegmentRow]]:
     return (
-        session.scalar(
-            select(UpgradeSegmentRow.segment_id)
-            .where(UpgradeSegmentRow.upgrade_id == upgrade_id, _free(now(), seconds))
-            .limit(1)
-        )
-        is not None
+        select(UpgradeSegmentRow)
+        .where(UpgradeSegmentRow.upgrade_id == upgrade_id, _free(now(), seconds))
+        .order_by(UpgradeSegmentRow.position)
+        .limit(1)
     )
 
 

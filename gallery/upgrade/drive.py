@@ -164,7 +164,7 @@ def _due(session: Session, row: UpgradeRow, lease_seconds: float) -> bool:
     left = upgrade_rows.counts(session, row.id).segments
     if not left.get("pending") and not left.get("leased"):
         return True
-    return segment.hold(session, row) is None and upgrade_rows.has_free_segment(session, row.id, lease_seconds)
+    return segment.hold(session, row) is None and upgrade_rows.next_free(session, row.id, lease_seconds) is not None
 
 
 def _damaged(store: Store, upgrade_id: str) -> dict[int, str]:

@@ -132,7 +132,7 @@ def _running(session: Session, row: UpgradeRow) -> list[Condition]:
         return [Condition("throttled", last, *held)]
     if now() - last <= _STALLED_AFTER:
         return []
-    if upgrade_rows.has_free_segment(session, row.id):
+    if upgrade_rows.next_free(session, row.id) is not None:
         return [Condition("stalled", last, "no_worker", "segments wait and no worker takes them; is one running?")]
     if not counts.segments.get("leased"):
         return [Condition("stalled", last, "no_worker", "all is done and no worker verifies it; is one running?")]

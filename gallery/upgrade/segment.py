@@ -58,6 +58,9 @@ def lease(store: Store, upgrade_id: str, owner: str) -> Lease | None:
         upgrade = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
         if upgrade.state != State.RUNNING or hold(tx.session, upgrade) is not None:
             return None
+        if not throttle.is_due(upgrade.throttle, _waits(upgrade)):
+            _await_next(store, tx.session, upgrade)
+            return None
         row = upgrade_rows.lease_next(
             tx.session,
             upgrade,
@@ -67,7 +70,7 @@ def lease(store: Store, upgrade_id: str, owner: str) -> Lease | None:
         )
         if row is None:
             return None
-        _wait(upgrade, throttle.after_lease(upgrade.throttle, row.rows, _waits(upgrade), now()))
+        _await_next(store, tx.session, upgrade)
         # Who had it before may have died of it, and shall not take another segment along. And a part of the time is only kept
         # to if nothing goes on beside what is timed.
         alone = row.attempts > 1 or upgrade.throttle.get("duty_cycle") is not None
@@ -200,6 +203,13 @@ def _skip(store: Store, held: Lease) -> None:
         _publishing(tx.session, held)
         row = upgrade_rows.segment_work(tx.session, held)
         row.state, row.owner, row.leased_until, row.done_at = "skipped", None, None, now()
+
+
+def _await_next(store: Store, session: Session, upgrade: UpgradeRow) -> None:
+    """From now on the next segment waits for as long as its items take."""
+    following = upgrade_rows.next_free(session, upgrade.id, store.settings.lease_seconds)
+    rows = None if following is None else following.rows
+    _wait(upgrade, throttle.before_segment(upgrade.throttle, rows, _waits(upgrade), now()))
 
 
 def _waits(upgrade: UpgradeRow) -> datetime | None:

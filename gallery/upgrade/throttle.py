@@ -1,8 +1,9 @@
 """How fast an upgrade may go. Pure: decisions over moments, which the catalog carries to every worker.
 
-The throttle is one moment per upgrade, `not_before`: no worker leases a segment earlier. A rate moves it when a segment is
-leased, a duty cycle when one is done, so that several workers share one limit. With it goes the moment at which it was set:
-that lies in the future only where a clock was set back, and then nobody knows how long the wait still is.
+The throttle is one moment per upgrade, `not_before`: no worker leases a segment earlier. A rate has each segment wait, before it
+is leased, for as long as its items take at that rate; a duty cycle has the next wait once one is done. So several workers share
+one limit. With it goes the moment at which it was set: that lies in the future only where a clock was set back, and then nobody
+knows how long the wait still is.
 """
 
 from __future__ import annotations
@@ -26,10 +27,17 @@ def believed(not_before: datetime | None, set_at: datetime | None, now: datetime
     return None if set_at is not None and set_at > now + _SKEW else not_before
 
 
-def after_lease(throttle: Mapping[str, Any], rows: int, not_before: datetime | None, now: datetime) -> datetime | None:
-    """When the next segment may be leased, now that one of `rows` rows was."""
+def is_due(throttle: Mapping[str, Any], not_before: datetime | None) -> bool:
+    """Whether the next segment has waited for its items, where it is not held back: no moment, no wait."""
+    return not throttle.get("items_per_second") or not_before is not None
+
+
+def before_segment(
+    throttle: Mapping[str, Any], rows: int | None, not_before: datetime | None, now: datetime
+) -> datetime | None:
+    """When the next segment, of `rows` rows, may be leased, counted from now; `rows` is None where none is left."""
     rate = throttle.get("items_per_second")
-    if not rate:
+    if not rate or rows is None:
         return not_before
     return max(now, not_before or now) + timedelta(seconds=rows / rate)
 
@@ -50,7 +58,7 @@ def predicted_seconds(throttle: Mapping[str, Any], items: int, rate: float) -> f
 
 
 def least_seconds(throttle: Mapping[str, Any], items: int) -> float:
-    """How long `items` take at the very least: what was done until now may have been done before the limit was felt."""
+    """How long `items` take at the very least: what was done until now may have been done under another limit, or none."""
     limit = throttle.get("items_per_second")
     return items / limit if limit else 0.0
 

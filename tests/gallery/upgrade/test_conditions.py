@@ -133,8 +133,12 @@ def test_slow_searches_hold_it_back_with_their_number_until_they_are_fast_again(
 def test_the_time_that_is_left_is_that_of_the_throttle_and_unknown_where_nobody_knows(filled: World) -> None:
     upgrade = filled.start(throttle={"items_per_second": 0.01})
     until(filled, upgrade, State.RUNNING)
+    assert not filled.step(upgrade)
+    assert [(each.type, each.reason) for each in told(filled, upgrade)] == [("throttled", "items_per_second")]
     assert eta(filled, upgrade) is None  # nothing is done yet
+    lifecycle.change_throttle(filled.store, upgrade, {"items_per_second": None})
     filled.step(upgrade)
+    lifecycle.change_throttle(filled.store, upgrade, {"items_per_second": 0.01})
     assert eta(filled, upgrade) == 200  # 2 items, although the first took no time
     lifecycle.change_throttle(filled.store, upgrade, {"items_per_second": None, "max_search_p99_ms": 50})
     found = eta(filled, upgrade)

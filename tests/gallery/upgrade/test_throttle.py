@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gallery.upgrade.throttle import SEARCH_P99, after_lease, after_segment, believed, held_back
+from gallery.upgrade.throttle import SEARCH_P99, after_segment, before_segment, believed, held_back, is_due
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -22,15 +22,24 @@ def later(seconds: float) -> datetime:
 def test_leases_never_exceed_the_rate_however_many_workers_share_it(rows: list[int], rate: int) -> None:
     moment, not_before, leased = NOW, None, 0
     for count in rows:
-        moment = max(moment, not_before or moment)
-        not_before = after_lease({"items_per_second": rate}, count, not_before, moment)
-        leased += count
+        not_before = before_segment({"items_per_second": rate}, count, not_before, moment)
         assert not_before is not None
-        assert (not_before - NOW).total_seconds() == pytest.approx(leased / rate, abs=1e-4)
+        moment, leased = not_before, leased + count
+        assert (moment - NOW).total_seconds() == pytest.approx(leased / rate, abs=1e-4)
+
+
+def test_the_first_segment_waits_for_its_items_too() -> None:
+    assert not is_due({"items_per_second": 10}, None)
+    assert is_due({"items_per_second": 10}, later(0))
+    assert is_due({"duty_cycle": 0.1}, None)
 
 
 def test_time_that_passed_unused_is_not_saved_up() -> None:
-    assert after_lease({"items_per_second": 10}, 20, later(-100), NOW) == later(2)
+    assert before_segment({"items_per_second": 10}, 20, later(-100), NOW) == later(2)
+
+
+def test_nothing_waits_where_no_segment_is_left() -> None:
+    assert before_segment({"items_per_second": 10}, None, later(-100), NOW) == later(-100)
 
 
 def test_a_duty_cycle_rests_in_proportion_to_the_work() -> None:
@@ -41,7 +50,7 @@ def test_a_duty_cycle_rests_in_proportion_to_the_work() -> None:
 @pytest.mark.parametrize("throttle", [{}, {"items_per_second": None}, {"duty_cycle": 1.0}, {"max_search_p99_ms": 5}])
 def test_what_does_not_limit_the_speed_leaves_the_moment_alone(throttle: dict[str, float]) -> None:
     for before in (None, later(3)):
-        assert after_lease(throttle, 10, before, NOW) == before
+        assert before_segment(throttle, 10, before, NOW) == before
         assert after_segment(throttle, 10, before, NOW) == before
 
 
