@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery import errors, faults
-from gallery.arrays import Stored
+from gallery.arrays import Rows, Stored
 from gallery.files import Digested, Files, Written, digest, written
 
 Dtype = Literal["float32", "float16"]
@@ -54,12 +54,31 @@ def write_blocks(
         for block in blocks:
             if block.ndim != 2 or block.shape[1] != dimension:
                 raise errors.Damaged(f"a column of dimension {dimension} was given vectors of shape {block.shape}")
-            file.write(np.ascontiguousarray(_stored(block, dtype)).data)
+            file.write(np.ascontiguousarray(_stored(block, dtype, first=at)).data)
             at += len(block)
             faults.reached("write_column")
         if at != rows:
             raise errors.Damaged(f"a column of {rows} rows was given {at}")
     return file.as_written(name)
+
+
+def with_stand_ins(blocks: Iterable[NDArray[Any]], unseen: Rows, dtype: Dtype) -> Iterator[NDArray[Any]]:
+    """The blocks of a column, where those of the rows `unseen` (n,) that cannot be stored have a vector that can.
+
+    Nobody sees the vector of a deleted item, but every metric must be able to compare it.
+    """
+    start = 0
+    for block in blocks:
+        own = unseen[(unseen >= start) & (unseen < start + len(block))] - start
+        start += len(block)
+        with np.errstate(over="ignore"):
+            bad = own[~np.isfinite(block[own].astype(dtype)).all(axis=1)]
+        if bad.size:
+            changed = block.copy()
+            changed[bad] = np.eye(1, block.shape[1])
+            yield changed
+        else:
+            yield block
 
 
 def read_blocks(files: Files, name: str, sha256: str, *, rows: int, dimension: int, size: int) -> Iterator[Stored]:
@@ -176,12 +195,16 @@ def _compare(name: str, found: str, recorded: str) -> None:
         raise errors.Damaged(f"{name} does not have its recorded SHA-256", file=name)
 
 
-def _stored(vectors: NDArray[Any], dtype: Dtype) -> Stored:
-    """As they are stored. A transformation may give NaN, or more than float16 holds: such a row would never be found."""
+def _stored(vectors: NDArray[Any], dtype: Dtype, *, first: int = 0) -> Stored:
+    """As they are stored. A transformation may give NaN, or more than float16 holds: such a row would never be found.
+
+    The first vector is that of row `first`.
+    """
     with np.errstate(over="ignore"):
         stored: Stored = vectors.astype(dtype, copy=False)
-    if not np.isfinite(stored).all():
-        raise errors.InvalidVector(f"a vector is NaN or infinite when stored as {dtype}")
+    if not (finite := np.isfinite(stored)).all():
+        row = first + int(finite.all(axis=1).argmin())
+        raise errors.InvalidVector(f"the vector of row {row} is NaN or infinite when stored as {dtype}", row=row)
     return stored
 
 

@@ -26,7 +26,7 @@ from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow
-from gallery.columns import Dtype, blocks, open_column, verify, write_blocks, write_ids
+from gallery.columns import Dtype, blocks, open_column, verify, with_stand_ins, write_blocks, write_ids
 from gallery.files import Written
 from gallery.indexing import index_column
 from gallery.lineage import Step, from_json
@@ -221,10 +221,12 @@ def _transform(store: Store, job: _Job) -> Written:
         for block in blocks(job.source, _BLOCK_ROWS)
     )
     dtype: Dtype = "float16" if job.column.dtype == "float16" else "float32"
+    with store.catalog.reading() as session:
+        deleted = item_rows.deleted_rows(session, job.segment.id)
     return write_blocks(
         store.files,
         columns_folder(job.gallery.id),
-        mapped,
+        with_stand_ins(mapped, deleted, dtype),
         rows=job.segment.rows,
         dimension=job.model.dimension,
         dtype=dtype,

@@ -31,7 +31,7 @@ from gallery.views import Column, SegmentView, open_searchable, open_segment, st
 _OPEN_ATTEMPTS = 5
 log = structlog.get_logger()
 #: what files that are gone or damaged make the libraries raise
-_UNREADABLE = (errors.Damaged, OSError, RuntimeError)
+_UNREADABLE = (errors.Damaged, OSError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,9 @@ class World:
         return found
 
 
+_NOTHING = World(Registry({}, ()), (0, 0), MappingProxyType({}), MappingProxyType({}))
+
+
 class Galleries:
     """The snapshots of this process."""
 
@@ -127,7 +130,7 @@ class Galleries:
         #: whether anything changed since something was announced here
         self._news = False
         self._lock = threading.Lock()
-        self.current = World(Registry({}, ()), (0, 0), MappingProxyType({}), MappingProxyType({}))
+        self.current = _NOTHING
 
     def refresh(self) -> World:
         """Read what changed since the last refresh, and swap. Returns what is current now.
@@ -146,6 +149,11 @@ class Galleries:
                 self._commits.announce()
                 self._news = False
             return world
+
+    def let_go(self) -> None:
+        """Keep nothing open: what is removed gives its place on the disk back only when nobody has it mapped any more."""
+        with self._lock:
+            self.current = _NOTHING
 
     @property
     def behind(self) -> bytes | None:
@@ -195,7 +203,10 @@ class Galleries:
                 galleries[name] = _on_shelves(snapshot, before, self._place)
             except _UNREADABLE as error:
                 damaged[name] = str(error)
-                galleries[name] = before or snapshot
+                if before is None:
+                    del galleries[name]
+                else:
+                    galleries[name] = before
         found = World(registry, mark, MappingProxyType(galleries), MappingProxyType(damaged))
         return old if _same(old, found) else found
 

@@ -68,7 +68,7 @@ def open_searchable(files: Files, row: ColumnRow, model: EmbeddingModel, rows: i
     kind, path = ("flat", None) if row.index_file is None else (row.index_kind, files.path(row.index_file))
     try:
         index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:  # a length that is damaged asks for any memory
         if path is None:
             raise
         log.warning("index_left_out", segment=row.segment_id, model=model.name, file=row.index_file, error=repr(error))

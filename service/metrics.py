@@ -176,8 +176,16 @@ class Latencies:
         """One search was answered."""
         recent = self._recent.get(gallery_id)
         if recent is None:
+            self._forget()
             recent = self._recent.setdefault(gallery_id, deque(maxlen=8192))
         recent.append((time.monotonic(), seconds * 1000))
+
+    def _forget(self) -> None:
+        """Let go of galleries that nobody searches any more: many were deleted, and no number is given twice."""
+        since = time.monotonic() - _WINDOW_SECONDS
+        for gallery_id, recent in list(self._recent.items()):
+            if recent and recent[-1][0] < since:
+                self._recent.pop(gallery_id, None)
 
     def p99_ms(self, gallery_id: int) -> float:
         """The 99th percentile of the last seconds; 0 where nobody searched, and so nobody suffers."""

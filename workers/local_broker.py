@@ -1,8 +1,8 @@
 """Messages as files in a folder, for one host without a broker: kombu's transport, made safe for several processes.
 
 kombu's own reader can meet a message that its writer has only begun, and then ends the worker. Here a message appears whole,
-by a rename, and is taken by another, so exactly one reader has it. A message that cannot be read is dropped: a nudge carries
-nothing that the catalog does not know.
+by a rename, and is taken by another, so exactly one reader has it. A message that cannot be read is dropped, and so are the
+oldest where many wait: a nudge carries nothing that the catalog does not know, and a worker that comes late is held up by each.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from kombu.utils.json import dumps
 
 _MESSAGE = ".msg"
 _TAKEN = ".taken"
+# Of nudges, one says as much as a hundred; but each of several workers is to have one.
+MOST_WAITING = 32
 
 
 class Channel(filesystem.Channel):  # type: ignore[misc,unused-ignore]
@@ -30,6 +32,8 @@ class Channel(filesystem.Channel):  # type: ignore[misc,unused-ignore]
         part = folder / f"{name}.part"
         part.write_text(dumps(payload))
         part.rename(folder / f"{name}{_MESSAGE}")
+        for path in self._waiting(queue)[:-MOST_WAITING]:
+            path.unlink(missing_ok=True)
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:  # noqa: ARG002 - polled
         for path in self._waiting(queue):

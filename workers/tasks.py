@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import structlog
 from celery import Celery
@@ -35,6 +36,9 @@ from workers.settings import WorkerSettings
 log = structlog.get_logger()
 _SWEPT_FOLDERS = ("columns", "indexes", "artifacts", "fits")
 _SWEEP_FILES_SECONDS = 600
+_INDEX_AGAIN_SECONDS = 60.0
+_INDEXES_LOOKED_FOR = 16
+T = TypeVar("T")
 
 
 class Worker:
@@ -54,13 +58,21 @@ class Worker:
         self._rule = Rule(settings.compact_segments, settings.compact_rows)
         #: galleries that had nothing to merge, as they were then
         self._compact: set[Looked] = set()
+        #: columns whose index could not be built, and when that is tried again
+        self._unindexed: dict[int, float] = {}
         self._swept = time.monotonic()
+        self._at_work = threading.Lock()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it does what is due already, so that it need not be told to look."""
+        return self._at_work.locked()
 
     def has_work(self) -> bool:
         """Whether anything is due now."""
         return bool(
             drive.due(self.store)
-            or wanting(self.store, limit=1)
+            or self._wants_index()
             or any(self._wants_merge(look) for look in self._looked())
             or merge.reclaimable(self.store, self.settings.retired_seconds)
             or self._refinements.due()
@@ -68,14 +80,36 @@ class Worker:
         )
 
     def work(self) -> None:
-        """Do what is due until nothing is, or the process is told to stop: then the step under way is the last."""
-        while not self.stopping.is_set():
-            if not self._urgent() and not self._compact_one() and not self._measure_one() and not self._fit_one():
-                break
-        if self.stopping.is_set():
-            return
-        merge.reclaim(self.store, self.settings.retired_seconds)
-        self._sweep_files()
+        """Do what is due until nothing is, or the process is told to stop: then the step under way is the last.
+
+        A step that fails costs itself: the others go on, and last of all files are removed that nothing needs any more.
+        """
+        with self._at_work:
+            while not self.stopping.is_set():
+                if not self._urgent() and not self._compact_one() and not self._measure_one() and not self._fit_one():
+                    break
+            if not self.stopping.is_set():
+                self._tried(lambda: merge.reclaim(self.store, self.settings.retired_seconds), "reclaim")
+                self._tried(self._let_go, "let_go")
+                self._sweep_files()
+
+    def _tried(self, step: Callable[[], T], of: str, **which: object) -> T | None:
+        """What a step gave; None where it failed, for whatever reason: a full disk must not stop what would empty it."""
+        try:
+            return step()
+        except (errors.GalleryError, FileNotFoundError) as error:
+            log.warning("step_refused", step=of, error=repr(error), **which)
+            repair.attempt(self.store, error)
+        except Exception:
+            log.exception("step_failed", step=of, **which)
+        return None
+
+    def _let_go(self) -> None:
+        """Let what was removed meanwhile give its place on the disk back."""
+        if drive.under_way(self.store):
+            self._galleries.refresh()
+        else:
+            self._galleries.let_go()
 
     def _urgent(self) -> bool:
         """What people wait for: a step of each upgrade, else an index; False if there is nothing of it to do now."""
@@ -87,13 +121,12 @@ class Worker:
         return moved or self._index_one()
 
     def _advance(self, upgrade_id: str) -> bool:
-        try:
+        def step() -> bool:
             return drive.advance(
                 self.store, self._galleries, self._searcher, upgrade_id, self.owner, partial(self._another, upgrade_id)
             )
-        except errors.GalleryError as error:
-            log.warning("step_refused", upgrade=upgrade_id, error=repr(error))
-            return False
+
+        return bool(self._tried(step, "upgrade", upgrade=upgrade_id))
 
     def _another(self, upgrade_id: str) -> bool:
         """Whether an upgrade may go on with another segment: no other waits for its step, and the process is not told to stop."""
@@ -101,13 +134,19 @@ class Worker:
         return not self.stopping.is_set() and set(drive.due(self.store)) <= {upgrade_id}
 
     def _index_one(self) -> bool:
-        """Build one index; a column that is gone meanwhile is no error."""
-        for column_id in wanting(self.store, limit=1):
-            try:
-                return index_column(self.store, column_id)
-            except (errors.GalleryError, FileNotFoundError) as error:
-                log.warning("index_failed", column=column_id, error=repr(error))
+        """Build one index. A column that is gone meanwhile is no error, and one that cannot be read stops no other."""
+        for column_id in self._wants_index():
+            built = self._tried(partial(index_column, self.store, column_id), "index", column=column_id)
+            if built is not None:
+                return built
+            self._unindexed[column_id] = time.monotonic() + _INDEX_AGAIN_SECONDS
         return False
+
+    def _wants_index(self) -> list[int]:
+        """Columns that want an index, without those for which it was tried in vain of late."""
+        self._unindexed = {column: at for column, at in self._unindexed.items() if at > time.monotonic()}
+        found = wanting(self.store, limit=len(self._unindexed) + _INDEXES_LOOKED_FOR)
+        return [column for column in found if column not in self._unindexed]
 
     def _compact_one(self) -> bool:
         """Merge one group of segments; whatever is more urgent is looked for before the next."""
@@ -122,12 +161,17 @@ class Worker:
 
     def _measure_one(self) -> bool:
         """One more point of what a refinement is worth."""
-        return any(self._refinements.look(upgrade_id) for upgrade_id in self._refinements.due())
+        return any(
+            self._tried(partial(self._refinements.look, upgrade_id), "refinement", upgrade=upgrade_id)
+            for upgrade_id in self._refinements.due()
+        )
 
     def _fit_one(self) -> bool:
         """Take one fit to its end. A training takes minutes, so it makes way for whatever is urgent between two steps."""
         return any(
-            fitting.advance(self.store, fit_id, self.owner, self._fit, self._go_on)
+            self._tried(
+                partial(fitting.advance, self.store, fit_id, self.owner, self._fit, self._go_on), "fit", fit=fit_id
+            )
             for fit_id in fitting.due(self.store)
         )
 
@@ -153,12 +197,8 @@ class Worker:
         return merge.planned(self.store, look, self._rule)
 
     def _merge(self, look: Looked, segments: tuple[int, ...]) -> bool:
-        try:
-            return merge.merge(self.store, look.gallery_id, segments)
-        except (errors.GalleryError, FileNotFoundError) as error:
-            log.warning("merge_failed", gallery=look.gallery_id, segments=segments, error=repr(error))
-            repair.attempt(self.store, error)
-            return False
+        step = partial(merge.merge, self.store, look.gallery_id, segments)
+        return bool(self._tried(step, "merge", gallery=look.gallery_id, segments=segments))
 
     def _sweep_files(self) -> None:
         """Now and then, remove what crashes left behind."""
@@ -191,7 +231,7 @@ def watch(worker: Worker, nudge: Callable[[], None], seconds: float) -> threadin
     def look() -> None:
         while not worker.stopping.wait(seconds):
             try:
-                if worker.has_work():
+                if not worker.at_work and worker.has_work():
                     nudge()
             except Exception as error:  # noqa: BLE001 - the database may be restarting; the next look will tell
                 log.warning("look_failed", error=repr(error))

@@ -100,6 +100,17 @@ def ids_of(session: Session, segment_id: int) -> dict[int, str]:
     return dict(rows.all())
 
 
+def id_at(session: Session, segment_id: int, row: int) -> str:
+    """The id at a row of a segment, whether its item is live or deleted."""
+    return session.scalars(select(ItemRow.item_id).where(ItemRow.segment_id == segment_id, ItemRow.row == row)).one()
+
+
+def deleted_rows(session: Session, segment_id: int) -> Rows:
+    """The rows of a segment whose items are deleted, in no order."""
+    there = (ItemRow.segment_id == segment_id, ItemRow.deleted_version.is_not(None))
+    return np.array(session.scalars(select(ItemRow.row).where(*there)).all(), dtype=np.int64)
+
+
 def live_in(session: Session, segment_id: int) -> int:
     """Live items of a segment."""
     there = (ItemRow.segment_id == segment_id, ItemRow.deleted_version.is_(None))

@@ -227,7 +227,7 @@ def next_free(session: Session, upgrade_id: str, seconds: float = _DAY_SECONDS) 
     return session.scalar(_next_free(upgrade_id, seconds))
 
 
-def _next_free(upgrade_id: str, seconds: float) -> Select[tuple[UpgradeSegmentRow]]:
+def _next_free(upgrade_id: str, seconds: float) -> Select[UpgradeSegmentRow]:
     return (
         select(UpgradeSegmentRow)
         .where(UpgradeSegmentRow.upgrade_id == upgrade_id, _free(now(), seconds))

@@ -31,6 +31,12 @@ def due(store: Store) -> list[str]:
         return [row.id for row in rows if _due(session, row, store.settings.lease_seconds)]
 
 
+def under_way(store: Store) -> bool:
+    """Whether any upgrade is under way, in whatever state."""
+    with store.catalog.reading() as session:
+        return session.scalar(select(UpgradeRow.id).where(UpgradeRow.active).limit(1)) is not None
+
+
 def advance(
     store: Store,
     galleries: Galleries,

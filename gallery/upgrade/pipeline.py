@@ -15,7 +15,8 @@ from itertools import chain
 
 from gallery import errors
 from gallery.ahead import ahead
-from gallery.columns import Dtype, read_blocks, verify, write_blocks
+from gallery.arrays import Rows
+from gallery.columns import Dtype, read_blocks, verify, with_stand_ins, write_blocks
 from gallery.files import Written
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store
@@ -43,6 +44,8 @@ class Work:
     rows: int
     folder: str
     dtype: Dtype
+    #: (n,) int64: rows that nobody will ever see, whose vectors need not be what the transformation gives
+    unseen: Rows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def derive(store: Store, work: Work) -> Made:
 
     Raises:
         Damaged: what it would be made from is not what was stored. Nothing is left of it then.
-        InvalidVector: the transformation gives numbers that cannot be stored.
+        InvalidVector: the transformation gives numbers that cannot be stored; its detail `row` says for which row.
     """
     read, transforms = ahead(_read(store, work)), store.transforms
     try:
@@ -68,8 +71,9 @@ def derive(store: Store, work: Work) -> Made:
             loaded = transforms.in_bulk(work.transformation, *first)
             blocks = chain([first], read)
             with closing(ahead(transforms.apply_each(loaded, work.transformation, work.target, blocks))) as mapped:
+                stored = mapped if work.unseen is None else with_stand_ins(mapped, work.unseen, work.dtype)
                 column = write_blocks(
-                    store.files, work.folder, mapped, rows=work.rows, dimension=work.target.dimension, dtype=work.dtype
+                    store.files, work.folder, stored, rows=work.rows, dimension=work.target.dimension, dtype=work.dtype
                 )
     except errors.InvalidVector:
         # Damaged bytes may come out as such numbers before the end of their file tells that they are damaged.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -97,7 +97,26 @@ def derive(store: Store, held: Lease) -> Derived | None:
         _skip(store, held)
         return None
     faults.reached("read")
-    return Derived(job, pipeline.derive(store, job.work), begun)
+    return Derived(job, _made(store, held.segment_id, job.work), begun)
+
+
+def _made(store: Store, segment_id: int, work: Work) -> Made:
+    """The column. What the transformation makes of a deleted item is of no interest, and fails nothing.
+
+    Raises:
+        InvalidVector: it gives numbers that cannot be stored for an item that is live; the message names it.
+    """
+    try:
+        return pipeline.derive(store, work)
+    except errors.InvalidVector as error:
+        row = error.details["row"]
+        with store.catalog.reading() as session:
+            deleted, item = item_rows.deleted_rows(session, segment_id), item_rows.id_at(session, segment_id, row)
+        if row not in deleted:
+            raise errors.InvalidVector(f"item {item!r}: {error}; delete it or store it anew, then retry") from error
+        if work.unseen is not None:
+            raise
+    return _made(store, segment_id, replace(work, unseen=deleted))
 
 
 def publish(store: Store, held: Lease, derived: Derived) -> None:

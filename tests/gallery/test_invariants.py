@@ -29,6 +29,8 @@ from gallery.upgrade import drive, lifecycle, segment
 from gallery.upgrade.states import State
 from tests.gallery.crash import stored_files
 from tests.gallery.world import PLAIN, WITH_SIDE, World, distance, found, work
+from workers.settings import WorkerSettings
+from workers.tasks import Worker
 
 OLD = np.array([[3, -1, 4, 1]], np.float32)
 NEW = np.array([[2, 7, -1, 8, 2]], np.float32)
@@ -243,6 +245,27 @@ def test_7_a_rollback_restores_the_bytes_and_keeps_what_was_written_meanwhile(wo
     lifecycle.rollback(world.store, upgrade)
     assert found(world.search("old", OLD)) == in_old(written)
     assert columns.items() <= dict(_recorded(world)).items()
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf_sq8", "ivf_pq", "hnsw"])
+def test_7_a_rollback_restores_the_answers_of_an_index_too(tmp_path: Path, kind: str) -> None:
+    """7. Rollback restores the bytes, also of codes that are less exact than the vectors."""
+    world = World.open(tmp_path / "data", exact_below=10).prepare(
+        ("forward", "old", "new", WITH_SIDE), index={"kind": kind}
+    )
+    world.upsert("old", [str(row) for row in range(300)], numbers(60, 300, 4), side=numbers(61, 300, 2))
+    worker = Worker(world.store, WorkerSettings(data=world.store.settings.data))
+    worker.work()
+    before, files = world.search("old", OLD, k=7), stored_files(world.store.files.root)
+    upgrade = world.start()
+    worker.work()
+    assert {view.columns["new"].index.kind for view in world.galleries.refresh().snapshot("photos").segments} == {kind}
+    lifecycle.rollback(world.store, upgrade)
+    after = world.search("old", OLD, k=7)
+    assert after.hits(0) == before.hits(0)
+    assert after.scores.tobytes() == before.scores.tobytes()
+    assert stored_files(world.store.files.root) == files
+    world.close()
 
 
 def test_7_a_rollback_keeps_items_that_came_in_the_target_model(world: World) -> None:

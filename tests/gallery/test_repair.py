@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from sqlalchemy import select
 
 from gallery import errors, repair, verify
+from gallery.arrays import Stored
 from gallery.catalog.tables import ColumnRow, EventRow, SegmentRow
+from gallery.index.base import Index
 from gallery.indexing import index_column
+from gallery.snapshot import Galleries
 from gallery.transforms import Transforms, artifact_file
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
@@ -113,6 +118,40 @@ def right(world: World, *, companions: bool = True) -> dict[str, int]:
 def another(world: World) -> World:
     """A process that starts now."""
     return World.open(world.store.files.root, world.store.settings.database_url, **SETTINGS)
+
+
+@pytest.mark.parametrize("what", ["first seen", "seen before"])
+def test_a_gallery_that_cannot_be_put_together_is_said_to_be_damaged_and_not_found_empty(
+    world: World, what: str
+) -> None:
+    able = what == "seen before"
+
+    def place(index: Index, _: Sequence[Stored]) -> Index:
+        if not able:
+            raise RuntimeError("out of memory")
+        return index
+
+    galleries = Galleries(world.store.catalog, world.store.files, place)
+    if able:
+        galleries.refresh()
+        world.upsert("old", ["late"], VECTORS[:1], side=SIDE[:1])
+        able = False
+    with pytest.raises(errors.Damaged, match="out of memory"):
+        galleries.refresh().snapshot(GALLERY)
+
+
+def test_an_index_whose_bytes_ask_for_all_memory_is_left_out(world: World) -> None:
+    name = column(world, 1).index_file or ""
+    path = world.store.files.path(name)
+    whole, numbers = path.read_bytes(), struct.pack("<Q", 5)  # before the five numbers of the one list's centroid
+    assert numbers in whole
+    path.write_bytes(whole.replace(numbers, struct.pack("<Q", 1 << 36)))
+    with pytest.raises(MemoryError):
+        faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    started = another(world)
+    assert right(started) == {"direct": 28, "forward": 0}
+    assert mended(world) == [name]
+    started.close()
 
 
 # --- a derived column -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from models.artifacts import save
-from tests.service.world import GALLERY, World, backward, linear, opened
+from tests.service.world import GALLERY, OLD, World, backward, linear, opened
 
 ITEMS = f"/galleries/{GALLERY}/items"
 SEARCH = f"/galleries/{GALLERY}/search"
@@ -22,7 +22,8 @@ UNIT = [1.0, 0.0, 0.0, 0.0]
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One world for all these tests, which is possible because none of them may change it."""
     with opened(tmp_path_factory.mktemp("shared")) as world:
-        yield world.prepared().filled()
+        world.prepared().filled().model("twin", OLD)
+        yield world
 
 
 @pytest.fixture
@@ -88,6 +89,8 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
         (SEARCH, {"model": "nobody", "vector": UNIT}, 404, "model_not_found", None),
         (SEARCH, {"model": "NoBody!", "vector": UNIT}, 404, "model_not_found", None),
         (SEARCH, {"model": "new", "vector": [0.0, *UNIT]}, 409, "no_route", None),
+        (SEARCH, {"model": "twin", "vector": UNIT}, 409, "no_route", None),
+        (ITEMS, items(UNIT, model="twin"), 409, "no_route", "/model"),
         (SEARCH, {"model": "old", "vector": UNIT, "k": 0}, 422, "invalid_request", "/k"),
         (SEARCH, {"model": "old", "vector": UNIT, "k": "3"}, 422, "invalid_request", "/k"),
         (SEARCH, {"model": "old", "vector": UNIT, "k": 1001}, 422, "limit_exceeded", "/k"),

@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import select, text
 
 from gallery.catalog.tables import SearchLatencyRow
+from service import metrics
 from service.metrics import Latencies
 from service.server import configured
 from tests.service.world import GALLERY, UNITS, World, opened
@@ -149,6 +150,14 @@ def test_p99_is_of_the_slowest_hundredth() -> None:
         latencies.record(1, at / 1000)
     assert latencies.p99_ms(1) == pytest.approx(199)
     assert latencies.p99_ms(2) == 0.0
+
+
+def test_galleries_that_nobody_searches_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    latencies = Latencies()
+    latencies.record(1, 0.01)
+    monkeypatch.setattr(metrics, "_WINDOW_SECONDS", 0.0)
+    latencies.record(2, 0.01)
+    assert latencies._recent.keys() == {2}
 
 
 def test_each_request_is_one_event_without_what_was_sent(world: World) -> None:

@@ -10,6 +10,7 @@ import pytest
 from kombu import Connection
 
 from workers.app import create_app
+from workers.local_broker import MOST_WAITING
 from workers.settings import WorkerSettings
 
 
@@ -39,10 +40,8 @@ def test_a_message_that_is_only_begun_is_not_seen_and_a_broken_one_is_dropped(
 
 
 def test_each_message_reaches_one_of_several_readers(connection: Connection) -> None:
-    sent, taken, lock = 200, [], threading.Lock()
+    taken, lock = list[int](), threading.Lock()
     writer = connection.channel()
-    for number in range(sent):
-        writer._put("q", {"number": number})
 
     def read() -> None:
         channel = connection.channel()
@@ -54,12 +53,16 @@ def test_each_message_reaches_one_of_several_readers(connection: Connection) -> 
             with lock:
                 taken.append(message["number"])
 
-    readers = [threading.Thread(target=read) for _ in range(4)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    assert sorted(taken) == list(range(sent))
+    for _ in range(6):
+        taken.clear()
+        for number in range(MOST_WAITING):
+            writer._put("q", {"number": number})
+        readers = [threading.Thread(target=read) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        assert sorted(taken) == list(range(MOST_WAITING))
 
 
 def test_other_queues_messages_are_left_alone(connection: Connection) -> None:
@@ -68,3 +71,11 @@ def test_other_queues_messages_are_left_alone(connection: Connection) -> None:
     assert channel._size("q") == 0
     assert channel._size("other") == 1
     assert channel._purge("other") == 1
+
+
+def test_of_many_messages_the_newest_wait_for_a_worker_that_comes_late(connection: Connection) -> None:
+    channel = connection.channel()
+    for number in range(MOST_WAITING + 10):
+        channel._put("q", {"number": number})
+    assert channel._size("q") == MOST_WAITING
+    assert channel._get("q") == {"number": 10}

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import select
 
-from gallery.catalog.tables import ColumnRow
+from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.compact import merge
+from gallery.files import Files
+from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
 from tests.gallery.world import WITH_SIDE, World
 from workers.settings import WorkerSettings
@@ -111,6 +116,64 @@ def small(world: World, requests: int) -> None:
 def rows(world: World) -> list[int]:
     (snapshot,) = world.galleries.refresh().galleries.values()
     return [segment.rows for segment in snapshot.segments]
+
+
+def tear(world: World, gallery: str) -> None:
+    """Cut the native column of a gallery off."""
+    with world.store.catalog.reading() as session:
+        chosen = select(ColumnRow.file).join(SegmentRow).join(GalleryRow).where(GalleryRow.name == gallery)
+        path = world.store.files.path(session.scalars(chosen).one())
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def test_a_column_that_cannot_be_read_keeps_no_other_from_its_index(world: World, worker: Worker) -> None:
+    fill(world)
+    world.make("whole", index={"kind": "hnsw"})
+    world.upsert("old", [str(row) for row in range(10)], np.ones((10, 4)), side=np.ones((10, 2)), gallery="whole")
+    tear(world, "photos")
+    worker.work()
+    (segment,) = world.galleries.refresh().snapshot("whole").segments
+    assert segment.columns["old"].index.kind == "hnsw"
+    assert not worker.has_work()
+
+
+class Full(Files):
+    """A disk on which nothing can be written once it is `full`."""
+
+    full = False
+
+    def writing(self, name: str) -> Any:
+        """Refuse."""
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().writing(name)
+
+
+def test_a_full_disk_does_not_keep_it_from_removing_what_fills_it(tmp_path: Path) -> None:
+    world = World.open(tmp_path / "data", files=Full, exact_below=4).prepare(index={"kind": "hnsw"})
+    worker = Worker(world.store, WorkerSettings(data=world.store.settings.data, retired_seconds=3600))
+    for at in range(2):
+        world.upsert("old", [f"s{at}"], np.ones((1, 4)))
+    merge.ask(world.store, "photos")
+    worker.work()
+    world.upsert("old", [str(row) for row in range(10)], np.ones((10, 4)))
+    world.store.files.full = True
+    worker.settings = worker.settings.model_copy(update={"retired_seconds": 1e-9})
+    assert merge.reclaimable(world.store, 1e-9)
+    worker.work()
+    assert not merge.reclaimable(world.store, 1e-9)
+    world.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process has mapped")
+def test_what_was_removed_is_not_mapped_by_it_any_more(world: World, worker: Worker, tmp_path: Path) -> None:
+    fill(world)
+    upgrade = world.start()
+    worker.work()
+    lifecycle.finalize(world.store, upgrade)
+    worker.work()
+    mapped = Path("/proc/self/maps").read_text().splitlines()
+    assert [line for line in mapped if str(tmp_path) in line and line.endswith("(deleted)")] == []
 
 
 def test_it_merges_small_segments_once_enough_have_piled_up(world: World, worker: Worker) -> None:

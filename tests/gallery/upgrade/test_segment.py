@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
-from gallery import errors
-from gallery.catalog.tables import UpgradeSegmentRow
+from gallery import errors, repair, verify
+from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.tables import ColumnRow, UpgradeSegmentRow
 from gallery.catalog.transaction import Catalog, Transaction
 from gallery.catalog.upgrades import Lease
 from gallery.transforms import Transforms
@@ -139,6 +141,19 @@ def test_a_segment_whose_vectors_come_out_as_nan_is_set_aside_and_nothing_of_it_
     assert found(world.search("new", np.zeros((1, 5)))).keys() == {"a", "b"}
 
 
+def test_a_segment_that_lost_its_new_column_is_found_before_the_upgrade_completes(world: World) -> None:
+    world.upsert("old", ["a", "b"], VECTORS, side=SIDE)
+    upgrade = world.start()
+    while world.state(upgrade) is not State.VERIFYING:
+        world.step(upgrade)
+    with world.store.catalog.transaction() as tx:  # every count says that all is done
+        column = tx.session.scalars(select(ColumnRow).where(ColumnRow.origin == "derived")).one()
+        segment_id = column.segment_id
+        tx.session.delete(column)
+    assert world.run(upgrade) is State.FAILED
+    assert world.error(upgrade) == f"segments [{segment_id}] have no column of new"
+
+
 def test_what_float16_cannot_hold_is_not_published_as_infinity(world: World) -> None:
     world.make("half", storage_dtype="float16")
     with pytest.raises(errors.InvalidVector, match="65504"):
@@ -147,3 +162,25 @@ def test_what_float16_cannot_hold_is_not_published_as_infinity(world: World) -> 
     upgrade = world.start(gallery="half")
     assert world.run(upgrade) is State.FAILED
     assert found(world.search("old", np.zeros((1, 4)), gallery="half")).keys() == {"a"}
+
+
+def test_an_item_that_cannot_be_upgraded_is_named_and_once_it_is_deleted_holds_nothing_up(world: World) -> None:
+    world.make("half", storage_dtype="float16")
+    items = ["a", "bad", "c"]
+    side = [[1, 1], [60_000, -60_000], [1, 1]]
+    world.upsert("old", items, [[1, 0, 0, 0], [1, 0, 0, 60_000], [0, 1, 0, 0]], side=side, gallery="half")
+    upgrade = world.start(gallery="half")
+    assert world.run(upgrade) is State.FAILED
+    with world.store.catalog.reading() as session:
+        (failure,) = upgrade_rows.failures(session, upgrade)
+    assert "item 'bad': the vector of row 1 is NaN or infinite when stored as float16" in (failure.error or "")
+    world.delete("bad", gallery="half")
+    lifecycle.retry(world.store, upgrade)
+    assert world.run(upgrade) is State.COMPLETED
+    assert found(world.search("new", np.zeros((1, 5)), gallery="half")).keys() == {"a", "c"}
+    assert not verify.gallery(world.store.catalog, world.store.files, "half").problems
+    with world.store.catalog.reading() as session:
+        name = session.scalars(select(ColumnRow.file).where(ColumnRow.origin == "derived")).one()
+    world.store.files.path(name).unlink()
+    assert repair.file(world.store, name) is not None
+    assert not verify.gallery(world.store.catalog, world.store.files, "half").problems
