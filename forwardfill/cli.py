@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import OperationalError
 
 from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
+from forwardfill.terminal import console, refuse, say
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.errors import GalleryError
@@ -32,7 +32,6 @@ app.add_typer(remote.galleries, name="galleries")
 app.add_typer(remote.upgrade, name="upgrade")
 app.add_typer(transformations.app, name="transformations")
 app.command("import")(import_command)
-console = Console()
 
 Data = Annotated[Path | None, typer.Option(help="Folder of columns, indexes and artifacts [FORWARDFILL_DATA].")]
 
@@ -67,7 +66,7 @@ def serve(
     try:
         run(beside=worker_child if worker else None, group=Group(group, place) if group is not None else None)
     except (UnsafeBinding, OldSchemaError) as error:
-        _refuse(str(error))
+        refuse(str(error))
 
 
 def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
@@ -84,7 +83,7 @@ def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
         with worker_child() if worker else nullcontext():
             status = serve_together(settings)
     except (OldSchemaError, UnsafeBinding, PortTakenError) as error:
-        _refuse(str(error))
+        refuse(str(error))
     raise typer.Exit(status)
 
 
@@ -113,7 +112,7 @@ def migrate(data: Data = None) -> None:
     _environment(DATA=data)
     catalog = _catalog()
     schema.migrate(catalog)
-    console.print("The catalog has the schema of this version.")
+    say("The catalog has the schema of this version.")
 
 
 @app.command()
@@ -134,7 +133,7 @@ def verify(
     try:
         wrong = _mend(gallery) if repair else upkeep.verify(_current(), GallerySettings().data, gallery)
     except GalleryError as error:
-        _refuse(str(error))
+        refuse(str(error))
     else:
         raise typer.Exit(1 if wrong else 0)
 
@@ -155,7 +154,7 @@ def gc(
     try:
         upkeep.collect(_current(), GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
     except OperationalError as error:
-        _refuse(f"The catalog is busy or does not answer, so nothing more is removed; try again: {error.orig}")
+        refuse(f"The catalog is busy or does not answer, so nothing more is removed; try again: {error.orig}")
 
 
 @app.command()
@@ -186,7 +185,7 @@ def create_key(
         # Nothing but the key, so that a script can take it.
         print(auth.create_key(_migrated(), name, scope))
     except (ValueError, GalleryError) as error:
-        _refuse(str(error))
+        refuse(str(error))
 
 
 @keys.command("list")
@@ -210,8 +209,8 @@ def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], dat
     try:
         auth.revoke_key(_migrated(), name)
     except (ValueError, GalleryError) as error:
-        _refuse(str(error))
-    console.print(f"{name} is revoked.")
+        refuse(str(error))
+    say(f"{name} is revoked.")
 
 
 def _environment(**values: object) -> None:
@@ -235,7 +234,7 @@ def _current() -> Catalog:
     """The catalog, as it stands: who looks for damage must not change anything first."""
     catalog = _catalog()
     if not schema.is_current(catalog):
-        _refuse(
+        refuse(
             "The catalog's database is not of this version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."
         )
     return catalog
@@ -250,11 +249,6 @@ def _mend(gallery: str | None) -> int:
 
     catalog.close()
     return upkeep.mend(build_store(GallerySettings()), gallery)
-
-
-def _refuse(message: str) -> NoReturn:
-    console.print(f"[red]{message}[/red]")
-    raise typer.Exit(2)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,17 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from forwardfill.answers import Throttle, Upgrade
 from forwardfill.client import RESTING, Client
 from forwardfill.connection import connected as _client
 from forwardfill.tables import listed
+from forwardfill.terminal import console, say
 
 models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
 galleries = typer.Typer(no_args_is_help=True, help="Galleries of a running service.")
 upgrade = typer.Typer(no_args_is_help=True, help="Upgrades of a running service: start, watch, steer.")
-console = Console()
 _EXPLAINED_SECONDS = 3600.0  # reading and transforming a large gallery
 
 
@@ -50,7 +49,7 @@ def compact_gallery(name: str) -> None:
     """Merge small segments and leave out deleted rows; a worker does it, also by itself."""
     with _client() as client:
         found = client.compact_gallery(name)
-    console.print(f"{name}: a worker will merge what is small among {found['segments']} segments")
+    say(f"{name}: a worker will merge what is small among {found['segments']} segments")
 
 
 @galleries.command("explain")
@@ -100,7 +99,7 @@ def start(
     with _client() as client:
         body: Any = {"transformation": transformation, "target_model": target, "cutover": cutover, "dry_run": dry_run}
         started = client.start_upgrade(gallery, throttle=throttle or None, **body)
-        console.print(f"upgrade {started['id']}")
+        say(f"upgrade {started['id']}")
         if watch_it:
             _watch(client, started["id"])
 
@@ -148,7 +147,7 @@ def throttle(
     }
     wanted: Any = {name: value or None for name, value in given.items() if value is not None}
     with _client() as client:
-        _say(client.set_throttle(upgrade_id, wanted))
+        _tell(client.set_throttle(upgrade_id, wanted))
 
 
 def _verb(name: str, does: str, call: Callable[[Client, str], Upgrade]) -> None:
@@ -157,7 +156,7 @@ def _verb(name: str, does: str, call: Callable[[Client, str], Upgrade]) -> None:
     @upgrade.command(name, help=does)
     def command(upgrade_id: str) -> None:
         with _client() as client:
-            _say(call(client, upgrade_id))
+            _tell(call(client, upgrade_id))
 
 
 _verb("pause", "Start no more segments.", Client.pause)
@@ -171,14 +170,14 @@ _verb("finalize", "Let go of the older model's columns: no way back.", Client.fi
 def cancel(upgrade_id: str, accept_unreachable: bool = False) -> None:
     """Go back to the state before the upgrade."""
     with _client() as client:
-        _say(client.cancel(upgrade_id, accept_unreachable=accept_unreachable))
+        _tell(client.cancel(upgrade_id, accept_unreachable=accept_unreachable))
 
 
 @upgrade.command("rollback")
 def rollback(upgrade_id: str, accept_unreachable: bool = False) -> None:
     """Undo a completed upgrade, byte for byte."""
     with _client() as client:
-        _say(client.rollback(upgrade_id, accept_unreachable=accept_unreachable))
+        _tell(client.rollback(upgrade_id, accept_unreachable=accept_unreachable))
 
 
 def _watch(client: Client, upgrade_id: str) -> None:
@@ -196,16 +195,16 @@ def _watch(client: Client, upgrade_id: str) -> None:
                 bar.update(task, completed=event.data.get("fraction", bar.tasks[0].completed))
                 if event.name == "state":
                     break
-    _say(client.upgrade(upgrade_id))
+    _tell(client.upgrade(upgrade_id))
     if now["state"] == "failed":
         raise typer.Exit(1)
 
 
-def _say(found: Upgrade) -> None:
+def _tell(found: Upgrade) -> None:
     why = "".join(f"; {condition['type']}: {condition['detail']}" for condition in found["conditions"])
-    console.print(f"{found['gallery']}: {found['state']}, {found['progress']['fraction']:.0%}{why}")
+    say(f"{found['gallery']}: {found['state']}, {found['progress']['fraction']:.0%}{why}")
     if found["error"]:
-        console.print(f"[red]{found['error']}[/red]")
+        say(found["error"], style="red")
 
 
 def _vector(file: Path) -> npt.NDArray[Any]:
