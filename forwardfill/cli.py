@@ -5,25 +5,40 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
 from sqlalchemy.exc import OperationalError
+from typer.core import TyperGroup
 
 from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
+from forwardfill.refusals import refusals
 from forwardfill.terminal import console, refuse, say
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
-from gallery.errors import GalleryError
 from gallery.settings import GallerySettings
-from service.ready import OldSchemaError, UnsafeBinding, make_ready
+from service.ready import make_ready
 from service.settings import ServiceSettings
 from workers.settings import WorkerSettings
 
+
+class _Commands(TyperGroup):
+    """All commands: what an operator can mend ends any of them in a line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        with refusals():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Upgrade a retrieval gallery in place, while it is searched."
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # there are passwords among them
+    help="Upgrade a retrieval gallery in place, while it is searched.",
 )
 keys = typer.Typer(no_args_is_help=True, help="API keys. Without any, only loopback addresses are served.")
 app.add_typer(keys, name="keys")
@@ -59,14 +74,15 @@ def serve(
     settings = ServiceSettings()
     if settings.processes > 1 and group is None:
         _serve_together(settings, worker=worker)
-    native.prepare(GallerySettings().threads_used)
+    native.prepare(_settings().threads_used)
+    from gallery.index.device import NoSuchDevice
     from service.group import Group
     from service.main import run
 
     try:
         run(beside=worker_child if worker else None, group=Group(group, place) if group is not None else None)
-    except (UnsafeBinding, OldSchemaError) as error:
-        refuse(str(error))
+    except NoSuchDevice as error:
+        refuse(f"FORWARDFILL_INDEX_DEVICE: {error}")
 
 
 def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
@@ -82,7 +98,7 @@ def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
         catalog.close()
         with worker_child() if worker else nullcontext():
             status = serve_together(settings)
-    except (OldSchemaError, UnsafeBinding, PortTakenError) as error:
+    except PortTakenError as error:
         refuse(str(error))
     raise typer.Exit(status)
 
@@ -95,7 +111,7 @@ def worker(
 ) -> None:
     """Run a worker: it transforms segments and builds indexes. Any number may run."""
     _environment(DATA=data)
-    native.prepare(GallerySettings().threads_used)
+    native.prepare(_settings().threads_used)
     from forwardfill.processes import become_child
     from service.telemetry import configure_logs
     from workers.main import run
@@ -130,12 +146,8 @@ def verify(
     from forwardfill import upkeep
 
     _environment(DATA=data)
-    try:
-        wrong = _mend(gallery) if repair else upkeep.verify(_current(), GallerySettings().data, gallery)
-    except GalleryError as error:
-        refuse(str(error))
-    else:
-        raise typer.Exit(1 if wrong else 0)
+    wrong = _mend(gallery) if repair else upkeep.verify(_current(), GallerySettings().data, gallery)
+    raise typer.Exit(1 if wrong else 0)
 
 
 @app.command()
@@ -184,7 +196,7 @@ def create_key(
     try:
         # Nothing but the key, so that a script can take it.
         print(auth.create_key(_migrated(), name, scope))
-    except (ValueError, GalleryError) as error:
+    except ValueError as error:
         refuse(str(error))
 
 
@@ -206,10 +218,7 @@ def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], dat
     from service import auth
 
     _environment(DATA=data)
-    try:
-        auth.revoke_key(_migrated(), name)
-    except (ValueError, GalleryError) as error:
-        refuse(str(error))
+    auth.revoke_key(_migrated(), name)
     say(f"{name} is revoked.")
 
 
@@ -218,10 +227,18 @@ def _environment(**values: object) -> None:
     os.environ.update({f"FORWARDFILL_{name}": str(value) for name, value in values.items() if value is not None})
 
 
-def _catalog() -> Catalog:
+def _settings() -> GallerySettings:
+    """The gallery's settings; their folder is there."""
     settings = GallerySettings()
-    settings.data.mkdir(parents=True, exist_ok=True)
-    return Catalog(settings.database)
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(f"FORWARDFILL_DATA: the folder {settings.data} cannot be made: {error.strerror}")
+    return settings
+
+
+def _catalog() -> Catalog:
+    return Catalog(_settings().database)
 
 
 def _migrated() -> Catalog:

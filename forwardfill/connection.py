@@ -25,4 +25,5 @@ def connected(timeout: httpx.Timeout | float = DEFAULT_TIMEOUT) -> Iterator[Clie
         except ForwardfillError as error:
             refuse(f"{error}{_KEY_HINT if error.status in (401, 403) else ''}", code=1)
         except httpx.TransportError as error:
-            refuse(f"no service answers at {url}: {error}; set FORWARDFILL_URL, or run `forwardfill serve`", code=1)
+            shown = httpx.URL(url).copy_with(userinfo=b"")  # there may be a password in it
+            refuse(f"no service answers at {shown}: {error}; set FORWARDFILL_URL, or run `forwardfill serve`", code=1)
