@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -33,7 +33,9 @@ def fit(
     embeddings: Annotated[Path, typer.Option(help="The new embeddings of these items, .npy of shape (n, d).")],
     labels: Annotated[Path | None, typer.Option(help="Text, a label a line: what has one label is relevant.")] = None,
     method: Annotated[str, typer.Option(help="A method, or auto: whichever is best.")] = "auto",
-    direction: Annotated[str, typer.Option(help="forward (the gallery) or backward (queries).")] = "forward",
+    direction: Annotated[
+        Literal["forward", "backward"], typer.Option(help="For the gallery, or for queries.")
+    ] = "forward",
     seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
     watch_it: Annotated[bool, typer.Option("--watch/--no-watch", help="Stay and show the progress.")] = True,
 ) -> None:
