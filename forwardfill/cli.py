@@ -5,25 +5,40 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import OperationalError
+from typer.core import TyperGroup
 
 from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
+from forwardfill.refusals import refusals
+from forwardfill.terminal import console, refuse, say
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
-from gallery.errors import GalleryError
 from gallery.settings import GallerySettings
-from service.ready import OldSchemaError, UnsafeBinding, make_ready
+from service.ready import make_ready
 from service.settings import ServiceSettings
 from workers.settings import WorkerSettings
 
+
+class _Commands(TyperGroup):
+    """All commands: what an operator can mend ends any of them in a line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        with refusals():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Upgrade a retrieval gallery in place, while it is searched."
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # there are passwords among them
+    help="Upgrade a retrieval gallery in place, while it is searched.",
 )
 keys = typer.Typer(no_args_is_help=True, help="API keys. Without any, only loopback addresses are served.")
 app.add_typer(keys, name="keys")
@@ -32,7 +47,6 @@ app.add_typer(remote.galleries, name="galleries")
 app.add_typer(remote.upgrade, name="upgrade")
 app.add_typer(transformations.app, name="transformations")
 app.command("import")(import_command)
-console = Console()
 
 Data = Annotated[Path | None, typer.Option(help="Folder of columns, indexes and artifacts [FORWARDFILL_DATA].")]
 
@@ -60,14 +74,15 @@ def serve(
     settings = ServiceSettings()
     if settings.processes > 1 and group is None:
         _serve_together(settings, worker=worker)
-    native.prepare(GallerySettings().threads_used)
+    native.prepare(_settings().threads_used)
+    from gallery.index.device import NoSuchDevice
     from service.group import Group
     from service.main import run
 
     try:
         run(beside=worker_child if worker else None, group=Group(group, place) if group is not None else None)
-    except (UnsafeBinding, OldSchemaError) as error:
-        _refuse(str(error))
+    except NoSuchDevice as error:
+        refuse(f"FORWARDFILL_INDEX_DEVICE: {error}")
 
 
 def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
@@ -83,8 +98,8 @@ def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
         catalog.close()
         with worker_child() if worker else nullcontext():
             status = serve_together(settings)
-    except (OldSchemaError, UnsafeBinding, PortTakenError) as error:
-        _refuse(str(error))
+    except PortTakenError as error:
+        refuse(str(error))
     raise typer.Exit(status)
 
 
@@ -96,7 +111,7 @@ def worker(
 ) -> None:
     """Run a worker: it transforms segments and builds indexes. Any number may run."""
     _environment(DATA=data)
-    native.prepare(GallerySettings().threads_used)
+    native.prepare(_settings().threads_used)
     from forwardfill.processes import become_child
     from service.telemetry import configure_logs
     from workers.main import run
@@ -113,7 +128,7 @@ def migrate(data: Data = None) -> None:
     _environment(DATA=data)
     catalog = _catalog()
     schema.migrate(catalog)
-    console.print("The catalog has the schema of this version.")
+    say("The catalog has the schema of this version.")
 
 
 @app.command()
@@ -131,12 +146,8 @@ def verify(
     from forwardfill import upkeep
 
     _environment(DATA=data)
-    try:
-        wrong = _mend(gallery) if repair else upkeep.verify(_current(), GallerySettings().data, gallery)
-    except GalleryError as error:
-        _refuse(str(error))
-    else:
-        raise typer.Exit(1 if wrong else 0)
+    wrong = _mend(gallery) if repair else upkeep.verify(_current(), GallerySettings().data, gallery)
+    raise typer.Exit(1 if wrong else 0)
 
 
 @app.command()
@@ -155,7 +166,7 @@ def gc(
     try:
         upkeep.collect(_current(), GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
     except OperationalError as error:
-        _refuse(f"The catalog is busy or does not answer, so nothing more is removed; try again: {error.orig}")
+        refuse(f"The catalog is busy or does not answer, so nothing more is removed; try again: {error.orig}")
 
 
 @app.command()
@@ -185,8 +196,8 @@ def create_key(
     try:
         # Nothing but the key, so that a script can take it.
         print(auth.create_key(_migrated(), name, scope))
-    except (ValueError, GalleryError) as error:
-        _refuse(str(error))
+    except ValueError as error:
+        refuse(str(error))
 
 
 @keys.command("list")
@@ -207,11 +218,8 @@ def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], dat
     from service import auth
 
     _environment(DATA=data)
-    try:
-        auth.revoke_key(_migrated(), name)
-    except (ValueError, GalleryError) as error:
-        _refuse(str(error))
-    console.print(f"{name} is revoked.")
+    auth.revoke_key(_migrated(), name)
+    say(f"{name} is revoked.")
 
 
 def _environment(**values: object) -> None:
@@ -219,10 +227,18 @@ def _environment(**values: object) -> None:
     os.environ.update({f"FORWARDFILL_{name}": str(value) for name, value in values.items() if value is not None})
 
 
-def _catalog() -> Catalog:
+def _settings() -> GallerySettings:
+    """The gallery's settings; their folder is there."""
     settings = GallerySettings()
-    settings.data.mkdir(parents=True, exist_ok=True)
-    return Catalog(settings.database)
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(f"FORWARDFILL_DATA: the folder {settings.data} cannot be made: {error.strerror}")
+    return settings
+
+
+def _catalog() -> Catalog:
+    return Catalog(_settings().database)
 
 
 def _migrated() -> Catalog:
@@ -235,7 +251,7 @@ def _current() -> Catalog:
     """The catalog, as it stands: who looks for damage must not change anything first."""
     catalog = _catalog()
     if not schema.is_current(catalog):
-        _refuse(
+        refuse(
             "The catalog's database is not of this version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."
         )
     return catalog
@@ -250,11 +266,6 @@ def _mend(gallery: str | None) -> int:
 
     catalog.close()
     return upkeep.mend(build_store(GallerySettings()), gallery)
-
-
-def _refuse(message: str) -> NoReturn:
-    console.print(f"[red]{message}[/red]")
-    raise typer.Exit(2)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-import typer
-from rich.console import Console
 
 from forwardfill.client import DEFAULT_TIMEOUT, Client, ForwardfillError
 from forwardfill.settings import ClientSettings
+from forwardfill.terminal import refuse
 
-console = Console()
+_KEY_HINT = "; set FORWARDFILL_API_KEY to a key that may; `forwardfill keys create` makes one, where the service runs"
 
 
 @contextmanager
@@ -24,10 +23,7 @@ def connected(timeout: httpx.Timeout | float = DEFAULT_TIMEOUT) -> Iterator[Clie
         try:
             yield client
         except ForwardfillError as error:
-            console.print(f"[red]{error}[/red]")
-            raise typer.Exit(1) from error
+            refuse(f"{error}{_KEY_HINT if error.status in (401, 403) else ''}", code=1)
         except httpx.TransportError as error:
-            console.print(
-                f"[red]no service answers at {url}: {error}; set FORWARDFILL_URL, or run `forwardfill serve`[/red]"
-            )
-            raise typer.Exit(1) from error
+            shown = httpx.URL(url).copy_with(userinfo=b"")  # there may be a password in it
+            refuse(f"no service answers at {shown}: {error}; set FORWARDFILL_URL, or run `forwardfill serve`", code=1)

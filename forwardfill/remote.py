@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from forwardfill import probes
 from forwardfill.answers import Throttle, Upgrade
 from forwardfill.client import RESTING, Client
 from forwardfill.connection import connected as _client
+from forwardfill.dry_run import tell as tell_dry_run
 from forwardfill.tables import listed
+from forwardfill.terminal import console, refuse, say
+from gallery.upgrade.gate import LIMITS
 
 models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
 galleries = typer.Typer(no_args_is_help=True, help="Galleries of a running service.")
 upgrade = typer.Typer(no_args_is_help=True, help="Upgrades of a running service: start, watch, steer.")
-console = Console()
 _EXPLAINED_SECONDS = 3600.0  # reading and transforming a large gallery
+
+Cutover = Literal["progressive", "automatic", "manual"]
+Order = Literal["stored", "uncertainty", "most_searched"]
+MissingSide = Literal["fail", "zeros", "skip"]
+AcceptUnreachable = Annotated[
+    bool,
+    typer.Option(
+        "--accept-unreachable",
+        help="Also where queries of the source model will not find what came in the target model meanwhile.",
+    ),
+]
 
 
 @models.command("list")
@@ -50,7 +64,7 @@ def compact_gallery(name: str) -> None:
     """Merge small segments and leave out deleted rows; a worker does it, also by itself."""
     with _client() as client:
         found = client.compact_gallery(name)
-    console.print(f"{name}: a worker will merge what is small among {found['segments']} segments")
+    say(f"{name}: a worker will merge what is small among {found['segments']} segments")
 
 
 @galleries.command("explain")
@@ -65,10 +79,7 @@ def explain_search(
     oversample: Annotated[int | None, typer.Option(help="Candidates per hit that are transformed.")] = None,
 ) -> None:
     """Do a search and show how: the plan, the time of each step, and what exact search of the whole gallery finds."""
-    others = dict(each.split("=", 1) for each in companion or () if "=" in each)
-    if len(others) < len(companion or ()):
-        raise typer.BadParameter("a companion is MODEL=FILE, each model once")
-    companions = {model: _vector(Path(file)) for model, file in others.items()}
+    companions = {model: _vector(Path(file)) for model, file in _pairs(companion, "--companion", "MODEL=FILE").items()}
     with _client(timeout=_EXPLAINED_SECONDS) as client:
         found = client.explain(name, model, _vector(vector), k=k, companions=companions, oversample=oversample)
     listed(found["plan"]["shelves"], "segments", "route", "column", "index", "live", "candidates", "ask_ms")
@@ -77,32 +88,77 @@ def explain_search(
     listed([{"route": route, **recall} for route, recall in shown.items()], "route", "hits", "found", "recall")
 
 
+@galleries.command("set-probes")
+def set_probes(
+    name: str,
+    vectors: Annotated[
+        list[str],
+        typer.Option(help="Queries of a model, as MODEL=FILE: .npy, (n, dimension); repeat it for each model."),
+    ],
+    relevant: Annotated[
+        Path | None, typer.Option(help="JSON lines: for each query, a list of the ids that ought to be found.")
+    ] = None,
+) -> None:
+    """Replace the queries by which upgrades of a gallery are measured, and stopped by their gates."""
+    files = {model: Path(file) for model, file in _pairs(vectors, "--vectors", "MODEL=FILE").items()}
+    try:
+        queries = probes.vectors(files)
+        count = len(next(iter(queries.values())))
+        ids = None if relevant is None else probes.relevant(relevant, count)
+    except ValueError as error:
+        refuse(str(error))
+    with _client() as client:
+        found = client.set_probes(name, queries, relevant=ids)
+    say(f"{name}: {found['probes']} probes")
+
+
 @upgrade.command("start")
 def start(
     gallery: str,
+    *,
     transformation: Annotated[str | None, typer.Option(help="By the transformation's name.")] = None,
     target: Annotated[str | None, typer.Option(help="By the latest transformation to this model.")] = None,
-    cutover: Annotated[str, typer.Option(help="progressive, automatic or manual.")] = "progressive",
+    cutover: Annotated[
+        Cutover, typer.Option(help="Serve each segment as it is done, or all at the end: by itself, or on request.")
+    ] = "progressive",
+    order: Annotated[
+        Order, typer.Option(help="Of the segments: as stored, least certain first, or most searched first.")
+    ] = "stored",
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help=f"Stop where quality misses a limit: {', '.join(LIMITS)}."),
+    ] = None,
+    on_missing_side_information: Annotated[
+        MissingSide, typer.Option(help="Refuse to start, map with zeros in its place, or leave such items out.")
+    ] = "fail",
+    score_threshold: Annotated[
+        list[float] | None,
+        typer.Option(help="A cut-off on scores, of which the report tells what becomes; may be repeated."),
+    ] = None,
     items_per_second: Annotated[float | None, typer.Option(help="Go no faster.")] = None,
     duty_cycle: Annotated[float | None, typer.Option(help="Work this part of the time, 0 to 1.")] = None,
     max_search_p99_ms: Annotated[float | None, typer.Option(help="Wait while searches are slower.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Validate and report, change nothing.")] = False,
     watch_it: Annotated[bool, typer.Option("--watch/--no-watch", help="Stay and show the progress.")] = True,
 ) -> None:
-    """Start an upgrade, and watch it."""
-    throttle: Throttle = {}
-    if items_per_second is not None:
-        throttle["items_per_second"] = items_per_second
-    if duty_cycle is not None:
-        throttle["duty_cycle"] = duty_cycle
-    if max_search_p99_ms is not None:
-        throttle["max_search_p99_ms"] = max_search_p99_ms
+    """Start an upgrade, and watch it; with --dry-run, tell what would come of it."""
+    limits = _gate(gate)
     with _client() as client:
-        body: Any = {"transformation": transformation, "target_model": target, "cutover": cutover, "dry_run": dry_run}
-        started = client.start_upgrade(gallery, throttle=throttle or None, **body)
-        console.print(f"upgrade {started['id']}")
+        started = client.start_upgrade(
+            gallery,
+            transformation=transformation,
+            target_model=target,
+            cutover=cutover,
+            order=order,
+            throttle=_throttle(items_per_second, duty_cycle, max_search_p99_ms) or None,
+            gate=limits or None,
+            on_missing_side_information=on_missing_side_information,
+            score_thresholds=score_threshold or (),
+            dry_run=dry_run,
+        )
+        say(f"upgrade {started['id']}")
         if watch_it:
-            _watch(client, started["id"])
+            (_await_dry_run if dry_run else _watch)(client, started["id"])
 
 
 @upgrade.command("list")
@@ -141,14 +197,10 @@ def throttle(
     max_search_p99_ms: Annotated[float | None, typer.Option(help="Wait while slower; 0 removes the limit.")] = None,
 ) -> None:
     """Change how fast an upgrade may go, while it runs."""
-    given = {
-        "items_per_second": items_per_second,
-        "duty_cycle": duty_cycle,
-        "max_search_p99_ms": max_search_p99_ms,
-    }
-    wanted: Any = {name: value or None for name, value in given.items() if value is not None}
+    given = _throttle(items_per_second, duty_cycle, max_search_p99_ms)
+    wanted: Any = {name: value or None for name, value in given.items()}
     with _client() as client:
-        _say(client.set_throttle(upgrade_id, wanted))
+        _tell(client.set_throttle(upgrade_id, wanted))
 
 
 def _verb(name: str, does: str, call: Callable[[Client, str], Upgrade]) -> None:
@@ -157,28 +209,47 @@ def _verb(name: str, does: str, call: Callable[[Client, str], Upgrade]) -> None:
     @upgrade.command(name, help=does)
     def command(upgrade_id: str) -> None:
         with _client() as client:
-            _say(call(client, upgrade_id))
+            _tell(call(client, upgrade_id))
 
 
 _verb("pause", "Start no more segments.", Client.pause)
 _verb("resume", "Go on.", Client.resume)
 _verb("retry", "Try the failed segments again.", Client.retry)
-_verb("cutover", "Let all transformed segments serve.", Client.cutover)
 _verb("finalize", "Let go of the older model's columns: no way back.", Client.finalize)
 
 
+@upgrade.command("cutover")
+def cut_over(
+    upgrade_id: str,
+    accept_below_gate: Annotated[
+        bool, typer.Option("--accept-below-gate", help="Also where the quality that was measured misses the gate.")
+    ] = False,
+) -> None:
+    """Let all transformed segments serve."""
+    with _client() as client:
+        _tell(client.cutover(upgrade_id, accept_below_gate=accept_below_gate))
+
+
 @upgrade.command("cancel")
-def cancel(upgrade_id: str, accept_unreachable: bool = False) -> None:
+def cancel(upgrade_id: str, accept_unreachable: AcceptUnreachable = False) -> None:
     """Go back to the state before the upgrade."""
     with _client() as client:
-        _say(client.cancel(upgrade_id, accept_unreachable=accept_unreachable))
+        _tell(client.cancel(upgrade_id, accept_unreachable=accept_unreachable))
 
 
 @upgrade.command("rollback")
-def rollback(upgrade_id: str, accept_unreachable: bool = False) -> None:
+def rollback(upgrade_id: str, accept_unreachable: AcceptUnreachable = False) -> None:
     """Undo a completed upgrade, byte for byte."""
     with _client() as client:
-        _say(client.rollback(upgrade_id, accept_unreachable=accept_unreachable))
+        _tell(client.rollback(upgrade_id, accept_unreachable=accept_unreachable))
+
+
+def _await_dry_run(client: Client, upgrade_id: str) -> None:
+    with console.status("a worker checks it"):
+        found = client.wait(upgrade_id, until=RESTING | {"completed"})
+    tell_dry_run(found)
+    if found["state"] != "completed":
+        raise typer.Exit(1)
 
 
 def _watch(client: Client, upgrade_id: str) -> None:
@@ -196,16 +267,48 @@ def _watch(client: Client, upgrade_id: str) -> None:
                 bar.update(task, completed=event.data.get("fraction", bar.tasks[0].completed))
                 if event.name == "state":
                     break
-    _say(client.upgrade(upgrade_id))
+    _tell(client.upgrade(upgrade_id))
     if now["state"] == "failed":
         raise typer.Exit(1)
 
 
-def _say(found: Upgrade) -> None:
+def _tell(found: Upgrade) -> None:
     why = "".join(f"; {condition['type']}: {condition['detail']}" for condition in found["conditions"])
-    console.print(f"{found['gallery']}: {found['state']}, {found['progress']['fraction']:.0%}{why}")
+    say(f"{found['gallery']}: {found['state']}, {found['progress']['fraction']:.0%}{why}")
     if found["error"]:
-        console.print(f"[red]{found['error']}[/red]")
+        say(found["error"], style="red")
+
+
+def _throttle(items_per_second: float | None, duty_cycle: float | None, max_search_p99_ms: float | None) -> Throttle:
+    given: Any = {
+        "items_per_second": items_per_second,
+        "duty_cycle": duty_cycle,
+        "max_search_p99_ms": max_search_p99_ms,
+    }
+    wanted: Any = {name: value for name, value in given.items() if value is not None}
+    return wanted  # type: ignore[no-any-return]
+
+
+def _gate(given: Sequence[str] | None) -> dict[str, float]:
+    """Limits by name; whole numbers stay whole, since some limits count."""
+    found = dict[str, float]()
+    for name, text in _pairs(given, "--gate", "NAME=NUMBER").items():
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if name not in LIMITS or not math.isfinite(number):
+            raise typer.BadParameter(f"--gate {name}={text}: NAME=NUMBER, where NAME is one of {', '.join(LIMITS)}")
+        found[name] = int(number) if number.is_integer() else number
+    return found
+
+
+def _pairs(given: Sequence[str] | None, option: str, form: str) -> dict[str, str]:
+    """What a repeatable option says of each name."""
+    found = dict(each.split("=", 1) for each in given or () if "=" in each)
+    if len(found) < len(given or ()):
+        raise typer.BadParameter(f"{option} is {form}, each {form.partition('=')[0]} once")
+    return found
 
 
 def _vector(file: Path) -> npt.NDArray[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+import httpx
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -13,6 +15,32 @@ class ClientSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", extra="ignore")
 
-    url: str = Field(default="http://127.0.0.1:8000", description="The service that commands talk to.")
-    api_key: SecretStr | None = Field(default=None, description="The key that they send.")
+    url: str = Field(
+        default="http://127.0.0.1:8000",
+        description="The service that commands talk to.",
+        json_schema_extra={"secret": True},
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="The key that they send.", json_schema_extra={"secret": True}
+    )
     import_folder: Path | None = Field(default=None, description="FAISS indexes are imported from here only.")
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        try:
+            parsed = httpx.URL(url)
+            known = parsed.scheme in ("http", "https") and bool(parsed.host)
+        except httpx.InvalidURL:  # whose message has parts of the URL, and so perhaps of a password
+            known = False
+        if not known:
+            raise ValueError("is not of the form http://127.0.0.1:8000") from None
+        return url
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        # What does not, HTTP libraries refuse with a message that has the key in it.
+        if key and not re.fullmatch("[!-~]+", key.get_secret_value()):
+            raise ValueError("has spaces or signs that no key has")
+        return key

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-console = Console()
+from forwardfill.terminal import console
 
 
 def listed(rows: Iterable[Mapping[str, Any]], *columns: str) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from forwardfill.client import Client
 from forwardfill.connection import connected
 from forwardfill.tables import listed
+from forwardfill.terminal import console, refuse, say
 
 app = typer.Typer(no_args_is_help=True, help="Transformations of a running service: list them, fit one from a sample.")
-console = Console()
 
 
 @app.command("list")
@@ -34,7 +33,9 @@ def fit(
     embeddings: Annotated[Path, typer.Option(help="The new embeddings of these items, .npy of shape (n, d).")],
     labels: Annotated[Path | None, typer.Option(help="Text, a label a line: what has one label is relevant.")] = None,
     method: Annotated[str, typer.Option(help="A method, or auto: whichever is best.")] = "auto",
-    direction: Annotated[str, typer.Option(help="forward (the gallery) or backward (queries).")] = "forward",
+    direction: Annotated[
+        Literal["forward", "backward"], typer.Option(help="For the gallery, or for queries.")
+    ] = "forward",
     seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
     watch_it: Annotated[bool, typer.Option("--watch/--no-watch", help="Stay and show the progress.")] = True,
 ) -> None:
@@ -44,13 +45,12 @@ def fit(
     try:
         stream = pairs.from_files(ids, embeddings, labels)
     except (ValueError, OSError) as error:
-        console.print(f"[red]{error}[/red]")
-        raise typer.Exit(2) from error
+        refuse(str(error))
     with connected() as client:
         started = client.start_fit(
             gallery, stream, name=name, target=target, method=method, direction=direction, seed=seed
         )
-        console.print(f"fit {started['id']}")
+        say(f"fit {started['id']}")
         if watch_it:
             _watch(client, started["id"])
 
@@ -73,7 +73,7 @@ def show_fit(fit_id: str) -> None:
 def cancel_fit(fit_id: str) -> None:
     """End a fit that has not ended."""
     with connected() as client:
-        console.print(f"fit {fit_id} is {client.cancel_fit(fit_id)['state']}")
+        say(f"fit {fit_id} is {client.cancel_fit(fit_id)['state']}")
 
 
 def _watch(client: Client, fit_id: str) -> None:
@@ -86,9 +86,8 @@ def _watch(client: Client, fit_id: str) -> None:
             progress = found["progress"]
             bar.update(task, completed=progress["fraction"], method=progress["method"] or found["state"])
     for warning in found["warnings"]:
-        console.print(f"[yellow]{warning}[/yellow]")
+        say(warning, style="yellow")
     if found["verdict"] is None:
-        console.print(f"[red]the fit is {found['state']}: {found['error']}[/red]")
-        raise typer.Exit(1)
-    console.print(f"{found['name']} ({found['fitted_method']}): {found['verdict']['decision']}")
-    console.print(found["verdict"]["reason"])
+        refuse(f"the fit is {found['state']}: {found['error']}", code=1)
+    say(f"{found['name']} ({found['fitted_method']}): {found['verdict']['decision']}")
+    say(found["verdict"]["reason"])

@@ -8,11 +8,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from forwardfill.terminal import console, say
 from gallery import orphans, repair
 from gallery import verify as checks
 from gallery.catalog.transaction import Catalog
@@ -22,8 +22,6 @@ from gallery.store import Store
 
 #: where files are that rows name
 FOLDERS = ("columns", "indexes", "artifacts", "fits")
-console = Console()
-
 
 #: looks at a gallery, and is told to say how far it is
 Look = Callable[[str, Callable[[float], None]], Outcome]
@@ -78,7 +76,7 @@ def collect(catalog: Catalog, data: Path, older_than: float, *, delete: bool) ->
             with suppress(FileNotFoundError):  # another process removed it meanwhile
                 status = files.path(name).stat()
                 sizes[name] = status.st_size
-                table.add_row(escape(name), f"{status.st_size:,}", f"{(time.time() - status.st_mtime) / 3600:.1f} h")
+                table.add_row(name, f"{status.st_size:,}", f"{(time.time() - status.st_mtime) / 3600:.1f} h")
     if sizes:
         console.print(table)
     if not delete:
@@ -87,11 +85,11 @@ def collect(catalog: Catalog, data: Path, older_than: float, *, delete: bool) ->
     removed = {name for folder in FOLDERS for name in orphans.remove(catalog, files, folder, older_than=older_than)}
     _count({name: size for name, size in sizes.items() if name in removed}, "removed")
     if left := sizes.keys() - removed:
-        console.print(f"{len(left)} are left: they were named meanwhile, or their gallery is being written to")
+        say(f"{len(left)} are left: they were named meanwhile, or their gallery is being written to")
 
 
 def _count(sizes: Mapping[str, int], what: str) -> None:
-    console.print(f"{len(sizes)} files, {sum(sizes.values()):,} bytes: {what}")
+    say(f"{len(sizes)} files, {sum(sizes.values()):,} bytes: {what}")
 
 
 def _advance(progress: Progress, task: TaskID, done: float) -> None:
@@ -102,15 +100,15 @@ def _tell(found: Mapping[str, Outcome]) -> None:
     table = Table("gallery", "segments", "items", "files", "bytes", "repaired", "problems")
     for name, (report, mended) in found.items():
         counts = (report.segments, report.items, report.files, report.bytes, len(mended), len(report.problems))
-        table.add_row(escape(name), *(f"{count:,}" for count in counts))
+        table.add_row(name, *(f"{count:,}" for count in counts))
     console.print(table)
     for name, (report, mended) in found.items():
         for each in mended:
-            _say("green", name, each.segment, each.file, f"was damaged; {each.what}")
+            _tell_one("green", name, each.segment, each.file, f"was damaged; {each.what}")
         for problem in report.problems:
-            _say("red", name, problem.segment, problem.file, problem.what)
+            _tell_one("red", name, problem.segment, problem.file, problem.what)
 
 
-def _say(colour: str, name: str, segment: int | None, file: str | None, what: str) -> None:
+def _tell_one(colour: str, name: str, segment: int | None, file: str | None, what: str) -> None:
     where = ", ".join([*([f"segment {segment}"] if segment is not None else []), *([file] if file is not None else [])])
-    console.print(f"[{colour}]{escape(': '.join([name, where, what]))}[/{colour}]", soft_wrap=True)
+    say(": ".join([name, where, what]), style=colour)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+_DATABASES = {"sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"}
 
 
 class GallerySettings(BaseSettings):
@@ -72,6 +76,20 @@ class GallerySettings(BaseSettings):
     threads: int = Field(
         default=0, ge=0, description="Threads of one search or transformation; 0 means half of the cores, at least one."
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_that_works(cls, url: str) -> str:
+        try:
+            known = not url or make_url(url).drivername in _DATABASES
+        except (ArgumentError, ValueError):  # whose messages have parts of the URL, and so perhaps of the password
+            known = False
+        if not known:
+            raise ValueError(
+                "is not of the form sqlite:////FOLDER/catalog.sqlite3 or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE; "
+                "empty, it is SQLite in the data folder"
+            ) from None
+        return url
 
     @property
     def threads_used(self) -> int:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# Redis is what is tested; the others are those for which nothing more has to be installed.
+_BROKERS = {"redis", "rediss", "amqp", "amqps"}
 
 
 class WorkerSettings(BaseSettings):
@@ -18,6 +22,7 @@ class WorkerSettings(BaseSettings):
     broker_url: str = Field(
         default="",
         description="Celery broker, such as redis://localhost:6379/0; empty means a folder beside the data, no server.",
+        json_schema_extra={"secret": True},
     )
     device: str = Field(
         default="auto",
@@ -47,3 +52,17 @@ class WorkerSettings(BaseSettings):
     orphan_seconds: float = Field(
         default=3600.0, gt=0, description="Files that no row names are removed once they are this old."
     )
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker_that_works(cls, url: str) -> str:
+        try:
+            split = urlsplit(url)
+            known = not url or (split.scheme in _BROKERS and bool(split.hostname) and split.port != 0)
+        except ValueError:  # whose message has parts of the URL, and so perhaps of the password
+            known = False
+        if not known:
+            raise ValueError(
+                "is not the URL of a broker, such as redis://:PASSWORD@HOST:6379/0; empty, it is files in the data folder"
+            ) from None
+        return url

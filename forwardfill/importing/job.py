@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from forwardfill.connection import connected
@@ -17,8 +14,7 @@ from forwardfill.importing.rows import Rows
 from forwardfill.importing.run import run
 from forwardfill.importing.state import State, digest
 from forwardfill.settings import ClientSettings
-
-console = Console()
+from forwardfill.terminal import console, refuse, say
 
 
 def carry_out(
@@ -41,7 +37,7 @@ def carry_out(
 ) -> None:
     """Do what `command` says; exit with 2 where the input is bad, with 1 where the service refuses or is away."""
     if kind is not None and kind not in FORMATS:
-        _refuse(f"--format is one of {', '.join(FORMATS)}, not {kind}")
+        refuse(f"--format is one of {', '.join(FORMATS)}, not {kind}")
     allowed = allow_folder or ClientSettings().import_folder
     try:
         found = columns(vectors, kind=kind, allowed=allowed)
@@ -71,8 +67,8 @@ def carry_out(
             with _Bar(len(rows)) as bar:
                 run(client, gallery, model, rows, progress, batch=batch, stored=bar.show)
     except BadInput as error:
-        _refuse(str(error))
-    console.print(f"{gallery}: all {len(rows)} rows are stored", markup=False, highlight=False)
+        refuse(str(error))
+    say(f"{gallery}: all {len(rows)} rows are stored")
 
 
 def _beside(
@@ -110,14 +106,9 @@ class _Bar:
     def show(self, stored: int) -> None:
         """So many rows are stored."""
         if self._first and stored:
-            console.print(f"goes on behind row {stored - 1}, where an earlier run ended", highlight=False)
+            say(f"goes on behind row {stored - 1}, where an earlier run ended")
         self._first = False
         if console.is_terminal:
             self._bar.update(self._task, completed=stored)
         else:
-            console.print(f"{stored} of {self._total} rows", highlight=False)
-
-
-def _refuse(message: str) -> NoReturn:
-    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(2)
+            say(f"{stored} of {self._total} rows")

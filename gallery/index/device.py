@@ -31,6 +31,10 @@ _MORE = 32
 FEWEST_ROWS = 10_000
 
 
+class NoSuchDevice(ValueError):
+    """There is no such GPU, or the installed FAISS cannot use one."""
+
+
 class DeviceIndex(_faiss.FaissIndex):
     """A FAISS index that compares every row, asked by one thread at a time."""
 
@@ -66,7 +70,7 @@ class Device:
         """`auto` takes a GPU if there is one, `cpu` none, `cuda` the first, `cuda:1` the second.
 
         Raises:
-            ValueError: there is no such GPU, or the installed FAISS cannot use one; the message says what would help.
+            NoSuchDevice: the message says what would help.
         """
         self._lock = Lock()
         self._number = _number(name)
@@ -100,9 +104,9 @@ def _number(name: str) -> int | None:
     kind, _, number = name.partition(":")
     wanted = 0 if name == AUTO or not number else int(number) if number.isdecimal() else -1
     if kind not in (AUTO, "cuda") or wanted < 0:
-        raise ValueError(f"an index lives on auto, cpu, cuda, or cuda:N, and not on {name!r}")
+        raise NoSuchDevice(f"an index lives on auto, cpu, cuda, or cuda:N, and not on {name!r}")
     if wanted >= there:
-        raise ValueError(
+        raise NoSuchDevice(
             f"FAISS sees {there} GPUs, and {name!r} is not among them: install the extra `gpu`, or set "
             "FORWARDFILL_INDEX_DEVICE=cpu"
         )

@@ -1,0 +1,71 @@
+"""Failures that an operator can mend, in a line each: a setting that is none, a database or a disk that does not answer.
+
+Whatever is not listed here is a fault of ours, and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from forwardfill.settings import ClientSettings
+from forwardfill.terminal import refuse
+from gallery.errors import GalleryError
+from gallery.settings import GallerySettings
+from service.ready import OldSchemaError, UnsafeBinding
+from service.settings import ServiceSettings
+from workers.settings import WorkerSettings
+
+_SETTINGS: Mapping[str, type[BaseSettings]] = {
+    kind.__name__: kind for kind in (ClientSettings, GallerySettings, ServiceSettings, WorkerSettings)
+}
+#: modules that need not be installed, and the extras that bring them
+_EXTRAS = {"psycopg": "postgres", "PIL": "train"}
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Refuse, with 2, what `in_words` knows."""
+    try:
+        yield
+    except Exception as error:
+        words = in_words(error)
+        if words is None:
+            raise
+        refuse(words)
+
+
+def in_words(error: Exception) -> str | None:
+    """What is wrong and what would mend it, without any secret; None if nobody expects this error."""
+    match error:
+        case ValidationError() if error.title in _SETTINGS:
+            kind = _SETTINGS[error.title]
+            return "\n".join(_setting(kind, each) for each in error.errors(include_url=False))
+        # Without a statement, it was the connection that failed. What SQLAlchemy says itself has the statement's values.
+        case DBAPIError() if error.statement is None or isinstance(error, OperationalError):
+            return f"the catalog does not answer (FORWARDFILL_DATABASE_URL, FORWARDFILL_DATA): {_line(str(error.orig))}"
+        case ModuleNotFoundError() if error.name in _EXTRAS:
+            return f"{error.name} is not installed: pip install 'forwardfill[{_EXTRAS[error.name]}]'"
+        case GalleryError() | OldSchemaError() | UnsafeBinding():
+            return str(error)
+        case OSError() if not isinstance(error, BrokenPipeError):  # whoever read the output wants no more
+            named = error.filename is not None and error.strerror is not None
+            return f"{error.filename}: {error.strerror}" if named else _line(str(error))
+    return None
+
+
+def _setting(kind: type[BaseSettings], wrong: Any) -> str:
+    name = str(wrong["loc"][0])
+    extra = kind.model_fields[name].json_schema_extra
+    secret = isinstance(extra, dict) and bool(extra.get("secret"))
+    given = "" if secret else f" (got {wrong['input']!r})"
+    return f"{kind.model_config['env_prefix']}{name.upper()}: {wrong['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())

@@ -1,0 +1,100 @@
+"""What an operator can mend ends a command in a line that names it, without secrets; what nobody expects is no refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.exc import ProgrammingError
+from typer.testing import CliRunner
+
+from forwardfill.cli import app
+from forwardfill.refusals import in_words
+
+AWAY = "postgresql+psycopg://user:geheim@127.0.0.1:1/catalog"
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDFILL_DATA", str(tmp_path / "data"))
+    # A worker would tell this process's libraries otherwise.
+    for name in ("OMP_NUM_THREADS", "MKL_DISABLE_FAST_MM", "MALLOC_ARENA_MAX"):
+        monkeypatch.setenv(name, "1")
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "value", "told"),
+    [
+        ("serve", "PORT", "abc", "FORWARDFILL_PORT: Input should be a valid integer"),
+        ("gc", "MAX_K", "abc", "FORWARDFILL_MAX_K: Input should be a valid integer"),
+        ("migrate", "DATABASE_URL", "geheim", "FORWARDFILL_DATABASE_URL: is not of the form sqlite:////"),
+        ("migrate", "DATABASE_URL", "mysql://u:geheim@x", "or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"),
+        ("migrate", "DATABASE_URL", "postgresql://u:p@x:geheim/y", "FORWARDFILL_DATABASE_URL: is not of the form"),
+        ("migrate", "DATABASE_URL", AWAY, "the catalog does not answer"),
+        ("migrate", "DATABASE_URL", f"{AWAY}?no=geheim", 'invalid connection option "no"'),
+        ("migrate", "DATABASE_URL", "sqlite:////proc/nope/catalog", "unable to open database file"),
+        ("keys list", "DATABASE_URL", AWAY, 'server at "127.0.0.1", port 1 failed'),
+        ("migrate", "DATA", "/proc/nope", "FORWARDFILL_DATA: the folder /proc/nope cannot be made"),
+        ("worker", "BROKER_URL", "foo://:geheim@x", "FORWARDFILL_BROKER_URL: is not the URL of a broker"),
+        ("models list", "URL", "geheim", "FORWARDFILL_URL: is not of the form http://"),
+        ("models list", "API_KEY", "geheim geheim", "FORWARDFILL_API_KEY: has spaces"),
+        ("keys revoke nobody", "DATABASE_URL", "", "no key is named 'nobody'"),
+    ],
+)
+def test_it_ends_in_one_line_that_names_it_and_tells_no_secret(
+    command: str, variable: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"FORWARDFILL_{variable}", value)
+    ended = run(*command.split())
+    assert ended.exit_code == 2, ended.exception
+    assert told in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "geheim" not in ended.output
+
+
+def test_several_processes_are_not_started_where_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDFILL_PROCESSES", "2")
+    monkeypatch.setenv("FORWARDFILL_DATABASE_URL", AWAY)
+    ended = run("serve")
+    assert ended.exit_code == 2, ended.exception
+    assert "the catalog does not answer" in ended.stderr
+
+
+def test_each_wrong_setting_has_a_line_with_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDFILL_MAX_K", "0")
+    monkeypatch.setenv("FORWARDFILL_THREADS", "-1")
+    assert run("migrate").stderr.splitlines() == [
+        "FORWARDFILL_MAX_K: Input should be greater than or equal to 1 (got '0')",
+        "FORWARDFILL_THREADS: Input should be greater than or equal to 0 (got '-1')",
+    ]
+
+
+def test_a_service_that_is_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDFILL_URL", "http://user:geheim@127.0.0.1:1")
+    ended = run("models", "list")
+    assert ended.exit_code == 1
+    assert "no service answers at http://127.0.0.1:1: " in ended.stderr
+    assert "geheim" not in ended.output
+
+
+def test_a_driver_that_is_not_installed_is_named_with_its_extra() -> None:
+    missing = ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
+    assert in_words(missing) == "psycopg is not installed: pip install 'forwardfill[postgres]'"
+
+
+def test_a_fault_of_ours_is_no_refusal() -> None:
+    class Ours(BaseModel):
+        number: int
+
+    with pytest.raises(ValidationError) as raised:
+        Ours.model_validate({"number": "x"})
+    statement = ProgrammingError("SELECT nothing", {}, Exception("no such column"))
+    ours = (ValueError("x"), KeyError("x"), ModuleNotFoundError("x", name="gallery.x"), statement, raised.value)
+    assert [in_words(each) for each in ours] == [None] * len(ours)
+    assert in_words(BrokenPipeError()) is None, "whoever read the output wants no more"

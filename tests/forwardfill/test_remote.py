@@ -1,0 +1,148 @@
+"""`forwardfill upgrade` and `forwardfill galleries set-probes` against a real service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from forwardfill.cli import app
+from forwardfill.remote import Cutover, MissingSide, Order
+from service.api.upgrades import UpgradeBody
+from tests.service.world import GALLERY, UNITS, World, opened
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A service with a gallery of four items, whose worker works whenever it is nudged; files of probes beside it."""
+    with opened(tmp_path) as opened_world:
+        opened_world.prepared().filled()
+        opened_world.app.state.process.nudge = opened_world.work
+        np.save(tmp_path / "old.npy", UNITS)
+        np.save(tmp_path / "new.npy", np.pad(UNITS, ((0, 0), (1, 0))))
+        (tmp_path / "relevant.jsonl").write_text("".join(f'["item-{at}"]\n' for at in range(len(UNITS))))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("FORWARDFILL_URL", str(opened_world.client.base_url))
+        monkeypatch.setenv("COLUMNS", "200")
+        yield opened_world
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, arguments)
+
+
+def start(*options: str) -> Any:
+    return run("upgrade", "start", GALLERY, "--transformation", "old-to-new", *options)
+
+
+def set_probes(*more: str) -> Any:
+    return run("galleries", "set-probes", GALLERY, "--vectors", "old=old.npy", "--vectors", "new=new.npy", *more)
+
+
+def row(shown: Any, name: str) -> list[str]:
+    """The cells of a table's row."""
+    found = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.stdout.splitlines() if "│" in line]
+    return next(cells for cells in found if cells[0] == name)
+
+
+def test_a_dry_run_tells_each_check_and_what_the_upgrade_takes(world: World) -> None:
+    assert set_probes("--relevant", "relevant.jsonl").exit_code == 0
+    before = world.get(f"/galleries/{GALLERY}")
+    shown = start("--dry-run", "--score-threshold", "0.5")
+    assert shown.exit_code == 0, shown.output
+    assert row(shown, "disk")[1] == "yes"
+    assert "bytes; " in row(shown, "disk")[2]
+    assert row(shown, "items") == ["items", "4"]
+    assert row(shown, "estimated seconds")
+    assert row(shown, "expected_after")[1] == "1.0"
+    assert row(shown, "0.5")
+    assert "the upgrade would start; nothing was changed" in shown.stdout
+    assert world.get(f"/galleries/{GALLERY}") == before
+
+
+def test_a_dry_run_that_finds_a_reason_not_to_start_exits_with_1(world: World) -> None:
+    refused = start("--dry-run", "--gate", "min_cmc1=0.5")
+    assert refused.exit_code == 1, refused.output
+    assert row(refused, "gate")[1] == "no"
+    assert "there are no probes" in row(refused, "gate")[2]
+    assert "the upgrade would not start: 1 of " in refused.stdout
+
+
+def test_a_dry_run_of_an_empty_gallery_has_nothing_to_check(world: World) -> None:
+    world.post("/galleries", {"name": "empty", "model": "old"})
+    shown = run("upgrade", "start", "empty", "--target", "new", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "empty: there is nothing to check" in shown.stdout
+
+
+def test_what_an_upgrade_is_told_reaches_the_service(world: World) -> None:
+    world.app.state.process.nudge = lambda: None
+    options = {"--cutover": "manual", "--order": "most_searched", "--on-missing-side-information": "skip"}
+    limits = ("--gate", "min_cmc1=0.9", "--gate", "max_negative_flips=3", "--duty-cycle", "0.5")
+    started = start("--no-watch", *limits, *(word for pair in options.items() for word in pair))
+    assert started.exit_code == 0, started.output
+    upgrade = world.upgrade(started.stdout.split()[-1])
+    assert [upgrade[name] for name in ("cutover", "order", "on_missing_side_information")] == [*options.values()]
+    assert upgrade["gate"] == {"min_cmc1": 0.9, "max_negative_flips": 3}
+    assert upgrade["throttle"] == {"duty_cycle": 0.5}
+
+
+@pytest.mark.parametrize("limit", ["min_cmc1", "min_cmc1=", "min_cmc1=nan", "min_cmc=0.9"])
+def test_a_limit_that_is_none_is_refused_before_anything_starts(world: World, limit: str) -> None:
+    refused = start("--gate", limit)
+    assert refused.exit_code == 2
+    assert "NAME=NUMBER" in refused.stderr
+    assert world.get("/admin/upgrades")["upgrades"] == []
+
+
+def test_the_choices_are_those_of_the_service() -> None:
+    body = UpgradeBody.model_json_schema()["properties"]
+    for name, choices in {"cutover": Cutover, "order": Order, "on_missing_side_information": MissingSide}.items():
+        assert list(get_args(choices)) == body[name]["enum"]
+        refused = start(f"--{name.replace('_', '-')}", "nope")
+        assert refused.exit_code == 2
+        assert all(f"'{choice}'" in refused.stderr for choice in get_args(choices))
+
+
+def test_an_upgrade_below_its_gate_serves_once_that_is_accepted(world: World) -> None:
+    set_probes("--relevant", "relevant.jsonl")
+    upgrade = world.start(cutover="manual", gate={"min_cmc1": 0.9})
+    assert world.upgrade(upgrade)["state"] == "awaiting_cutover"
+    (world.folder / "relevant.jsonl").write_text('["nothing"]\n' * len(UNITS))
+    set_probes("--relevant", "relevant.jsonl")
+    refused = run("upgrade", "cutover", upgrade)
+    assert refused.exit_code == 1, refused.output
+    assert "gate_closed (409)" in refused.stderr
+    done = run("upgrade", "cutover", upgrade, "--accept-below-gate")
+    assert done.exit_code == 0, done.output
+    assert "completed" in done.stdout
+
+
+def test_probes_that_do_not_belong_together_are_refused_by_file(world: World, tmp_path: Path) -> None:
+    np.save(tmp_path / "new.npy", np.zeros((3, 5)))
+    np.save(tmp_path / "flat.npy", UNITS[0])
+    (tmp_path / "empty.npy").write_bytes(b"")
+    for options, told in {
+        (): "old.npy has 4, new.npy has 3",
+        ("--vectors", "other=flat.npy"): "flat.npy has shape (4,)",
+        ("--vectors", "other=empty.npy"): "empty.npy is not an .npy file",
+        ("--vectors", "other=nowhere.npy"): "nowhere.npy: No such file",
+        ("--vectors", "old=other.npy"): "each MODEL once",
+    }.items():
+        refused = set_probes(*options)
+        assert refused.exit_code == 2, refused.output
+        assert told in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"), [(["[]"] * 3, "has 3 lines for 4 queries"), (["[]", "[1]", "[]", "[]"], "line 2: should be")]
+)
+def test_relevant_ids_that_are_none_are_refused_by_line(world: World, lines: list[str], told: str) -> None:
+    (world.folder / "relevant.jsonl").write_text("\n".join(lines))
+    refused = set_probes("--relevant", "relevant.jsonl")
+    assert refused.exit_code == 2
+    assert told in refused.stderr

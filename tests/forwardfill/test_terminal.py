@@ -1,0 +1,60 @@
+"""What commands print: results and refusals apart, and every character as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from forwardfill.cli import app
+from forwardfill.tables import listed
+from service.auth import create_key
+from service.bodies import NAME
+from tests.service.world import opened
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDFILL_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("FORWARDFILL_API_KEY", raising=False)
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, arguments)
+
+
+def test_a_key_is_all_that_the_output_has() -> None:
+    made = run("keys", "create", "--name", "one")
+    assert made.exit_code == 0, made.output
+    assert made.stdout.startswith("ffk_")
+    assert len(made.stdout.split()) == 1
+    assert made.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["Bad Name", "[/x]", "[red]", ":smiley:"])
+def test_a_refusal_goes_to_the_error_stream_in_one_line_with_every_bracket(name: str) -> None:
+    refused = run("keys", "create", "--name", name)
+    assert refused.exit_code == 2
+    assert refused.stdout == ""
+    assert refused.stderr == f"a key's name fits {NAME}, and {name!r} does not\n"
+
+
+def test_what_is_listed_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    listed([{"error": "[red]a[/red]"}], "error")
+    assert "[red]a[/red]" in capsys.readouterr().out
+
+
+def test_whoever_lacks_a_key_is_told_where_to_put_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path) as world:
+        monkeypatch.setenv("FORWARDFILL_URL", str(world.client.base_url))
+        small = create_key(world.store.catalog, "small", "search")
+        world.app.state.process.keyring.refresh()
+        for key, why in (("", "unauthenticated (401)"), (small, "the key small has search")):
+            monkeypatch.setenv("FORWARDFILL_API_KEY", key)
+            refused = run("upgrade", "list")
+            assert refused.exit_code == 1
+            assert why in refused.stderr
+            assert "; set FORWARDFILL_API_KEY to a key that may" in refused.stderr
+            assert refused.stdout == ""
