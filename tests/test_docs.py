@@ -35,7 +35,7 @@ def test_every_relative_link_resolves(document: Path) -> None:
             assert (ROOT / document.parent / target).exists(), f"{document} links to {link}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/operating.md"])
 def test_every_path_that_is_named_exists(document: str) -> None:
     folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
     text = (ROOT / document).read_text()
