@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.service.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = (ROOT / "docs" / "operating.md").read_text()
+GUIDE = (ROOT / "docs/operating.md").read_text()
 VERBS = "GET|PUT|POST|PATCH|DELETE"
 
 
