@@ -6,7 +6,6 @@ import http.client
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from forwardfill.local_service import free_port
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
@@ -52,7 +53,7 @@ def server(
     Raises:
         RuntimeError: it ended, or was not ready in time; the message has the end of its log.
     """
-    port = _free_port()
+    port = free_port()
     begun = time.perf_counter()
     with process(command(port), log, environment) as started:
         _wait(started, port, ready, log)
@@ -220,9 +221,3 @@ def _sum(field: str, pids: Iterable[int]) -> int:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
             total += sum(int(size) * 1024 for size in re.findall(rf"^{field}: +(\d+) kB$", rollup, re.MULTILINE))
     return total
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

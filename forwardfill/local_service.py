@@ -39,7 +39,7 @@ class LocalService:
             settings: more of them, without the prefix, such as `{"MAX_K": 2000}`.
         """
         self._log = log
-        self._port = _free_port()
+        self._port = free_port()
         others = {name: value for name, value in os.environ.items() if not name.startswith("FORWARDFILL_")}
         ours = {f"FORWARDFILL_{name}": str(value) for name, value in {**settings, "DATA": data.absolute()}.items()}
         # Its clients and its worker compute on this machine too. Where threads of one matrix product wait for a core that
@@ -117,7 +117,8 @@ class LocalService:
                 time.sleep(LOOK_SECONDS)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -50,7 +50,7 @@ class Bulk(Transform, Protocol):
 
 @runtime_checkable
 class Predicting(Transform, Protocol):
-    """A loaded artifact whose architecture may have an uncertainty head (FastFill, methods 3.2)."""
+    """A loaded artifact whose architecture may have an uncertainty head (FastFill, ICLR 2023)."""
 
     def uncertainty(self, embeddings: NDArray[Any], side: NDArray[Any] | None = None) -> Vectors | None:
         """Predict the log-variance of each row's result, (n,) float32; None where there is no such head."""

@@ -1,4 +1,4 @@
-"""Partial backfilling (FastFill, ICLR 2023; methods.md, sections 1.6 and 3.2): which items are re-embedded first, and
+"""Partial backfilling (FastFill, ICLR 2023): which items are re-embedded first, and
 how good a gallery is while it holds native vectors of some items and derived vectors of the others."""
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def distance_order(derived: Array, native: Array, *, metric: Metric = "euclidean
 def class_mean_order(derived: Array, labels: Array, *, metric: Metric = "euclidean") -> Order:
     """Order by the distance of derived vectors (n, d) to the mean of their class, the furthest first.
 
-    That of lambda-orthogonality (methods.md, section 4.5): no new vector and no uncertainty head, but labels (n,).
+    That of lambda-orthogonality (NeurIPS 2025): no new vector and no uncertainty head, but labels (n,).
     """
     derived = np.asarray(derived, np.float64)
     _, place, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)

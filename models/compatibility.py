@@ -1,4 +1,4 @@
-"""Is an upgrade compatible, what does it gain, and whom does it cost (methods.md, sections 1.5 and 1.7 to 1.9)."""
+"""Is an upgrade compatible, what does it gain, and whom does it cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""XBT's whole experiment (methods.md, sections 3.7, 4.3 and 4.4): an image-text model is replaced, the gallery is not.
+"""XBT's whole experiment (ICCV 2025): an image-text model is replaced, the gallery is not.
 
 Old and new model are dual encoders on the features of an old and a new image backbone. The old one saw the first classes
 only, the new one all. Queries by the new model, images and captions, search a gallery of the old one's vectors.
@@ -243,7 +243,7 @@ def mix(old: Vectors, aligned: Vectors, share: float) -> Vectors:
 def slerp(start: Floats, end: Floats, share: float) -> Floats:
     """Go a share of the way along the great circle between unit vectors (n, d): 0 is the start, 1 the end.
 
-    sin((1 - a) t) / sin(t) u + sin(a t) / sin(t) v, with t the angle (methods.md, section 4.4). Equal vectors leave no way
+    sin((1 - a) t) / sin(t) u + sin(a t) / sin(t) v, with t the angle. Equal vectors leave no way
     to go, and opposite ones no shortest way; the start is returned for both.
     """
     angle = np.arccos(np.clip((start.astype(np.float64) * end).sum(axis=1, keepdims=True), -1, 1))

@@ -1,6 +1,6 @@
 """Backbones behind one function: small residual networks that end as FCT's do.
 
-As in the FCT paper's models (methods.md, section 3.1, backbones) the last ReLU is kept, so that embeddings are
+As in the FCT paper's models (CVPR 2022) the last ReLU is kept, so that embeddings are
 non-negative, the map is average-pooled to the embedding, and the classifier is linear without a bias. The widths are
 small enough for a CPU.
 """

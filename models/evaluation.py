@@ -1,6 +1,6 @@
 """Retrieval quality: CMC, mAP and neighbour recall, exact and blockwise. The one evaluation of this project.
 
-The protocol is that of FCT and its followers (methods.md, section 1): query set and gallery are the same items, each
+The protocol is that of FCT and its followers (CVPR 2022): query set and gallery are the same items, each
 query's own item is left out, relevant is what has the query's label. Average precision is scikit-learn's: items with
 equal scores are handled jointly. CMC breaks ties by gallery order. Queries without a relevant item are not counted.
 """

@@ -27,7 +27,7 @@ def alignment(predicted: Tensor, target: Tensor, *, metric: Metric) -> Tensor:
 
 
 def class_means(vectors: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return the mean vector of each class: the prototypes of BCT, BT2 and OCA (methods.md 3.3 to 3.5).
+    """Return the mean vector of each class: the prototypes of BCT, BT2 and OCA.
 
     Args:
         vectors: (n, d).

@@ -1,4 +1,4 @@
-"""Fused scoring: an old companion vector and the upgraded space decide together (methods.md, section 4.12)."""
+"""Fused scoring: an old companion vector and the upgraded space decide together."""
 
 from __future__ import annotations
 

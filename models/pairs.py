@@ -1,7 +1,7 @@
 """What the maps on pairs share: two maps, one for each direction, and the moments that a closed form is solved from.
 
-A pair is one item embedded by both frozen models. Under cosine the exported maps normalise what comes in and what goes out
-(methods.md, section 5.1), so that neither a model's convention nor a stored vector's length matters.
+A pair is one item embedded by both frozen models. Under cosine the exported maps normalise what comes in and what goes out,
+so that neither a model's convention nor a stored vector's length matters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIN_STEPS = 560  # of Adam: what 80 epochs over 500 pairs make
 
 
 class Scaled(nn.Module):
-    """An MLP whose output is multiplied elementwise by a learned vector: Drift-Adapter's DSM (methods.md, section 4.2)."""
+    """An MLP whose output is multiplied elementwise by a learned vector: Drift-Adapter's DSM (EMNLP 2025)."""
 
     def __init__(self, architecture: Mlp, *, optional: tuple[str, ...]) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-WEIGHT_DECAY = 2.0**-15  # methods.md 3.1, on every parameter, BatchNorm's too
+WEIGHT_DECAY = 2.0**-15  # FCT's (CVPR 2022), on every parameter, BatchNorm's too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +34,13 @@ class Plan:
 
 
 def rate_factor(unit: int, units: int, warmup: int) -> float:
-    """Return the learning rate's factor: (unit + 1) / warmup, then half a cosine to zero (methods.md 3.1)."""
+    """Return the learning rate's factor: (unit + 1) / warmup, then half a cosine to zero (FCT, CVPR 2022)."""
     if unit < warmup:
         return (unit + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (unit - warmup) / max(1, units - warmup)))
 
 
 def transformation_plan(rows: int, *, epochs: int = 80, learning_rate: float = 5e-4) -> Plan:
-    """Return FCT's plan (methods.md 3.1), with batches small enough that few rows still make several steps an epoch."""
+    """Return FCT's plan (CVPR 2022), with batches small enough that few rows still make several steps an epoch."""
     batch = min(1024, max(64, rows // 8))
     return Plan(epochs=epochs, batch=batch, learning_rate=learning_rate, optimizer="adam", schedule="epoch")

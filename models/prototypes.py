@@ -16,7 +16,7 @@ class Prototypes(nn.Module):
     The means are not normalised, as in BT2's and OCA's code: a class that the old model scatters has a shorter one. The
     papers' logits are these inner products as they are, `scale` 1. They lie in [-1, 1], so that a softmax over K classes
     stays near uniform and its cross-entropy near ln K whatever the vectors do: the term only attracts to the own
-    prototype (methods.md 3.3, pitfall a). A scale of 16 to 64 makes it tell the classes apart.
+    prototype. A scale of 16 to 64 makes it tell the classes apart.
     """
 
     rows: Tensor  # (K, d_old)

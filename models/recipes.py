@@ -203,7 +203,7 @@ def embedded_views(
     """Embed several views of each training image by each encoder: what the transformation is trained on.
 
     All encoders see the same view. They are frozen, so embedding once and keeping the result costs nothing but the
-    variety of views (the shortcut of methods.md, section 3.1).
+    variety of views.
 
     Returns:
         Per encoder (views * n, dimension); the first n rows are the images as they are.

@@ -118,7 +118,7 @@ class Transform:
         return near if arithmetic.takes_bfloat16(self._rule, self.device, *tried) else self
 
     def uncertainty(self, embeddings: Vectors, side: Vectors | None = None) -> Floats | None:
-        """Predict the log-variance of each row's transformation (FastFill, section 3.2: larger is less certain).
+        """Predict the log-variance of each row's transformation (FastFill, ICLR 2023: larger is less certain).
 
         Returns:
             (n,) float32, or None where the transformation has no uncertainty head.

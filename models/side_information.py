@@ -1,4 +1,4 @@
-"""What is stored beside an embedding for upgrades to come (methods.md, section 3.1): SimCLR's features, or an autoencoder's.
+"""What is stored beside an embedding for upgrades to come (FCT, CVPR 2022): SimCLR's features, or an autoencoder's.
 
 The side-information model may only see what exists when the old model is trained: its images, and no labels.
 """

@@ -1,7 +1,7 @@
 """Whether an upgrade is worth it, told from items that no map was trained on: upgrade, stay, or score with both.
 
 Every way to search is judged on the same queries, one by one, so that two ways are compared in pairs and chance is seen.
-Queries are some of the items, and each is left out of its own ranking (methods.md, sections 1 and 1.9).
+Queries are some of the items, and each is left out of its own ranking.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def documented(
     extra = {"openapi_extra": {"requestBody": {"required": not optional, "content": content}}} if content else {}
     responses = problems((*_ALWAYS, *refuses, *(_WITH_BODY if content else ())))
     if already is not None:
-        responses[200] = {"model": already, "description": "It was so already."}
+        responses[200] = {"model": already, "description": "Nothing had to be done."}
     return {"responses": {**responses, **(answers or {})}, **extra}
 
 

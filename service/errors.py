@@ -124,7 +124,7 @@ _HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
 
 
 class PointedError(BaseModel):
-    """One thing that is wrong with the request."""
+    """One error in the request."""
 
     pointer: str = Field(description="JSON pointer into the body, or `/name` of a query parameter.")
     detail: str

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import warnings
@@ -20,6 +19,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import URL, make_url
+
+from forwardfill.local_service import free_port
 
 # CI repeats the same examples every time; HYPOTHESIS_PROFILE=deep looks further, and elsewhere each time.
 # To explain a failure, Hypothesis traces each line, which takes minutes where a database is behind it.
@@ -115,7 +116,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _unavailable("Redis", "there is no redis-server on the PATH; install it with the system's package manager")
     folder = tmp_path_factory.mktemp("redis")
     for _ in range(5):  # another process may take the port between our asking and the server's
-        port = _free_port()
+        port = free_port()
         options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "no"}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         server = subprocess.Popen([found, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -154,13 +155,6 @@ def _unavailable(what: str, why: str) -> NoReturn:
     if os.environ.get("FORWARDFILL_REQUIRE_REAL") == "1":
         pytest.fail(f"{what} is required here: {why}")
     pytest.skip(f"{what} is not available: {why}")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def _says(server: subprocess.Popen[str], words: str) -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
+from tests.test_project import tracked_files
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
     path.relative_to(ROOT) for pattern in ("*.md", "docs/**/*.md") for path in ROOT.glob(pattern) if path.is_file()
@@ -35,7 +37,7 @@ def test_every_relative_link_resolves(document: Path) -> None:
             assert (ROOT / document.parent / target).exists(), f"{document} links to {link}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/operating.md"])
 def test_every_path_that_is_named_exists(document: str) -> None:
     folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
     text = (ROOT / document).read_text()
@@ -44,6 +46,22 @@ def test_every_path_that_is_named_exists(document: str) -> None:
         if path.startswith("build/"):
             continue
         assert (ROOT / path.rstrip(".")).exists(), f"{document} names {path}"
+
+
+def test_no_file_names_a_document_or_a_section_that_is_not_in_the_repository() -> None:
+    elsewhere = {Path("LICENSE"), Path(__file__).relative_to(ROOT)}
+    written_by_commands = {"results.md"}
+    # A paper's section may be named with its year: "CVPR 2022, section 3.2".
+    section = re.compile(r"(?i)(?<!\d{4}, )\b(?:sections?|design|methods) \d+\b")
+    for file in set(tracked_files()) - elsewhere:
+        text = (ROOT / file).read_text(errors="replace")
+        for name in re.findall(r"[\w./-]*\w\.md\b", text):
+            exists = (ROOT / name).exists() or (ROOT / file.parent / name).exists()
+            assert exists or Path(name).name in written_by_commands, f"{file} names {name}"
+        found = section.search(text)
+        assert found is None, f"{file} names {found and found[0]}"
+        for number in re.findall(r"\bADR (\d{4})\b", text):
+            assert 1 <= int(number) <= len(RECORDS), f"{file} names ADR {number}"
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ Side = Literal["simclr", "autoencoder"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """CIFAR-100, 50 to 100 classes, from the papers' repositories (methods.md): CMC-1, CMC-5, mAP in percent."""
+    """CIFAR-100, 50 to 100 classes, from the papers' repositories: CMC-1, CMC-5, mAP in percent."""
 
     new_old: tuple[float, float, float]
     new_new: tuple[float, float, float]

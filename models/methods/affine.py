@@ -1,4 +1,4 @@
-"""Least squares with a bias, and with as much ridge as the pairs call for (methods.md, sections 4.2 and 4.3)."""
+"""Least squares with a bias, and with as much ridge as the pairs call for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backward-Compatible Training (Shen, Xiong, Xia, Soatto; CVPR 2020; methods.md, section 3.3)."""
+"""Backward-Compatible Training (Shen, Xiong, Xia, Soatto; CVPR 2020)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Bct(BackboneMethod):
     it makes of the classes that the old model never saw:
 
     - prototypes: the class means of the old vectors, for every class. Its logits are `scale` times cosines: unscaled ones
-      would hold the loss near ln K, and only attract (pitfall a).
+      would hold the loss near ln K, and only attract.
     - completed: the old head, W_o, with a row made of the class mean for each class it does not know, those from its
       number of rows on (the paper's way; see `completed_head`).
     - skip: the old head as it is; samples of classes that it does not know have no influence term.

@@ -1,4 +1,4 @@
-"""BT2: Backward-compatible Training with Basis Transformation (Zhou et al., ICCV 2023; methods.md, section 3.4)."""
+"""BT2: Backward-compatible Training with Basis Transformation (Zhou et al., ICCV 2023)."""
 
 from __future__ import annotations
 

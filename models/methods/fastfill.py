@@ -1,4 +1,4 @@
-"""FastFill (Jaeckle, Faghri, Farhadi, Tuzel, Pouransari; ICLR 2023; methods.md, section 3.2)."""
+"""FastFill (Jaeckle, Faghri, Farhadi, Tuzel, Pouransari; ICLR 2023)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FastFill(Fct):
 
     - the new model's linear classifier and labels: its label-smoothed cross-entropy on h's output, through the frozen
       classifier (the paper);
-    - labels only: supervised contrast of h's output with the batch's new vectors (section 3.2, pitfall 1), where the
+    - labels only: supervised contrast of h's output with the batch's new vectors, where the
       positives of a row are the new vectors of its class, its own among them. The paper has no weight for it: mu_disc = 1
       is for a cross-entropy. On CIFAR-100 at weight 1 contrast drowns l_sim: CMC-1 before backfilling falls from 50 to 43,
       and the uncertain come first to no avail. At 0.1 both terms are heard;

@@ -1,4 +1,4 @@
-"""Forward Compatible Training (Ramanujan, Vasu, Farhadi, Tuzel, Pouransari; CVPR 2022; methods.md, section 3.1)."""
+"""Forward Compatible Training (Ramanujan, Vasu, Farhadi, Tuzel, Pouransari; CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Fct(Method):
     """Learns h(old embedding, side-information) -> new embedding; the new model stays exactly the independent one.
 
     Under the Euclidean distance, the paper's, the loss is the mean over all B * d_new elements of (n - h(o, s))^2: no
-    normalisation, no label, no weight. Under cosine h's output is normalised, and the loss is 1 - cos (methods.md 4.12:
-    an h trained for one metric loses much of its gain under the other).
+    normalisation, no label, no weight. Under cosine h's output is normalised, and the loss is 1 - cos: an h that
+    is trained for one metric loses much of its gain under the other.
     """
 
     name: ClassVar[str] = "fct"

@@ -1,4 +1,4 @@
-"""The L2 baseline of the MixBCT authors' comparison, as a linear map on pairs (methods.md, section 3.6)."""
+"""The L2 baseline of the MixBCT authors' comparison (2023), as a linear map on pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lambda-orthogonality (Ricci, Biondi, Pernici, Patras, Del Bimbo; NeurIPS 2025; methods.md, section 4.5)."""
+"""Lambda-orthogonality (Ricci, Biondi, Pernici, Patras, Del Bimbo; NeurIPS 2025)."""
 
 from __future__ import annotations
 

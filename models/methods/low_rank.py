@@ -1,4 +1,4 @@
-"""Drift-Adapter's low-rank affine map (Vejendla; EMNLP 2025; methods.md, section 4.2)."""
+"""Drift-Adapter's low-rank affine map (Vejendla; EMNLP 2025)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LowRank(PairMaps):
 
         Args:
             setting: the two widths.
-            rank: width of the bottleneck, the paper's 64. A rank far below both widths costs much quality (methods.md 4.3);
+            rank: width of the bottleneck, the paper's 64. A rank far below both widths costs much quality;
                 more than the smaller width means nothing, and is cut to it.
         """
         cosine = setting.metric == "cosine"

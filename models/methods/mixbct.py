@@ -1,4 +1,4 @@
-"""MixBCT: Towards Self-Adapting Backward-Compatible Training (Liang et al., 2023; methods.md, section 3.6)."""
+"""MixBCT: Towards Self-Adapting Backward-Compatible Training (Liang et al., 2023)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OCA: Orthogonal Compatible Aligned representations (Ricci et al., ECCV 2024 workshop; methods.md, section 3.5)."""
+"""OCA: Orthogonal Compatible Aligned representations (Ricci et al., ECCV 2024 workshop)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orthogonal Procrustes: the rigid motion that brings two models' vectors closest (methods.md, section 4.3)."""
+"""Orthogonal Procrustes: the rigid motion that brings two models' vectors closest (Schönemann, 1966)."""
 
 from __future__ import annotations
 

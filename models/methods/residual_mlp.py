@@ -1,4 +1,4 @@
-"""Drift-Adapter's residual MLP (Vejendla; EMNLP 2025; methods.md, section 4.2)."""
+"""Drift-Adapter's residual MLP (Vejendla; EMNLP 2025)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ResidualMlp(PairMaps):
     """MLP with DSM: s * (skip(q) + W2 GELU(W1 q + b1) + b2), trained by `alignment`; s is folded in at export.
 
     The skip is the identity where the widths are equal, and linear with a bias where they differ. There is no BatchNorm: a
-    few thousand pairs estimate its statistics poorly (methods.md 5.2). The authors' loss and optimizer are not known.
+    few thousand pairs estimate its statistics poorly. The authors' loss and optimizer are not known.
     """
 
     name: ClassVar[str] = "residual_mlp"

@@ -1,11 +1,10 @@
-"""Cross-modal Backward-compatible Training, XBT (arXiv 2405.14715, ICCV 2025; methods.md, section 3.7).
+"""Cross-modal Backward-compatible Training, XBT (arXiv 2405.14715, ICCV 2025).
 
 An image-text model is replaced by a better one; the gallery, images or texts, keeps the old model's vectors. A projector
 from the new space to the old one is pre-trained on texts alone, which both text towers embed without an image. Then the
 old model is gone, and few image-text pairs teach the new model to be at home in the old space.
 
-The two stages, the noise and LoRA are the paper's. Widths, loss terms and numbers are our reconstruction: section 3.7 says
-what is known.
+The two stages, the noise and LoRA are the paper's. Widths, loss terms and numbers are our reconstruction.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Event(BaseModel):
     gallery: str | None
     upgrade: str | None
     detail: dict[str, Any] = Field(
-        description="What there is to know of it: the `state` that an upgrade came to, the `artifact` by its SHA-256, ..."
+        description="Details: the `state` that an upgrade came to, the `artifact` by its SHA-256, ..."
     )
 
 
@@ -48,10 +48,10 @@ def list_events(
     __: RequestSlot,
     page: PageDep,
     process: ProcessDep,
-    gallery: Annotated[Reference | None, Query(description="Only what happened to a gallery of this name.")] = None,
-    upgrade: Annotated[Reference | None, Query(description="Only what happened to this upgrade.")] = None,
+    gallery: Annotated[Reference | None, Query(description="Only events of the gallery with this name.")] = None,
+    upgrade: Annotated[Reference | None, Query(description="Only events of this upgrade.")] = None,
 ) -> Events:
-    """List what happened, the newest first. What a gallery or an upgrade of the past went through is listed still."""
+    """List what happened, the newest first. Events of deleted galleries and of past upgrades are kept."""
     statement = select(EventRow)
     if gallery is not None:
         statement = statement.where(EventRow.gallery == gallery)

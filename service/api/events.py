@@ -97,7 +97,7 @@ class _Follower:
                 "description": "Events.",
                 "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": _EXAMPLE}},
             },
-            204: {"description": "It is over, and the client has seen all of it."},
+            204: {"description": "The upgrade has ended, and the client has received every event."},
         },
     ),
 )
@@ -107,10 +107,10 @@ async def follow(
     request: Request,
     process: ProcessDep,
     last_event_id: Annotated[
-        str | None, Header(description="The last `id` that was received; what came after it is sent.", examples=["41"])
+        str | None, Header(description="The last `id` that was received; later events are sent.", examples=["41"])
     ] = None,
 ) -> Response:
-    """Follow an upgrade: `state` on each change, `progress` at least each second while it moves. Ends when it is over."""
+    """Follow an upgrade: `state` on each change, `progress` at least once a second while it moves. It ends with the upgrade."""
     seen = _number(last_event_id)
     first = await run_in_threadpool(_Follower(process, upgrade, seen or 0).look)
     if seen is not None and first.over and not first.events:

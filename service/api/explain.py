@@ -42,15 +42,17 @@ class ShelfStep(BaseModel):
         description="Null where no live item of them can be reached."
     )
     column: str | None = Field(description="The model whose column was searched.")
-    transformations: list[str] = Field(description="What mapped its candidates into the score space, in order.")
+    transformations: list[str] = Field(
+        description="Transformations that mapped its candidates into the score space, in order."
+    )
     exhaustive: bool = Field(description="The query is not known in the column's space, so every row was a candidate.")
     index: dict[str, Any] | None = Field(
         description="`kind` of the searched index; of one segment, also its parameters and what was measured of it."
     )
     rows: int
     live: int
-    candidates: int = Field(description="Rows that came with a score in the score space.")
-    ask_ms: float = Field(description="What its index took.")
+    candidates: int = Field(description="Rows that were scored in the score space.")
+    ask_ms: float = Field(description="Milliseconds that its index took.")
 
 
 class PlanAnswer(BaseModel):
@@ -58,12 +60,12 @@ class PlanAnswer(BaseModel):
 
     score_space: str
     query_by: dict[str, str] = Field(description="By model, the transformation that mapped the query into its space.")
-    candidates: int = Field(description="How many rows are asked for on forward and backward routes.")
+    candidates: int = Field(description="Candidates on forward and backward routes.")
     shelves: list[ShelfStep]
 
 
 class Steps(BaseModel):
-    """Milliseconds of each step; none holds another's."""
+    """Milliseconds of each step; the steps do not overlap."""
 
     plan: float
     filter: float
@@ -86,15 +88,17 @@ class Exact(BaseModel):
 
     hits: list[Found]
     recall: RecallAnswer
-    by_route: dict[str, RecallAnswer] = Field(description="By the route of the segments that hold the exact hits.")
+    by_route: dict[str, RecallAnswer] = Field(
+        description="The same, by the route of the segments that hold the exact hits."
+    )
     largest_score_difference: float | None = Field(
-        description="Of the items that both found; null where there is none."
+        description="Over the items that both found; null where there is none."
     )
     took_ms: float
 
 
 class ExplainAnswer(BaseModel):
-    """A search and what it was made of."""
+    """A search, and how it was done."""
 
     hits: list[Found]
     served: Served
@@ -117,7 +121,7 @@ def explain_search(
     body: Annotated[SearchBody, Depends(Json(SearchBody))],
     process: ProcessDep,
 ) -> dict[str, Any]:
-    """Do a search and tell how: plan, time of each step, and recall against exact search of the whole gallery.
+    """Do a search and report how: its plan, the time of each step, and its recall against exact search of the whole gallery.
 
     The comparison reads and transforms every vector, which may take minutes. So the scope is `write`: a key that may only
     search must not be able to hold up the searches of others. Nothing is changed.
@@ -169,7 +173,7 @@ def explain_search_by_url(
     body: Annotated[SearchBody, Depends(_from_query)],
     process: ProcessDep,
 ) -> dict[str, Any]:
-    """Do a search and tell how, as `POST` does, from an address that can be kept and passed on."""
+    """As `POST`, but as an address that can be saved and shared."""
     return _explained(process, gallery, body)
 
 

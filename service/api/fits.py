@@ -73,18 +73,20 @@ class FitOptions(Body):
     gallery: Reference = Field(description="Which items the ids name; its model is the source.")
     name: TransformationName = Field(description="Of the transformation that will be registered.")
     target: Reference = Field(description="The model that embedded the pairs.")
-    method: Method = Field(default="auto", description="`auto` tries all and takes the best: dear, but no guess.")
+    method: Method = Field(
+        default="auto", description="`auto` tries every method and keeps the best. This is expensive."
+    )
     direction: Direction = "forward"
     seed: Seed = 0
     use_side_information: bool | None = Field(
-        default=None, description="Fit the items' side-information too; null: if all of them have it."
+        default=None, description="Also use the items' side-information; null uses it if all items have it."
     )
 
 
 class FitBody(FitOptions):
     """What to fit, and to which pairs."""
 
-    pairs: list[Pair] = Field(min_length=1, description="Label all of them, or none.")
+    pairs: list[Pair] = Field(min_length=1, description="Label all items, or none.")
 
 
 class FitQuery(BaseModel):
@@ -102,12 +104,12 @@ class FitQuery(BaseModel):
 class FitProgress(BaseModel):
     """How far it is."""
 
-    fraction: float = Field(description="Of the trainings; 1 once it is completed.")
+    fraction: float = Field(description="Progress of all trainings, from 0 to 1.")
     method: str | None = Field(description="What is being trained; null while nothing is.")
 
 
 class Difference(BaseModel):
-    """How much better one way to search is than another, and where that lies with 95 %."""
+    """How much better one way to search is than another, with a 95 % confidence interval."""
 
     difference: float
     low: float
@@ -115,27 +117,25 @@ class Difference(BaseModel):
 
 
 class FitVerdict(BaseModel):
-    """What to do with the map, told from pairs that it was not trained on."""
+    """What to do with the transformation, judged on pairs that it was not trained on."""
 
     decision: Literal["upgrade", "fuse", "stay"]
     reason: str
-    assumption: str | None = Field(
-        description="What the numbers take for granted; null where labels say what is right."
-    )
+    assumption: str | None = Field(description="What the numbers assume; null where labels decide what is relevant.")
     searches: dict[str, dict[str, float]] = Field(
         description="Measures of `stay` (old on old), `naive` (new on old as it is), `upgrade`, `fuse` and `ceiling` (all new)."
     )
     differences: dict[str, dict[str, Difference]] = Field(description="Such as `upgrade - stay`, by measure.")
-    weight: float = Field(description="Of the upgraded score in fused scoring.")
+    weight: float = Field(description="Weight of the upgraded score in fused scoring.")
     closed: dict[str, float | None] = Field(
-        description="How much of the way from staying to the ceiling upgrading goes."
+        description="Share of the difference between `stay` and `ceiling` that the upgrade gains."
     )
     queries: int
     gallery: int
 
 
 class FitCandidate(BaseModel):
-    """A method that was tried, or why it was not."""
+    """A method that was tried, or the reason why it was not."""
 
     method: str
     validation: dict[str, float]
@@ -144,14 +144,14 @@ class FitCandidate(BaseModel):
 
 
 class Fit(BaseModel):
-    """A fit as it stands."""
+    """The present state of a fit."""
 
     id: str
     gallery: str
     source_model: str
     target_model: str
     name: str = Field(description="Of the transformation; it is registered once the fit is completed.")
-    method: str = Field(description="As it was asked for; `fitted_method` is the one that was taken.")
+    method: str = Field(description="As requested; `fitted_method` is the one that was chosen.")
     direction: Direction
     seed: int
     use_side_information: bool | None
@@ -163,7 +163,7 @@ class Fit(BaseModel):
     verdict: FitVerdict | None
     evaluation: dict[str, float | None] | None
     candidates: list[FitCandidate]
-    parts: dict[str, int] | None = Field(description="Pairs that were trained on, chosen by, and judged by.")
+    parts: dict[str, int] | None = Field(description="Pairs used for training, for selection, and for the verdict.")
     warnings: list[str]
     error: str | None
     attempts: int
@@ -247,7 +247,7 @@ def start_fit(
         Header(min_length=1, max_length=255, description="The same request with the same key starts nothing new."),
     ] = None,
 ) -> Fit:
-    """Fit a transformation on a worker, and register it. `Location` says where its verdict will be.
+    """Fit a transformation on a worker, and register it. `Location` is the address of the fit, where its verdict will be.
 
     The items' stored vectors are one half of each pair, the vectors sent here are the other. A part is held out: on it the
     transformation is judged, and the verdict says whether an upgrade with it beats staying with the old model.
@@ -286,7 +286,7 @@ def list_fits(_: MayAdmin, __: RequestSlot, page: PageDep, process: ProcessDep) 
 
 @router.get("/fits/{fit}", **documented(errors.FitNotFound))
 def get_fit(_: MayAdmin, __: RequestSlot, fit: str, process: ProcessDep) -> Fit:
-    """Read a fit: how far it is, and once it is completed what the map is worth."""
+    """Read a fit: its progress, and its verdict once it is completed."""
     return read_fit(process, fit)
 
 
@@ -296,7 +296,7 @@ def get_fit(_: MayAdmin, __: RequestSlot, fit: str, process: ProcessDep) -> Fit:
     **documented(errors.FitNotFound, errors.InvalidStateTransition, already=Fit),
 )
 def cancel_fit(caller: MayAdmin, _: RequestSlot, fit: str, process: ProcessDep, response: Response) -> Fit:
-    """End a fit that has not ended; nothing is registered. 200 if it is cancelled already."""
+    """Cancel a fit that has not ended; nothing is registered. 200 if it is cancelled already."""
     done = fits.cancel(process.store, fit, actor=caller.name)
     response.status_code = 202 if done.changed else 200
     return read_fit(process, done.fit_id)

@@ -54,7 +54,7 @@ class Probe(Body):
 
 
 class ProbesBody(Body):
-    """Probe queries; they replace those that were there."""
+    """Probe queries; they replace the present ones."""
 
     probes: list[Probe]
 
@@ -67,7 +67,7 @@ class StoredSideInformation(BaseModel):
 
 
 class Lineage(BaseModel):
-    """How derived vectors came about, and of how many live items."""
+    """How derived vectors were made, and for how many live items."""
 
     items: int
     steps: list[LineageStep] = Field(description="The oldest first; it starts at a native column.")
@@ -79,7 +79,7 @@ class Column(BaseModel):
     model: str
     native_items: int = Field(description="Live items that the model itself embedded.")
     derived_items: int = Field(description="Live items whose vector came out of a transformation.")
-    lineages: list[Lineage] = Field(description="How the derived ones came about.")
+    lineages: list[Lineage] = Field(description="How the derived vectors were made.")
     bytes: int
     index: dict[str, Any] = Field(
         description="`kind` of the index files, and their `bytes`; `segments` whose recall was measured, each with its "
@@ -88,7 +88,7 @@ class Column(BaseModel):
 
 
 class Gallery(BaseModel):
-    """A gallery as it stands."""
+    """The present state of a gallery."""
 
     name: str
     model: str
@@ -182,9 +182,9 @@ def delete_gallery(caller: MayAdmin, _: RequestSlot, gallery: str, process: Proc
 
 @router.post("/admin/galleries/{gallery}/compact", status_code=202, **documented(errors.GalleryNotFound))
 def compact_gallery(caller: MayAdmin, _: RequestSlot, gallery: str, process: ProcessDep) -> Gallery:
-    """Merge all small segments and leave out deleted rows, as a worker does by itself once enough have piled up.
+    """Merge all small segments and remove deleted rows, as a worker does by itself once there are enough of them.
 
-    The answer is the gallery as it stands; `segments` falls while a worker is at it. What an active upgrade has work for is
+    The answer is the present state of the gallery; `segments` falls while a worker merges. What an active upgrade has work for is
     left alone until that is over.
     """
     merge.ask(process.store, gallery, actor=caller.name)
@@ -212,7 +212,7 @@ def put_probes(
     body: Annotated[ProbesBody, Depends(Json(ProbesBody))],
     process: ProcessDep,
 ) -> Probes:
-    """Replace the gallery's probe queries, by which its upgrades are measured and gated."""
+    """Replace the gallery's probe queries, which measure the quality of its upgrades and decide their gates."""
     within(len(body.probes), process.store.settings.max_queries, "max_queries", "/probes")
     with process.store.catalog.transaction() as tx:
         row = gallery_rows.gallery_row(tx.session, gallery)

@@ -23,13 +23,13 @@ router = APIRouter(tags=["operations"])
 
 
 class Health(BaseModel):
-    """It is well."""
+    """The service is healthy."""
 
     status: Literal["ok"] = "ok"
 
 
 class Limits(BaseModel):
-    """Past one of these a request is refused with 413 or 422 that names it."""
+    """A request beyond one of these limits is refused with 413 or 422; the answer names the limit."""
 
     max_body_bytes: int
     max_arrow_bytes: int
@@ -52,7 +52,7 @@ class Info(BaseModel):
 
 @router.get("/health/live")
 async def live() -> Health:
-    """Whether the process runs; it asks nothing else."""
+    """Whether the process runs; nothing else is checked."""
     return Health()
 
 
@@ -82,7 +82,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 
 @router.get("/metrics", response_class=Response, **documented(answers=_TEXT))
 def metrics(_: MaySearch, process: ProcessDep) -> Response:
-    """Numbers for Prometheus: what the service counted, and the galleries and upgrades as they stand."""
+    """Metrics for Prometheus: what the service counted, and the present state of galleries and upgrades."""
     shared = generate_latest(_Once(_shared(process)))
     return Response(process.metrics.as_text() + shared, media_type=CONTENT_TYPE_LATEST)
 

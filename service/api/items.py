@@ -73,7 +73,7 @@ class ItemColumn(BaseModel):
 
     model: str
     origin: Literal["native", "derived"]
-    transformation: str | None = Field(description="What made it, if it is derived.")
+    transformation: str | None = Field(description="The transformation that made it, if it is derived.")
     lineage: list[LineageStep] = Field(description="Every transformation since a model made it; empty if it is native.")
     vector: list[float] | None = Field(default=None, description="With `include=vectors`.")
 
@@ -84,7 +84,9 @@ class StoredItem(BaseModel):
     id: str
     payload: dict[str, Any] | None
     columns: list[ItemColumn]
-    side_information: list[float] | None = Field(default=None, description="With `include=vectors`, if it has some.")
+    side_information: list[float] | None = Field(
+        default=None, description="With `include=vectors`, if it has side-information."
+    )
 
 
 _ITEMS = {
@@ -150,7 +152,7 @@ def upsert_items(
     items: Annotated[NewItems, Depends(_new_items, scope="function")],
     process: ProcessDep,
 ) -> Upserted:
-    """Write items; those whose id is there already are replaced. All or nothing: one bad item refuses the request."""
+    """Write items. Items with an existing id are replaced. All or nothing: one bad item refuses the request."""
     try:
         done = ingest.upsert(process.store, gallery, items)
     except RecursionError:
@@ -170,7 +172,7 @@ def upsert_items(
 def delete_items(
     _: MayWrite, __: RequestSlot, gallery: str, body: Annotated[IdsBody, Depends(Json(IdsBody))], process: ProcessDep
 ) -> Deleted:
-    """Delete items by id. Ids that are not there are reported, not refused."""
+    """Delete items by id. Unknown ids are reported, not refused."""
     within(len(body.ids), process.store.settings.max_items_per_upsert, "max_items_per_upsert", "/ids")
     possible = [item for item in body.ids if "\0" not in item]
     done = ingest.delete(process.store, gallery, possible)

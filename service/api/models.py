@@ -230,8 +230,8 @@ async def put_artifact(
 ) -> Artifact:
     """Store a safetensors file of a declared architecture under its digest. 200 if it is there already.
 
-    The file is judged without trust: nothing is unpickled, and its tensors must be exactly those that its architecture
-    implies. The media type is not looked at.
+    The file is not trusted: nothing is unpickled, and its tensors must be exactly those that its architecture
+    implies. The media type is ignored.
     """
     store = process.store
     async with uploads.spooled(

@@ -100,7 +100,7 @@ _QUERY_SCHEMA = {
 
 
 class BatchBody(_Options):
-    """Several queries of one model. Companions come with all of them or with none."""
+    """Several queries of one model. Either all of them have companions, or none."""
 
     queries: list[Annotated[QueryBody, BeforeValidator(_bare), JsonSchema(_QUERY_SCHEMA)]] = Field(min_length=1)
 
@@ -117,7 +117,7 @@ class Found(BaseModel):
 
 
 class Routes(BaseModel):
-    """Live items by the route that reached them."""
+    """Number of live items, by the route that reached them."""
 
     direct: int
     forward: int
@@ -126,7 +126,7 @@ class Routes(BaseModel):
 
 
 class Served(BaseModel):
-    """What answered: one space, one version."""
+    """What the answer is based on: one score space, and one version of the gallery."""
 
     model: str
     score_space: str
@@ -188,7 +188,7 @@ async def search(
     body: Annotated[SearchBody, Depends(Json(SearchBody))],
     process: ProcessDep,
 ) -> Response:
-    """Find the items nearest to a query, wherever an upgrade of the gallery is."""
+    """Find the items nearest to a query, at any progress of an upgrade."""
     within(body.k, process.store.settings.max_k, "max_k", "/k")
     async with process.searches.taken():
         return await run_in_threadpool(_searched, process, gallery, body)

@@ -40,19 +40,23 @@ class Throttle(Body):
     """How fast it may go; null removes a limit."""
 
     items_per_second: float | None = Field(default=None, gt=0)
-    duty_cycle: float | None = Field(default=None, gt=0, le=1, description="Share of the time that a worker works.")
-    max_search_p99_ms: float | None = Field(default=None, gt=0, description="Held back while searches are slower.")
+    duty_cycle: float | None = Field(
+        default=None, gt=0, le=1, description="Fraction of the time that a worker works on it."
+    )
+    max_search_p99_ms: float | None = Field(
+        default=None, gt=0, description="It waits while the p99 of searches is higher."
+    )
 
 
 class Gate(Body):
-    """What the gallery's probes must reach, or the upgrade does not begin, pauses, or does not cut over."""
+    """Limits of the quality that probes measure. Beyond them an upgrade does not begin, pauses, or does not cut over."""
 
     min_cmc1: Share | None = Field(default=None, description="Least share of probes whose first hit is relevant.")
     min_recall_at_10: Share | None = Field(default=None, description="Least share of the relevant ids among ten hits.")
     min_map: Share | None = Field(default=None, description="Least mean average precision over the ten hits.")
     min_overlap_at_10: Share | None = Field(
         default=None,
-        description="Least share of a source-model query's ten hits that are hits still; needs no relevant ids.",
+        description="Least share of a source-model query's ten hits that are still hits; needs no relevant ids.",
     )
     max_negative_flips: int | None = Field(
         default=None, ge=0, description="Most probes whose first hit was relevant before and is not now."
@@ -79,7 +83,7 @@ class UpgradeBody(Body):
     score_thresholds: list[FiniteFloat] = Field(
         default=[],
         max_length=20,
-        description="Cut-offs that clients use on the scores of source-model queries; the report names what becomes of them.",
+        description="Thresholds on the scores of source-model queries; the report names those that replace them.",
     )
     dry_run: bool = Field(default=False, description="Check and report, and change nothing.")
 
@@ -91,20 +95,21 @@ class ThrottleBody(Body):
 
 
 class CutoverBody(Body):
-    """Consent to what was measured."""
+    """Consent to a quality below the gate."""
 
-    accept_below_gate: bool = Field(default=False, description="Let it serve although its gate is missed.")
+    accept_below_gate: bool = Field(default=False, description="Let it serve although it missed its gate.")
 
 
 class NothingBody(Body):
-    """Nothing: this verb takes no options, and what it does not know it does not pass over."""
+    """This verb takes no options; unknown fields are refused."""
 
 
 class UndoBody(Body):
-    """Consent to what an undo would cost."""
+    """Consent to the cost of an undo."""
 
     accept_unreachable: bool = Field(
-        default=False, description="Items that came natively in the target model may be lost to source-model queries."
+        default=False,
+        description="Accept that source-model queries may not find items that were stored in the target model.",
     )
 
 
@@ -122,45 +127,46 @@ class Progress(BaseModel):
 
 
 class Measures(BaseModel):
-    """What probes found; null where there is nothing to tell it from."""
+    """What the probes found; null where it cannot be computed."""
 
     probes: int = Field(description="Probes that were asked.")
-    judged: int = Field(default=0, description="Of these, with known relevant ids.")
-    k: int = Field(default=10, description="Hits of each.")
+    judged: int = Field(default=0, description="Probes with known relevant ids.")
+    k: int = Field(default=10, description="Hits of each probe.")
     cmc1: float | None = Field(default=None, description="Share of the judged ones whose first hit is relevant.")
     recall_at_10: float | None = Field(
         default=None, description="Share of the relevant ids, at most ten each, among the hits."
     )
     map: float | None = Field(
-        default=None, description="Mean average precision over the hits; what is not a hit is missed."
+        default=None,
+        description="Mean average precision over the hits; relevant ids that are not among them count as missed.",
     )
     overlap_at_10: float | None = Field(
-        default=None, description="Share of the hits of the source model's query that are hits still; over all probes."
+        default=None, description="Share of the source model's hits that are still hits; over all probes."
     )
     negative_flips: int | None = Field(
         default=None,
-        description="Judged ones whose first hit is relevant for the source model's query and not for this.",
+        description="Judged probes whose first hit is relevant for the source model's query, and not for the target model's.",
     )
 
 
 class Point(Measures):
     """Quality at some progress."""
 
-    fraction: float = Field(description="Of the items, what was done.")
+    fraction: float = Field(description="Fraction of the items that was done.")
 
 
 class Refined(Measures):
     """Quality at some refinement."""
 
-    fraction: float = Field(description="Of the items, those whose vector the target model itself made.")
-    items: int = Field(description="How many these were.")
+    fraction: float = Field(description="Fraction of the items whose vector the target model itself made.")
+    items: int = Field(description="Number of these items.")
 
 
 class Quality(BaseModel):
     """What was measured with probes; null where there is nothing to measure with."""
 
     before: Measures | None = Field(description="Queries of the source model, when `now` was measured.")
-    now: Measures | None = Field(description="Queries of the target model, of what searches see.")
+    now: Measures | None = Field(description="Queries of the target model, over what searches see.")
     expected_after: Measures | None = Field(
         description="Queries of the target model over the whole gallery, each candidate transformed; before the cutover of "
         "an upgrade that is not progressive, over the upgraded columns themselves."
@@ -172,7 +178,7 @@ class Quality(BaseModel):
 
 
 class Condition(BaseModel):
-    """Why it does not go at full speed."""
+    """Why the upgrade does not run at full speed."""
 
     type: str
     since: datetime
@@ -189,7 +195,7 @@ class Pinned(BaseModel):
 
 
 class Upgrade(BaseModel):
-    """An upgrade as it stands."""
+    """The present state of an upgrade."""
 
     id: str
     gallery: str
@@ -216,8 +222,10 @@ class Upgrade(BaseModel):
         "order is not `stored`, the segments that go first and why."
     )
     conditions: list[Condition]
-    allowed: list[str] = Field(description="Verbs that it takes now.")
-    finalize_frees: int | None = Field(description="Bytes that a finalize would free now; null where it takes none.")
+    allowed: list[str] = Field(description="Verbs that are possible now.")
+    finalize_frees: int | None = Field(
+        description="Bytes that a finalize would free now; null where it is not possible."
+    )
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -232,7 +240,7 @@ class Upgrades(BaseModel):
 
 
 class Failure(BaseModel):
-    """A segment that was set aside."""
+    """A segment that failed too often and was set aside."""
 
     segment: int
     items: int
@@ -253,8 +261,8 @@ class Refinement(BaseModel):
     ids: list[str]
     next_page_token: str | None
     native_items: int = Field(description="Items whose vector the target model itself made.")
-    derived_items: int = Field(description="Items that could still be embedded again: all ids of this list.")
-    fraction: float = Field(description="Of both, the native ones.")
+    derived_items: int = Field(description="Items that could still be embedded again; as many as this list has ids.")
+    fraction: float = Field(description="Fraction of native items.")
     quality: list[Refined] = Field(
         description="Measured with probes as `fraction` grew; of the upgrade's `quality` too."
     )
@@ -290,7 +298,7 @@ def start_upgrade(
         Header(min_length=1, max_length=255, description="The same request with the same key starts nothing new."),
     ] = None,
 ) -> Upgrade:
-    """Start an upgrade; workers take it from there, and searches go on. `Location` says where to watch it."""
+    """Start an upgrade. Workers carry it out while searches go on. `Location` is the address of the upgrade."""
     if (body.transformation is None) == (body.target_model is None):
         raise InvalidRequest("name either `transformation` or `target_model`", pointer="/transformation")
     order = Order(body.order)
@@ -330,7 +338,7 @@ def list_upgrades(_: MayAdmin, __: RequestSlot, page: PageDep, process: ProcessD
 def get_upgrade(_: MayAdmin, __: RequestSlot, upgrade: str, process: ProcessDep) -> Upgrade:
     """Read an upgrade. Its progress is counted from rows, so it is true after any crash.
 
-    What the answer says is done serves the next search.
+    The next search sees what the answer reports as done.
     """
     return _told(process, upgrade)
 
@@ -351,7 +359,7 @@ def change_throttle(
     body: Annotated[ThrottleBody, Depends(Json(ThrottleBody))],
     process: ProcessDep,
 ) -> Upgrade:
-    """Change the throttle while it runs. What is not named stays; null removes a limit."""
+    """Change the throttle of a running upgrade. Limits that are not named stay; null removes a limit."""
     with process.store.catalog.reading() as session:
         row = upgrade_rows.upgrade_row(session, upgrade)
     if not row.active:
@@ -406,7 +414,7 @@ _Undo = Annotated[UndoBody, Depends(Json(UndoBody, optional=True))]
 def pause(
     caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
 ) -> Upgrade:
-    """Lease no more segments; the one under way finishes. 200 if it is paused already."""
+    """Pause: no more segments start; those in progress finish. 200 if it is paused already."""
     return _done(process, response, lambda: lifecycle.pause(process.store, upgrade, actor=caller.name))
 
 
@@ -414,9 +422,9 @@ def pause(
 def resume(
     caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
 ) -> Upgrade:
-    """Go on where it stopped; after a failure, with another try for what failed. 200 if it runs already.
+    """Continue where it stopped; after a failure, failed segments are tried again. 200 if it runs already.
 
-    Where its gate had stopped an upgrade that had begun, it goes on in spite of that; `retry` would measure it again.
+    An upgrade that its gate had stopped after its start goes on in spite of the gate; `retry` would measure it again.
     """
     return _done(process, response, lambda: lifecycle.resume(process.store, upgrade, actor=caller.name))
 
@@ -461,9 +469,9 @@ def cutover(
 def finalize(
     caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
 ) -> Upgrade:
-    """Let go of the older models' columns: no way back, and their bytes are free. 200 if it was done before.
+    """Delete the older models' columns and free their space. This cannot be undone. 200 if it is finalized already.
 
-    What it started on top of is finalized with it.
+    Upgrades that it started on top of are finalized with it.
     """
     return _done(process, response, lambda: lifecycle.finalize(process.store, upgrade, actor=caller.name))
 
@@ -472,7 +480,7 @@ def finalize(
 def cancel(
     caller: MayAdmin, _: RequestSlot, upgrade: str, body: _Undo, process: ProcessDep, response: Response
 ) -> Upgrade:
-    """Go back to the state before; the columns that it made are dropped, and no item is. 200 if it is cancelled already."""
+    """Return to the state before the upgrade. Its columns are deleted; items are not. 200 if it is cancelled already."""
     accept = body.accept_unreachable
     return _done(
         process,
@@ -487,7 +495,7 @@ def rollback(
 ) -> Upgrade:
     """Undo a completed upgrade, byte for byte, until it is finalized. 200 if it is rolled back already.
 
-    What started on top of it must be finalized or undone before.
+    Upgrades that started on top of it must be finalized or undone first.
     """
     accept = body.accept_unreachable
     return _done(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
+
+from forwardfill.local_service import free_port
 
 READY_SECONDS = 60.0
 
@@ -160,14 +161,16 @@ def running(system: System) -> Iterator[System]:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: Callable[[], str], *, every: float = 0.02) -> Any:
-    """Wait until a condition holds; its value. One that costs the service something is better not asked for all the time."""
+    """Wait until a condition holds; its value. One that costs the service something is better not asked for all the time.
+
+    The last look is after the time has passed, so that a machine that is busy for a while fails nothing that is so by then.
+    """
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
+    while not (value := condition()):
+        if time.monotonic() >= end:
+            raise AssertionError(f"after {seconds:g} s: {what()}")
         time.sleep(every)
-    raise AssertionError(f"after {seconds:g} s: {what()}")
+    return value
 
 
 def ok(response: httpx.Response) -> Any:
@@ -176,10 +179,3 @@ def ok(response: httpx.Response) -> Any:
         f"{response.request.method} {response.request.url}: {response.status_code} {response.text}"
     )
     return response.json()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,14 +1,13 @@
-"""The README's walk-through does what it says, on a service that was just installed."""
+"""The README's walk-through and its Python example do what they say, on a service that was just installed."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,81 +15,62 @@ from typing import Any
 import httpx
 import pytest
 
+from forwardfill.local_service import LocalService
+from tests.acceptance.system import wait_for
+
 ROOT = Path(__file__).resolve().parents[2]
+#: what `source .venv/bin/activate` puts before the others
+BIN = Path(sys.executable).parent
 PATIENCE_SECONDS = 90.0
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an embedded service with an empty data folder."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FORWARDFILL_")}
-    with (tmp_path / "serve.log").open("w") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("forwardfill"), "serve", "--port", str(port)],
-            env=environment | {"FORWARDFILL_DATA": str(tmp_path / "data")},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_until(lambda: is_ready(url) or process.poll() is not None)
-        assert process.poll() is None, (tmp_path / "serve.log").read_text()
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        finally:
-            process.kill()
-            process.wait()
+    folder = tmp_path_factory.mktemp("service")
+    with LocalService(folder / "data", folder / "log", {}) as service:
+        yield service.url
 
 
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health/ready").is_success
-    except httpx.TransportError:
-        return False
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.1)
-
-
-def walk_through() -> str:
+def code(language: str) -> str:
+    """What the README's section on how to use it tells a reader to run."""
     section = (ROOT / "README.md").read_text().partition("## How to use it")[2].partition("\n## ")[0]
-    return "\n".join(re.findall(r"```bash\n(.*?)```", section, re.DOTALL))
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL))
 
 
-@pytest.mark.acceptance
-def test_the_walk_through_of_the_readme_upgrades_a_gallery(api: str, tmp_path: Path) -> None:
-    (tmp_path / ".venv").symlink_to(sys.prefix)  # the walk-through names .venv/bin/python
+@pytest.fixture(scope="module")
+def answers(api: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What the shell's walk-through was answered."""
     ran = subprocess.run(
-        ["bash", "-eu", "-o", "pipefail", "-c", walk_through()],
-        cwd=tmp_path,
-        env=os.environ | {"API": api},
+        ["bash", "-eu", "-o", "pipefail", "-c", code("bash")],
+        cwd=tmp_path_factory.mktemp("reader"),
+        env=os.environ | {"API": api, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=False,
         timeout=PATIENCE_SECONDS,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines() if line.strip()]
 
-    answers = [json.loads(line) for line in ran.stdout.splitlines() if line.strip()]
+
+@pytest.mark.acceptance
+def test_the_walk_through_of_the_readme_upgrades_a_gallery(api: str, answers: list[Any]) -> None:
     before, during = (answer for answer in answers if "hits" in answer)
-    assert [hit["id"] for hit in before["hits"]] == ["shoe"], "the hat is too dear"
+    assert [hit["id"] for hit in before["hits"]] == ["shoe"], "the hat costs too much"
     assert [hit["id"] for hit in during["hits"]] == ["shoe", "hat"]
     assert during["served"]["score_space"] == "new"
 
     (upgrade,) = (answer for answer in answers if "progress" in answer)
-    wait_until(lambda: httpx.get(f"{api}/admin/upgrades/{upgrade['id']}").json()["state"] == "completed")
+    url = f"{api}/admin/upgrades/{upgrade['id']}"
+    wait_for(lambda: httpx.get(url).json()["state"] == "completed", PATIENCE_SECONDS, lambda: httpx.get(url).text)
+
+
+@pytest.mark.acceptance
+@pytest.mark.usefixtures("answers")
+def test_the_python_example_of_the_readme_finds_the_item_that_it_stored(api: str) -> None:
+    example = code("python").replace("http://127.0.0.1:8000", api)
+    ran = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    (hit,) = ast.literal_eval(ran.stdout)
+    assert (hit["id"], hit["origin"], hit["payload"]) == ("bag", "native", {"price": 60})

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from forwardfill.client import Client, ForwardfillError
-from tests.acceptance.system import Api, Process, System, free_port, running, wait_for
+from forwardfill.local_service import free_port
+from tests.acceptance.system import Api, Process, System, running, wait_for
 
 GALLERY, MODEL, DIMENSION = "photos", "old", 8
 PROCESSES = 2

@@ -11,7 +11,7 @@ from benchmarks.__main__ import GROUPS, run
 from benchmarks.setting import Setting
 from benchmarks.table import Line, Pair, compared, exit_code
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/benchmarks.md"
 
 
 @pytest.fixture

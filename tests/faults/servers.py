@@ -17,7 +17,8 @@ import redis
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from tests.acceptance.system import free_port, wait_for
+from forwardfill.local_service import free_port
+from tests.acceptance.system import wait_for
 
 
 class Postgres:

@@ -1,4 +1,4 @@
-"""The twelve invariants of design 5, each with a test that can fail. The docstrings cite them.
+"""Invariants of ARCHITECTURE.md, each with a test that can fail. The docstrings cite them, by a number of ours.
 
 `test_upgrade_machine.py` and `test_crashes.py` look for what breaks them in any order; here each stands by itself, with threads
 and on both databases where that matters.

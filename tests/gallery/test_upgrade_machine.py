@@ -1,7 +1,7 @@
 """Anything, in any order: writes, upgrades, crashes and late workers against a dictionary that knows what must be found.
 
-The oracle follows design 3 and 6 in its own words. It knows of each item which segment it came in, and of each segment which
-columns a search may use; everything else (which space, which items, which scores) follows from that.
+The oracle has the rules of searches and upgrades in its own words. It knows of each item which segment it came in, and of each
+segment which columns a search may use; everything else (which space, which items, which scores) follows from that.
 """
 
 from __future__ import annotations

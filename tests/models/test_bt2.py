@@ -49,7 +49,7 @@ def cross_entropy(logits: Array, labels: Array) -> float:
 
 
 def stored(bt2: Bt2, features: Array) -> Array:
-    """Steps 1 to 6 of methods.md 3.4."""
+    """The forward pass of the authors' code, step by step."""
     old, new, extra = bt2.setting.old_dimension, bt2.setting.new_dimension, bt2.extra
     u = units(features[:, :new])
     w = units(np.maximum(features, 0) @ numbers(bt2.to_old.weight).T + numbers(bt2.to_old.bias))
@@ -87,7 +87,7 @@ def test_the_four_losses_are_the_papers(scale: float) -> None:
 
 
 def test_the_prototypes_constrain_once_their_logits_are_scaled() -> None:
-    """Pitfall (a) of methods.md 3.3: the same vectors, right on their prototypes, cost ln K or nothing."""
+    """The same vectors, right on their prototypes, cost ln K or nothing."""
     classes, labels = 64, torch.arange(128) % 64
     perfect = torch.eye(classes)[labels]
     batch = Batch(old=perfect, new=perfect, labels=labels)

@@ -29,7 +29,7 @@ def batch(rows: int = 20) -> Batch:
 
 
 def block(x: np.ndarray, state: dict[str, np.ndarray], prefix: str) -> np.ndarray:
-    """A linear map without bias, BatchNorm by running statistics, ReLU (methods.md 3.1), in NumPy."""
+    """A linear map without bias, BatchNorm by running statistics, ReLU, in NumPy."""
     x = x @ state[f"{prefix}.weight"].T
     x = (x - state[f"{prefix}.norm.running_mean"]) / np.sqrt(state[f"{prefix}.norm.running_var"] + 1e-5)
     return np.maximum(x * state[f"{prefix}.norm.weight"] + state[f"{prefix}.norm.bias"], 0)

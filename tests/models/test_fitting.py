@@ -184,7 +184,7 @@ class TestInputs:
 
 class TestFusion:
     def test_the_score_is_the_formula(self) -> None:
-        """methods.md, section 4.12."""
+        """A share of the cosine in the upgraded space, and the rest of that in the old one."""
         rng = np.random.default_rng(0)
         upgraded_q, upgraded_g = rng.normal(size=(4, 5)), rng.normal(size=(9, 5))
         old_q, old_g = rng.normal(size=(4, 3)), rng.normal(size=(9, 3))

@@ -70,7 +70,7 @@ def supcon(anchors: Array, others: Array, labels: Array, temperature: float) -> 
 
 
 def formula(method: LambdaOrthogonality, rows: Batch) -> dict[str, float]:
-    """The four terms of methods.md 4.5 in NumPy."""
+    """The paper's four terms in NumPy."""
     old, new = (of(each) for each in vectors(rows))
     if method.setting.metric == "cosine":
         old, new = units(old), units(new)

@@ -254,7 +254,7 @@ class TestDriftAdapter:
 
 
 class TestSizes:
-    """Parameters from 768 to 384, as counted in methods.md 4.2."""
+    """Parameters from 768 to 384, counted by hand: weights and biases of each layer."""
 
     @pytest.mark.parametrize(
         ("made", "expected"),

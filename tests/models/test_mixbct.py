@@ -46,7 +46,7 @@ def units(vectors: Array, axis: int = 1) -> Array:
 
 
 def arcface(vectors: Array, centres: Array, labels: Array, scale: float, margin: float) -> float:
-    """The mean cross-entropy of methods.md 3.6, row by row."""
+    """The paper's mean cross-entropy, row by row."""
     total = 0.0
     for cosines, label in zip(units(vectors) @ units(centres).T, labels.astype(int), strict=True):
         theta = math.acos(cosines[label])

@@ -69,7 +69,7 @@ def test_the_three_losses_are_the_papers(scale: float, smoothing: float) -> None
 
 
 def test_the_turn_could_be_part_of_the_head_but_for_its_bias() -> None:
-    """Methods.md 5.4: (O, W) and (I, W O) give the same logits, up to W bias, which is the same for every vector."""
+    """(O, W) and (I, W O) give the same logits, up to W bias, which is the same for every vector."""
     oca, vectors = method(), F.normalize(torch.randn(9, OLD + EXTRA), dim=1)
     joined = vectors @ (oca.head.weight @ oca.turn.weight).T
     torch.testing.assert_close(oca.logits(vectors) - joined, (oca.head.weight @ oca.turn.bias).expand(9, -1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import time
 
 import pytest
 from sqlalchemy import select
@@ -17,6 +16,7 @@ from service.auth import (
     revoke_key,
 )
 from service.ready import UnsafeBinding, has_keys, is_loopback, require_safe_binding
+from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, World
 
 ITEM = {"model": "old", "items": [{"id": "a", "embedding": [1, 0, 0, 0]}]}
@@ -114,11 +114,14 @@ def test_what_is_no_valid_key_is_refused(world: World, header: str) -> None:
 def test_a_key_works_and_stops_working_within_a_second(world: World) -> None:
     secret = create_key(world.store.catalog, "reader", "search")
     headers = {"authorization": f"Bearer {secret}"}
-    time.sleep(1)
-    assert world.client.get("/models", headers=headers).status_code == 200
-    assert world.client.get("/models").status_code == 401
+
+    def status() -> int:
+        return world.client.get("/models", headers=headers).status_code
+
+    wait_for(lambda: world.client.get("/models").status_code == 401, 1, lambda: "the key is not known")
+    assert status() == 200
     assert revoke_key(world.store.catalog, "reader")
-    time.sleep(1)
+    wait_for(lambda: status() == 401, 1, lambda: "the key still works")
     # The last key is gone, and the door stays shut.
     world.refused(world.client.get("/models", headers=headers), 401, "unauthenticated")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
 import httpx
@@ -21,6 +21,25 @@ def follow(world: World, upgrade: str, last: int | None = None) -> httpx.Respons
 
 def states(text: str) -> list[str]:
     return [data["state"] for _, name, data in events(text) if name == "state"]
+
+
+def follow_and_act(
+    world: World,
+    upgrade: str,
+    later: Callable[[Callable[[], object]], None],
+    acts: Mapping[str, Callable[[], object]],
+) -> str:
+    """The whole stream of an upgrade; at the first event that tells one of these states, something is done."""
+    lines, left = list[str](), dict(acts)
+    with world.client.stream("GET", f"/admin/upgrades/{upgrade}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            lines.append(line)
+            told = states("\n".join(lines)) if line == "" else []
+            if told and (act := left.pop(told[-1], None)):
+                later(act)
+    assert not left
+    return "\n".join(lines)
 
 
 @pytest.fixture
@@ -41,18 +60,10 @@ def test_a_newcomer_is_told_how_it_stands_and_then_every_change(
     world: World, later: Callable[[Callable[[], object]], None]
 ) -> None:
     upgrade = world.start()
-
-    def story() -> None:
-        time.sleep(0.6)
-        world.work()
-        time.sleep(0.6)
-        world.verb(upgrade, "finalize")
-
-    later(story)
-    answer = follow(world, upgrade)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    assert states(answer.text) == ["pending", "validating", "running", "verifying", "completed", "finalized"]
-    found = events(answer.text)
+    acts = {"pending": world.work, "completed": lambda: world.verb(upgrade, "finalize")}
+    text = follow_and_act(world, upgrade, later, acts)
+    assert states(text) == ["pending", "validating", "running", "verifying", "completed", "finalized"]
+    found = events(text)
     assert found[0][1] == "state"
     assert [event_id for event_id, _, _ in found] == sorted(event_id for event_id, _, _ in found)
     progress = [data for _, name, data in found if name == "progress"]
@@ -103,15 +114,14 @@ def test_a_stream_ends_when_the_process_is_asked_to_stop(
     world: World, later: Callable[[Callable[[], object]], None]
 ) -> None:
     upgrade = world.start()
+    closed = list[float]()
 
     def close() -> None:
-        time.sleep(0.3)
+        closed.append(time.monotonic())
         world.app.state.process.closing.set()
 
-    later(close)
-    started = time.monotonic()
-    assert states(follow(world, upgrade).text) == ["pending"]
-    assert time.monotonic() - started < 2
+    assert states(follow_and_act(world, upgrade, later, {"pending": close})) == ["pending"]
+    assert time.monotonic() - closed[0] < 2
 
 
 def test_a_stream_does_not_hold_up_other_requests(world: World) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, OLD, UNITS, World, linear, opened
 from workers.settings import WorkerSettings
 from workers.tasks import Worker
@@ -187,17 +188,14 @@ def test_limits_of_items_are_held_and_named(tmp_path: Path) -> None:
 
 def test_another_process_sees_a_write_within_a_second(world: World) -> None:
     """Both have the same store here, but each has its own snapshots."""
-    import time
-
     from service.app import create_app
     from tests.service.world import served
 
     other = create_app(world.store)
     with served(other) as address:
         world.upsert({"id": "fresh", "embedding": [5, 5, 5, 5]})
-        time.sleep(1)
-        seen = other.state.process.galleries.current.snapshot(GALLERY)
-        assert seen.version == 5
+        galleries = other.state.process.galleries
+        wait_for(lambda: galleries.current.snapshot(GALLERY).version == 5, 1, lambda: "the write is not seen")
         world.post("/galleries", {"name": "second", "model": "old"})
         # What is not known yet is looked for at once.
         answer = world.client.post(f"{address}/galleries/second/search", json={"model": "old", "vector": [1, 0, 0, 0]})

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
+from gallery.catalog import latencies as latency_rows
 from gallery.catalog.tables import SearchLatencyRow
 from service import metrics
 from service.metrics import Latencies
 from service.server import configured
+from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, UNITS, World, opened
 
+PATIENCE_SECONDS = 20.0
 SEARCH = f"/galleries/{GALLERY}/search"
 QUERY = {"model": "old", "vector": UNITS[0].tolist()}
 
@@ -86,8 +89,7 @@ def test_overload_is_refused_and_not_queued(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(type(world.app.state.process.searcher), "search", slow)
         with ThreadPoolExecutor(4) as threads:
             sent = [threads.submit(world.client.post, SEARCH, json=MANY) for _ in range(4)]
-            while not any(each.done() for each in sent):
-                time.sleep(0.01)
+            assert wait(sent, timeout=20, return_when=FIRST_COMPLETED).done
             # Others are not held up: searches have slots of their own.
             assert world.get(f"/galleries/{GALLERY}")["items"] == 4
             release.set()
@@ -119,25 +121,39 @@ def test_damage_is_not_the_clients_fault_and_names_no_file(world: World) -> None
     assert "safetensors" not in answer.text
 
 
-def test_search_latency_is_published_only_while_an_upgrade_asks(world: World) -> None:
-    def published() -> list[SearchLatencyRow]:
-        with world.store.catalog.reading() as session:
-            return list(session.scalars(select(SearchLatencyRow)))
+def published(world: World) -> list[float]:
+    """The latencies that the catalog has, in milliseconds."""
+    with world.store.catalog.reading() as session:
+        return [row.p99_ms for row in session.scalars(select(SearchLatencyRow))]
 
+
+def test_search_latency_is_published_only_while_an_upgrade_asks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, watched = threading.Semaphore(0), latency_rows.watched
+
+    def look(session: Session) -> Any:
+        found = watched(session)
+        looked.release()
+        return found
+
+    monkeypatch.setattr(latency_rows, "watched", look)
     world.old_search(0)
-    time.sleep(1.5)
-    assert published() == []
+    for _ in range(2):  # who looks for the second time has done what the first look asked for
+        assert looked.acquire(timeout=PATIENCE_SECONDS)
+    assert published(world) == []
     world.start(throttle={"max_search_p99_ms": 1000})
-    world.old_search(0)
-    time.sleep(2)
-    (row,) = published()
-    assert row.p99_ms > 0
+
+    def told() -> bool:
+        world.old_search(0)  # only searches of the last seconds count
+        return any(p99_ms > 0 for p99_ms in published(world))
+
+    wait_for(told, PATIENCE_SECONDS, lambda: str(published(world)), every=0.2)
+    assert len(published(world)) == 1
 
 
 def test_a_published_latency_is_taken_back_when_the_process_ends(tmp_path: Path) -> None:
     with opened(tmp_path) as world:
         world.prepared().filled().start(throttle={"max_search_p99_ms": 1000})
-        time.sleep(1.5)
+        wait_for(lambda: published(world), PATIENCE_SECONDS, lambda: "nothing was published")
     with world.store.catalog.engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM search_latencies")).scalar() == 0
     world.store.catalog.close()
@@ -163,8 +179,7 @@ def test_galleries_that_nobody_searches_any_more_are_forgotten(monkeypatch: pyte
 def test_each_request_is_one_event_without_what_was_sent(world: World) -> None:
     with structlog.testing.capture_logs() as events:
         world.client.post(SEARCH, json={**QUERY, "vector": [0.987654, 0, 0, 0]}, headers={"x-request-id": "mine"})
-        while not events:  # it is written after the answer was sent
-            time.sleep(0.01)
+        wait_for(lambda: events, PATIENCE_SECONDS, lambda: "nothing was logged")  # it is, after the answer was sent
     (event,) = (event for event in events if event["event"] == "request")
     assert event["path"] == SEARCH
     assert event["status"] == 200

@@ -1,4 +1,4 @@
-"""The table of design 3, case by case: which space, and by which route each segment."""
+"""Which score space, and by which route each segment, case by case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The diagram of design 6, copied as it stands there, and every verb in every state."""
+"""The diagram of ARCHITECTURE.md, copied by hand, and every verb in every state."""
 
 from __future__ import annotations
 

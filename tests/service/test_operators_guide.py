@@ -1,0 +1,45 @@
+"""What docs/operating.md tells an operator to ask for, and to look at, is what the service has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.service.world import World
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = (ROOT / "docs/operating.md").read_text()
+VERBS = "GET|PUT|POST|PATCH|DELETE"
+
+
+def test_every_metric_of_the_service_is_in_the_guide_with_its_labels(world: World) -> None:
+    world.old_search(0)
+    world.upgraded()
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(world.client.get("/metrics").text):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
+    told = re.findall(r"`(forwardfill_\w+)(?:\{([\w, ]*)\})?`", re.sub(r"(?s)```.*?```", "", GUIDE))
+    assert {name for name, _ in told} == found.keys()
+    for name, labels in told:
+        if labels:
+            assert set(labels.split(", ")) == found[name], name
+
+
+def test_every_call_that_the_guide_and_the_readme_name_is_one_of_the_service(world: World) -> None:
+    paths = world.get("/openapi.json")["paths"]
+    named = set(re.findall(rf"`({VERBS}) (/[\w/{{}}.-]+)", GUIDE + (ROOT / "README.md").read_text()))
+    assert named
+    for verb, path in named:
+        assert verb.lower() in paths.get(path, {}), f"{verb} {path}"
+
+
+def test_every_reason_of_the_guide_is_one_that_the_code_gives() -> None:
+    code = "".join(file.read_text() for file in sorted((ROOT / "gallery" / "upgrade").glob("*.py")))
+    table = GUIDE.partition("| condition: type, reason |")[2].partition("\n\n")[0]
+    words = {word for row in table.splitlines() for word in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert words
+    for word in words:
+        assert f'"{word}"' in code, word
