@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from ulid import ULID
 
 from gallery import errors
+from gallery.catalog import audit
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog import segments as segment_rows
@@ -227,7 +228,7 @@ def delete_gallery(store: Store, name: str, *, actor: str | None = None) -> None
             move(tx.session, active, State.CANCELLING, actor=actor)
             move(tx.session, active, State.CANCELLED, actor=actor)
         names = gallery_rows.files_of(tx.session, gallery.id)
-        upgrade_rows.record(tx.session, "gallery.deleted", gallery=name, actor=actor)
+        audit.record(tx.session, "gallery.deleted", gallery=name, actor=actor)
         tx.session.flush()
         gallery_rows.remove(tx.session, gallery.id)
         tx.after.append(lambda: store.files.remove(names))
@@ -430,7 +431,7 @@ def drop(store: Store, tx: Transaction, columns: list[ColumnRow]) -> int:
 
 def _event(session: Session, row: UpgradeRow, actor: str | None, action: str, **detail: Any) -> None:
     """Whatever is done is done with the artifact that the upgrade is pinned to."""
-    upgrade_rows.record(
+    audit.record(
         session,
         f"upgrade.{action}",
         gallery=row.gallery_name,

@@ -12,8 +12,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.catalog import audit
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
+from gallery.catalog import probes as probe_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.segments import MEASURED
@@ -22,7 +24,7 @@ from gallery.compact import merge
 from gallery.index.choose import AUTO, EXACT, check
 from gallery.index.registry import names
 from gallery.lineage import Step
-from gallery.upgrade import lifecycle, quality
+from gallery.upgrade import lifecycle
 from gallery.vectors import accept
 from service.auth import MayAdmin, MaySearch, MayWrite
 from service.bodies import Body, Json, Name, Reference, Text, Vector, within
@@ -149,7 +151,7 @@ def create_gallery(
             row = gallery_rows.add_gallery(
                 tx.session, name=body.name, model=model, index=body.index, storage_dtype=body.storage_dtype
             )
-            upgrade_rows.record(tx.session, "gallery.created", gallery=body.name, actor=caller.name)
+            audit.record(tx.session, "gallery.created", gallery=body.name, actor=caller.name)
             return _gallery(tx.session, row)
 
     created = once_more(write)
@@ -226,10 +228,8 @@ def put_probes(
                 )
                 vectors[name] = accept(vector.reshape(1, -1), model, pointer=f"/probes/{at}/vectors/{name}")[0]
             accepted.append((vectors, probe.relevant))
-        quality.put_probes(tx.session, row.id, accepted)
-        upgrade_rows.record(
-            tx.session, "gallery.probes_replaced", gallery=gallery, actor=caller.name, probes=len(accepted)
-        )
+        probe_rows.replace(tx.session, row.id, accepted)
+        audit.record(tx.session, "gallery.probes_replaced", gallery=gallery, actor=caller.name, probes=len(accepted))
     return Probes(probes=len(accepted))
 
 

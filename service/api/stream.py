@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from gallery import errors
+from gallery.catalog import audit
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import EventRow, UpgradeRow
 from gallery.upgrade import progress
@@ -59,7 +60,7 @@ class _Follower:
         with self.process.store.catalog.reading() as session:
             row = upgrade_rows.upgrade_row(session, self.upgrade_id)
             counted = Progress.model_validate(progress.progress(session, row), from_attributes=True)
-            events = upgrade_rows.events_after(session, self.upgrade_id, self.last_id)
+            events = audit.events_after(session, self.upgrade_id, self.last_id)
         if events:
             self.process.galleries.announced()
         return _Look(events, counted.model_dump_json().encode(), State(row.state), _is_over(row))
