@@ -16,7 +16,7 @@ from ulid import ULID
 
 from gallery import errors
 from gallery.arrays import Metric
-from gallery.catalog import audit
+from gallery.catalog import audit, idempotency
 from gallery.catalog import fits as fit_rows
 from gallery.catalog.fits import CANCELLED
 from gallery.catalog.tables import FitRow, TransformationRow
@@ -103,14 +103,14 @@ def start(store: Store, new: NewFit, *, actor: str | None = None) -> Changed:
         Invalid, NotFound: a pair cannot be used; see `gallery.pairs.accept_pairs`.
     """
     with store.catalog.reading() as session:
-        known = fit_rows.started_by(session, new.idempotency_key, new.request_sha256)
+        known = idempotency.started_by(session, FitRow, new.idempotency_key, new.request_sha256)
         if known is not None:
             return Changed(known, changed=False)
         _check_name(session, new.name)
         accepted = accept_pairs(session, new.gallery, new.target, new.pairs, use_side=new.use_side)
     kept = keep(store.files, accepted)
     with store.catalog.transaction("fit_start") as tx, store.files.unnamed(kept.names):
-        known = fit_rows.started_by(tx.session, new.idempotency_key, new.request_sha256)
+        known = idempotency.started_by(tx.session, FitRow, new.idempotency_key, new.request_sha256)
         if known is not None:
             tx.after.append(lambda: store.files.remove(kept.names))
             return Changed(known, changed=False)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from ulid import ULID
 
 from gallery import errors
-from gallery.catalog import audit
+from gallery.catalog import audit, idempotency
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog import segments as segment_rows
@@ -270,12 +270,7 @@ def _ends(row: UpgradeRow, then: State) -> bool:
 
 def _known(session: Session, new: NewUpgrade) -> str | None:
     """The upgrade that this very request started before."""
-    if new.idempotency_key is None:
-        return None
-    row = session.scalar(select(UpgradeRow).where(UpgradeRow.idempotency_key == new.idempotency_key))
-    if row is not None and row.request_sha256 != new.request_sha256:
-        raise errors.IdempotencyKeyReused("this Idempotency-Key came with another request before; use a new one")
-    return row.id if row is not None else None
+    return idempotency.started_by(session, UpgradeRow, new.idempotency_key, new.request_sha256)
 
 
 def _orderable(session: Session, transformation: TransformationRow, order: Order) -> None:

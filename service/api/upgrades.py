@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-import orjson
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, FiniteFloat
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -24,6 +22,7 @@ from service.auth import MayAdmin
 from service.bodies import Body, Json, Reference
 from service.documents import documented
 from service.errors import InvalidRequest, NoUncertainty
+from service.idempotency import IdempotencyKey, fingerprint
 from service.paging import PageDep, fetch, token
 from service.process import Process, ProcessDep, RequestSlot, once_more
 from service.refinement import least_certain
@@ -285,10 +284,7 @@ def start_upgrade(
     body: Annotated[UpgradeBody, Depends(Json(UpgradeBody))],
     process: ProcessDep,
     response: Response,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=255, description="The same request with the same key starts nothing new."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Upgrade:
     """Start an upgrade; workers take it from there, and searches go on. `Location` says where to watch it."""
     if (body.transformation is None) == (body.target_model is None):
@@ -308,7 +304,7 @@ def start_upgrade(
         score_thresholds=body.score_thresholds,
         dry_run=body.dry_run,
         idempotency_key=idempotency_key,
-        request_sha256=_fingerprint(body),
+        request_sha256=fingerprint("upgrade", body.model_dump()),
     )
     started = once_more(lambda: lifecycle.start(process.store, new, actor=caller.name))
     process.nudge()
@@ -557,11 +553,6 @@ def _told(process: Process, upgrade_id: str) -> Upgrade:
     document = read_upgrade(process, upgrade_id)
     process.galleries.announced()
     return document
-
-
-def _fingerprint(body: UpgradeBody) -> str:
-    """What an idempotency key stands for: the request's meaning, not its spelling."""
-    return hashlib.sha256(b"upgrade\n" + orjson.dumps(body.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _upgrade(session: Session, row: UpgradeRow) -> Upgrade:

@@ -82,7 +82,7 @@ def start(world: World, name: str = "fitted", **more: object) -> str:
 
 
 def worker(world: World, fit: fits.Fit) -> Worker:
-    return Worker(world.store, WorkerSettings(data=world.store.settings.data), fit)
+    return Worker(world.store, WorkerSettings(), fit)
 
 
 def row(world: World, fit_id: str) -> FitRow:
