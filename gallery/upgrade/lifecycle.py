@@ -104,7 +104,12 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
 
 def pause(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
     """Lease no more segments; the one under way finishes."""
-    return _simple(store, upgrade_id, Verb.PAUSE, lambda _: State.PAUSED, actor)
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        if not _wants(tx.session, row, Verb.PAUSE):
+            return Changed(row.id, changed=False)
+        move(tx.session, row, State.PAUSED, actor=actor)
+    return Changed(row.id, changed=True)
 
 
 def resume(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
@@ -216,22 +221,6 @@ def _with_below(session: Session, row: UpgradeRow, gallery_id: int) -> list[tupl
     stack = upgrade_rows.open_of(session, gallery_id)
     stack = stack[: [each.id for each in stack].index(row.id) + 1]
     return [(each, [later.target_id for later in stack[at:]]) for at, each in enumerate(stack)]
-
-
-def delete_gallery(store: Store, name: str, *, actor: str | None = None) -> None:
-    """Delete a gallery; its upgrade is cancelled first."""
-    with store.catalog.transaction() as tx:
-        gallery = gallery_rows.gallery_row(tx.session, name)
-        gallery_rows.bump(tx.session, gallery.id)
-        active = upgrade_rows.active_of(tx.session, gallery.id)
-        if active is not None:
-            move(tx.session, active, State.CANCELLING, actor=actor)
-            move(tx.session, active, State.CANCELLED, actor=actor)
-        names = gallery_rows.files_of(tx.session, gallery.id)
-        audit.record(tx.session, "gallery.deleted", gallery=name, actor=actor)
-        tx.session.flush()
-        gallery_rows.remove(tx.session, gallery.id)
-        tx.after.append(lambda: store.files.remove(names))
 
 
 def move(session: Session, row: UpgradeRow, then: State, *, actor: str | None = None, **detail: Any) -> None:
@@ -357,15 +346,6 @@ def _forgive(session: Session, row: UpgradeRow) -> int:
     row.error = None
     session.flush()
     return len(failed)
-
-
-def _simple(store: Store, upgrade_id: str, verb: Verb, then: Any, actor: str | None) -> Changed:
-    with store.catalog.transaction() as tx:
-        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
-        if not _wants(tx.session, row, verb):
-            return Changed(row.id, changed=False)
-        move(tx.session, row, then(row), actor=actor)
-    return Changed(row.id, changed=True)
 
 
 def locked(session: Session, upgrade_id: str) -> tuple[UpgradeRow, GalleryRow | None]:

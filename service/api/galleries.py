@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gallery import errors
+from gallery import errors, removal
 from gallery.catalog import audit
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
@@ -24,7 +24,6 @@ from gallery.compact import merge
 from gallery.index.choose import AUTO, EXACT, check
 from gallery.index.registry import names
 from gallery.lineage import Step
-from gallery.upgrade import lifecycle
 from gallery.vectors import accept
 from service.auth import MayAdmin, MaySearch, MayWrite
 from service.bodies import Body, Json, Name, Reference, Text, Vector, within
@@ -178,7 +177,7 @@ def get_gallery(_: MaySearch, __: RequestSlot, gallery: str, process: ProcessDep
 @router.delete("/galleries/{gallery}", status_code=204, **documented(errors.GalleryNotFound))
 def delete_gallery(caller: MayAdmin, _: RequestSlot, gallery: str, process: ProcessDep) -> None:
     """Delete a gallery with all its items. Its upgrade is cancelled first."""
-    lifecycle.delete_gallery(process.store, gallery, actor=caller.name)
+    removal.delete_gallery(process.store, gallery, actor=caller.name)
     process.written()
 
 

@@ -23,8 +23,8 @@ from gallery.catalog.transaction import Transaction
 from gallery.files import digest
 from gallery.fits import Asked, NewFit, Outcome, Tell
 from gallery.pairs import NewPairs, Pairs
+from gallery.removal import delete_gallery
 from gallery.transforms import artifact_file
-from gallery.upgrade.lifecycle import delete_gallery
 from gallery.upgrade.states import State
 from tests.gallery.crash import Bomb, Killed, Stage
 from tests.gallery.world import BACKWARD, GALLERY, PLAIN, World

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gallery import removal
 from gallery.catalog import probes as probe_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.upgrades import upgrade_row
@@ -133,12 +134,12 @@ def test_only_an_upgrade_that_the_gallery_stands_on_is_looked_at(world: World, h
         with world.store.catalog.transaction() as tx:
             probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, [])
     if how == "deleted":
-        lifecycle.delete_gallery(world.store, GALLERY)
+        removal.delete_gallery(world.store, GALLERY)
     assert Refinements(world.store, world.galleries, world.searcher).due() == []
 
 
 def test_a_gallery_that_is_deleted_meanwhile_is_passed_over(world: World, upgrade: str) -> None:
     worker = Refinements(world.store, world.galleries, world.searcher)
     assert worker.due() == [upgrade]
-    lifecycle.delete_gallery(world.store, GALLERY)
+    removal.delete_gallery(world.store, GALLERY)
     assert not worker.look(upgrade)
