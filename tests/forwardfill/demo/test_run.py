@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from forwardfill.demo import run
+from forwardfill.demo.run import run
 from forwardfill.local_service import LocalService, ServiceDiedError
 
 
@@ -52,7 +52,7 @@ def test_the_searching_process_ends_with_the_one_that_started_it(tmp_path: Path)
     )
     starter = (
         "import numpy, sys; numpy.savez(sys.argv[2], ids=numpy.array(['a']), old=numpy.eye(1), new=numpy.eye(1))\n"
-        "import subprocess; process = subprocess.Popen([sys.executable, '-m', 'forwardfill.traffic', sys.argv[1]],"
+        "import subprocess; process = subprocess.Popen([sys.executable, '-m', 'forwardfill.demo.traffic', sys.argv[1]],"
         " stdin=subprocess.PIPE, stdout=subprocess.DEVNULL); print(process.pid, flush=True); sys.stdin.read()"
     )
     arguments = [str(tmp_path / "plan.json"), str(tmp_path / "queries.npz")]
