@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 
 from forwardfill import wire
-from forwardfill.answers import Answer, BatchAnswer, Json, Throttle, Upgrade
+from forwardfill.answers import Answer, BatchAnswer, Cutover, Json, Order, Throttle, Upgrade
 from forwardfill.errors import ForwardfillError, UpgradeStoppedError, problem
 from forwardfill.wire import Event, Vectors
 
@@ -499,8 +499,8 @@ class Client:
         *,
         transformation: str | None = None,
         target_model: str | None = None,
-        cutover: Literal["progressive", "automatic", "manual"] = "progressive",
-        order: Literal["stored", "uncertainty", "most_searched"] = "stored",
+        cutover: Cutover = "progressive",
+        order: Order = "stored",
         throttle: Throttle | None = None,
         gate: Json | None = None,
         on_missing_side_information: Literal["fail", "zeros", "skip"] = "fail",
