@@ -48,7 +48,6 @@ class Counts(NamedTuple):
 
     segments: Mapping[str, int]
     items: Mapping[str, int]
-    first_done: datetime | None
     last_done: datetime | None
 
 
@@ -238,15 +237,10 @@ def counts(session: Session, upgrade_id: str) -> Counts:
         .where(UpgradeSegmentRow.upgrade_id == upgrade_id)
         .group_by(UpgradeSegmentRow.state)
     ).all()
-    first, last = session.execute(
-        select(func.min(UpgradeSegmentRow.done_at), func.max(UpgradeSegmentRow.done_at)).where(
-            UpgradeSegmentRow.upgrade_id == upgrade_id
-        )
-    ).one()
+    last = session.scalar(select(func.max(UpgradeSegmentRow.done_at)).where(UpgradeSegmentRow.upgrade_id == upgrade_id))
     return Counts(
         segments={state: count for state, count, _ in rows},
         items={state: int(items) for state, _, items in rows},
-        first_done=first,
         last_done=last,
     )
 
