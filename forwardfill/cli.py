@@ -167,7 +167,10 @@ def demo(
     quick: Annotated[bool, typer.Option(help="Hardly train or measure: see in a minute that all of it runs.")] = False,
 ) -> None:
     """Train two models and a transformation, fill a gallery, and upgrade it while it is searched."""
-    from forwardfill.demo.run import run
+    try:
+        from forwardfill.demo.run import run
+    except ModuleNotFoundError as error:
+        _refuse(f"The demo needs {error.name}: install the extra `train`, as `make demo` does.")
 
     raise typer.Exit(run(data=data, root=root, out=out, seed=seed, quick=quick))
 

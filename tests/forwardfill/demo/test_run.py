@@ -80,3 +80,11 @@ def test_an_unknown_data_set_is_refused_before_anything_is_removed(tmp_path: Pat
     assert run(data="imagenet", out=tmp_path) == 2
     assert run(data="cifar100", root=tmp_path, out=tmp_path) == 2
     assert (tmp_path / "report.json").exists()
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['matplotlib'] = None; from forwardfill.cli import app; app(['demo'])"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert said.returncode != 0
+    assert "The demo needs matplotlib" in said.stdout
+    assert "install the extra `train`" in said.stdout
