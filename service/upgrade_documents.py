@@ -293,7 +293,7 @@ def failure_document(row: UpgradeSegmentRow) -> Failure:
 
 
 def refinement_document(row: UpgradeRow, counted: Counted, listed: Listed, after: str | None) -> Refinement:
-    """A page of the ids that are worth most, `after` which the next begins."""
+    """A page of the ids that pay most, and `after`, the token of the next page."""
     return Refinement(
         ids=listed.ids,
         next_page_token=after,
