@@ -18,7 +18,8 @@ from benchmarks import load
 from benchmarks.load import Load
 from benchmarks.processes import Server, service
 from benchmarks.vectors import DIMENSION, K
-from forwardfill.client import Client, encoded
+from forwardfill.client import Client
+from forwardfill.wire import encoded
 from gallery.arrays import Vectors
 from gallery.settings import GallerySettings
 from models import artifacts

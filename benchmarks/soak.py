@@ -25,7 +25,7 @@ from benchmarks.processes import end_in_good_order, resident
 from benchmarks.report import show
 from benchmarks.table import Group, Line, Pair, at_least, at_most, compared, counted, document, exit_code
 from benchmarks.vectors import DIMENSION, clustered
-from forwardfill.client import encoded
+from forwardfill.wire import encoded
 from gallery.arrays import Vectors
 from models.runtime import load_transform
 

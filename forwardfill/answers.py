@@ -6,6 +6,24 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 Json = dict[str, Any]
 
+Cutover = Literal["progressive", "automatic", "manual"]
+Order = Literal["stored", "uncertainty", "most_searched"]
+State = Literal[
+    "pending",
+    "validating",
+    "running",
+    "paused",
+    "verifying",
+    "awaiting_cutover",
+    "completed",
+    "finalized",
+    "cancelling",
+    "cancelled",
+    "rolling_back",
+    "rolled_back",
+    "failed",
+]
+
 
 class Hit(TypedDict):
     """One found item; the payload is there if it was asked for."""
@@ -69,6 +87,59 @@ class Progress(TypedDict):
     eta_seconds: float | None
 
 
+class Measures(TypedDict):
+    """What probes found; None where there is nothing to tell it from."""
+
+    probes: int
+    judged: int
+    k: int
+    cmc1: float | None
+    recall_at_10: float | None
+    map: float | None
+    overlap_at_10: float | None
+    negative_flips: int | None
+
+
+class Point(Measures):
+    """Quality at some progress."""
+
+    fraction: float
+
+
+class Refined(Measures):
+    """Quality at some refinement."""
+
+    fraction: float
+    items: int
+
+
+class Quality(TypedDict):
+    """What was measured with probes; None where there is nothing to measure with."""
+
+    before: Measures | None
+    now: Measures | None
+    expected_after: Measures | None
+    by_progress: list[Point]
+    by_refinement: list[Refined]
+
+
+class Condition(TypedDict):
+    """Why an upgrade does not go at full speed."""
+
+    type: str
+    since: str
+    reason: str
+    detail: str
+
+
+class Pinned(TypedDict):
+    """A transformation that an upgrade was started with."""
+
+    transformation: str
+    source_model: str
+    artifact_sha256: str
+
+
 class Upgrade(TypedDict):
     """One upgrade."""
 
@@ -78,11 +149,23 @@ class Upgrade(TypedDict):
     target_model: str
     transformation: str
     artifact_sha256: str
-    state: str
-    cutover: str
+    pinned: list[Pinned]
+    state: State
+    cutover: Cutover
+    order: Order
+    on_missing_side_information: str
+    dry_run: bool
+    throttle: dict[str, float]
+    gate: dict[str, float]
     progress: Progress
-    quality: Json
-    conditions: list[Json]
+    quality: Quality
+    #: what validation found
+    report: Json
+    conditions: list[Condition]
+    #: verbs that it takes now
+    allowed: list[str]
+    #: bytes; None where it cannot be finalized
+    finalize_frees: int | None
     created_at: str
     started_at: str | None
     finished_at: str | None

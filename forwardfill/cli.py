@@ -178,7 +178,7 @@ def demo(
     quick: Annotated[bool, typer.Option(help="Hardly train or measure: see in a minute that all of it runs.")] = False,
 ) -> None:
     """Train two models and a transformation, fill a gallery, and upgrade it while it is searched."""
-    from forwardfill.demo import run
+    from forwardfill.demo.run import run
 
     raise typer.Exit(run(data=data, root=root, out=out, seed=seed, quick=quick))
 

@@ -12,31 +12,29 @@ or never came back, is raised as httpx raises it.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
-from urllib.parse import quote
+from typing import Any, Literal, Self
 
 import httpx
 import numpy as np
-import numpy.typing as npt
 import orjson
 
-from forwardfill.answers import Answer, BatchAnswer, Json, Throttle, Upgrade
+from forwardfill import wire
+from forwardfill.answers import Answer, BatchAnswer, Cutover, Json, Order, Throttle, Upgrade
+from forwardfill.errors import ForwardfillError, UpgradeStoppedError, problem
+from forwardfill.wire import Event, Vectors
+
+#: what a user of the client needs, wherever it is written
+__all__ = ["Client", "Event", "ForwardfillError", "UpgradeStoppedError", "Vectors"]
 
 Metric = Literal["cosine", "inner_product", "euclidean"]
-#: anything that NumPy makes an array of real numbers from
-Vectors = npt.ArrayLike
 
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-UPLOAD_BLOCK = 1 << 20
 ARROW = "application/vnd.apache.arrow.stream"
-#: JSON around a vector and a payload; an estimate, to keep requests below the server's limit of bytes
-ITEM_OVERHEAD = 256
 #: no event comes from an upgrade that is throttled to less than a segment in this time
 QUIET_SECONDS = 60.0
 RECONNECT_SECONDS = 0.5
@@ -44,51 +42,6 @@ RECONNECT_SECONDS = 0.5
 LOOK_SECONDS = 0.5
 #: states in which an upgrade stays unless a person acts
 RESTING = frozenset({"finalized", "cancelled", "rolled_back", "failed"})
-
-
-class ForwardfillError(Exception):
-    """The service refused a request, and says why."""
-
-    def __init__(
-        self, status: int, code: str, detail: str, errors: Sequence[Json] = (), request_id: str | None = None
-    ) -> None:
-        """Say what was refused.
-
-        Args:
-            status: of HTTP.
-            code: stable, for programs.
-            detail: for people.
-            errors: what is wrong in the body, as `{"pointer", "detail"}`.
-            request_id: to find the request in the service's log.
-        """
-        super().__init__(f"{code} ({status}): {detail}")
-        self.status = status
-        self.code = code
-        self.detail = detail
-        self.errors = list(errors)
-        self.request_id = request_id
-        #: the whole answer: extension members, such as `allowed`, are here
-        self.problem: Json = {}
-
-
-class UpgradeStoppedError(Exception):
-    """An upgrade that was waited for came to rest in another state."""
-
-    def __init__(self, upgrade: Upgrade) -> None:
-        """Tell the state, and the error if there is one."""
-        reason = f": {upgrade['error']}" if upgrade.get("error") else ""
-        super().__init__(f"upgrade {upgrade['id']} is {upgrade['state']}{reason}")
-        self.upgrade = upgrade
-
-
-class Event(NamedTuple):
-    """One Server-Sent Event of an upgrade."""
-
-    #: `progress` or `state`
-    name: str
-    data: Json
-    #: for `Last-Event-ID`; None where the event has none
-    id: str | None
 
 
 class Client:
@@ -187,7 +140,7 @@ class Client:
 
     def model(self, name: str) -> Json:
         """Return a model, with the galleries and transformations that use it."""
-        return self._call("GET", f"/models/{_quoted(name)}")
+        return self._call("GET", f"/models/{wire.quoted(name)}")
 
     def upload_artifact(self, path: str | Path) -> str:
         """Stream a safetensors file to the service; once is enough, again costs little.
@@ -199,7 +152,7 @@ class Client:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         headers = {"content-type": "application/octet-stream", "content-length": str(path.stat().st_size)}
-        self._request("PUT", f"/artifacts/{digest}", content=_blocks(path), headers=headers)
+        self._request("PUT", f"/artifacts/{digest}", content=wire.blocks(path), headers=headers)
         return digest
 
     def register_transformation(
@@ -229,7 +182,7 @@ class Client:
 
     def transformation(self, name: str) -> Json:
         """Return a transformation with its evaluation."""
-        return self._call("GET", f"/transformations/{_quoted(name)}")
+        return self._call("GET", f"/transformations/{wire.quoted(name)}")
 
     def evaluate(
         self,
@@ -249,12 +202,15 @@ class Client:
             side_information: (n, side dimension), where the transformation takes it.
             labels: n labels, for CMC and mAP.
         """
-        body: Json = {"source_embeddings": encoded(source_embeddings), "target_embeddings": encoded(target_embeddings)}
+        body: Json = {
+            "source_embeddings": wire.encoded(source_embeddings),
+            "target_embeddings": wire.encoded(target_embeddings),
+        }
         if side_information is not None:
-            body["side_information"] = encoded(side_information)
+            body["side_information"] = wire.encoded(side_information)
         if labels is not None:
             body["labels"] = np.asarray(labels).tolist()
-        return self._call("POST", f"/transformations/{_quoted(transformation)}/evaluate", body)
+        return self._call("POST", f"/transformations/{wire.quoted(transformation)}/evaluate", body)
 
     def start_fit(
         self,
@@ -302,11 +258,11 @@ class Client:
 
     def fit(self, fit_id: str) -> Json:
         """Return a fit: its progress, and once it is completed its verdict."""
-        return self._call("GET", f"/transformations/fits/{_quoted(fit_id)}")
+        return self._call("GET", f"/transformations/fits/{wire.quoted(fit_id)}")
 
     def cancel_fit(self, fit_id: str) -> Json:
         """End a fit that has not ended; nothing is registered."""
-        return self._call("POST", f"/transformations/fits/{_quoted(fit_id)}/cancel")
+        return self._call("POST", f"/transformations/fits/{wire.quoted(fit_id)}/cancel")
 
     def watch_fit(self, fit_id: str) -> Iterator[Json]:
         """Follow a fit until it has ended; what it is then comes last."""
@@ -339,15 +295,15 @@ class Client:
 
     def gallery(self, name: str) -> Json:
         """Return a gallery: items, columns, segments, version, active upgrade."""
-        return self._call("GET", f"/galleries/{_quoted(name)}")
+        return self._call("GET", f"/galleries/{wire.quoted(name)}")
 
     def delete_gallery(self, name: str) -> None:
         """Delete a gallery and all it holds; an upgrade of it is cancelled first."""
-        self._request("DELETE", f"/galleries/{_quoted(name)}")
+        self._request("DELETE", f"/galleries/{wire.quoted(name)}")
 
     def compact_gallery(self, name: str) -> Json:
         """Ask for a gallery's small segments to be merged, and its deleted rows to be left out; a worker does it."""
-        return self._call("POST", f"/admin/galleries/{_quoted(name)}/compact")
+        return self._call("POST", f"/admin/galleries/{wire.quoted(name)}/compact")
 
     def upsert(
         self,
@@ -380,13 +336,13 @@ class Client:
             ValueError: lengths differ.
             ForwardfillError: an item was refused; `errors` points at it, counted within its request.
         """
-        rows = _Rows(ids, embeddings, side_information, payloads)
+        rows = wire.Rows(ids, embeddings, side_information, payloads)
         by_bytes = self._limit("max_body_bytes") * 9 // 10 // rows.bytes_per_item()
         size = max(1, min(batch or len(ids), self._limit("max_items_per_upsert"), by_bytes))
         version = 0
         for start in range(0, len(ids), size):
             body = {"model": model, "items": rows.items(start, min(start + size, len(ids)))}
-            version = int(self._call("POST", f"/galleries/{_quoted(gallery)}/items", body)["version"])
+            version = int(self._call("POST", f"/galleries/{wire.quoted(gallery)}/items", body)["version"])
         return version
 
     def upsert_arrow(self, gallery: str, model: str, stream: bytes) -> Json:
@@ -398,10 +354,10 @@ class Client:
         Raises:
             ForwardfillError: an item was refused, and so all; `errors` points at it.
         """
-        path = f"/galleries/{_quoted(gallery)}/items"
+        path = f"/galleries/{wire.quoted(gallery)}/items"
         headers = {"content-type": ARROW, "content-length": str(len(stream))}
         # In pieces, because httpx keeps a body that it was handed whole until the garbage collector comes by.
-        answer = self._request("POST", path, content=_pieces(stream), query={"model": model}, headers=headers)
+        answer = self._request("POST", path, content=wire.pieces(stream), query={"model": model}, headers=headers)
         return orjson.loads(answer.content)  # type: ignore[no-any-return]
 
     def delete_items(self, gallery: str, ids: Sequence[str]) -> Json:
@@ -410,7 +366,7 @@ class Client:
         size = self._limit("max_items_per_upsert")
         for start in range(0, len(ids), size):
             body = {"ids": list(ids[start : start + size])}
-            answer = self._call("POST", f"/galleries/{_quoted(gallery)}/items/delete", body)
+            answer = self._call("POST", f"/galleries/{wire.quoted(gallery)}/items/delete", body)
             deleted += answer["deleted"]
             missing += answer["missing"]
         return {"deleted": deleted, "missing": missing}
@@ -418,7 +374,7 @@ class Client:
     def item(self, gallery: str, item_id: str, *, vectors: bool = False) -> Json:
         """Return an item: its payload and columns, with their vectors if asked for."""
         query = {"include": "vectors"} if vectors else None
-        return self._call("GET", f"/galleries/{_quoted(gallery)}/items/{_quoted(item_id)}", query=query)
+        return self._call("GET", f"/galleries/{wire.quoted(gallery)}/items/{wire.quoted(item_id)}", query=query)
 
     # --- search -------------------------------------------------------------------------------------------------------
 
@@ -449,8 +405,12 @@ class Client:
             allow_partial: answer from what can be reached, rather than be refused.
             oversample: candidates per hit that are transformed where the gallery has not arrived.
         """
-        body = {"model": model, **_query(vector, companions), **_options(k, filter, include, allow_partial, oversample)}
-        answer: Any = self._call("POST", f"/galleries/{_quoted(gallery)}/search", body)
+        body = {
+            "model": model,
+            **wire.query(vector, companions),
+            **wire.options(k, filter, include, allow_partial, oversample),
+        }
+        answer: Any = self._call("POST", f"/galleries/{wire.quoted(gallery)}/search", body)
         return answer  # type: ignore[no-any-return]
 
     def search_batch(
@@ -473,12 +433,13 @@ class Client:
             vectors: (n, dimension).
             companions: (n, dimension) by model name.
         """
-        others = {name: _matrix(each) for name, each in (companions or {}).items()}
+        others = {name: wire.matrix(each) for name, each in (companions or {}).items()}
         queries = [
-            _query(row, {name: each[at] for name, each in others.items()}) for at, row in enumerate(_matrix(vectors))
+            wire.query(row, {name: each[at] for name, each in others.items()})
+            for at, row in enumerate(wire.matrix(vectors))
         ]
-        body = {"model": model, "queries": queries, **_options(k, filter, include, allow_partial, oversample)}
-        answer: Any = self._call("POST", f"/galleries/{_quoted(gallery)}/search/batch", body)
+        body = {"model": model, "queries": queries, **wire.options(k, filter, include, allow_partial, oversample)}
+        answer: Any = self._call("POST", f"/galleries/{wire.quoted(gallery)}/search/batch", body)
         return answer  # type: ignore[no-any-return]
 
     def explain(
@@ -504,8 +465,12 @@ class Client:
         Returns:
             `hits` and `served` of the search, and `plan`, `milliseconds` and `exact`.
         """
-        body = {"model": model, **_query(vector, companions), **_options(k, filter, include, allow_partial, oversample)}
-        return self._call("POST", f"/galleries/{_quoted(gallery)}/search/explain", body)
+        body = {
+            "model": model,
+            **wire.query(vector, companions),
+            **wire.options(k, filter, include, allow_partial, oversample),
+        }
+        return self._call("POST", f"/galleries/{wire.quoted(gallery)}/search/explain", body)
 
     def set_probes(
         self, gallery: str, vectors: Mapping[str, Vectors], *, relevant: Sequence[Sequence[str]] | None = None
@@ -517,12 +482,14 @@ class Client:
             vectors: (n, dimension) by model name: n queries in each model.
             relevant: per query the ids that ought to be found, if known.
         """
-        columns = {name: _matrix(each) for name, each in vectors.items()}
+        columns = {name: wire.matrix(each) for name, each in vectors.items()}
         count = len(next(iter(columns.values()), ()))
-        probes: list[Json] = [{"vectors": {n: encoded(each[at]) for n, each in columns.items()}} for at in range(count)]
+        probes: list[Json] = [
+            {"vectors": {n: wire.encoded(each[at]) for n, each in columns.items()}} for at in range(count)
+        ]
         for probe, ids in zip(probes, relevant or (), strict=relevant is not None):
             probe["relevant"] = list(ids)
-        return self._call("PUT", f"/galleries/{_quoted(gallery)}/probes", {"probes": probes})
+        return self._call("PUT", f"/galleries/{wire.quoted(gallery)}/probes", {"probes": probes})
 
     # --- upgrades -----------------------------------------------------------------------------------------------------
 
@@ -532,8 +499,8 @@ class Client:
         *,
         transformation: str | None = None,
         target_model: str | None = None,
-        cutover: Literal["progressive", "automatic", "manual"] = "progressive",
-        order: Literal["stored", "uncertainty", "most_searched"] = "stored",
+        cutover: Cutover = "progressive",
+        order: Order = "stored",
         throttle: Throttle | None = None,
         gate: Json | None = None,
         on_missing_side_information: Literal["fail", "zeros", "skip"] = "fail",
@@ -581,11 +548,11 @@ class Client:
 
     def upgrade(self, upgrade_id: str) -> Upgrade:
         """Return an upgrade: state, progress, quality, and why it does not go faster."""
-        return self._upgrade("GET", f"/admin/upgrades/{_quoted(upgrade_id)}")
+        return self._upgrade("GET", f"/admin/upgrades/{wire.quoted(upgrade_id)}")
 
     def set_throttle(self, upgrade_id: str, throttle: Throttle) -> Upgrade:
         """Change how fast an upgrade may go, while it runs."""
-        return self._upgrade("PATCH", f"/admin/upgrades/{_quoted(upgrade_id)}", {"throttle": throttle})
+        return self._upgrade("PATCH", f"/admin/upgrades/{wire.quoted(upgrade_id)}", {"throttle": throttle})
 
     def pause(self, upgrade_id: str) -> Upgrade:
         """Start no more segments; the one under way finishes."""
@@ -617,12 +584,12 @@ class Client:
 
     def failures(self, upgrade_id: str) -> list[Json]:
         """Return the segments that failed, with error and attempts."""
-        return list(self._pages(f"/admin/upgrades/{_quoted(upgrade_id)}/failures"))
+        return list(self._pages(f"/admin/upgrades/{wire.quoted(upgrade_id)}/failures"))
 
     def refinement(self, upgrade_id: str, *, page_size: int = 1000, page_token: str | None = None) -> Json:
         """Return the ids whose embedding again pays most, a page of them, and what it has paid so far."""
         query = {"page_size": str(page_size), **({} if page_token is None else {"page_token": page_token})}
-        return self._call("GET", f"/admin/upgrades/{_quoted(upgrade_id)}/refinement", query=query)
+        return self._call("GET", f"/admin/upgrades/{wire.quoted(upgrade_id)}/refinement", query=query)
 
     def audit(self, *, gallery: str | None = None, upgrade: str | None = None) -> Iterator[Json]:
         """Yield who did what to models, galleries, upgrades and keys, the newest first."""
@@ -639,12 +606,12 @@ class Client:
         if after is not None:
             headers["last-event-id"] = after
         timeout = httpx.Timeout(QUIET_SECONDS, connect=5.0)
-        url = f"/admin/upgrades/{_quoted(upgrade_id)}/events"
+        url = f"/admin/upgrades/{wire.quoted(upgrade_id)}/events"
         with self._http.stream("GET", url, headers=headers, timeout=timeout) as response:
             if response.is_error:
                 response.read()
                 raise problem(response)
-            yield from parse_events(_lines(response.iter_bytes()))
+            yield from wire.parse_events(wire.lines(response.iter_bytes()))
 
     def wait(
         self, upgrade_id: str, *, until: str | Collection[str] = "completed", timeout: float | None = None
@@ -699,7 +666,7 @@ class Client:
 
     def _verb(self, upgrade_id: str, verb: str, **options: bool) -> Upgrade:
         body = {name: True for name, value in options.items() if value} or None
-        return self._upgrade("POST", f"/admin/upgrades/{_quoted(upgrade_id)}/{verb}", body)
+        return self._upgrade("POST", f"/admin/upgrades/{wire.quoted(upgrade_id)}/{verb}", body)
 
     def _upgrade(
         self, method: str, path: str, body: Json | None = None, *, headers: Mapping[str, str] | None = None
@@ -747,141 +714,3 @@ class Client:
         if not response.is_success:
             raise problem(response)
         return response
-
-
-class _Rows:
-    """Items on their way into requests."""
-
-    def __init__(
-        self,
-        ids: Sequence[str],
-        embeddings: Vectors,
-        side_information: Vectors | None,
-        payloads: Sequence[Json | None] | None,
-    ) -> None:
-        self.ids = ids
-        self.embeddings = _matrix(embeddings)
-        self.side = None if side_information is None else _matrix(side_information)
-        self.payloads = payloads
-        for what, column in (("embeddings", self.embeddings), ("side-information", self.side), ("payloads", payloads)):
-            if column is not None and len(column) != len(ids):
-                raise ValueError(f"{len(ids)} ids, but {len(column)} {what}")
-
-    def bytes_per_item(self) -> int:
-        """About how long an item is as JSON."""
-        floats = int(self.embeddings.shape[1]) + (0 if self.side is None else int(self.side.shape[1]))
-        payload = max((len(orjson.dumps(each)) for each in self.payloads or ()), default=0)
-        return ITEM_OVERHEAD + floats * 4 * 4 // 3 + payload + max((len(each) for each in self.ids), default=0)
-
-    def items(self, start: int, end: int) -> list[Json]:
-        """Items as the contract has them."""
-        found = []
-        for at in range(start, end):
-            item: Json = {"id": self.ids[at], "embedding": encoded(self.embeddings[at])}
-            if self.side is not None:
-                item["side_information"] = encoded(self.side[at])
-            if self.payloads is not None and self.payloads[at] is not None:
-                item["payload"] = self.payloads[at]
-            found.append(item)
-        return found
-
-
-def encoded(vectors: Vectors) -> Any:
-    """Encode a vector (d,) as base64 of little-endian float32; an array (n, d) as a list of n such strings."""
-    array = np.asarray(vectors, "<f4")
-    if array.ndim == 2:
-        return [encoded(row) for row in array]
-    if array.ndim != 1:
-        raise ValueError(f"a vector has shape (d,) and vectors (n, d), not {array.shape}")
-    return base64.b64encode(array.tobytes()).decode()
-
-
-def problem(response: httpx.Response) -> ForwardfillError:
-    """Make an error of an answer; one that is no problem+json comes from something before the service."""
-    try:
-        body = orjson.loads(response.content)
-    except orjson.JSONDecodeError:
-        body = None
-    if not isinstance(body, dict):
-        return ForwardfillError(response.status_code, "not_a_problem", response.text[:500] or response.reason_phrase)
-    error = ForwardfillError(
-        int(body.get("status", response.status_code)),
-        str(body.get("code", "unknown")),
-        str(body.get("detail") or body.get("title") or response.reason_phrase),
-        body.get("errors") or (),
-        body.get("request_id"),
-    )
-    error.problem = body
-    return error
-
-
-def parse_events(lines: Iterable[str]) -> Iterator[Event]:
-    """Parse the lines of a stream of Server-Sent Events whose data is JSON; comments are skipped."""
-    name, data, last_id = "", list[str](), None
-    for line in lines:
-        if not line:
-            if data:
-                yield Event(name or "message", orjson.loads("\n".join(data)), last_id)
-            name, data = "", []
-            continue
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "event":
-            name = value
-        elif field == "data":
-            data.append(value)
-        elif field == "id":
-            last_id = value
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Split a stream at line feeds only: text in JSON may hold the other characters that Python takes for line ends."""
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.removesuffix(b"\r").decode()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(UPLOAD_BLOCK):
-            yield block
-
-
-def _pieces(content: bytes) -> Iterator[bytes]:
-    for start in range(0, len(content), UPLOAD_BLOCK):
-        yield content[start : start + UPLOAD_BLOCK]
-
-
-def _matrix(vectors: Vectors) -> npt.NDArray[np.float32]:
-    array = np.asarray(vectors, np.float32)
-    if array.ndim != 2:
-        raise ValueError(f"vectors have shape (n, d), not {array.shape}")
-    return array
-
-
-def _query(vector: Vectors, companions: Mapping[str, Vectors] | None) -> Json:
-    query: Json = {"vector": encoded(vector)}
-    if companions:
-        query["companions"] = {name: encoded(each) for name, each in companions.items()}
-    return query
-
-
-def _options(
-    k: int, condition: Json | None, include: Sequence[str], allow_partial: bool, oversample: int | None
-) -> Json:
-    options: Json = {"k": k}
-    if condition is not None:
-        options["filter"] = condition
-    if include:
-        options["include"] = list(include)
-    if allow_partial:
-        options["allow_partial"] = True
-    if oversample is not None:
-        options["oversample"] = oversample
-    return options
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from forwardfill.client import Vectors
+from forwardfill.wire import Vectors
 
 
 def stream(ids: Sequence[str], embeddings: Vectors, labels: Sequence[int] | Sequence[str] | None = None) -> bytes:

@@ -25,7 +25,7 @@ _SETTINGS: Mapping[str, type[BaseSettings]] = {
     kind.__name__: kind for kind in (ClientSettings, GallerySettings, ServiceSettings, WorkerSettings)
 }
 #: modules that need not be installed, and the extras that bring them
-_EXTRAS = {"psycopg": "postgres", "PIL": "train"}
+_EXTRAS = {"psycopg": "postgres", "PIL": "train", "matplotlib": "train", "sklearn": "train"}
 
 
 @contextmanager

@@ -20,9 +20,6 @@ from gallery.files import Files
 from gallery.repair import Outcome
 from gallery.store import Store
 
-#: where files are that rows name
-FOLDERS = ("columns", "indexes", "artifacts", "fits")
-
 #: looks at a gallery, and is told to say how far it is
 Look = Callable[[str, Callable[[float], None]], Outcome]
 
@@ -71,7 +68,7 @@ def collect(catalog: Catalog, data: Path, older_than: float, *, delete: bool) ->
     bytes of what is removed later.
     """
     files, table, sizes = Files(data), Table("file", "bytes", "age"), dict[str, int]()
-    for folder in FOLDERS:
+    for folder in orphans.FOLDERS:
         for name in orphans.found(catalog, files, folder, older_than=older_than):
             with suppress(FileNotFoundError):  # another process removed it meanwhile
                 status = files.path(name).stat()
@@ -82,7 +79,9 @@ def collect(catalog: Catalog, data: Path, older_than: float, *, delete: bool) ->
     if not delete:
         _count(sizes, "not needed" + ("; repeat with --delete to remove them" if sizes else ""))
         return
-    removed = {name for folder in FOLDERS for name in orphans.remove(catalog, files, folder, older_than=older_than)}
+    removed = {
+        name for folder in orphans.FOLDERS for name in orphans.remove(catalog, files, folder, older_than=older_than)
+    }
     _count({name: size for name, size in sizes.items() if name in removed}, "removed")
     if left := sizes.keys() - removed:
         say(f"{len(left)} are left: they were named meanwhile, or their gallery is being written to")

@@ -16,8 +16,8 @@ from ulid import ULID
 
 from gallery import errors
 from gallery.arrays import Metric
+from gallery.catalog import audit, idempotency
 from gallery.catalog import fits as fit_rows
-from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.fits import CANCELLED
 from gallery.catalog.tables import FitRow, TransformationRow
 from gallery.catalog.transaction import Transaction
@@ -103,14 +103,14 @@ def start(store: Store, new: NewFit, *, actor: str | None = None) -> Changed:
         Invalid, NotFound: a pair cannot be used; see `gallery.pairs.accept_pairs`.
     """
     with store.catalog.reading() as session:
-        known = fit_rows.started_by(session, new.idempotency_key, new.request_sha256)
+        known = idempotency.started_by(session, FitRow, new.idempotency_key, new.request_sha256)
         if known is not None:
             return Changed(known, changed=False)
         _check_name(session, new.name)
         accepted = accept_pairs(session, new.gallery, new.target, new.pairs, use_side=new.use_side)
     kept = keep(store.files, accepted)
     with store.catalog.transaction("fit_start") as tx, store.files.unnamed(kept.names):
-        known = fit_rows.started_by(tx.session, new.idempotency_key, new.request_sha256)
+        known = idempotency.started_by(tx.session, FitRow, new.idempotency_key, new.request_sha256)
         if known is not None:
             tx.after.append(lambda: store.files.remove(kept.names))
             return Changed(known, changed=False)
@@ -118,9 +118,7 @@ def start(store: Store, new: NewFit, *, actor: str | None = None) -> Changed:
         row = _row(new, accepted, kept)
         tx.session.add(row)
         tx.session.flush()
-        upgrade_rows.record(
-            tx.session, "fit.started", gallery=new.gallery, actor=actor, fit=row.id, transformation=new.name
-        )
+        audit.record(tx.session, "fit.started", gallery=new.gallery, actor=actor, fit=row.id, transformation=new.name)
     return Changed(row.id, changed=True)
 
 
@@ -146,7 +144,7 @@ def end(
 ) -> None:
     """Bring a fit to its end; the files of its pairs go once no row names them."""
     names = fit_rows.end(row, state, error)
-    upgrade_rows.record(
+    audit.record(
         tx.session,
         f"fit.{state}",
         gallery=row.gallery_name,

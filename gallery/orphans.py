@@ -14,6 +14,8 @@ from gallery.catalog.galleries import free, known_file
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
 
+#: where files are that rows name
+FOLDERS = ("columns", "indexes", "artifacts", "fits")
 # Writers wait while some are removed.
 _AT_ONCE = 32
 

@@ -20,11 +20,11 @@ from sqlalchemy.orm import Session
 from gallery import errors
 from gallery import verify as checks
 from gallery.arrays import Stored
+from gallery.catalog import audit
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
-from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow
 from gallery.columns import Dtype, blocks, open_column, verify, with_stand_ins, write_blocks, write_ids
 from gallery.files import Written
@@ -322,4 +322,4 @@ def _ids(store: Store, segment: SegmentRow, name: str, actor: str | None) -> Men
 
 def _event(session: Session, what: str, gallery: str, actor: str | None, **detail: Any) -> None:
     upgrade_id = detail.pop("upgrade_id", None)
-    upgrade_rows.record(session, f"{what}.repaired", gallery=gallery, upgrade_id=upgrade_id, actor=actor, **detail)
+    audit.record(session, f"{what}.repaired", gallery=gallery, upgrade_id=upgrade_id, actor=actor, **detail)

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from gallery.catalog import audit
 from gallery.catalog import keys as key_rows
-from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import KeyRow
 from gallery.catalog.transaction import Catalog
 from service.bodies import NAME
@@ -148,7 +148,7 @@ def create_key(catalog: Catalog, name: str, scope: str) -> str:
     with catalog.transaction() as tx:
         digest = hashlib.sha256(secret.encode()).hexdigest()
         key_rows.add_key(tx.session, name=name, scope=scope.lower(), sha256=digest)
-        upgrade_rows.record(tx.session, "key.created", key=name, scope=scope.lower())
+        audit.record(tx.session, "key.created", key=name, scope=scope.lower())
     return secret
 
 
@@ -167,7 +167,7 @@ def revoke_key(catalog: Catalog, name: str) -> bool:
     with catalog.transaction() as tx:
         revoked = key_rows.revoke_key(tx.session, name)
         if revoked:
-            upgrade_rows.record(tx.session, "key.revoked", key=name)
+            audit.record(tx.session, "key.revoked", key=name)
     return revoked
 
 

@@ -40,7 +40,7 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
     try:
         if group is None:
             make_ready(store.catalog, settings)
-        queue = Queue(create_celery(WorkerSettings()))
+        queue = Queue(create_celery(WorkerSettings(), gallery_settings.data))
         with beside() if beside else nullcontext():
             server.run(create_app(store, settings, nudge=queue.nudge, group=group), shared=group is not None)
     finally:

@@ -5,6 +5,7 @@ Without a broker URL, messages are files in a folder beside the data: no server 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -21,8 +22,8 @@ TRANSPORT_ALIASES[_LOCAL] = "workers.local_broker:Transport"
 _LOCAL_POLLING_SECONDS = 0.1
 
 
-def create_app(settings: WorkerSettings) -> Celery:
-    """An app that sends to, or takes from, the settings' broker."""
+def create_app(settings: WorkerSettings, data: Path) -> Celery:
+    """An app that sends to, or takes from, the settings' broker; without one, messages lie beside `data`."""
     app = Celery("forwardfill", broker=settings.broker_url or f"{_LOCAL}://localhost")
     app.conf.update(
         accept_content=["json"],
@@ -40,15 +41,15 @@ def create_app(settings: WorkerSettings) -> Celery:
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options=_transport(settings),
+        broker_transport_options=_transport(settings, data),
     )
     return app
 
 
-def _transport(settings: WorkerSettings) -> dict[str, Any]:
+def _transport(settings: WorkerSettings, data: Path) -> dict[str, Any]:
     if settings.broker_url:
         return {"socket_connect_timeout": 2, "socket_timeout": 10}
-    folder = settings.data.absolute() / "broker"
+    folder = data.absolute() / "broker"
     for part in ("messages", "control"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     return {

@@ -39,7 +39,7 @@ def run() -> None:
         settings=gallery_settings,
     )
     worker = Worker(store, settings, partial(fit_pairs, device=device))
-    app = create_app(settings)
+    app = create_app(settings, gallery_settings.data)
     register(app, worker)
     queue = Queue(app)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -18,7 +17,6 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", extra="ignore")
 
-    data: Path = Field(default=Path("forwardfill-data"), description="Folder of columns, indexes and artifacts.")
     broker_url: str = Field(
         default="",
         description="Celery broker, such as redis://localhost:6379/0; empty means a folder beside the data, no server.",

@@ -34,7 +34,6 @@ from workers.memory import give_back
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
-_SWEPT_FOLDERS = ("columns", "indexes", "artifacts", "fits")
 _SWEEP_FILES_SECONDS = 600
 _INDEX_AGAIN_SECONDS = 60.0
 _INDEXES_LOOKED_FOR = 16
@@ -205,7 +204,7 @@ class Worker:
         if time.monotonic() - self._swept < _SWEEP_FILES_SECONDS:
             return
         self._swept = time.monotonic()
-        for folder in _SWEPT_FOLDERS:
+        for folder in orphans.FOLDERS:
             try:
                 removed = orphans.remove(
                     self.store.catalog, self.store.files, folder, older_than=self.settings.orphan_seconds

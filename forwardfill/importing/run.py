@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pyarrow as pa
 
-from forwardfill.client import Client, ForwardfillError
+from forwardfill.client import Client
+from forwardfill.errors import ForwardfillError
 from forwardfill.importing import duplicates
 from forwardfill.importing.column import BadInput
 from forwardfill.importing.rows import Rows

@@ -39,18 +39,6 @@ def fit_row(session: Session, fit_id: str, *, lock: bool = False) -> FitRow:
     return row
 
 
-def started_by(session: Session, key: str | None, request_sha256: str) -> str | None:
-    """The fit that this very request started before.
-
-    Raises:
-        IdempotencyKeyReused: the key came with another request.
-    """
-    row = None if key is None else session.scalar(select(FitRow).where(FitRow.idempotency_key == key))
-    if row is not None and row.request_sha256 != request_sha256:
-        raise errors.IdempotencyKeyReused("this Idempotency-Key came with another request before; use a new one")
-    return None if row is None else row.id
-
-
 def wanting(session: Session, name: str) -> str | None:
     """The active fit that will register a transformation of this name."""
     return session.scalar(select(FitRow.id).where(FitRow.name == name, FitRow.active))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from gallery.catalog.tables import SearchLatencyRow, UpgradeRow, now
+
+_FRESH = timedelta(seconds=10)  # what no process renewed for this long says nothing any more
 
 
 def watched(session: Session) -> set[int]:
@@ -21,6 +24,21 @@ def publish(session: Session, process: str, p99_ms: Mapping[int, float]) -> None
     for gallery, value in p99_ms.items():
         session.merge(SearchLatencyRow(process=process, gallery_id=gallery, p99_ms=value, at=now()))
     session.flush()
+
+
+def slowest_search_ms(session: Session, gallery_id: int | None) -> float | None:
+    """The largest p99 that an API process measured of late.
+
+    One from the future is of a process that ended before the clock was set back: who lives renews it each second.
+    """
+    moment = now()
+    return session.scalar(
+        select(func.max(SearchLatencyRow.p99_ms)).where(
+            SearchLatencyRow.gallery_id == gallery_id,
+            SearchLatencyRow.at > moment - _FRESH,
+            SearchLatencyRow.at < moment + _FRESH,
+        )
+    )
 
 
 def forget(session: Session, process: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -17,19 +17,10 @@ from sqlalchemy.orm import Session
 from gallery import errors
 from gallery.catalog import leases
 from gallery.catalog.models import as_transformation, transformation_row
-from gallery.catalog.tables import (
-    EventRow,
-    ProbeRow,
-    SearchLatencyRow,
-    SegmentRow,
-    UpgradeRow,
-    UpgradeSegmentRow,
-    now,
-)
+from gallery.catalog.tables import SegmentRow, UpgradeRow, UpgradeSegmentRow, now
 from gallery.spaces import Transformation
 
 _DAY_SECONDS = 86_400.0  # no lease is longer
-_FRESH = timedelta(seconds=10)  # a latency that no process renewed for this long says nothing any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +48,6 @@ class Counts(NamedTuple):
 
     segments: Mapping[str, int]
     items: Mapping[str, int]
-    first_done: datetime | None
     last_done: datetime | None
 
 
@@ -243,15 +233,10 @@ def counts(session: Session, upgrade_id: str) -> Counts:
         .where(UpgradeSegmentRow.upgrade_id == upgrade_id)
         .group_by(UpgradeSegmentRow.state)
     ).all()
-    first, last = session.execute(
-        select(func.min(UpgradeSegmentRow.done_at), func.max(UpgradeSegmentRow.done_at)).where(
-            UpgradeSegmentRow.upgrade_id == upgrade_id
-        )
-    ).one()
+    last = session.scalar(select(func.max(UpgradeSegmentRow.done_at)).where(UpgradeSegmentRow.upgrade_id == upgrade_id))
     return Counts(
         segments={state: count for state, count, _ in rows},
         items={state: int(items) for state, _, items in rows},
-        first_done=first,
         last_done=last,
     )
 
@@ -299,54 +284,6 @@ def set_aside(session: Session, upgrade_id: str, segment_id: int, error: str) ->
 def failures(session: Session, upgrade_id: str) -> list[UpgradeSegmentRow]:
     """Segments that were set aside."""
     return in_state(session, upgrade_id, "failed")
-
-
-def slowest_search_ms(session: Session, gallery_id: int | None) -> float | None:
-    """The largest p99 that an API process measured of late.
-
-    One from the future is of a process that ended before the clock was set back: who lives renews it each second.
-    """
-    moment = now()
-    return session.scalar(
-        select(func.max(SearchLatencyRow.p99_ms)).where(
-            SearchLatencyRow.gallery_id == gallery_id,
-            SearchLatencyRow.at > moment - _FRESH,
-            SearchLatencyRow.at < moment + _FRESH,
-        )
-    )
-
-
-def probes(session: Session, gallery_id: int) -> list[ProbeRow]:
-    """The probe queries of a gallery."""
-    return list(session.scalars(select(ProbeRow).where(ProbeRow.gallery_id == gallery_id).order_by(ProbeRow.position)))
-
-
-def record(
-    session: Session,
-    action: str,
-    *,
-    gallery: str | None = None,
-    upgrade_id: str | None = None,
-    actor: str | None = None,
-    **detail: Any,
-) -> None:
-    """Write an event: the audit trail, and what Server-Sent Events replay."""
-    session.add(EventRow(action=action, gallery=gallery, upgrade_id=upgrade_id, actor=actor, detail=detail))
-
-
-def events_after(session: Session, upgrade_id: str, event_id: int) -> list[EventRow]:
-    """Events of an upgrade after one that is known, oldest first."""
-    return list(
-        session.scalars(
-            select(EventRow).where(EventRow.upgrade_id == upgrade_id, EventRow.id > event_id).order_by(EventRow.id)
-        )
-    )
-
-
-def asked_by(session: Session, upgrade_id: str, state: str) -> str | None:
-    """Who brought an upgrade to a state the last time; None if nobody did, or nobody knows."""
-    came = (EventRow.upgrade_id == upgrade_id, EventRow.detail["state"].as_string() == state)
-    return session.scalar(select(EventRow.actor).where(*came).order_by(EventRow.id.desc()).limit(1))
 
 
 def _free(moment: datetime, seconds: float) -> ColumnElement[bool]:

@@ -19,11 +19,10 @@ import structlog
 
 from gallery import errors
 from gallery.arrays import Rows, Stored
-from gallery.catalog import compactions
+from gallery.catalog import audit, compactions
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
-from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.compactions import Facts, Looked
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow, now
 from gallery.catalog.transaction import Transaction
@@ -98,7 +97,7 @@ def ask(store: Store, gallery: str, *, actor: str | None = None) -> None:
     with store.catalog.transaction() as tx:
         row = gallery_rows.gallery_row(tx.session, gallery)
         row.compact_asked_at = now()
-        upgrade_rows.record(tx.session, "gallery.compact_asked", gallery=gallery, actor=actor)
+        audit.record(tx.session, "gallery.compact_asked", gallery=gallery, actor=actor)
 
 
 def looked(store: Store) -> list[Looked]:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from ulid import ULID
 
 from gallery import errors
+from gallery.catalog import audit, idempotency
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog import segments as segment_rows
@@ -103,7 +104,12 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
 
 def pause(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
     """Lease no more segments; the one under way finishes."""
-    return _simple(store, upgrade_id, Verb.PAUSE, lambda _: State.PAUSED, actor)
+    with store.catalog.transaction() as tx:
+        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        if not _wants(tx.session, row, Verb.PAUSE):
+            return Changed(row.id, changed=False)
+        move(tx.session, row, State.PAUSED, actor=actor)
+    return Changed(row.id, changed=True)
 
 
 def resume(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
@@ -217,22 +223,6 @@ def _with_below(session: Session, row: UpgradeRow, gallery_id: int) -> list[tupl
     return [(each, [later.target_id for later in stack[at:]]) for at, each in enumerate(stack)]
 
 
-def delete_gallery(store: Store, name: str, *, actor: str | None = None) -> None:
-    """Delete a gallery; its upgrade is cancelled first."""
-    with store.catalog.transaction() as tx:
-        gallery = gallery_rows.gallery_row(tx.session, name)
-        gallery_rows.bump(tx.session, gallery.id)
-        active = upgrade_rows.active_of(tx.session, gallery.id)
-        if active is not None:
-            move(tx.session, active, State.CANCELLING, actor=actor)
-            move(tx.session, active, State.CANCELLED, actor=actor)
-        names = gallery_rows.files_of(tx.session, gallery.id)
-        upgrade_rows.record(tx.session, "gallery.deleted", gallery=name, actor=actor)
-        tx.session.flush()
-        gallery_rows.remove(tx.session, gallery.id)
-        tx.after.append(lambda: store.files.remove(names))
-
-
 def move(session: Session, row: UpgradeRow, then: State, *, actor: str | None = None, **detail: Any) -> None:
     """Take one step and record it.
 
@@ -269,12 +259,7 @@ def _ends(row: UpgradeRow, then: State) -> bool:
 
 def _known(session: Session, new: NewUpgrade) -> str | None:
     """The upgrade that this very request started before."""
-    if new.idempotency_key is None:
-        return None
-    row = session.scalar(select(UpgradeRow).where(UpgradeRow.idempotency_key == new.idempotency_key))
-    if row is not None and row.request_sha256 != new.request_sha256:
-        raise errors.IdempotencyKeyReused("this Idempotency-Key came with another request before; use a new one")
-    return row.id if row is not None else None
+    return idempotency.started_by(session, UpgradeRow, new.idempotency_key, new.request_sha256)
 
 
 def _orderable(session: Session, transformation: TransformationRow, order: Order) -> None:
@@ -363,15 +348,6 @@ def _forgive(session: Session, row: UpgradeRow) -> int:
     return len(failed)
 
 
-def _simple(store: Store, upgrade_id: str, verb: Verb, then: Any, actor: str | None) -> Changed:
-    with store.catalog.transaction() as tx:
-        row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
-        if not _wants(tx.session, row, verb):
-            return Changed(row.id, changed=False)
-        move(tx.session, row, then(row), actor=actor)
-    return Changed(row.id, changed=True)
-
-
 def locked(session: Session, upgrade_id: str) -> tuple[UpgradeRow, GalleryRow | None]:
     """Lock the gallery, then the upgrade: always in this order, or two transactions could wait for each other."""
     gallery_id = upgrade_rows.upgrade_row(session, upgrade_id).gallery_id
@@ -430,7 +406,7 @@ def drop(store: Store, tx: Transaction, columns: list[ColumnRow]) -> int:
 
 def _event(session: Session, row: UpgradeRow, actor: str | None, action: str, **detail: Any) -> None:
     """Whatever is done is done with the artifact that the upgrade is pinned to."""
-    upgrade_rows.record(
+    audit.record(
         session,
         f"upgrade.{action}",
         gallery=row.gallery_name,

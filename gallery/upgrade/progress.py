@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from gallery.catalog import audit
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, now
 from gallery.catalog.upgrades import Counts
@@ -86,7 +87,7 @@ def _stopped(session: Session, row: UpgradeRow, *, segments_failed: bool) -> lis
         if gate.stops(row.quality):
             detail = "its gate closed; resume it with POST .../resume, which goes on in spite of that, or cancel it"
             return [Condition("paused", since, "gate_closed", detail)]
-        who = upgrade_rows.asked_by(session, row.id, State.PAUSED)
+        who = audit.asked_by(session, row.id, State.PAUSED)
         by = f"paused by {who}" if who is not None else "paused as somebody asked for"
         return [Condition("paused", since, "requested", f"{by}; resume it with POST .../resume")]
     if row.state == State.AWAITING_CUTOVER:

@@ -7,8 +7,7 @@ Items that come and go meanwhile thus change both sides of every comparison.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.arrays import Vectors
-from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog import probes as probe_rows
 from gallery.catalog.tables import ProbeRow, UpgradeRow
 from gallery.search.request import SearchRequest
 from gallery.search.run import Searcher
@@ -64,7 +63,7 @@ class Comparison(NamedTuple):
 
 def stored(session: Session, row: UpgradeRow) -> list[ProbeRow]:
     """The probes of an upgrade's gallery."""
-    return upgrade_rows.probes(session, row.gallery_id or 0)
+    return probe_rows.of_gallery(session, row.gallery_id or 0)
 
 
 def compare(
@@ -106,31 +105,10 @@ def thresholds(world: World, row: UpgradeRow, asked: Sequence[float], compared: 
     return [{**carried_over(threshold, was, will), "probes": len(before.probes)} for threshold in asked]
 
 
-def put_probes(
-    session: Session, gallery_id: int, probes: Sequence[tuple[Mapping[str, Vectors], Sequence[str] | None]]
-) -> None:
-    """Replace a gallery's probes: per probe its vector in each model, and the relevant ids if known."""
-    for row in upgrade_rows.probes(session, gallery_id):
-        session.delete(row)
-    session.flush()
-    session.add_all(
-        ProbeRow(
-            gallery_id=gallery_id,
-            position=at,
-            vectors={
-                name: base64.b64encode(vector.astype("<f4").tobytes()).decode() for name, vector in vectors.items()
-            },
-            relevant=list(relevant) if relevant is not None else None,
-        )
-        for at, (vectors, relevant) in enumerate(probes)
-    )
-    session.flush()
-
-
 def pairs(probes: Sequence[ProbeRow], source: str, target: str) -> tuple[Vectors, Vectors] | None:
     """The vectors of the probes that have both; None if none has."""
     both = _having(probes, source, target)
-    return (_stack(both, source), _stack(both, target)) if both else None
+    return (probe_rows.vectors(both, source), probe_rows.vectors(both, target)) if both else None
 
 
 def _find(
@@ -150,8 +128,8 @@ def _find(
     companions = set.intersection(*(set(probe.vectors) for probe in probes)) - {model, *without}
     request = SearchRequest(
         model=model,
-        vectors=_stack(probes, model),
-        companions={other: _stack(probes, other) for other in sorted(companions)},
+        vectors=probe_rows.vectors(probes, model),
+        companions={other: probe_rows.vectors(probes, other) for other in sorted(companions)},
         k=K,
         allow_partial=partial,
         oversample=oversample,
@@ -166,10 +144,6 @@ def _find(
 
 def _having(probes: Sequence[ProbeRow], *models: str) -> list[ProbeRow]:
     return [probe for probe in probes if all(model in probe.vectors for model in models)]
-
-
-def _stack(probes: Sequence[ProbeRow], model: str) -> Vectors:
-    return np.stack([np.frombuffer(base64.b64decode(probe.vectors[model]), dtype="<f4") for probe in probes])
 
 
 def _scored(world: World, model: str, found: Found) -> Scored:

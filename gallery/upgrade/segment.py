@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from gallery import errors, faults
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
+from gallery.catalog import latencies as latency_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
@@ -81,7 +82,7 @@ def hold(session: Session, upgrade: UpgradeRow) -> tuple[str, str] | None:
     """Why the throttle holds an upgrade back now, if it does."""
     p99 = None
     if upgrade.throttle.get("max_search_p99_ms") is not None:
-        p99 = upgrade_rows.slowest_search_ms(session, upgrade.gallery_id)
+        p99 = latency_rows.slowest_search_ms(session, upgrade.gallery_id)
     return throttle.held_back(upgrade.throttle, _waits(upgrade), now(), p99)
 
 

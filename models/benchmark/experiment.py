@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from models import recipes
-from models.backfilling import backfilling_curve, distance_order, random_order, uncertainty_order
+from models.backfilling import backfilling_curve, class_mean_order, distance_order, random_order, uncertainty_order
 from models.benchmark.runs import Run
 from models.captions import cifar100_concepts
 from models.cross_modal import CIFAR100_CAPTIONS, Split, cross_modal_experiment
 from models.data import Dataset
 from models.encoders import Classifier, Encoder, embed, residual_network
 from models.evaluation import Metric, Retrieval, judge_queries, mean_retrieval
+from models.flips import flips
 from models.method import Method, Setting
 from models.methods import METHODS
 from models.recipes import Recipe, embedded_views
@@ -161,6 +162,7 @@ class Experiment:
             derived, labels = transform(*given), self.data.test_labels
             orders = {"random": random_order(len(native), seed=self.seed)}
             orders["distance (an oracle)"] = distance_order(derived, native)
+            orders["distance to class mean"] = class_mean_order(derived, labels)
             log_variance = transform.uncertainty(*given)
             if log_variance is not None:
                 orders["uncertainty"] = uncertainty_order(log_variance)
@@ -342,7 +344,7 @@ class Experiment:
         rows = []
         for direction, queries, gallery in sides:
             after = self._judge(queries, gallery, metric)
-            was_right, is_right = before[:, 0] < 1, after[:, 0] < 1
+            flipped = flips(before[:, 0], after[:, 0])
             rows.append(
                 {
                     "name": run.name,
@@ -352,8 +354,8 @@ class Experiment:
                     "old_old": _figures(before),
                     "new_old": _figures(after),
                     "new_new": alone,
-                    "negative_flips": float((was_right & ~is_right).mean()),
-                    "positive_flips": float((is_right & ~was_right).mean()),
+                    "negative_flips": flipped.negative,
+                    "positive_flips": flipped.positive,
                     "seconds": trained.seconds,
                 }
             )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import orjson
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
@@ -36,6 +34,7 @@ from service.bodies import (
 )
 from service.documents import documented
 from service.errors import InvalidArrow, invalid
+from service.idempotency import IdempotencyKey, fingerprint
 from service.paging import PageDep, fetch
 from service.process import Process, ProcessDep, RequestSlot, once_more
 
@@ -242,10 +241,7 @@ def start_fit(
     asked: Annotated[tuple[FitOptions, NewPairs], Depends(_asked, scope="function")],
     process: ProcessDep,
     response: Response,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=255, description="The same request with the same key starts nothing new."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Fit:
     """Fit a transformation on a worker, and register it. `Location` is the address of the fit, where its verdict will be.
 
@@ -334,14 +330,10 @@ def _from_query(query: FitQuery) -> FitOptions:
 
 
 def _fingerprint(options: FitOptions, pairs: NewPairs) -> str:
-    """What an idempotency key stands for: the request's meaning, not its spelling."""
     meant = options.model_dump(include=set(FitOptions.model_fields))
-    digest = hashlib.sha256(
-        b"fit\n" + orjson.dumps([meant, list(pairs.ids), pairs.labels], option=orjson.OPT_SORT_KEYS)
-    )
     with np.errstate(over="ignore"):  # what is too large for float32 is refused later, with its place
-        digest.update(np.ascontiguousarray(pairs.embeddings, dtype="<f4").data)
-    return digest.hexdigest()
+        vectors = np.ascontiguousarray(pairs.embeddings, dtype="<f4")
+    return fingerprint("fit", [meant, list(pairs.ids), pairs.labels], vectors=vectors.data)
 
 
 def _fit(row: FitRow) -> Fit:

@@ -11,9 +11,11 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gallery import errors
+from gallery import errors, removal
+from gallery.catalog import audit
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
+from gallery.catalog import probes as probe_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.segments import MEASURED
@@ -22,7 +24,6 @@ from gallery.compact import merge
 from gallery.index.choose import AUTO, EXACT, check
 from gallery.index.registry import names
 from gallery.lineage import Step
-from gallery.upgrade import lifecycle, quality
 from gallery.vectors import accept
 from service.auth import MayAdmin, MaySearch, MayWrite
 from service.bodies import Body, Json, Name, Reference, Text, Vector, within
@@ -149,7 +150,7 @@ def create_gallery(
             row = gallery_rows.add_gallery(
                 tx.session, name=body.name, model=model, index=body.index, storage_dtype=body.storage_dtype
             )
-            upgrade_rows.record(tx.session, "gallery.created", gallery=body.name, actor=caller.name)
+            audit.record(tx.session, "gallery.created", gallery=body.name, actor=caller.name)
             return _gallery(tx.session, row)
 
     created = once_more(write)
@@ -176,7 +177,7 @@ def get_gallery(_: MaySearch, __: RequestSlot, gallery: str, process: ProcessDep
 @router.delete("/galleries/{gallery}", status_code=204, **documented(errors.GalleryNotFound))
 def delete_gallery(caller: MayAdmin, _: RequestSlot, gallery: str, process: ProcessDep) -> None:
     """Delete a gallery with all its items. Its upgrade is cancelled first."""
-    lifecycle.delete_gallery(process.store, gallery, actor=caller.name)
+    removal.delete_gallery(process.store, gallery, actor=caller.name)
     process.written()
 
 
@@ -226,10 +227,8 @@ def put_probes(
                 )
                 vectors[name] = accept(vector.reshape(1, -1), model, pointer=f"/probes/{at}/vectors/{name}")[0]
             accepted.append((vectors, probe.relevant))
-        quality.put_probes(tx.session, row.id, accepted)
-        upgrade_rows.record(
-            tx.session, "gallery.probes_replaced", gallery=gallery, actor=caller.name, probes=len(accepted)
-        )
+        probe_rows.replace(tx.session, row.id, accepted)
+        audit.record(tx.session, "gallery.probes_replaced", gallery=gallery, actor=caller.name, probes=len(accepted))
     return Probes(probes=len(accepted))
 
 

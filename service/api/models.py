@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
+from gallery.catalog import audit
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
-from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.models import NewModel, NewTransformation
 from gallery.catalog.tables import ArtifactRow, ModelRow, TransformationRow, now
 from gallery.spaces import EmbeddingModel
@@ -188,7 +188,7 @@ def register_model(
         with process.store.catalog.transaction() as tx:
             created = model_rows.add_model(tx.session, new)
             if created:
-                upgrade_rows.record(tx.session, "model.registered", actor=caller.name, model=new.name)
+                audit.record(tx.session, "model.registered", actor=caller.name, model=new.name)
             for transformation in body.transformations:
                 _add_transformation(tx.session, transformation, caller.name)
             return created, _model(tx.session, model_rows.model_row(tx.session, new.name))
@@ -344,7 +344,7 @@ def evaluate(
 def _add_transformation(session: Session, body: TransformationBody, actor: str | None) -> bool:
     created = model_rows.add_transformation(session, NewTransformation(**body.model_dump()))
     if created:
-        upgrade_rows.record(
+        audit.record(
             session, "transformation.registered", actor=actor, transformation=body.name, artifact=body.artifact
         )
     return created
@@ -361,7 +361,7 @@ def _keep(
             process.store.files.claim([artifact_file(upload.sha256)])
             created = model_rows.add_artifact(tx.session, upload.sha256, size=upload.size, architecture=architecture)
             if created:
-                upgrade_rows.record(tx.session, "artifact.stored", actor=actor, artifact=upload.sha256)
+                audit.record(tx.session, "artifact.stored", actor=actor, artifact=upload.sha256)
             row = tx.session.get_one(ArtifactRow, upload.sha256)
             return created, Artifact.model_validate(row, from_attributes=True)
 

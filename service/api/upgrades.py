@@ -1,275 +1,44 @@
-"""Upgrades: start, read, steer."""
+"""Upgrades: start, read, steer. What they look like as JSON is in `service/upgrade_documents.py`."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-import orjson
-from fastapi import APIRouter, Depends, Header, Response
-from pydantic import BaseModel, Field, FiniteFloat
+from fastapi import APIRouter, Depends, Response
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, UpgradeSegmentRow
-from gallery.upgrade import drive, lifecycle, progress, refinement
+from gallery.upgrade import drive, lifecycle, refinement
 from gallery.upgrade.lifecycle import Changed, NewUpgrade
 from gallery.upgrade.plan import Order
 from gallery.upgrade.states import State, allowed
 from service.auth import MayAdmin
-from service.bodies import Body, Json, Reference
+from service.bodies import Json
 from service.documents import documented
 from service.errors import InvalidRequest, NoUncertainty
+from service.idempotency import IdempotencyKey, fingerprint
 from service.paging import PageDep, fetch, token
 from service.process import Process, ProcessDep, RequestSlot, once_more
 from service.refinement import least_certain
+from service.upgrade_documents import (
+    CutoverBody,
+    Failures,
+    NothingBody,
+    Refinement,
+    ThrottleBody,
+    UndoBody,
+    Upgrade,
+    UpgradeBody,
+    Upgrades,
+    failure_document,
+    refinement_document,
+    upgrade_document,
+)
 
 router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
-
-Cutover = Literal["progressive", "automatic", "manual"]
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Throttle(Body):
-    """How fast it may go; null removes a limit."""
-
-    items_per_second: float | None = Field(default=None, gt=0)
-    duty_cycle: float | None = Field(
-        default=None, gt=0, le=1, description="Fraction of the time that a worker works on it."
-    )
-    max_search_p99_ms: float | None = Field(
-        default=None, gt=0, description="It waits while the p99 of searches is higher."
-    )
-
-
-class Gate(Body):
-    """Limits of the quality that probes measure. Beyond them an upgrade does not begin, pauses, or does not cut over."""
-
-    min_cmc1: Share | None = Field(default=None, description="Least share of probes whose first hit is relevant.")
-    min_recall_at_10: Share | None = Field(default=None, description="Least share of the relevant ids among ten hits.")
-    min_map: Share | None = Field(default=None, description="Least mean average precision over the ten hits.")
-    min_overlap_at_10: Share | None = Field(
-        default=None,
-        description="Least share of a source-model query's ten hits that are still hits; needs no relevant ids.",
-    )
-    max_negative_flips: int | None = Field(
-        default=None, ge=0, description="Most probes whose first hit was relevant before and is not now."
-    )
-    max_cmc1_drop: Share | None = Field(default=None, description="How much lower than before it may be.")
-    max_recall_drop: Share | None = Field(default=None, description="Of `recall_at_10`.")
-    max_map_drop: Share | None = None
-
-
-class UpgradeBody(Body):
-    """Which gallery to upgrade, and by which transformation, or to which model by the latest one."""
-
-    gallery: Reference
-    transformation: Reference | None = None
-    target_model: Reference | None = None
-    cutover: Cutover = "progressive"
-    order: Literal["stored", "uncertainty", "most_searched"] = Field(
-        default="stored",
-        description="Of the segments: as stored, least certain first (needs an uncertainty head), or most searched first.",
-    )
-    throttle: Throttle = Throttle()
-    gate: Gate = Gate()
-    on_missing_side_information: Literal["fail", "zeros", "skip"] = "fail"
-    score_thresholds: list[FiniteFloat] = Field(
-        default=[],
-        max_length=20,
-        description="Thresholds on the scores of source-model queries; the report names those that replace them.",
-    )
-    dry_run: bool = Field(default=False, description="Check and report, and change nothing.")
-
-
-class ThrottleBody(Body):
-    """New limits."""
-
-    throttle: Throttle
-
-
-class CutoverBody(Body):
-    """Consent to a quality below the gate."""
-
-    accept_below_gate: bool = Field(default=False, description="Let it serve although it missed its gate.")
-
-
-class NothingBody(Body):
-    """This verb takes no options; unknown fields are refused."""
-
-
-class UndoBody(Body):
-    """Consent to the cost of an undo."""
-
-    accept_unreachable: bool = Field(
-        default=False,
-        description="Accept that source-model queries may not find items that were stored in the target model.",
-    )
-
-
-class Progress(BaseModel):
-    """Counted from rows."""
-
-    items_total: int
-    items_done: int
-    segments_total: int
-    segments_done: int
-    segments_failed: int
-    fraction: float
-    items_per_second: float | None
-    eta_seconds: float | None
-
-
-class Measures(BaseModel):
-    """What the probes found; null where it cannot be computed."""
-
-    probes: int = Field(description="Probes that were asked.")
-    judged: int = Field(default=0, description="Probes with known relevant ids.")
-    k: int = Field(default=10, description="Hits of each probe.")
-    cmc1: float | None = Field(default=None, description="Share of the judged ones whose first hit is relevant.")
-    recall_at_10: float | None = Field(
-        default=None, description="Share of the relevant ids, at most ten each, among the hits."
-    )
-    map: float | None = Field(
-        default=None,
-        description="Mean average precision over the hits; relevant ids that are not among them count as missed.",
-    )
-    overlap_at_10: float | None = Field(
-        default=None, description="Share of the source model's hits that are still hits; over all probes."
-    )
-    negative_flips: int | None = Field(
-        default=None,
-        description="Judged probes whose first hit is relevant for the source model's query, and not for the target model's.",
-    )
-
-
-class Point(Measures):
-    """Quality at some progress."""
-
-    fraction: float = Field(description="Fraction of the items that was done.")
-
-
-class Refined(Measures):
-    """Quality at some refinement."""
-
-    fraction: float = Field(description="Fraction of the items whose vector the target model itself made.")
-    items: int = Field(description="Number of these items.")
-
-
-class Quality(BaseModel):
-    """What was measured with probes; null where there is nothing to measure with."""
-
-    before: Measures | None = Field(description="Queries of the source model, when `now` was measured.")
-    now: Measures | None = Field(description="Queries of the target model, over what searches see.")
-    expected_after: Measures | None = Field(
-        description="Queries of the target model over the whole gallery, each candidate transformed; before the cutover of "
-        "an upgrade that is not progressive, over the upgraded columns themselves."
-    )
-    by_progress: list[Point] = Field(description="`now` while a progressive upgrade ran; at most 128 points, evenly.")
-    by_refinement: list[Refined] = Field(
-        description="Queries of the target model after the upgrade, while items were embedded again; at most 128 points."
-    )
-
-
-class Condition(BaseModel):
-    """Why the upgrade does not run at full speed."""
-
-    type: str
-    since: datetime
-    reason: str
-    detail: str
-
-
-class Pinned(BaseModel):
-    """A transformation that an upgrade was started with."""
-
-    transformation: str
-    source_model: str
-    artifact_sha256: str
-
-
-class Upgrade(BaseModel):
-    """The present state of an upgrade."""
-
-    id: str
-    gallery: str
-    source_model: str
-    target_model: str
-    transformation: str
-    artifact_sha256: str
-    pinned: list[Pinned] = Field(
-        description="Every transformation that it may use, that one first: per segment, the one that leaves the fewest "
-        "transformations between its vectors and those that a model made."
-    )
-    state: State
-    cutover: Cutover
-    order: Order
-    on_missing_side_information: str
-    dry_run: bool
-    throttle: dict[str, float]
-    gate: dict[str, float]
-    progress: Progress
-    quality: Quality
-    report: dict[str, Any] = Field(
-        description="What validation found: `checks`, each passed or not and why; items, and what lacks side-information; "
-        "bytes of disk and memory needed and free, seconds estimated; `known_answers`; `score_thresholds`; and where the "
-        "order is not `stored`, the segments that go first and why."
-    )
-    conditions: list[Condition]
-    allowed: list[str] = Field(description="Verbs that are possible now.")
-    finalize_frees: int | None = Field(
-        description="Bytes that a finalize would free now; null where it is not possible."
-    )
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    error: str | None
-
-
-class Upgrades(BaseModel):
-    """A page of upgrades, the newest first."""
-
-    upgrades: list[Upgrade]
-    next_page_token: str | None
-
-
-class Failure(BaseModel):
-    """A segment that failed too often and was set aside."""
-
-    segment: int
-    items: int
-    attempts: int
-    error: str | None
-
-
-class Failures(BaseModel):
-    """A page of failed segments."""
-
-    failures: list[Failure]
-    next_page_token: str | None
-
-
-class Refinement(BaseModel):
-    """Ids in the order in which embedding them from raw data pays most, and what it paid so far."""
-
-    ids: list[str]
-    next_page_token: str | None
-    native_items: int = Field(description="Items whose vector the target model itself made.")
-    derived_items: int = Field(description="Items that could still be embedded again; as many as this list has ids.")
-    fraction: float = Field(description="Fraction of native items.")
-    quality: list[Refined] = Field(
-        description="Measured with probes as `fraction` grew; of the upgrade's `quality` too."
-    )
-    predicted_variance_left: list[float] = Field(
-        description="After each tenth of this list, from none of it to all: the share of the variance that the "
-        "transformation predicts which is left. Where it hardly falls any more, embedding again hardly pays."
-    )
 
 
 @router.post(
@@ -293,10 +62,7 @@ def start_upgrade(
     body: Annotated[UpgradeBody, Depends(Json(UpgradeBody))],
     process: ProcessDep,
     response: Response,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=255, description="The same request with the same key starts nothing new."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Upgrade:
     """Start an upgrade. Workers carry it out while searches go on. `Location` is the address of the upgrade."""
     if (body.transformation is None) == (body.target_model is None):
@@ -316,7 +82,7 @@ def start_upgrade(
         score_thresholds=body.score_thresholds,
         dry_run=body.dry_run,
         idempotency_key=idempotency_key,
-        request_sha256=_fingerprint(body),
+        request_sha256=fingerprint("upgrade", body.model_dump()),
     )
     started = once_more(lambda: lifecycle.start(process.store, new, actor=caller.name))
     process.nudge()
@@ -329,7 +95,7 @@ def list_upgrades(_: MayAdmin, __: RequestSlot, page: PageDep, process: ProcessD
     """List upgrades, the newest first."""
     with process.store.catalog.reading() as session:
         rows, after = fetch(session, select(UpgradeRow), UpgradeRow.id, page, newest=True)
-        found = Upgrades(upgrades=[_upgrade(session, row) for row in rows], next_page_token=after)
+        found = Upgrades(upgrades=[upgrade_document(session, row) for row in rows], next_page_token=after)
     process.galleries.announced()
     return found
 
@@ -514,8 +280,7 @@ def list_failures(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, pro
             UpgradeSegmentRow.upgrade_id == upgrade, UpgradeSegmentRow.state == "failed"
         )
         rows, after = fetch(session, statement, UpgradeSegmentRow.segment_id, page)
-    failures = [Failure(segment=r.segment_id, items=r.rows, attempts=r.attempts, error=r.error) for r in rows]
-    return Failures(failures=failures, next_page_token=after)
+    return Failures(failures=[failure_document(row) for row in rows], next_page_token=after)
 
 
 @router.get("/{upgrade}/refinement", **documented(errors.UpgradeNotFound, NoUncertainty))
@@ -530,25 +295,7 @@ def get_refinement(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, pr
     start = page.after if isinstance(page.after, int) else 0
     end = start + page.size
     listed = least_certain(process, row, slice(start, end))
-    return Refinement(
-        ids=listed.ids,
-        next_page_token=token(end) if end < listed.total else None,
-        native_items=counted.native,
-        derived_items=counted.derived,
-        fraction=counted.fraction,
-        quality=[Refined(**point) for point in progress.quality(row)["by_refinement"]],
-        predicted_variance_left=listed.left,
-    )
-
-
-def read_upgrade(process: Process, upgrade_id: str) -> Upgrade:
-    """The document of an upgrade.
-
-    Raises:
-        UpgradeNotFound: none has the id.
-    """
-    with process.store.catalog.reading() as session:
-        return _upgrade(session, upgrade_rows.upgrade_row(session, upgrade_id))
+    return refinement_document(row, counted, listed, token(end) if end < listed.total else None)
 
 
 def _done(process: Process, response: Response, verb: Callable[[], Changed]) -> Upgrade:
@@ -561,44 +308,12 @@ def _done(process: Process, response: Response, verb: Callable[[], Changed]) -> 
 
 
 def _told(process: Process, upgrade_id: str) -> Upgrade:
-    """The document of an upgrade; whatever it says is done, the next search sees."""
-    document = read_upgrade(process, upgrade_id)
+    """The document of an upgrade; whatever it says is done, the next search sees.
+
+    Raises:
+        UpgradeNotFound: none has the id.
+    """
+    with process.store.catalog.reading() as session:
+        document = upgrade_document(session, upgrade_rows.upgrade_row(session, upgrade_id))
     process.galleries.announced()
     return document
-
-
-def _fingerprint(body: UpgradeBody) -> str:
-    """What an idempotency key stands for: the request's meaning, not its spelling."""
-    return hashlib.sha256(b"upgrade\n" + orjson.dumps(body.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
-def _upgrade(session: Session, row: UpgradeRow) -> Upgrade:
-    return Upgrade(
-        id=row.id,
-        gallery=row.gallery_name,
-        source_model=row.source.name,
-        target_model=row.target.name,
-        transformation=row.transformation.name,
-        artifact_sha256=row.artifact,
-        pinned=[
-            Pinned(transformation=each.name, source_model=each.source, artifact_sha256=each.artifact)
-            for each in upgrade_rows.transformations(session, row)
-        ],
-        state=State(row.state),
-        cutover=row.cutover,  # type: ignore[arg-type]
-        order=Order(row.order),
-        on_missing_side_information=row.missing_side,
-        dry_run=row.dry_run,
-        throttle=row.throttle,
-        gate=row.gate,
-        progress=Progress.model_validate(progress.progress(session, row), from_attributes=True),
-        quality=Quality(**progress.quality(row)),
-        report=row.report,
-        conditions=[Condition.model_validate(each, from_attributes=True) for each in progress.conditions(session, row)],
-        allowed=lifecycle.takes(session, row),
-        finalize_frees=lifecycle.would_free(session, row),
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        error=row.error,
-    )

@@ -13,7 +13,8 @@ import numpy as np
 import orjson
 import pytest
 
-from forwardfill.client import Client, ForwardfillError, UpgradeStoppedError, encoded, parse_events
+from forwardfill.client import Client, ForwardfillError, UpgradeStoppedError
+from forwardfill.wire import encoded, parse_events
 
 Handler = Callable[[httpx.Request], httpx.Response]
 

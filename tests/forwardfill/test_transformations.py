@@ -60,7 +60,7 @@ def test_a_fit_is_started_from_files_listed_shown_and_cancelled(world: World) ->
 
 
 def test_a_fit_is_watched_to_its_verdict(world: World) -> None:
-    worker = Worker(world.store, WorkerSettings(data=world.store.settings.data))
+    worker = Worker(world.store, WorkerSettings())
     world.app.state.process.nudge = lambda: threading.Thread(target=worker.work).start()
     watched = fit()
     assert watched.exit_code == 0, watched.output

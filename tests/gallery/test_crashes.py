@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select, update
 
-from gallery import errors
+from gallery import errors, removal
 from gallery.catalog import items as item_rows
 from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeRow, UpgradeSegmentRow
 from gallery.columns import verify
@@ -94,7 +94,7 @@ CASES = {
     "cancel": Case(lambda world: lifecycle.cancel(world.store, _upgrade(world)), steps=2),
     "rollback": Case(lambda world: lifecycle.rollback(world.store, _upgrade(world)), steps=50),
     "finalize": Case(lambda world: lifecycle.finalize(world.store, _upgrade(world)), steps=50),
-    "delete_gallery": Case(lambda world: lifecycle.delete_gallery(world.store, "photos")),
+    "delete_gallery": Case(lambda world: removal.delete_gallery(world.store, "photos")),
     "compaction": Case(_compact),
     "compaction_after_an_upgrade": Case(_compact, steps=50),
     "index": Case(lambda world: index_column(world.store, 1)),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gallery import errors
+from gallery import errors, removal
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
 from tests.gallery.world import Linear, World, found
@@ -75,7 +75,7 @@ def test_a_gallery_that_is_deleted_and_made_again_is_empty_for_a_process_that_di
     other = World.open(tmp_path / "data", each_world.store.settings.database_url)
     each_world.upsert("old", ["a"], ONE, side=SIDE)
     assert found(other.search("old", ONE)).keys() == {"a"}
-    lifecycle.delete_gallery(each_world.store, "photos")
+    removal.delete_gallery(each_world.store, "photos")
     each_world.make("photos")
     each_world.upsert("old", ["b"], ONE, side=SIDE)
     assert found(other.search("old", ONE)).keys() == {"b"}

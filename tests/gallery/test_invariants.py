@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import event, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from gallery import errors
+from gallery import errors, removal
 from gallery import verify as checks
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow, UpgradeRow, UpgradeSegmentRow
 from gallery.catalog.upgrades import Lease, upgrade_row
@@ -421,7 +421,7 @@ def test_11_two_workers_at_once_do_every_segment_once(each_world: World, tmp_pat
         world.close()
 
 
-@pytest.mark.parametrize("verb", [lifecycle.cancel, lifecycle.delete_gallery], ids=["cancel", "delete_gallery"])
+@pytest.mark.parametrize("verb", [lifecycle.cancel, removal.delete_gallery], ids=["cancel", "delete_gallery"])
 def test_11_a_worker_whose_upgrade_is_gone_publishes_nothing(each_world: World, verb: Callable[..., Any]) -> None:
     """11. The upgrade no longer wants the segment: nothing was changed."""
     fill(each_world, requests=1)

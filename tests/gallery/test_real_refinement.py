@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from gallery.catalog import models as model_rows
+from gallery.catalog import probes as probe_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.models import NewTransformation
 from gallery.catalog.upgrades import upgrade_row
 from gallery.files import digest
 from gallery.transforms import artifact_file
-from gallery.upgrade import progress, quality
+from gallery.upgrade import progress
 from gallery.upgrade.refinement import Refinements
 from gallery.upgrade.states import State
 from models.artifacts import check, save
@@ -123,7 +124,7 @@ def test_the_curve_over_the_refined_part_rises_to_what_the_new_model_itself_find
         for row in asked
     ]
     with world.store.catalog.transaction() as tx:
-        quality.put_probes(tx.session, gallery_row(tx.session, GALLERY).id, probes)
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, probes)
     upgrade = world.start("old-to-new")
     assert world.run(upgrade) is State.COMPLETED, world.error(upgrade)
 

@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 from sqlalchemy import func, select, update
 
-from gallery import errors
+from gallery import errors, removal
 from gallery.catalog import items as item_rows
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow, UpgradeSegmentRow
 from gallery.catalog.upgrades import Lease
@@ -235,7 +235,7 @@ class UpgradeMachine(RuleBasedStateMachine):
     @rule()
     def delete_gallery(self) -> None:
         """Delete the gallery and make it again under the same name."""
-        lifecycle.delete_gallery(self.world.store, GALLERY)
+        removal.delete_gallery(self.world.store, GALLERY)
         self.world.make(GALLERY, index=INDEXED if self.variant.indexed else None)
         self._made()
 

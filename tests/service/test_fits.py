@@ -54,7 +54,7 @@ def body(**more: Any) -> dict[str, Any]:
 
 def work(world: World) -> None:
     """All that a worker does."""
-    Worker(world.store, WorkerSettings(data=world.store.settings.data)).work()
+    Worker(world.store, WorkerSettings()).work()
     world.app.state.process.galleries.refresh()
 
 

@@ -23,8 +23,8 @@ from gallery.catalog.transaction import Transaction
 from gallery.files import digest
 from gallery.fits import Asked, NewFit, Outcome, Tell
 from gallery.pairs import NewPairs, Pairs
+from gallery.removal import delete_gallery
 from gallery.transforms import artifact_file
-from gallery.upgrade.lifecycle import delete_gallery
 from gallery.upgrade.states import State
 from tests.gallery.crash import Bomb, Killed, Stage
 from tests.gallery.world import BACKWARD, GALLERY, PLAIN, World
@@ -82,7 +82,7 @@ def start(world: World, name: str = "fitted", **more: object) -> str:
 
 
 def worker(world: World, fit: fits.Fit) -> Worker:
-    return Worker(world.store, WorkerSettings(data=world.store.settings.data), fit)
+    return Worker(world.store, WorkerSettings(), fit)
 
 
 def row(world: World, fit_id: str) -> FitRow:

@@ -16,7 +16,7 @@ from workers.settings import WorkerSettings
 
 @pytest.fixture
 def connection(tmp_path: Path) -> Connection:
-    return create_app(WorkerSettings(data=tmp_path, broker_url="")).connection_for_write()
+    return create_app(WorkerSettings(broker_url=""), tmp_path).connection_for_write()
 
 
 def test_messages_arrive_in_the_order_in_which_they_were_sent(connection: Connection) -> None:

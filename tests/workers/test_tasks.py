@@ -36,7 +36,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture
 def worker(world: World) -> Worker:
-    return Worker(world.store, WorkerSettings(data=world.store.settings.data, orphan_seconds=60))
+    return Worker(world.store, WorkerSettings(orphan_seconds=60))
 
 
 def fill(world: World) -> None:

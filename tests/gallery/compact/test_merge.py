@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select, update
 
-from gallery import errors
+from gallery import errors, removal
 from gallery.catalog import items as item_rows
 from gallery.catalog.galleries import gallery_row, models_of, segments_of
 from gallery.catalog.segments import indexes_of
@@ -210,7 +210,7 @@ def test_two_workers_that_merge_the_same_make_one_segment(each_world: World) -> 
 
 def test_a_gallery_that_is_deleted_meanwhile_stays_deleted(world: World) -> None:
     fill(world)
-    assert not merged_while(world, lambda: lifecycle.delete_gallery(world.store, GALLERY))
+    assert not merged_while(world, lambda: removal.delete_gallery(world.store, GALLERY))
     sweep(world)
     assert stored_files(world.store.files.root) == set()
 

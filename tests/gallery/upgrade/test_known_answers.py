@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from gallery.arrays import Vectors
+from gallery.catalog import probes as probe_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.upgrades import upgrade_row
-from gallery.upgrade import lifecycle, quality
+from gallery.upgrade import lifecycle
 from gallery.upgrade.known_answers import FEWEST, Tried, compared
 from gallery.upgrade.states import State
 from tests.gallery.world import GALLERY, OLD, WITH_SIDE, Linear, World
@@ -144,7 +145,7 @@ def test_probes_catch_a_transformation_that_is_applied_the_wrong_way_round(equal
     queries = vectors(5, OLD)
     with equal.store.catalog.transaction() as tx:
         probes = [({"old": query, "second": query @ TURN}, None) for query in queries]
-        quality.put_probes(tx.session, gallery_row(tx.session, GALLERY).id, probes)
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, probes)
     wrong = equal.start("reversed", dry_run=True)
     assert equal.run(wrong) is State.FAILED
     assert "reversed does not map old to second" in (equal.error(wrong) or "")

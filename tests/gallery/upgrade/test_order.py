@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from gallery import errors
+from gallery import errors, removal
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ArtifactRow, SegmentRow, UpgradeSegmentRow
 from gallery.search.hits import Hits
 from gallery.store import Store
 from gallery.transforms import Transforms
-from gallery.upgrade import lifecycle, order
+from gallery.upgrade import order
 from gallery.upgrade.plan import Order
 from gallery.upgrade.states import State
 from tests.gallery.crash import Bomb, Killed, Stage
@@ -288,7 +288,7 @@ def test_hits_that_could_not_be_written_are_written_the_next_time(prepared: Path
 def test_hits_of_a_gallery_that_was_deleted_are_passed_over(each_world: World) -> None:
     hits = Hits()
     searched(on_axes(each_world), hits, 0)
-    lifecycle.delete_gallery(each_world.store, GALLERY)
+    removal.delete_gallery(each_world.store, GALLERY)
     each_world.make(GALLERY)
     on_axes(each_world)
     searched(each_world, hits, 1)

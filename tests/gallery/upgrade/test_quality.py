@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gallery import errors
+from gallery.catalog import probes as probe_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.tables import UpgradeRow
 from gallery.catalog.upgrades import upgrade_row
@@ -35,7 +36,7 @@ def probe(world: World, relevant: Sequence[Sequence[str] | None], *, models: Seq
     vectors = {"old": OLD, "new": NEW}
     probes = [({name: vectors[name][row] for name in models}, relevant[row]) for row in range(8)]
     with world.store.catalog.transaction() as tx:
-        quality.put_probes(tx.session, gallery_row(tx.session, GALLERY).id, probes)
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, probes)
 
 
 def fill(world: World, relevant: Sequence[Sequence[str] | None] = ITSELF, *, segments: int = 1) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gallery import removal
+from gallery.catalog import probes as probe_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.upgrades import upgrade_row
-from gallery.upgrade import lifecycle, progress, quality, refinement
+from gallery.upgrade import lifecycle, progress, refinement
 from gallery.upgrade.refinement import Refined, Refinements
 from gallery.upgrade.states import State
 from tests.gallery.world import GALLERY, PLAIN, Linear, World
@@ -35,7 +37,7 @@ def world(tmp_path: Path, prepared: Path) -> Iterator[World]:
     opened.upsert("old", IDS, OLD)
     with opened.store.catalog.transaction() as tx:
         probes = [({"old": OLD[row], "new": NEW[row]}, [IDS[row]]) for row in range(8)]
-        quality.put_probes(tx.session, gallery_row(tx.session, GALLERY).id, probes)
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, probes)
     yield opened
     opened.close()
 
@@ -103,7 +105,7 @@ def test_it_keeps_to_its_share_of_the_time(world: World, upgrade: str, tmp_path:
 
 def test_counting_keeps_to_its_share_too_where_nothing_was_refined(world: World, upgrade: str, tmp_path: Path) -> None:
     with world.store.catalog.transaction() as tx:  # which the target model cannot be asked by
-        quality.put_probes(tx.session, gallery_row(tx.session, GALLERY).id, [({"old": OLD[0]}, None)])
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, [({"old": OLD[0]}, None)])
     seldom = World.open(tmp_path / "data", quality_share=1e-6)
     worker = Refinements(seldom.store, seldom.galleries, seldom.searcher)
     assert not worker.look(upgrade)
@@ -130,14 +132,14 @@ def test_only_an_upgrade_that_the_gallery_stands_on_is_looked_at(world: World, h
         lifecycle.rollback(world.store, started)
     if how == "no probes":
         with world.store.catalog.transaction() as tx:
-            quality.put_probes(tx.session, gallery_row(tx.session, GALLERY).id, [])
+            probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, [])
     if how == "deleted":
-        lifecycle.delete_gallery(world.store, GALLERY)
+        removal.delete_gallery(world.store, GALLERY)
     assert Refinements(world.store, world.galleries, world.searcher).due() == []
 
 
 def test_a_gallery_that_is_deleted_meanwhile_is_passed_over(world: World, upgrade: str) -> None:
     worker = Refinements(world.store, world.galleries, world.searcher)
     assert worker.due() == [upgrade]
-    lifecycle.delete_gallery(world.store, GALLERY)
+    removal.delete_gallery(world.store, GALLERY)
     assert not worker.look(upgrade)

@@ -10,10 +10,10 @@ import orjson
 import pytest
 from rich.console import Console
 
-from forwardfill import report
-from forwardfill.quality import Measurement, Quality
-from forwardfill.story import Items, Scale, Story
-from forwardfill.traffic import Record
+from forwardfill.demo import report
+from forwardfill.demo.quality import Measurement, Quality
+from forwardfill.demo.story import Items, Scale, Story
+from forwardfill.demo.traffic import Record
 
 START = 1_795_000_000.0  # 2026-11-18T11:06:40Z
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from forwardfill.demo import run
+from forwardfill.demo.run import run
 from forwardfill.local_service import LocalService, ServiceDiedError
 
 
@@ -52,7 +52,7 @@ def test_the_searching_process_ends_with_the_one_that_started_it(tmp_path: Path)
     )
     starter = (
         "import numpy, sys; numpy.savez(sys.argv[2], ids=numpy.array(['a']), old=numpy.eye(1), new=numpy.eye(1))\n"
-        "import subprocess; process = subprocess.Popen([sys.executable, '-m', 'forwardfill.traffic', sys.argv[1]],"
+        "import subprocess; process = subprocess.Popen([sys.executable, '-m', 'forwardfill.demo.traffic', sys.argv[1]],"
         " stdin=subprocess.PIPE, stdout=subprocess.DEVNULL); print(process.pid, flush=True); sys.stdin.read()"
     )
     arguments = [str(tmp_path / "plan.json"), str(tmp_path / "queries.npz")]
@@ -80,3 +80,11 @@ def test_an_unknown_data_set_is_refused_before_anything_is_removed(tmp_path: Pat
     assert run(data="imagenet", out=tmp_path) == 2
     assert run(data="cifar100", root=tmp_path, out=tmp_path) == 2
     assert (tmp_path / "report.json").exists()
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['matplotlib'] = None; from forwardfill.cli import app; app(['demo'])"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert said.returncode != 0
+    assert "matplotlib is not installed" in said.stderr
+    assert "forwardfill[train]" in said.stderr

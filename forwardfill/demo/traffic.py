@@ -1,6 +1,6 @@
 """Searches without pause, from a process of their own: what users see while their gallery is upgraded.
 
-`Traffic` starts `python -m forwardfill.traffic PLAN` and collects what it tells, one line per search. The process ends
+`Traffic` starts `python -m forwardfill.demo.traffic PLAN` and collects what it tells, one line per search. The process ends
 when its input is closed, so it never outlives the one that started it.
 """
 
@@ -21,7 +21,8 @@ import httpx
 import numpy as np
 import orjson
 
-from forwardfill.client import Client, ForwardfillError
+from forwardfill.client import Client
+from forwardfill.errors import ForwardfillError
 
 STOP_SECONDS = 30.0
 
@@ -101,7 +102,7 @@ class Traffic:
     def __enter__(self) -> Self:
         self._file.write_bytes(orjson.dumps(asdict(self._plan)))
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "forwardfill.traffic", str(self._file)],
+            [sys.executable, "-m", "forwardfill.demo.traffic", str(self._file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches the one that started it, which then stops it in good order

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forwardfill.answers import Upgrade
-from forwardfill.quality import Measurement, Queries
-from forwardfill.traffic import Record
+from forwardfill.demo.quality import Measurement, Queries
+from forwardfill.demo.traffic import Record
 
 Floats = npt.NDArray[np.float32]
 

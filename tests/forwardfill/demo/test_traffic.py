@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forwardfill.traffic import Plan, judge, searches
+from forwardfill.demo.traffic import Plan, judge, searches
 
 PLAN = Plan(url="http://127.0.0.1:9", gallery="g", items=5, old_model="old", new_model="new", k=3, queries="")
 

@@ -21,13 +21,14 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from forwardfill import report
 from forwardfill.answers import Throttle, Upgrade
-from forwardfill.client import RESTING, Client, ForwardfillError, UpgradeStoppedError
+from forwardfill.client import RESTING, Client
+from forwardfill.demo import report
+from forwardfill.demo.quality import Exam, GalleryMovedError, Measurement, Queries, fraction_of
+from forwardfill.demo.story import NEW, OLD, SEGMENTS, Items, Scale, Story
+from forwardfill.demo.traffic import Plan, Traffic, TrafficStoppedError
+from forwardfill.errors import ForwardfillError, UpgradeStoppedError
 from forwardfill.local_service import LocalService, ServiceDiedError
-from forwardfill.quality import Exam, GalleryMovedError, Measurement, Queries, fraction_of
-from forwardfill.story import NEW, OLD, SEGMENTS, Items, Scale, Story
-from forwardfill.traffic import Plan, Traffic, TrafficStoppedError
 from models import recipes
 from models.artifacts import save
 from models.data import Dataset

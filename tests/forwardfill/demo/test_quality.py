@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forwardfill.quality import Exam, GalleryMovedError, Queries, fraction_of
+from forwardfill.demo.quality import Exam, GalleryMovedError, Queries, fraction_of
 from models.evaluation import cross_test
 
 

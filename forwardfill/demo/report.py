@@ -11,11 +11,11 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from forwardfill import chart
 from forwardfill.answers import Upgrade
-from forwardfill.quality import SHORT, Quality
-from forwardfill.story import SEGMENTS, Story
-from forwardfill.traffic import Record
+from forwardfill.demo import chart
+from forwardfill.demo.quality import SHORT, Quality
+from forwardfill.demo.story import SEGMENTS, Story
+from forwardfill.demo.traffic import Record
 from models.evaluation import fraction_closed
 
 Json = dict[str, Any]

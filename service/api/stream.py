@@ -14,14 +14,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from gallery import errors
+from gallery.catalog import audit
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import EventRow, UpgradeRow
-from gallery.upgrade import progress
 from gallery.upgrade.states import DRIVEN, TERMINAL, State
-from service.api.upgrades import Progress
 from service.auth import MayAdmin
 from service.documents import documented
 from service.process import Process, ProcessDep
+from service.upgrade_documents import progress_document
 
 router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
 
@@ -58,8 +58,8 @@ class _Follower:
         """Read what happened since; in a thread, since it asks the database."""
         with self.process.store.catalog.reading() as session:
             row = upgrade_rows.upgrade_row(session, self.upgrade_id)
-            counted = Progress.model_validate(progress.progress(session, row), from_attributes=True)
-            events = upgrade_rows.events_after(session, self.upgrade_id, self.last_id)
+            counted = progress_document(session, row)
+            events = audit.events_after(session, self.upgrade_id, self.last_id)
         if events:
             self.process.galleries.announced()
         return _Look(events, counted.model_dump_json().encode(), State(row.state), _is_over(row))

@@ -1,0 +1,64 @@
+"""What the client raises where the service refused, or an upgrade did not go where it was waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import httpx
+import orjson
+
+from forwardfill.answers import Json, Upgrade
+
+
+class ForwardfillError(Exception):
+    """The service refused a request, and says why."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, errors: Sequence[Json] = (), request_id: str | None = None
+    ) -> None:
+        """Say what was refused.
+
+        Args:
+            status: of HTTP.
+            code: stable, for programs.
+            detail: for people.
+            errors: what is wrong in the body, as `{"pointer", "detail"}`.
+            request_id: to find the request in the service's log.
+        """
+        super().__init__(f"{code} ({status}): {detail}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = list(errors)
+        self.request_id = request_id
+        #: the whole answer: extension members, such as `allowed`, are here
+        self.problem: Json = {}
+
+
+class UpgradeStoppedError(Exception):
+    """An upgrade that was waited for came to rest in another state."""
+
+    def __init__(self, upgrade: Upgrade) -> None:
+        """Tell the state, and the error if there is one."""
+        reason = f": {upgrade['error']}" if upgrade.get("error") else ""
+        super().__init__(f"upgrade {upgrade['id']} is {upgrade['state']}{reason}")
+        self.upgrade = upgrade
+
+
+def problem(response: httpx.Response) -> ForwardfillError:
+    """Make an error of an answer; one that is no problem+json comes from something before the service."""
+    try:
+        body = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        body = None
+    if not isinstance(body, dict):
+        return ForwardfillError(response.status_code, "not_a_problem", response.text[:500] or response.reason_phrase)
+    error = ForwardfillError(
+        int(body.get("status", response.status_code)),
+        str(body.get("code", "unknown")),
+        str(body.get("detail") or body.get("title") or response.reason_phrase),
+        body.get("errors") or (),
+        body.get("request_id"),
+    )
+    error.problem = body
+    return error

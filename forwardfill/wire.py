@@ -1,0 +1,157 @@
+"""How arrays, items, queries, files and events go over the wire: into bodies and streams, and out of them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from forwardfill.answers import Json
+
+#: anything that NumPy makes an array of real numbers from
+Vectors = npt.ArrayLike
+
+UPLOAD_BLOCK = 1 << 20
+#: JSON around a vector and a payload; an estimate, to keep requests below the server's limit of bytes
+ITEM_OVERHEAD = 256
+
+
+class Event(NamedTuple):
+    """One Server-Sent Event of an upgrade."""
+
+    #: `progress` or `state`
+    name: str
+    data: Json
+    #: for `Last-Event-ID`; None where the event has none
+    id: str | None
+
+
+def encoded(vectors: Vectors) -> Any:
+    """Encode a vector (d,) as base64 of little-endian float32; an array (n, d) as a list of n such strings."""
+    array = np.asarray(vectors, "<f4")
+    if array.ndim == 2:
+        return [encoded(row) for row in array]
+    if array.ndim != 1:
+        raise ValueError(f"a vector has shape (d,) and vectors (n, d), not {array.shape}")
+    return base64.b64encode(array.tobytes()).decode()
+
+
+class Rows:
+    """Items on their way into requests."""
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        embeddings: Vectors,
+        side_information: Vectors | None,
+        payloads: Sequence[Json | None] | None,
+    ) -> None:
+        self.ids = ids
+        self.embeddings = matrix(embeddings)
+        self.side = None if side_information is None else matrix(side_information)
+        self.payloads = payloads
+        for what, column in (("embeddings", self.embeddings), ("side-information", self.side), ("payloads", payloads)):
+            if column is not None and len(column) != len(ids):
+                raise ValueError(f"{len(ids)} ids, but {len(column)} {what}")
+
+    def bytes_per_item(self) -> int:
+        """About how long an item is as JSON."""
+        floats = int(self.embeddings.shape[1]) + (0 if self.side is None else int(self.side.shape[1]))
+        payload = max((len(orjson.dumps(each)) for each in self.payloads or ()), default=0)
+        return ITEM_OVERHEAD + floats * 4 * 4 // 3 + payload + max((len(each) for each in self.ids), default=0)
+
+    def items(self, start: int, end: int) -> list[Json]:
+        """Items as the contract has them."""
+        found = []
+        for at in range(start, end):
+            item: Json = {"id": self.ids[at], "embedding": encoded(self.embeddings[at])}
+            if self.side is not None:
+                item["side_information"] = encoded(self.side[at])
+            if self.payloads is not None and self.payloads[at] is not None:
+                item["payload"] = self.payloads[at]
+            found.append(item)
+        return found
+
+
+def parse_events(stream: Iterable[str]) -> Iterator[Event]:
+    """Parse the lines of a stream of Server-Sent Events whose data is JSON; comments are skipped."""
+    name, data, last_id = "", list[str](), None
+    for line in stream:
+        if not line:
+            if data:
+                yield Event(name or "message", orjson.loads("\n".join(data)), last_id)
+            name, data = "", []
+            continue
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            data.append(value)
+        elif field == "id":
+            last_id = value
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Split a stream at line feeds only: text in JSON may hold the other characters that Python takes for line ends."""
+    rest = b""
+    for chunk in chunks:
+        *ended, rest = (rest + chunk).split(b"\n")
+        for line in ended:
+            yield line.removesuffix(b"\r").decode()
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """A file, in blocks."""
+    with path.open("rb") as file:
+        while block := file.read(UPLOAD_BLOCK):
+            yield block
+
+
+def pieces(content: bytes) -> Iterator[bytes]:
+    """A body, in pieces of the same size."""
+    for start in range(0, len(content), UPLOAD_BLOCK):
+        yield content[start : start + UPLOAD_BLOCK]
+
+
+def matrix(vectors: Vectors) -> npt.NDArray[np.float32]:
+    """Vectors as an array (n, d)."""
+    array = np.asarray(vectors, np.float32)
+    if array.ndim != 2:
+        raise ValueError(f"vectors have shape (n, d), not {array.shape}")
+    return array
+
+
+def query(vector: Vectors, companions: Mapping[str, Vectors] | None) -> Json:
+    """A query's vectors, as a search has them."""
+    asked: Json = {"vector": encoded(vector)}
+    if companions:
+        asked["companions"] = {name: encoded(each) for name, each in companions.items()}
+    return asked
+
+
+def options(
+    k: int, condition: Json | None, include: Sequence[str], allow_partial: bool, oversample: int | None
+) -> Json:
+    """What is said of a search beside its vectors; what is as the service has it anyway is left out."""
+    said: Json = {"k": k}
+    if condition is not None:
+        said["filter"] = condition
+    if include:
+        said["include"] = list(include)
+    if allow_partial:
+        said["allow_partial"] = True
+    if oversample is not None:
+        said["oversample"] = oversample
+    return said
+
+
+def quoted(name: str) -> str:
+    """A name as one part of a path."""
+    return quote(name, safe="")

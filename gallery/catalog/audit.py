@@ -1,0 +1,38 @@
+"""Rows of events: who did what, when, to what. They are added to, and never changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gallery.catalog.tables import EventRow
+
+
+def record(
+    session: Session,
+    action: str,
+    *,
+    gallery: str | None = None,
+    upgrade_id: str | None = None,
+    actor: str | None = None,
+    **detail: Any,
+) -> None:
+    """Write an event: the audit trail, and what Server-Sent Events replay."""
+    session.add(EventRow(action=action, gallery=gallery, upgrade_id=upgrade_id, actor=actor, detail=detail))
+
+
+def events_after(session: Session, upgrade_id: str, event_id: int) -> list[EventRow]:
+    """Events of an upgrade after one that is known, oldest first."""
+    return list(
+        session.scalars(
+            select(EventRow).where(EventRow.upgrade_id == upgrade_id, EventRow.id > event_id).order_by(EventRow.id)
+        )
+    )
+
+
+def asked_by(session: Session, upgrade_id: str, state: str) -> str | None:
+    """Who brought an upgrade to a state the last time; None if nobody did, or nobody knows."""
+    came = (EventRow.upgrade_id == upgrade_id, EventRow.detail["state"].as_string() == state)
+    return session.scalar(select(EventRow.actor).where(*came).order_by(EventRow.id.desc()).limit(1))
