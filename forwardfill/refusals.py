@@ -49,8 +49,8 @@ def in_words(error: Exception) -> str | None:
         # Without a statement, it was the connection that failed. What SQLAlchemy says itself has the statement's values.
         case DBAPIError() if error.statement is None or isinstance(error, OperationalError):
             return f"the catalog does not answer (FORWARDFILL_DATABASE_URL, FORWARDFILL_DATA): {_line(str(error.orig))}"
-        case ModuleNotFoundError() if error.name in _EXTRAS:
-            return f"{error.name} is not installed: pip install 'forwardfill[{_EXTRAS[error.name]}]'"
+        case ModuleNotFoundError() if (package := (error.name or "").partition(".")[0]) in _EXTRAS:
+            return f"{package} is not installed: pip install 'forwardfill[{_EXTRAS[package]}]'"
         case GalleryError() | OldSchemaError() | UnsafeBinding():
             return str(error)
         case OSError() if not isinstance(error, BrokenPipeError):  # whoever read the output wants no more

@@ -37,7 +37,7 @@ def test_a_shrunken_demo_upgrades_a_gallery_and_no_search_fails(tmp_path: Path) 
 @pytest.mark.acceptance
 def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
     service = LocalService(tmp_path / "data", tmp_path / "log", {"MAX_K": "many"})
-    with pytest.raises(ServiceDiedError, match="max_k"), service:
+    with pytest.raises(ServiceDiedError, match="FORWARDFILL_MAX_K"), service:
         pass
 
 
