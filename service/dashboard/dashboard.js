@@ -5,7 +5,7 @@ import * as service from "./service.js";
 import * as view from "./view.js";
 
 const LIVE_MS = 3000; // while an upgrade is active
-const IDLE_MS = 6000;
+const IDLE_MS = 4000;
 const AGAIN_MS = 1500; // after a failure
 const NEWEST = 20; // upgrades that are read each time; older ones when somebody asks for them
 const FAILURES = 50;

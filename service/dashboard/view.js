@@ -37,11 +37,11 @@ function gallery(found, newest) {
 /** The gallery's newest upgrade in one line, so that the first look answers: how far, and is it better? */
 function lately(upgrade) {
   const told = words.verdict(upgrade);
-  const quality = told && el("span", { class: `tone ${told.tone}` }, told.text);
+  const quality = told && el("p", { class: `tone ${told.tone}` }, told.text);
   if (isActive(upgrade))
-    return el("div", null, el("p", null, "Upgrade to ", el("b", null, upgrade.target_model), ": ", badge(upgrade), " ", quality), bar(upgrade.progress.fraction, `Upgrade of ${upgrade.gallery}`));
+    return el("div", null, el("p", null, "Upgrade to ", el("b", null, upgrade.target_model), " ", badge(upgrade)), bar(upgrade, `Upgrade of ${upgrade.gallery}`), quality);
   if (upgrade.dry_run || !["completed", "finalized"].includes(upgrade.state)) return null;
-  return el("p", null, "Upgraded from ", el("b", null, upgrade.source_model), " ", words.ago(upgrade.finished_at ?? upgrade.created_at), ". ", quality);
+  return el("div", null, el("p", null, "Upgraded from ", el("b", null, upgrade.source_model), " ", words.ago(upgrade.finished_at ?? upgrade.created_at)), quality);
 }
 
 function column({ model, native_items: native, derived_items: derived, bytes, index }, items) {
@@ -82,7 +82,7 @@ function row(upgrade, isChosen) {
     el("div", { class: "ends" },
       el("button", { type: "button", class: "link", "data-action": "choose", "data-id": upgrade.id, "aria-controls": "chosen", "aria-pressed": String(isChosen) }, title(upgrade)),
       badge(upgrade)),
-    bar(upgrade.progress.fraction, `Progress of ${upgrade.gallery} to ${upgrade.target_model}`),
+    bar(upgrade, `Progress of ${upgrade.gallery} to ${upgrade.target_model}`),
     el("p", { class: "quiet facts" }, [...pace(upgrade), words.ago(upgrade.created_at)].map((fact) => el("span", null, fact))),
     told && el("p", { class: `tone ${told.tone}` }, told.text),
     upgrade.conditions.map((each) => el("p", { class: "why" }, `${words.spoken(each.type)}: ${words.spoken(each.reason)}`)));
@@ -107,7 +107,7 @@ export function detail(upgrade, { failures, refused, busy }) {
   const { progress } = upgrade;
   return el("article", { class: "card", "data-key": upgrade.id, "aria-labelledby": "chosen-title" },
     el("div", { class: "ends" }, el("h3", { id: "chosen-title" }, title(upgrade)), badge(upgrade, { role: "status", "aria-live": "polite" })),
-    bar(progress.fraction, "Progress of the chosen upgrade", "large"),
+    bar(upgrade, "Progress of the chosen upgrade", "large"),
     el("p", { class: "facts" }, [...pace(upgrade).slice(1), `${words.count(progress.items_done)} of ${words.counted(progress.items_total, "item")}`, `${words.count(progress.segments_done)} of ${words.counted(progress.segments_total, "segment")}`].map((fact) => el("span", null, fact))),
     upgrade.conditions.map((each) => el("div", { class: "note", "data-key": `${each.type} ${each.reason}` },
       el("b", null, words.spoken(each.type)), ` – ${words.spoken(each.reason)}, since ${words.clock(each.since)}`, el("p", null, each.detail))),
@@ -184,8 +184,8 @@ const code = (text) => el("code", null, text);
 const hint = (...said) => el("p", { class: "hint" }, said);
 const problem = (text) => el("p", { class: "problem" }, text);
 
-const bar = (fraction, label, size = "") => el("div", {
-  class: `bar ${size}`, role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100,
+const bar = ({ state, progress: { fraction } }, label, size = "") => el("div", {
+  class: `bar ${size} ${words.UNDONE.has(state) ? "undone" : ""}`, role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100,
   "aria-valuenow": Math.floor(fraction * 100), "aria-valuetext": words.percent(fraction) }, el("i", { class: "done", width: width(fraction) }));
 
 /** Of the tab: how far it is, for whoever looks at another one. */

@@ -78,7 +78,8 @@ export function verdict({ quality: { before, now, expected_after }, state, dry_r
   return { tone: same ? "same" : difference > 0 ? "good" : "bad", text: `${measure.label} ${when} ${how}` };
 }
 
-const UNDONE = new Set(["cancelled", "rolled_back"]);
+/** Nothing of what they did is left. */
+export const UNDONE = new Set(["cancelled", "rolled_back"]);
 
 /** The measures that are compared; overlap has no before. */
 export const MEASURES = [

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,18 +12,19 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, Request, Response, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Locator, Page, Request, expect, sync_playwright
 
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from models import artifacts
 from models.transformations import Linear, build
 from service.api.dashboard import FILES
+from service.app import create_app
 from service.auth import create_key
 from tests.acceptance.gallery_world import base64_of
 from tests.acceptance.system import System, ok, running
 from tests.service.world import GALLERY as PHOTOS
-from tests.service.world import World, opened
+from tests.service.world import UNITS, World, opened, served
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -36,7 +35,6 @@ pytestmark = [
 
 PATIENCE_MS = 30_000
 SIGNAL, NOISE, ITEMS, IN_A_SEGMENT, CLASSES = 8, 8, 240, 20, 12
-_numbers = count()
 
 
 # --- what there is to see ---------------------------------------------------------------------------------------------
@@ -45,10 +43,11 @@ _numbers = count()
 class Gallery:
     """A gallery whose old embeddings are half noise, which the transformation leaves out: an upgrade makes it better."""
 
+    name, old, new, transformation = "shop", "shop.old", "shop.new", "shop.old-to-new"
+
     def __init__(self, http: httpx.Client, folder: Path) -> None:
-        """With items and probes; names are its own."""
-        self.http, self.name = http, f"shop-{next(_numbers)}"
-        self.old, self.new, transformation = (f"{self.name}.{part}" for part in ("old", "new", "old-to-new"))
+        """With items and probes."""
+        self.http = http
         random = np.random.default_rng(0)
         centres = random.standard_normal((CLASSES, SIGNAL))
 
@@ -58,13 +57,11 @@ class Gallery:
 
         module = build(Linear(source_dimension=SIGNAL + NOISE, target_dimension=SIGNAL))
         module.load_state_dict({"weight": torch.eye(SIGNAL + NOISE)[:SIGNAL]})
-        file = folder / f"{self.name}.safetensors"
-        artifacts.save(file, module)
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        sha256 = artifacts.save(folder / "artifact.safetensors", module)
         for name, dimension in ((self.old, SIGNAL + NOISE), (self.new, SIGNAL)):
             ok(http.post("/models", json={"name": name, "dimension": dimension, "metric": "euclidean"}))
-        ok(http.put(f"/artifacts/{sha256}", content=file.read_bytes()))
-        known = {"name": transformation, "source": self.old, "target": self.new, "direction": "forward"}
+        ok(http.put(f"/artifacts/{sha256}", content=(folder / "artifact.safetensors").read_bytes()))
+        known = {"name": self.transformation, "source": self.old, "target": self.new, "direction": "forward"}
         ok(http.post("/transformations", json={**known, "method": "affine", "artifact": sha256}))
         ok(http.post("/galleries", json={"name": self.name, "model": self.old}))
         classes = np.arange(ITEMS) % CLASSES
@@ -89,20 +86,12 @@ class Gallery:
         return started
 
 
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A service with its worker. So few candidates that segments which are not upgraded yet are searched worse."""
-    folder = tmp_path_factory.mktemp("dashboard")
-    settings = {"compact_segments": "0", "quality_share": "0.9", "oversample": "1", "min_candidates": "10"}
-    with running(System(folder, **settings)) as started:
-        started.add_api()
-        yield started
-
-
 @pytest.fixture
-def gallery(system: System) -> Gallery:
-    """A gallery that only this test has."""
-    return Gallery(system.apis[0].http, system.folder)
+def gallery(tmp_path: Path) -> Iterator[Gallery]:
+    """In a service with its worker. So few candidates that segments which are not upgraded yet are searched worse."""
+    settings = {"compact_segments": "0", "quality_share": "0.9", "oversample": "1", "min_candidates": "10"}
+    with running(System(tmp_path, **settings)) as system:
+        yield Gallery(system.add_api().http, tmp_path)
 
 
 @pytest.fixture
@@ -124,9 +113,11 @@ class Person:
         self.requests: list[Request] = []
         self.complaints: list[str] = []
         page.set_default_timeout(PATIENCE_MS)
-        page.on("request", lambda request: self.requests.append(request))
+        page.on("request", lambda request: self.requests.append(request))  # noqa: PLW0108 - it marks what it is given
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on(
+            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
+        )
         page.goto(f"http://{host}/dashboard")
 
     def elsewhere(self) -> list[str]:
@@ -140,34 +131,44 @@ class Person:
 
     def says(self, text: str) -> None:
         """Wait until the page says something."""
-        expect(self.page.get_by_text(text).first).to_be_visible(timeout=PATIENCE_MS)
+        expect(self.page.get_by_text(text).first).to_be_visible()
 
     @property
-    def chosen(self) -> Any:
+    def chosen(self) -> Locator:
         """The upgrade that is shown in full."""
         return self.page.locator("#chosen")
 
+    @property
+    def state(self) -> Locator:
+        """Where it says how it stands, to screen readers too."""
+        return self.chosen.locator("[aria-live]")
+
+
+Visit = Callable[[httpx.URL | str], Person]
+
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator[BrowserContext]:
+    """One for all tests: what a page may keep, it keeps for its own service and its own tab."""
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
+        yield chromium.new_context(reduced_motion="reduce")
         chromium.close()
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Person]]:
+def visit(browser: BrowserContext) -> Iterator[Visit]:
     """Opens the dashboard of a service, given its URL. Whatever happened, nothing was loaded from elsewhere or blocked."""
     people: list[Person] = []
 
-    def open_page(url: httpx.URL | str, **context: Any) -> Person:
-        people.append(Person(browser.new_context(**context).new_page(), urlsplit(str(url)).netloc))
+    def open_page(url: httpx.URL | str) -> Person:
+        people.append(Person(browser.new_page(), urlsplit(str(url)).netloc))
         return people[-1]
 
     yield open_page
     for person in people:
-        person.page.context.close()
+        person.page.close()
         assert person.elsewhere() == []
         # A status that a test brings about is written to the console by the browser itself.
         assert [text for text in person.complaints if "Failed to load resource" not in text] == []
@@ -177,15 +178,14 @@ def visit(browser: Browser) -> Iterator[Callable[..., Person]]:
 
 
 def test_a_person_watches_an_upgrade_to_its_end_without_reloading_and_sees_that_it_got_better(
-    system: System, gallery: Gallery, visit: Callable[..., Person]
+    gallery: Gallery, visit: Visit
 ) -> None:
-    person = visit(system.apis[0].http.base_url)
+    person = visit(gallery.http.base_url)
     card = person.page.locator("#galleries article", has_text=gallery.name)
     expect(card).to_contain_text(f"Model {gallery.old}")
     expect(card).to_contain_text(f"{ITEMS} items")
 
     gallery.upgrade(throttle={"items_per_second": 80})
-    bar = person.chosen.get_by_role("progressbar")
     person.page.wait_for_function(
         "() => { const bar = document.querySelector('#chosen [role=progressbar]');"
         " return bar && bar.ariaValueNow > 0 && bar.ariaValueNow < 100 }"
@@ -193,13 +193,11 @@ def test_a_person_watches_an_upgrade_to_its_end_without_reloading_and_sees_that_
     expect(person.chosen.get_by_role("heading", level=3)).to_have_text(f"{gallery.name}: {gallery.old} → {gallery.new}")
     expect(person.page.locator("#status")).to_have_text("live")
     expect(person.chosen).to_contain_text("at most 80 items/s")
-    expect(person.chosen).to_contain_text("left")
     expect(card).to_contain_text(f"Upgrade to {gallery.new}")
 
-    state = person.chosen.locator("[aria-live]")
-    expect(state).to_have_text("completed", timeout=PATIENCE_MS)
-    expect(bar).to_have_attribute("aria-valuenow", "100")
-    expect(card).to_contain_text(f"{ITEMS} derived", timeout=PATIENCE_MS)
+    expect(person.state).to_have_text("completed")
+    expect(person.chosen.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "100")
+    expect(card).to_contain_text(f"{ITEMS} derived")
     expect(card).to_contain_text("better than before")
     assert person.events(), "progress came by polling only"
     assert sum(request.is_navigation_request() for request in person.requests) == 1
@@ -216,69 +214,55 @@ def test_a_person_watches_an_upgrade_to_its_end_without_reloading_and_sees_that_
 
 
 def test_what_an_upgrade_takes_now_is_offered_and_what_cannot_be_undone_is_asked_twice(
-    system: System, gallery: Gallery, visit: Callable[..., Person]
+    world: World, visit: Visit
 ) -> None:
-    upgrade = gallery.upgrade(throttle={"items_per_second": 20})
-    person = visit(system.apis[0].http.base_url)
+    world.prepared().filled().start()
+    person = visit(world.client.base_url)
     buttons = person.chosen.get_by_role("group").get_by_role("button")
-    state = person.chosen.locator("[aria-live]")
-    expect(state).to_have_text("running", timeout=PATIENCE_MS)
-    expect(buttons).to_have_text(["Pause", "Cancel…", "Retry failed segments"])
+    expect(person.state).to_have_text("pending")
+    expect(buttons).to_have_text(["Pause", "Cancel…"])
     buttons.get_by_text("Pause").click()
-    expect(state).to_have_text("paused")
+    expect(person.state).to_have_text("paused")
     expect(buttons).to_have_text(["Resume", "Cancel…", "Retry failed segments"])
     expect(person.chosen).to_contain_text("paused as somebody asked for")
-    ok(gallery.http.patch(f"/admin/upgrades/{upgrade}", json={"throttle": {"items_per_second": None}}))
     buttons.get_by_text("Resume").press("Enter")
-    expect(state).to_have_text("completed", timeout=PATIENCE_MS)
+    expect(person.state).to_have_text("pending")
+    world.work()
+    expect(person.state).to_have_text("completed")
 
     expect(buttons).to_have_text(["Roll back…", "Finalize…"])
     buttons.get_by_text("Finalize…").click()
     question = person.page.get_by_role("dialog")
-    expect(question).to_contain_text(f"The vectors of {gallery.old} are deleted, which frees")
+    frees = world.get("/admin/upgrades")["upgrades"][0]["finalize_frees"]
+    expect(question).to_contain_text(f"The vectors of old are deleted, which frees {frees} bytes")
     person.page.keyboard.press("Escape")
-    expect(state).to_have_text("completed")
+    expect(question).to_be_hidden()
+    assert world.get("/admin/upgrades")["upgrades"][0]["state"] == "completed"
     buttons.get_by_text("Finalize…").click()
     question.get_by_role("button", name="Finalize").click()
-    expect(state).to_have_text("finalized")
+    expect(person.state).to_have_text("finalized")
     expect(buttons).to_have_count(0)
 
 
-def test_the_page_recovers_when_the_service_comes_back(
-    system: System, gallery: Gallery, visit: Callable[..., Person]
-) -> None:
-    upgrade = gallery.upgrade(throttle={"items_per_second": 10})
-    api = system.apis[0]
-    person = visit(api.http.base_url)
-    expect(person.page.locator("#status")).to_have_text("live")
-    api.popen.terminate()
-    api.popen.wait(60)
-    expect(person.page.get_by_role("alert")).to_contain_text("cannot be reached", timeout=PATIENCE_MS)
-    expect(person.page.locator("#galleries article").first).to_be_visible()  # what it knew, it still shows
-    api.start()
-    expect(person.page.locator("#banner")).to_be_hidden(timeout=PATIENCE_MS)
-    with person.page.expect_request(lambda request: request.url.endswith("/events")):
-        pass
-    assert "last-event-id" in person.events()[-1].headers
-    ok(api.http.post(f"/admin/upgrades/{upgrade}/cancel"))
-    expect(person.chosen.locator("[aria-live]")).to_have_text("cancelled", timeout=PATIENCE_MS)
-
-
-@pytest.mark.parametrize("width", [360, 1400])
-def test_nothing_is_wider_than_the_screen(
-    system: System, gallery: Gallery, visit: Callable[..., Person], width: int
-) -> None:
-    gallery.upgrade()
-    person = visit(system.apis[0].http.base_url, viewport={"width": width, "height": 800})
-    expect(person.chosen.locator("[aria-live]")).to_have_text("completed", timeout=PATIENCE_MS)
+def test_nothing_is_wider_than_the_screen(world: World, visit: Visit) -> None:
+    world.prepared().filled()
+    probes = [
+        {"vectors": {"old": unit.tolist(), "new": [0, *unit.tolist()]}, "relevant": [f"item-{at}"]}
+        for at, unit in enumerate(UNITS)
+    ]
+    ok(world.client.put(f"/galleries/{PHOTOS}/probes", json={"probes": probes}))
+    world.upgraded()
+    person = visit(world.client.base_url)
     expect(person.chosen.get_by_role("img").first).to_be_visible()
-    assert person.page.evaluate("document.documentElement.scrollWidth") <= width
+    for width in (360, 700, 1400):
+        person.page.set_viewport_size({"width": width, "height": 800})
+        assert person.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-# --- an empty service, a refusal, a key, a name that looks like markup ------------------------------------------------
+# --- an empty service, a refusal, a key, a restart, a name that looks like markup -------------------------------------
 
 
-def test_an_empty_service_says_what_to_do_next(world: World, visit: Callable[..., Person]) -> None:
+def test_an_empty_service_says_what_to_do_next(world: World, visit: Visit) -> None:
     person = visit(world.client.base_url)
     person.says("No gallery yet.")
     person.says("POST /galleries ")
@@ -289,9 +273,7 @@ def test_an_empty_service_says_what_to_do_next(world: World, visit: Callable[...
     assert person.complaints == []
 
 
-def test_a_refused_verb_shows_the_services_reason_and_can_be_insisted_on(
-    world: World, visit: Callable[..., Person]
-) -> None:
+def test_a_refused_verb_shows_the_services_reason_and_can_be_insisted_on(world: World, visit: Visit) -> None:
     world.prepared().filled().start()
     world.upsert({"id": "native", "embedding": [0, 0, 0, 0, 1]}, model="new")
     person = visit(world.client.base_url)
@@ -308,11 +290,11 @@ def test_a_refused_verb_shows_the_services_reason_and_can_be_insisted_on(
     cancel.click()
     question.get_by_role("button", name="Cancel the upgrade").click()
     question.get_by_role("button", name="Do it all the same").click()
-    expect(person.chosen.locator("[aria-live]")).to_have_text("cancelled")
+    expect(person.state).to_have_text("cancelled")
 
 
 def test_where_a_key_is_needed_the_page_asks_for_it_says_which_is_wrong_and_keeps_it_in_the_tab_only(
-    world: World, visit: Callable[..., Person]
+    world: World, visit: Visit
 ) -> None:
     world.prepared().filled().start()
     keys = {scope: create_key(world.store.catalog, scope, scope) for scope in ("search", "admin")}
@@ -332,7 +314,7 @@ def test_where_a_key_is_needed_the_page_asks_for_it_says_which_is_wrong_and_keep
     person.page.get_by_role("button", name="Forget key").click()
     key.fill(keys["admin"])
     use.click()
-    expect(person.chosen.locator("[aria-live]")).to_have_text("pending")
+    expect(person.state).to_have_text("pending")
     expect(person.page.locator("#status")).to_have_text("live")
     assert person.events()[-1].headers["authorization"] == f"Bearer {keys['admin']}"
 
@@ -340,12 +322,27 @@ def test_where_a_key_is_needed_the_page_asks_for_it_says_which_is_wrong_and_keep
     expect(person.chosen).to_contain_text(PHOTOS)  # it is the same tab
     kept = "JSON.stringify([document.cookie, localStorage, location.href, document.body.innerHTML])"
     assert keys["admin"] not in person.page.evaluate(kept)
-    other = person.page.context.new_page()
-    other.goto(f"http://{person.host}/dashboard")
-    expect(other.get_by_label("API key")).to_be_visible()
+    expect(visit(world.client.base_url).page.get_by_label("API key")).to_be_visible()  # it is another tab
 
 
-def test_names_that_look_like_markup_are_shown_as_text(world: World, visit: Callable[..., Person]) -> None:
+def test_the_page_recovers_when_the_service_comes_back(world: World, visit: Visit) -> None:
+    upgrade = world.prepared().filled().start()
+    with served(create_app(world.store)) as url:
+        person = visit(url)
+        expect(person.page.locator("#status")).to_have_text("live")
+    expect(person.page.get_by_role("alert")).to_contain_text("cannot be reached")
+    expect(person.page.locator("#galleries article")).to_be_visible()  # what it knew, it still shows
+    streams = len(person.events())
+    with served(create_app(world.store), port=urlsplit(url).port or 0):
+        expect(person.page.locator("#banner")).to_be_hidden()
+        expect(person.page.locator("#status")).to_have_text("live")
+        world.verb(upgrade, "cancel")
+        expect(person.state).to_have_text("cancelled")
+    assert len(person.events()) > streams
+    assert person.events()[-1].headers["last-event-id"]
+
+
+def test_names_that_look_like_markup_are_shown_as_text(world: World, visit: Visit) -> None:
     name = "<img src=x onerror=alert(1)><b>bold</b>"
     world.prepared()
     with world.store.catalog.transaction() as tx:  # REST refuses such a name; the page must not count on that
@@ -382,5 +379,5 @@ def test_the_page_holds_no_data_and_needs_no_key(world: World) -> None:
     create_key(world.store.catalog, "admin", "admin")
     world.app.state.process.keyring.refresh()
     assert world.client.get("/dashboard").status_code == 200
-    slash: Response | httpx.Response = world.client.get("/dashboard/", follow_redirects=True)
+    slash = world.client.get("/dashboard/", follow_redirects=True)
     assert str(slash.url).endswith("/dashboard")
