@@ -10,8 +10,8 @@ const INSIDE = { left: 46, right: 8, top: 8, bottom: 22 };
 export function chart({ name, label, hint }, { before, now, expected_after, by_progress }) {
   const [was, is, will] = [before, now, expected_after].map((measures) => measures?.[name]);
   const points = by_progress.filter((point) => isNumber(point[name])).map((point) => [point.fraction, point[name]]);
+  if (!points.length) return null; // the table says the same, and better
   const levels = [was, is, will, ...points.map(([, value]) => value)].filter(isNumber);
-  if (!levels.length) return null;
   const [low, high] = range(levels);
   const x = (fraction) => INSIDE.left + fraction * (WIDTH - INSIDE.left - INSIDE.right);
   const y = (value) => INSIDE.top + ((high - value) / (high - low)) * (HEIGHT - INSIDE.top - INSIDE.bottom);
@@ -30,7 +30,7 @@ export function chart({ name, label, hint }, { before, now, expected_after, by_p
       level(was, "before"),
       level(will, "expected"),
       points.length > 1 && svg("polyline", { class: "now", points: points.map(([fraction, value]) => `${x(fraction)},${y(value)}`).join(" ") }),
-      points.length > 0 && svg("circle", { class: "now", cx: x(points.at(-1)[0]), cy: y(points.at(-1)[1]), r: 3.5 })),
+      svg("circle", { class: "now", cx: x(points.at(-1)[0]), cy: y(points.at(-1)[1]), r: 3.5 })),
   );
 }
 
@@ -41,4 +41,4 @@ function range(values) {
   return [Math.max(0, least - room), Math.min(1, most + room)];
 }
 
-const tick = (value, span) => `${(value * 100).toFixed(span > 0.06 ? 0 : 1)} %`;
+const tick = (value, span) => `${Number((value * 100).toFixed(span > 0.06 ? 0 : 1))} %`;

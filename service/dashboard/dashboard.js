@@ -9,7 +9,7 @@ const IDLE_MS = 4000;
 const AGAIN_MS = 1500; // after a failure
 const NEWEST = 20; // upgrades that are read each time; older ones when somebody asks for them
 const FAILURES = 50;
-//: verbs that a person may insist on, by the problem that says what it costs
+// verbs that a person may insist on, by the problem that says what it costs
 const INSIST = { native_items_would_be_unreachable: { accept_unreachable: true }, gate_closed: { accept_below_gate: true } };
 
 const byId = (id) => document.getElementById(id);
@@ -68,7 +68,7 @@ async function newest() {
 }
 
 const one = (id) =>
-  service.read(`admin/upgrades/${encodeURIComponent(id)}`).catch((error) => {
+  service.read(service.upgrade(id)).catch((error) => {
     if (error.status === 404) return null; // the page's address may name anything
     throw error;
   });
@@ -82,7 +82,7 @@ async function older() {
 }
 
 const failuresOf = async (upgrade) =>
-  upgrade?.progress.segments_failed ? (await service.read(`admin/upgrades/${upgrade.id}/failures?page_size=${FAILURES}`)).failures : [];
+  upgrade?.progress.segments_failed ? (await service.read(service.upgrade(upgrade.id, `/failures?page_size=${FAILURES}`))).failures : [];
 
 const chosen = (upgrades = seen.upgrades ?? []) =>
   upgrades.find(({ id }) => id === seen.picked) ?? upgrades.find(view.isActive) ?? upgrades[0];
@@ -187,7 +187,7 @@ async function act(verb) {
 
 async function send(upgrade, verb, body) {
   try {
-    await service.ask(`admin/upgrades/${upgrade.id}/${verb}`, { method: "POST", body });
+    await service.ask(service.upgrade(upgrade.id, `/${verb}`), { method: "POST", body });
   } catch (error) {
     const insist = !body && INSIST[error.code];
     if (insist && (await agreed({ title: "The service asks for your consent", text: error.message, yes: "Do it all the same" }))) {

@@ -52,6 +52,7 @@ export async function readAll(path, name) {
   return found;
 }
 
+export const upgrade = (id, what = "") => `admin/upgrades/${encodeURIComponent(id)}${what}`;
 export const next = (token) => (token ? `&page_token=${encodeURIComponent(token)}` : "");
 
 /** Follow an upgrade until it is over or `signal` aborts.
@@ -60,7 +61,7 @@ export const next = (token) => (token ? `&page_token=${encodeURIComponent(token)
  * reading is three lines here: remember the last id, come again, stop at 204. */
 export async function follow(id, lastId, signal, told) {
   const headers = { Accept: "text/event-stream", ...(lastId && { "Last-Event-ID": lastId }) };
-  const answer = await ask(`admin/upgrades/${encodeURIComponent(id)}/events`, { headers, signal });
+  const answer = await ask(upgrade(id, "/events"), { headers, signal });
   if (answer.status === 204) return false;
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";

@@ -23,7 +23,7 @@ export function galleries({ galleries: found, trouble }, upgrades) {
 function gallery(found, newest) {
   const side = found.side_information.items;
   const facts = [words.counted(found.items, "item"), words.counted(found.segments, "segment"), `version ${words.count(found.version)}`];
-  if (side) facts.push(side === found.items ? "side-information" : `side-information of ${words.count(side)}`);
+  if (side) facts.push(side === found.items ? "all with side-information" : `${words.count(side)} with side-information`);
   return el("article", { class: "card", "data-key": found.name },
     el("h3", null, found.name),
     el("p", { class: "model" }, "Model ", el("b", null, found.model)),
@@ -111,7 +111,7 @@ export function detail(upgrade, { failures, refused, busy }) {
     el("p", { class: "facts" }, [...pace(upgrade).slice(1), `${words.count(progress.items_done)} of ${words.counted(progress.items_total, "item")}`, `${words.count(progress.segments_done)} of ${words.counted(progress.segments_total, "segment")}`].map((fact) => el("span", null, fact))),
     upgrade.conditions.map((each) => el("div", { class: "note", "data-key": `${each.type} ${each.reason}` },
       el("b", null, words.spoken(each.type)), ` – ${words.spoken(each.reason)}, since ${words.clock(each.since)}`, el("p", null, each.detail))),
-    upgrade.error && el("p", { class: "problem" }, upgrade.error),
+    upgrade.error && !upgrade.conditions.some(({ detail }) => detail === upgrade.error) && el("p", { class: "problem" }, upgrade.error),
     el("div", { class: "row", role: "group", "aria-label": "What can be done" }, upgrade.allowed.map((verb) => el("button", {
       type: "button", class: verb === "finalize" || verb === "cancel" ? "danger" : null, "data-key": verb, "data-action": "verb", "data-verb": verb,
       "aria-disabled": busy ? "true" : null }, VERBS[verb] ?? words.spoken(verb)))),
@@ -149,7 +149,7 @@ const points = (found) => el("div", { class: "scroll" }, el("table", null,
 
 const failed = (failures, total) => el("div", { class: "scroll", "data-key": "failures" }, el("table", null,
   total > failures.length && el("caption", null, `The first ${failures.length} of ${words.count(total)}`),
-  el("thead", null, el("tr", null, ["Segment", "Items", "Attempts", "Error"].map((label) => el("th", { scope: "col" }, label)))),
+  el("thead", null, el("tr", null, ["Segment", "Items", "Attempts", "Error"].map((label) => el("th", { scope: "col", class: label === "Error" ? "text" : null }, label)))),
   el("tbody", null, failures.map((each) => el("tr", null, el("th", { scope: "row" }, each.segment), el("td", null, words.count(each.items)), el("td", null, each.attempts), el("td", { class: "text" }, each.error ?? "–"))))));
 
 function settings(upgrade) {

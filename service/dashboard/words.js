@@ -19,7 +19,7 @@ export const share = (value) => (value === null || value === undefined ? "–" :
 export function bytes(n) {
   const units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
   const power = n < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log2(n) / 10));
-  return `${short.format(n / 1024 ** power)} ${units[power]}`;
+  return `${power ? short.format(n / 1024 ** power) : count(n)} ${units[power]}`;
 }
 
 export const rate = (perSecond) => (perSecond === null ? null : `${perSecond < 100 ? short.format(perSecond) : count(Math.round(perSecond))} items/s`);
@@ -31,7 +31,7 @@ export function duration(seconds) {
   return counted(Math.max(1, Math.round(seconds / size)), unit);
 }
 
-export const left = (seconds) => (seconds === null ? "time left unknown" : `about ${duration(seconds)} left`);
+export const left = (seconds) => (seconds === null ? "time left unknown" : seconds < 1 ? "almost done" : `about ${duration(seconds)} left`);
 
 export function ago(time, now = Date.now()) {
   const seconds = (now - Date.parse(time)) / 1000;

@@ -354,6 +354,29 @@ def test_names_that_look_like_markup_are_shown_as_text(world: World, visit: Visi
     assert person.complaints == []
 
 
+def test_numbers_are_said_as_people_say_them(world: World, visit: Visit) -> None:
+    page = visit(world.client.base_url).page
+
+    def said(what: str) -> Any:
+        return page.evaluate(f"import('/dashboard/words.js').then((words) => {what})")
+
+    assert said("[0, 0.0004, 0.352, 0.9999, 1].map(words.percent)") == ["0 %", "< 0.1 %", "35 %", "99.9 %", "100 %"]
+    assert said("[null, 0.4, 59, 90, 7200, 400000].map(words.left)") == [
+        "time left unknown",
+        "almost done",
+        "about 1 minute left",
+        "about 2 minutes left",
+        "about 2 hours left",
+        "about 5 days left",
+    ]
+    assert said("[0, 1023, 1536, 5 << 20].map(words.bytes)") == ["0 bytes", "1,023 bytes", "1.5 KiB", "5 MiB"]
+    assert (
+        said("words.gate({min_cmc1: 0.9, max_map_drop: 0.01})")
+        == "CMC-1 at least 90.0 %; mAP falls by at most 1.0 points"
+    )
+    assert said("words.throttle({})") == "none, full speed"
+
+
 # --- the files themselves ---------------------------------------------------------------------------------------------
 
 
