@@ -12,6 +12,8 @@ const FAILURES = 50;
 // verbs that a person may insist on, by the problem that says what it costs
 const INSIST = { native_items_would_be_unreachable: { accept_unreachable: true }, gate_closed: { accept_below_gate: true } };
 
+const LOST = "The service cannot be reached";
+
 const byId = (id) => document.getElementById(id);
 const seen = fresh();
 const lastIds = new Map(); // of each upgrade that was followed, the last event
@@ -20,7 +22,8 @@ let turns = 0;
 let timer = null;
 
 function fresh() {
-  return { galleries: null, upgrades: null, token: null, picked: location.hash.slice(1) || null, failures: [], trouble: {}, refused: null, busy: false, lost: null };
+  const picked = location.hash.slice(1) || null;
+  return { galleries: null, upgrades: null, token: null, picked, failures: [], trouble: {}, refused: null, busy: false, lost: null };
 }
 
 // --- reading ---------------------------------------------------------------------------------------------------------
@@ -58,11 +61,12 @@ async function newest() {
   seen.token ??= seen.upgrades ? null : token;
   const found = new Map([...(seen.upgrades ?? []), ...page].map((each) => [each.id, each]));
   const current = new Set(page.map(({ id }) => id));
-  const others = new Set([seen.picked, ...[...found.values()].filter(view.isActive).map(({ id }) => id), ...(seen.galleries ?? []).map(({ active_upgrade: id }) => id)]);
-  for (const id of others) {
+  const active = [...found.values()].filter(view.isActive).map(({ id }) => id);
+  for (const id of new Set([seen.picked, ...active, ...(seen.galleries ?? []).map((gallery) => gallery.active_upgrade)])) {
     if (!id || current.has(id)) continue;
     const other = await one(id);
     if (other) found.set(id, other);
+    else if (id === seen.picked) seen.picked = null;
   }
   return sorted(found);
 }
@@ -129,7 +133,7 @@ function render() {
   byId("main").hidden = false;
   byId("forget").hidden = !service.key.get();
   byId("banner").hidden = !seen.lost;
-  if (seen.lost) said("banner", seen.lost instanceof service.Refused ? `The service has trouble: ${seen.lost.message}. Trying again…` : "The service cannot be reached. Trying again; what you see may be old.");
+  if (seen.lost) said("banner", `${seen.lost instanceof service.Refused ? seen.lost.message : LOST}. Trying again; what you see may be old.`);
   said("status", seen.lost ? "not connected" : following ? "live" : "up to date");
   byId("status").className = seen.lost ? "bad" : following ? "live" : "";
   show(byId("galleries"), view.galleries(seen, seen.upgrades ?? []));
@@ -162,6 +166,7 @@ function forget() {
   for (const id of ["galleries", "upgrades", "chosen"]) byId(id).replaceChildren();
   byId("main").hidden = byId("forget").hidden = byId("banner").hidden = true;
   said("status", "");
+  document.title = view.tab(null);
 }
 
 byId("key-form").addEventListener("submit", (event) => {
@@ -194,13 +199,13 @@ async function send(upgrade, verb, body) {
       await send(upgrade, verb, insist);
       return;
     }
-    seen.refused = { id: upgrade.id, verb, detail: error instanceof service.Refused ? error.message : "the service cannot be reached" };
+    seen.refused = { id: upgrade.id, verb, detail: error instanceof service.Refused ? error.message : LOST };
   }
 }
 
 function agreed({ title, text, yes, no = "No" }) {
   const dialog = byId("question");
-  for (const [id, words] of [["question-title", title], ["question-text", text], ["question-yes", yes], ["question-no", no]]) byId(id).textContent = words;
+  for (const [part, words] of Object.entries({ title, text, yes, no })) byId(`question-${part}`).textContent = words;
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));

@@ -27,9 +27,10 @@ export const key = {
 export async function ask(path, { method = "GET", body, signal, headers = {} } = {}) {
   const secret = key.get();
   const sent = { ...headers, ...(secret && { Authorization: `Bearer ${secret}` }), ...(body && { "Content-Type": "application/json" }) };
+  const request = { method, headers: sent, body: body && JSON.stringify(body), signal, cache: "no-store", credentials: "omit" };
   let answer;
   try {
-    answer = await fetch(new URL(path, BASE), { method, headers: sent, body: body && JSON.stringify(body), signal, cache: "no-store", credentials: "omit" });
+    answer = await fetch(new URL(path, BASE), request);
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new Unreachable(error.message);
