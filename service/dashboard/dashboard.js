@@ -66,7 +66,8 @@ async function newest() {
     if (!id || current.has(id)) continue;
     const other = await one(id);
     if (other) found.set(id, other);
-    else if (id === seen.picked) seen.picked = null;
+    else found.delete(id);
+    if (!other && id === seen.picked) seen.picked = null;
   }
   return sorted(found);
 }

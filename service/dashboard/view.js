@@ -6,7 +6,8 @@ import * as words from "./words.js";
 
 const OVER = new Set(["completed", "finalized", "cancelled", "rolled_back"]);
 const TONES = {
-  completed: "good", finalized: "good", failed: "bad", paused: "warn", awaiting_cutover: "warn", cancelled: "quiet", rolled_back: "quiet",
+  completed: "good", finalized: "good", failed: "bad", paused: "warn", awaiting_cutover: "warn",
+  cancelled: "quiet", rolled_back: "quiet",
 };
 const VERBS = {
   pause: "Pause", resume: "Resume", retry: "Retry failed segments", cutover: "Cut over",
@@ -150,7 +151,8 @@ function quality(upgrade) {
   const kinds = [found.before, found.now, found.expected_after];
   const rows = [...words.MEASURES, OVERLAP].filter((measure) => kinds.some((kind) => words.isNumber(kind?.[measure.name])));
   if (!rows.length) {
-    return hint("Nothing to measure with. Add probe queries, and the next upgrade is measured: ", code(`PUT /galleries/${name}/probes`));
+    const add = code(`PUT /galleries/${name}/probes`);
+    return hint("Nothing to measure with. Add probe queries, and the next upgrade is measured: ", add);
   }
   const { probes, judged } = kinds.find(Boolean);
   const charts = words.MEASURES.map((measure) => chart(measure, found)).filter(Boolean);

@@ -22,7 +22,7 @@ export function bytes(n) {
   return `${power ? short.format(n / 1024 ** power) : count(n)} ${units[power]}`;
 }
 
-export const rate = (perSecond) => (perSecond === null ? null : `${perSecond < 100 ? short.format(perSecond) : count(Math.round(perSecond))} items/s`);
+export const rate = (perSecond) => `${perSecond < 100 ? short.format(perSecond) : count(Math.round(perSecond))} items/s`;
 
 /** How long, as a person would say it. */
 export function duration(seconds) {
