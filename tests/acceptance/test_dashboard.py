@@ -18,7 +18,6 @@ from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from models import artifacts
 from models.transformations import Linear, build
-from service.api.dashboard import FILES
 from service.app import create_app
 from service.auth import create_key
 from tests.acceptance.gallery_world import base64_of
@@ -375,32 +374,3 @@ def test_numbers_are_said_as_people_say_them(world: World, visit: Visit) -> None
         == "CMC-1 at least 90.0 %; mAP falls by at most 1.0 points"
     )
     assert said("words.throttle({})") == "none, full speed"
-
-
-# --- the files themselves ---------------------------------------------------------------------------------------------
-
-
-def test_the_files_are_those_on_disk_and_come_with_a_strict_policy(world: World) -> None:
-    folder = Path(__file__).parents[2] / "service" / "dashboard"
-    assert {file.name for file in folder.iterdir()} == set(FILES)
-    for path in ("/dashboard", *(f"/dashboard/{file}" for file in FILES)):
-        answer = world.client.get(path)
-        assert answer.status_code == 200, path
-        assert answer.headers["content-type"].partition(";")[0] in ("text/html", "text/css", "text/javascript")
-        assert "default-src 'none'" in answer.headers["content-security-policy"]
-        assert "unsafe" not in answer.headers["content-security-policy"]
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
-        again = world.client.get(path, headers={"If-None-Match": answer.headers["etag"]})
-        assert (again.status_code, again.content) == (304, b"")
-    for path in ("/dashboard/other.js", "/dashboard/..%2fapp.py", "/dashboard/__init__.py"):
-        world.refused(world.client.get(path), 404, "not_found")
-    assert not any(path.startswith("/dashboard") for path in world.get("/openapi.json")["paths"])
-
-
-def test_the_page_holds_no_data_and_needs_no_key(world: World) -> None:
-    create_key(world.store.catalog, "admin", "admin")
-    world.app.state.process.keyring.refresh()
-    assert world.client.get("/dashboard").status_code == 200
-    slash = world.client.get("/dashboard/", follow_redirects=True)
-    assert str(slash.url).endswith("/dashboard")
