@@ -26,7 +26,8 @@ demo: $(VENV)/.installed-train ## Train, fill a gallery and upgrade it under sea
 	$(BIN)/forwardfill demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## Install what the tests need, run `check`, then all tests; ARGS go to pytest
-	@$(install_redis)
+	@$(call install,redis-server)
+	@$(call install,chromium)
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -46,7 +47,7 @@ soak: $(VENV)/.installed-bench ## Search, write, merge and upgrade for MINUTES, 
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 faults: $(VENV)/.installed-dev ## Kill, freeze and starve real processes at every commit step, on both stacks; takes ARGS
-	@$(install_redis)
+	@$(call install,redis-server)
 	$(BIN)/python -m tests.faults $(ARGS)
 
 migrate: $(VENV)/.installed-postgres ## Bring the catalog's schema to the newest version (`serve` does so by itself on SQLite)
@@ -82,16 +83,17 @@ if ! "$$python" -c 'import venv, ensurepip' >/dev/null 2>&1; then \
 fi
 endef
 
-# Never fails: without Redis its tests are skipped and say so (and CI refuses that, see .ci/run).
-define install_redis
-if ! command -v redis-server >/dev/null && command -v apt-get >/dev/null; then \
+# A program that tests need and pip does not have, by the name that it and its package share. Never fails: without it those
+# tests are skipped and say so (and CI refuses that for Redis, see .ci/run).
+define install
+if ! command -v $(1) >/dev/null && command -v apt-get >/dev/null; then \
   if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else sudo=none; fi; \
   if [ "$$sudo" != none ]; then \
-    echo "Installing redis-server with apt-get"; \
+    echo "Installing $(1) with apt-get"; \
     install="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20"; \
-    { $$install install -y --no-install-recommends redis-server || \
-      { $$install update && $$install install -y --no-install-recommends redis-server; }; } >/dev/null || true; \
+    { $$install install -y --no-install-recommends $(1) || \
+      { $$install update && $$install install -y --no-install-recommends $(1); }; } >/dev/null || true; \
   fi; \
 fi; \
-command -v redis-server >/dev/null || echo "redis-server is not here and could not be installed: the tests that need it will be skipped."
+command -v $(1) >/dev/null || echo "$(1) is not here and could not be installed: the tests that need it will be skipped."
 endef

@@ -23,7 +23,7 @@ from gallery.store import Store
 from gallery.transforms import Transforms
 from models.runtime import load_transform
 from service import documents, errors
-from service.api import audit, explain, fits, galleries, health, items, models, search, stream, upgrades
+from service.api import audit, dashboard, explain, fits, galleries, health, items, models, search, stream, upgrades
 from service.auth import Keyring
 from service.catch_up import CatchUp
 from service.express import Express
@@ -87,7 +87,7 @@ def create_app(
     )
     app.state.process = process
     # A path is compared with one route after another: searches come first.
-    for subject in (search, items, fits, models, galleries, explain, upgrades, stream, audit, health):
+    for subject in (search, items, fits, models, galleries, explain, upgrades, stream, audit, health, dashboard):
         app.include_router(subject.router)
     errors.install(app)
     documents.install(app)

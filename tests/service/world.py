@@ -205,10 +205,11 @@ class World:
 
 
 @contextmanager
-def served(app: FastAPI, **config: Any) -> Iterator[str]:
+def served(app: FastAPI, *, port: int = 0, **config: Any) -> Iterator[str]:
     """The address of an application that runs in a thread."""
     with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", **config))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -1,0 +1,244 @@
+// The page: what it has read, when it reads again, and what happens where a person clicks.
+
+import { show } from "./dom.js";
+import * as service from "./service.js";
+import * as view from "./view.js";
+
+const LIVE_MS = 3000; // while an upgrade is active
+const IDLE_MS = 4000;
+const AGAIN_MS = 1500; // after a failure
+const NEWEST = 20; // upgrades that are read each time; older ones when somebody asks for them
+const FAILURES = 50;
+// verbs that a person may insist on, by the problem that says what it costs
+const INSIST = { native_items_would_be_unreachable: { accept_unreachable: true }, gate_closed: { accept_below_gate: true } };
+
+const LOST = "The service cannot be reached";
+
+const byId = (id) => document.getElementById(id);
+const seen = fresh();
+const lastIds = new Map(); // of each upgrade that was followed, the last event
+let following = null;
+let turns = 0;
+let timer = null;
+
+function fresh() {
+  const picked = location.hash.slice(1) || null;
+  return { galleries: null, upgrades: null, token: null, picked, failures: [], trouble: {}, refused: null, busy: false, lost: null };
+}
+
+// --- reading ---------------------------------------------------------------------------------------------------------
+
+/** Read, show, and come again; not while nobody looks. */
+async function look() {
+  clearTimeout(timer);
+  if (document.hidden) return;
+  const turn = ++turns;
+  const [galleries, upgrades] = await Promise.allSettled([service.readAll("galleries", "galleries"), newest()]);
+  const failures = await Promise.resolve(upgrades.value && failuresOf(chosen(upgrades.value))).catch(() => seen.failures);
+  if (turn !== turns) return; // somebody asked again meanwhile
+  const errors = [galleries.reason, upgrades.reason].filter(Boolean);
+  if (errors.some(({ status }) => status === 401)) return askForKey();
+  byId("key-form").hidden = true;
+  seen.lost = errors.find((error) => !(error instanceof service.Refused) || error.status >= 500 || error.status === 429) ?? null;
+  if (!seen.lost) {
+    Object.assign(seen, { galleries: galleries.value ?? null, upgrades: upgrades.value ?? null, failures: failures ?? [] });
+    seen.trouble = { galleries: galleries.reason?.message, upgrades: upgrades.reason?.message };
+  }
+  render();
+  listen();
+  comeAgain(seen.lost ? AGAIN_MS : seen.upgrades?.some(view.isActive) ? LIVE_MS : IDLE_MS);
+}
+
+const comeAgain = (ms) => {
+  clearTimeout(timer);
+  timer = setTimeout(look, ms);
+};
+
+/** The newest upgrades as they are now, and with them what else is of interest: what is active, what is chosen, and what was
+ * asked for before. */
+async function newest() {
+  const { upgrades: page, next_page_token: token } = await service.read(`admin/upgrades?page_size=${NEWEST}`);
+  seen.token ??= seen.upgrades ? null : token;
+  const found = new Map([...(seen.upgrades ?? []), ...page].map((each) => [each.id, each]));
+  const current = new Set(page.map(({ id }) => id));
+  const active = [...found.values()].filter(view.isActive).map(({ id }) => id);
+  for (const id of new Set([seen.picked, ...active, ...(seen.galleries ?? []).map((gallery) => gallery.active_upgrade)])) {
+    if (!id || current.has(id)) continue;
+    const other = await one(id);
+    if (other) found.set(id, other);
+    else found.delete(id);
+    if (!other && id === seen.picked) seen.picked = null;
+  }
+  return sorted(found);
+}
+
+const one = (id) =>
+  service.read(service.upgrade(id)).catch((error) => {
+    if (error.status === 404) return null; // the page's address may name anything
+    throw error;
+  });
+
+const sorted = (found) => [...found.values()].sort((one, other) => (one.id < other.id ? 1 : -1)); // ids begin with their time
+
+async function older() {
+  const page = await service.read(`admin/upgrades?page_size=${NEWEST}${service.next(seen.token)}`);
+  seen.token = page.next_page_token;
+  seen.upgrades = sorted(new Map([...page.upgrades, ...seen.upgrades].map((each) => [each.id, each])));
+}
+
+const failuresOf = async (upgrade) =>
+  upgrade?.progress.segments_failed ? (await service.read(service.upgrade(upgrade.id, `/failures?page_size=${FAILURES}`))).failures : [];
+
+const chosen = (upgrades = seen.upgrades ?? []) =>
+  upgrades.find(({ id }) => id === seen.picked) ?? upgrades.find(view.isActive) ?? upgrades[0];
+
+// --- live ------------------------------------------------------------------------------------------------------------
+
+/** Follow the chosen upgrade while it is active, and only that one: browsers open six connections to a host, and the others
+ * are read every few seconds anyway. */
+function listen() {
+  const upgrade = chosen();
+  const id = upgrade && view.isActive(upgrade) && !document.hidden ? upgrade.id : null;
+  if (id === (following?.id ?? null)) return;
+  following?.abort.abort();
+  following = id && { id, abort: new AbortController() };
+  if (following) stay(following);
+}
+
+async function stay(mine) {
+  const { id, abort: { signal } } = mine;
+  for (let goesOn = true; goesOn && !signal.aborted; ) {
+    try {
+      goesOn = await service.follow(id, lastIds.get(id), signal, (message) => heard(id, message));
+    } catch (error) {
+      goesOn = !(error instanceof service.Refused);
+    }
+    if (goesOn && !signal.aborted) await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+  }
+  if (following === mine) following = null;
+}
+
+function heard(id, { id: eventId, event, data }) {
+  lastIds.set(id, eventId);
+  const at = seen.upgrades?.findIndex((each) => each.id === id) ?? -1;
+  if (at < 0) return;
+  if (event === "progress") seen.upgrades[at] = { ...seen.upgrades[at], progress: JSON.parse(data) };
+  else if (JSON.parse(data).state !== seen.upgrades[at].state) look(); // verbs, conditions and the gallery changed with it
+  render();
+}
+
+// --- showing ---------------------------------------------------------------------------------------------------------
+
+function render() {
+  const upgrade = chosen();
+  byId("main").hidden = false;
+  byId("forget").hidden = !service.key.get();
+  byId("banner").hidden = !seen.lost;
+  if (seen.lost) said("banner", `${seen.lost instanceof service.Refused ? seen.lost.message : LOST}. Trying again; what you see may be old.`);
+  said("status", seen.lost ? "not connected" : following ? "live" : "up to date");
+  byId("status").className = seen.lost ? "bad" : following ? "live" : "";
+  show(byId("galleries"), view.galleries(seen, seen.upgrades ?? []));
+  show(byId("upgrades"), view.upgrades(seen, seen.upgrades, upgrade));
+  show(byId("chosen"), view.detail(upgrade, seen));
+  document.title = view.tab(upgrade);
+}
+
+/** Only where it differs: a live region is read aloud each time it is written to. */
+function said(id, text) {
+  if (byId(id).textContent !== text) byId(id).textContent = text;
+}
+
+// --- the key ---------------------------------------------------------------------------------------------------------
+
+function askForKey() {
+  const wrong = service.key.get() !== null;
+  forget();
+  byId("key-form").hidden = false;
+  byId("key-problem").hidden = !wrong;
+  said("key-problem", wrong ? "The service does not take this key: it is mistyped, or was revoked." : "");
+  byId("key").focus();
+}
+
+function forget() {
+  service.key.forget();
+  following?.abort.abort();
+  following = null;
+  Object.assign(seen, fresh());
+  for (const id of ["galleries", "upgrades", "chosen"]) byId(id).replaceChildren();
+  byId("main").hidden = byId("forget").hidden = byId("banner").hidden = true;
+  said("status", "");
+  document.title = view.tab(null);
+}
+
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  service.key.set(byId("key").value.replace(/[^\x21-\x7e]/g, "")); // what was copied along with it; a header could not hold it
+  byId("key").value = "";
+  look();
+});
+
+// --- acting ----------------------------------------------------------------------------------------------------------
+
+async function act(verb) {
+  const upgrade = chosen();
+  const question = view.question(upgrade, verb);
+  if (seen.busy || (question && !(await agreed(question)))) return;
+  Object.assign(seen, { busy: true, refused: null });
+  render();
+  await send(upgrade, verb);
+  seen.busy = false;
+  render();
+  look();
+}
+
+async function send(upgrade, verb, body) {
+  try {
+    await service.ask(service.upgrade(upgrade.id, `/${verb}`), { method: "POST", body });
+  } catch (error) {
+    const insist = !body && INSIST[error.code];
+    if (insist && (await agreed({ title: "The service asks for your consent", text: error.message, yes: "Do it all the same" }))) {
+      await send(upgrade, verb, insist);
+      return;
+    }
+    seen.refused = { id: upgrade.id, verb, detail: error instanceof service.Refused ? error.message : LOST };
+  }
+}
+
+function agreed({ title, text, yes, no = "No" }) {
+  const dialog = byId("question");
+  for (const [part, words] of Object.entries({ title, text, yes, no })) byId(`question-${part}`).textContent = words;
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+}
+
+function choose(id) {
+  Object.assign(seen, { picked: id, failures: [] });
+  history.replaceState(null, "", `#${id}`); // to be bookmarked, and to survive a reload
+  render();
+  listen();
+  look();
+  byId("chosen").scrollIntoView({ block: "nearest" });
+}
+
+const ACTIONS = {
+  choose: ({ id }) => choose(id),
+  older: () => older().then(render, look),
+  verb: ({ verb }) => act(verb),
+  forget: () => {
+    forget();
+    look();
+  },
+  yes: () => byId("question").close("yes"),
+  no: () => byId("question").close("no"),
+};
+
+// One listener for what is there and for what will be: elements come and go with each reading.
+document.addEventListener("click", (event) => {
+  const asked = event.target.closest("[data-action]");
+  if (asked) ACTIONS[asked.dataset.action](asked.dataset);
+});
+document.addEventListener("visibilitychange", () => (document.hidden ? following?.abort.abort() : look()));
+window.addEventListener("hashchange", () => choose(location.hash.slice(1)));
+
+look();
