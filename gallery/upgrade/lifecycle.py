@@ -191,7 +191,7 @@ def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Chan
     """
     with store.catalog.transaction("finalize") as tx:
         row, gallery = locked(tx.session, upgrade_id)
-        if not _wants(tx.session, row, Verb.FINALIZE) or gallery is None:
+        if not _wants(tx.session, row, Verb.FINALIZE) or gallery is None:  # without one, nothing is wanted
             return Changed(row.id, changed=False)
         for each, newer in _with_below(tx.session, row, gallery.id):
             freed = drop(store, tx, segment_rows.older(tx.session, gallery.id, each.source_id, newer))
@@ -388,7 +388,7 @@ def _undo(
     with store.catalog.transaction(verb.value) as tx:
         session = tx.session
         row, gallery = locked(session, upgrade_id)
-        if not _wants(session, row, verb) or gallery is None:
+        if not _wants(session, row, verb) or gallery is None:  # without one, nothing is wanted
             return Changed(row.id, changed=False)
         unreachable = item_rows.only_native_in(session, gallery.id, row.target_id)
         if unreachable and not accept_unreachable:
@@ -406,11 +406,13 @@ def _undo(
 
 def takes(session: Session, row: UpgradeRow) -> list[str]:
     """The verbs that an upgrade takes now."""
-    return allowed(State(row.state), dry_run=row.dry_run, above=_above(session, row))
+    deleted = row.gallery_id is None
+    return allowed(State(row.state), dry_run=row.dry_run, above=_above(session, row), deleted=deleted)
 
 
 def _wants(session: Session, row: UpgradeRow, verb: Verb) -> bool:
-    return wants(verb, State(row.state), dry_run=row.dry_run, above=_above(session, row))
+    deleted = row.gallery_id is None
+    return wants(verb, State(row.state), dry_run=row.dry_run, above=_above(session, row), deleted=deleted)
 
 
 def _above(session: Session, row: UpgradeRow) -> list[State]:

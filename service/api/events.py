@@ -142,7 +142,7 @@ async def _stream(
 
 def _is_over(row: UpgradeRow) -> bool:
     """Nothing will change any more."""
-    return row.state in TERMINAL or (row.dry_run and not row.active)
+    return row.state in TERMINAL or row.gallery_id is None or (row.dry_run and not row.active)
 
 
 def _number(given: str | None) -> int | None:

@@ -19,7 +19,7 @@ from gallery.catalog.tables import UpgradeRow, UpgradeSegmentRow
 from gallery.upgrade import drive, lifecycle, progress, refinement
 from gallery.upgrade.lifecycle import Changed, NewUpgrade
 from gallery.upgrade.plan import Order
-from gallery.upgrade.states import State, allowed
+from gallery.upgrade.states import State
 from service.auth import MayAdmin
 from service.bodies import Body, Json, Reference
 from service.documents import documented
@@ -354,8 +354,8 @@ def change_throttle(
     """Change the throttle while it runs. What is not named stays; null removes a limit."""
     with process.store.catalog.reading() as session:
         row = upgrade_rows.upgrade_row(session, upgrade)
+        can = lifecycle.takes(session, row)
     if not row.active:
-        can = allowed(State(row.state), dry_run=row.dry_run)
         raise errors.InvalidStateTransition(f"an upgrade that is {row.state} has nothing to throttle", allowed=can)
     throttle = body.throttle.model_dump(exclude_unset=True)
     lifecycle.change_throttle(process.store, upgrade, throttle, actor=caller.name)

@@ -161,6 +161,19 @@ def test_a_verb_passes_over_nothing_that_it_does_not_know(world: World) -> None:
     assert world.verb(upgrade, "finalize", {})["state"] == "finalized"
 
 
+def test_without_its_gallery_an_upgrade_takes_no_verb(world: World) -> None:
+    upgrade = world.upgraded()
+    world.client.delete(f"/galleries/{GALLERY}")
+    assert (world.upgrade(upgrade)["state"], world.upgrade(upgrade)["allowed"]) == ("completed", [])
+    for verb in ("rollback", "finalize", "pause"):
+        problem = world.refused(world.client.post(f"/admin/upgrades/{upgrade}/{verb}"), 409, "invalid_state_transition")
+        assert problem["allowed"] == []
+        assert "gallery of this upgrade was deleted" in problem["detail"]
+    world.verb(upgrade, "cutover", status=200)  # which is so already
+    throttle = world.client.patch(f"/admin/upgrades/{upgrade}", json={"throttle": {"duty_cycle": 1}})
+    assert world.refused(throttle, 409, "invalid_state_transition")["allowed"] == []
+
+
 def test_the_throttle_changes_while_it_runs(world: World) -> None:
     upgrade = world.start(throttle={"items_per_second": 0.001})
     world.work()
