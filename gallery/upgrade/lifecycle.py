@@ -155,7 +155,7 @@ def cancel(store: Store, upgrade_id: str, *, accept_unreachable: bool = False, a
 
     Raises:
         NativeItemsWouldBeUnreachable: items came natively in the target model, and it was not accepted that queries of the
-            source model will not find them.
+            source model will not reach them.
     """
     return _undo(store, upgrade_id, Verb.CANCEL, (State.CANCELLING, State.CANCELLED), accept_unreachable, actor)
 
@@ -394,7 +394,8 @@ def _undo(
         if unreachable and not accept_unreachable:
             raise errors.NativeItemsWouldBeUnreachable(
                 f"{unreachable} items came natively in {row.target.name}: they stay stored and answer its queries, but "
-                f'queries of {row.source.name} will not find them; repeat with {{"accept_unreachable": true}}',
+                f"queries of {row.source.name} are then refused as `no_route`, unless a backward transformation serves them or "
+                'they set `allow_partial` and do without these items; repeat with {"accept_unreachable": true}',
                 items=unreachable,
             )
         move(session, row, steps[0], actor=actor, accept_unreachable=accept_unreachable)

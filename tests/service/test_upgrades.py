@@ -234,11 +234,15 @@ def test_native_items_are_not_made_unreachable_without_consent(world: World, ver
         world.client.post(f"/admin/upgrades/{upgrade}/{verb}"), 409, "native_items_would_be_unreachable"
     )
     assert problem["items"] == 1
+    assert "queries of old are then refused as `no_route`" in problem["detail"]
     refused = world.client.post(f"/admin/upgrades/{upgrade}/{verb}", json={"accept_unreachable": False})
     assert refused.status_code == 409
     assert world.verb(upgrade, verb, {"accept_unreachable": True})["state"] == state
     found = world.search([7, 0, 0, 0, 0], "new", allow_partial=True)
     assert [hit["id"] for hit in found["hits"]] == ["native"]
+    old = {"model": "old", "vector": UNITS[0].tolist()}
+    world.refused(world.client.post(f"/galleries/{GALLERY}/search", json=old), 409, "no_route")
+    assert "native" not in [hit["id"] for hit in world.old_search(0, allow_partial=True)["hits"]]
     assert "native" in world.get(f"/galleries/{GALLERY}/items/native")["id"]
 
 
