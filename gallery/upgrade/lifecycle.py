@@ -94,10 +94,11 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
         _alone(session, gallery)
         row = _upgrade(session, gallery, pinned, new)
         _event(session, row, actor, "started", transformation=pinned.main.name, others=row.others)
-        if gallery_rows.items_live(session, gallery.id) == 0:
-            _complete_empty(session, row, gallery)
+        if gallery_rows.items_live(session, gallery.id) == 0 and not new.dry_run:
+            row.started_at = now()
+            complete(session, row, gallery)
         else:
-            _plan(session, row)
+            _plan(session, row)  # a dry run has its report from a worker, whatever there is to do
     return Changed(row.id, changed=True)
 
 
@@ -334,14 +335,6 @@ def _plan(session: Session, row: UpgradeRow) -> None:
             "transformation cannot bring the whole gallery to the target"
         )
     upgrade_rows.add_segments(session, row.id, [(segment.id, segment.rows) for segment in lacking], start=0)
-
-
-def _complete_empty(session: Session, row: UpgradeRow, gallery: GalleryRow) -> None:
-    row.started_at = now()
-    if row.dry_run:
-        move(session, row, State.COMPLETED)
-    else:
-        complete(session, row, gallery)
 
 
 def _asked(thresholds: Sequence[float]) -> dict[str, Any]:

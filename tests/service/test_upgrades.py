@@ -325,6 +325,22 @@ def test_a_dry_run_reports_and_changes_nothing(world: World) -> None:
     world.refused(world.client.post(f"/admin/upgrades/{upgrade}/finalize"), 409, "invalid_state_transition")
 
 
+def test_a_dry_run_of_an_empty_gallery_reports_what_one_of_a_filled_gallery_does(empty: World) -> None:
+    empty.prepared()
+    of_none = empty.start(dry_run=True)
+    empty.work()
+    empty.filled()
+    of_some = empty.start(dry_run=True)
+    empty.work()
+    empty_report, filled_report = (empty.upgrade(each)["report"] for each in (of_none, of_some))
+    assert empty.upgrade(of_none)["state"] == "completed"
+    assert [(each["check"], each["passed"]) for each in empty_report["checks"]] == [
+        (each["check"], True) for each in filled_report["checks"]
+    ]
+    assert empty_report.keys() == filled_report.keys()
+    assert (empty_report["items"], empty_report["bytes_needed"]) == (0, 0)
+
+
 def test_a_gate_that_is_missed_fails_the_upgrade_and_says_by_how_much(world: World) -> None:
     upgrade = world.start(gate={"min_cmc1": 0.9})
     world.work()
