@@ -189,8 +189,8 @@ def register_model(
             created = model_rows.add_model(tx.session, new)
             if created:
                 upgrade_rows.record(tx.session, "model.registered", actor=caller.name, model=new.name)
-            for transformation in body.transformations:
-                _add_transformation(tx.session, transformation, caller.name)
+            for at, transformation in enumerate(body.transformations):
+                _add_transformation(tx.session, transformation, caller.name, f"/transformations/{at}")
             return created, _model(tx.session, model_rows.model_row(tx.session, new.name))
 
     created, model = once_more(write)
@@ -341,8 +341,13 @@ def evaluate(
         return _transformation(row)
 
 
-def _add_transformation(session: Session, body: TransformationBody, actor: str | None) -> bool:
-    created = model_rows.add_transformation(session, NewTransformation(**body.model_dump()))
+def _add_transformation(session: Session, body: TransformationBody, actor: str | None, at: str = "") -> bool:
+    """Register one that stands `at` a place of the request, which is where a refusal points then."""
+    try:
+        created = model_rows.add_transformation(session, NewTransformation(**body.model_dump()))
+    except errors.GalleryError as error:
+        error.pointer = at + (error.pointer or "")
+        raise
     if created:
         upgrade_rows.record(
             session, "transformation.registered", actor=actor, transformation=body.name, artifact=body.artifact

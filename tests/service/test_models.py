@@ -55,7 +55,12 @@ def test_transformations_are_registered_with_their_model_or_nothing_is(empty: Wo
         **body,
         "transformations": [transformation, {**transformation, "name": "x", "source": "new", "target": "old"}],
     }
-    empty.refused(empty.client.post("/models", json=wrong), 422, "wrong_transformation")
+    problem = empty.refused(empty.client.post("/models", json=wrong), 422, "wrong_transformation")
+    assert problem["errors"][0]["pointer"] == "/transformations/1/source"
+    for field, value in (("artifact", "0" * 64), ("source", "nobody")):
+        wrong = {**body, "transformations": [transformation, {**transformation, "name": "x", field: value}]}
+        answer = empty.client.post("/models", json=wrong)
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (404, f"/transformations/1/{field}")
     assert empty.everything() == before
     assert empty.client.post("/models", json=body).json()["transformations"] == ["old-to-new"]
     assert empty.client.post("/models", json=body).status_code == 200
