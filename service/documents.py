@@ -13,6 +13,7 @@ from gallery import errors
 from gallery.errors import GalleryError
 from service.bodies import Body
 from service.errors import (
+    ABOUT_BODIES,
     MEDIA_TYPE,
     TYPE,
     BodyTooLarge,
@@ -121,4 +122,5 @@ def _example(status: int, code: str, kind: type[GalleryError]) -> dict[str, Any]
         "detail": kind.__doc__ or "",
         "code": code,
         "request_id": "01JD5K0Q3T0000000000000000",
+        **({"errors": [{"pointer": "", "detail": kind.__doc__}]} if status in ABOUT_BODIES else {}),
     }
