@@ -137,6 +137,17 @@ class Transformations(BaseModel):
 
 
 _MODEL = {"name": "resnet50-v2", "dimension": 128, "metric": "cosine", "normalized": True, "fingerprint": "sha256:5d0c"}
+_SAFETENSORS = {
+    "application/octet-stream": {
+        "schema": {
+            "type": "string",
+            "format": "binary",
+            "description": "A safetensors file whose metadata declares a `format` and an `architecture` of the closed list.",
+        },
+        "example": "(binary) weight: float32 (128, 512), bias: float32 (128); metadata: format=forwardfill.transformation/1, "
+        'architecture={"kind": "linear", "source_dimension": 512, "target_dimension": 128}',
+    }
+}
 _TRANSFORMATION = {
     "name": "r18-to-r50",
     "source": "resnet18-v1",
@@ -222,7 +233,7 @@ def get_model(_: MaySearch, __: RequestSlot, model: str, process: ProcessDep) ->
         errors.DigestMismatch,
         errors.UnsafeArtifact,
         already=Artifact,
-        other_content={"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        other_content=_SAFETENSORS,
     ),
 )
 async def put_artifact(

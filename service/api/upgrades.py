@@ -510,7 +510,7 @@ def list_failures(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, pro
     return Failures(failures=failures, next_page_token=after)
 
 
-@router.get("/{upgrade}/refinement", **documented(errors.UpgradeNotFound, NoUncertainty))
+@router.get("/{upgrade}/refinement", **documented(errors.UpgradeNotFound, errors.GalleryNotFound, NoUncertainty))
 def get_refinement(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, process: ProcessDep) -> Refinement:
     """List ids in the order in which embedding them again from raw data pays most: the least certain first.
 
