@@ -20,6 +20,7 @@ MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _REQUIRED = ("id", "embedding")
 _COLUMNS = (*_REQUIRED, "side_information", "payload")
 _PAIR_COLUMNS = (*_REQUIRED, "label")
+_TEXTS = ("id", "payload", "label")
 
 
 def read_items(path: Path, *, model: str | None, max_items: int, max_bytes: int) -> NewItems:
@@ -63,7 +64,7 @@ def read_pairs(path: Path, *, max_pairs: int, max_bytes: int) -> NewPairs:
     return NewPairs(
         ids=_ids(table, "/pairs"),
         embeddings=_vectors(_column(table, "embedding"), np.arange(len(table)), "/pairs/{row}/embedding"),
-        labels=_labels(table) if "label" in table.schema.names else None,
+        labels=_labels(table),
     )
 
 
@@ -74,7 +75,9 @@ def _ids(table: Any, at: str) -> list[str]:
     return [each for each in ids if each is not None]
 
 
-def _labels(table: Any) -> list[str]:
+def _labels(table: Any) -> list[str] | None:
+    if "label" not in table.schema.names or table.column("label").null_count == len(table):
+        return None
     kind = table.schema.field("label").type
     if not pa.types.is_integer(kind):
         labels = _strings(table, "label")
@@ -100,8 +103,10 @@ def _whole(path: Path, limit: tuple[str, int], max_bytes: int) -> Any:
     rows = size = 0
     batches = []
     with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
-        for batch in stream:
-            batch.validate(full=True)  # offsets that point elsewhere must be found before anyone follows them
+        schema = pa.schema([_plain_field(field) for field in stream.schema], stream.schema.metadata)
+        for encoded in stream:
+            encoded.validate(full=True)  # offsets that point elsewhere must be found before anyone follows them
+            batch = encoded.cast(schema)  # before it is counted: a text that many rows share is written out for each
             rows, size = rows + len(batch), size + batch.nbytes
             if rows > most:
                 raise errors.LimitExceeded(f"a stream may have {most} items ({name})", limit=name, maximum=most)
@@ -110,7 +115,17 @@ def _whole(path: Path, limit: tuple[str, int], max_bytes: int) -> Any:
                     f"a stream may take {max_bytes} bytes (max_arrow_bytes)", limit="max_arrow_bytes", maximum=max_bytes
                 )
             batches.append(batch)
-        return pa.Table.from_batches(batches, stream.schema)
+        return pa.Table.from_batches(batches, schema)
+
+
+def _plain_field(field: Any) -> Any:
+    """Text is text, however its writer encoded it; one that saw only nulls could not know that it would be text."""
+    kind = field.type
+    held = kind.value_type if pa.types.is_dictionary(kind) else None
+    encoded = held is not None and (pa.types.is_string(held) or pa.types.is_large_string(held))
+    if field.name in _TEXTS and (encoded or pa.types.is_string_view(kind) or pa.types.is_null(kind)):
+        field = field.with_type(pa.string())
+    return field.with_nullable(True)
 
 
 def _check_columns(names: list[str], known: tuple[str, ...]) -> None:

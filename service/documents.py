@@ -1,4 +1,7 @@
-"""The OpenAPI document: each route names the body it takes and the errors it may answer, and the rest follows."""
+"""The OpenAPI document: each route names the body it takes and the errors it may answer, and the rest follows.
+
+`service/examples.py` has the answers' examples.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from gallery import errors
 from gallery.errors import GalleryError
 from service.bodies import Body
 from service.errors import (
+    ABOUT_BODIES,
     MEDIA_TYPE,
     TYPE,
     BodyTooLarge,
@@ -20,7 +24,9 @@ from service.errors import (
     InternalError,
     InvalidJson,
     InvalidRequest,
+    MethodNotAllowed,
     Overloaded,
+    PageNotFound,
     PointedError,
     Problem,
     Unauthenticated,
@@ -29,11 +35,15 @@ from service.errors import (
     code_of,
     status_of,
 )
+from service.examples import ANSWERS
 
 _REFERENCE = "#/components/schemas/{model}"
 _ALWAYS: tuple[type[GalleryError], ...] = (
     Unauthenticated,
     Forbidden,
+    # These two are about the path, and OpenAPI has no place for it but its operations.
+    PageNotFound,
+    MethodNotAllowed,
     InvalidRequest,
     Overloaded,
     InternalError,
@@ -107,10 +117,20 @@ def install(app: FastAPI) -> None:
             serialization: list[Any] = [(Problem, "serialization"), (PointedError, "serialization")]
             _, found = models_json_schema(validation + serialization, ref_template=_REFERENCE)
             schemas.update(found["$defs"])
+            _give_examples(document)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _give_examples(document: dict[str, Any]) -> None:
+    """Put beside the schema of each good answer an example of it."""
+    for operation in (each for methods in document["paths"].values() for each in methods.values()):
+        for answer in operation["responses"].values():
+            content = answer.get("content", {}).get("application/json")
+            if content is not None:
+                content["example"] = ANSWERS[content["schema"]["$ref"].rpartition("/")[2]]
 
 
 def _example(status: int, code: str, kind: type[GalleryError]) -> dict[str, Any]:
@@ -121,4 +141,5 @@ def _example(status: int, code: str, kind: type[GalleryError]) -> dict[str, Any]
         "detail": kind.__doc__ or "",
         "code": code,
         "request_id": "01JD5K0Q3T0000000000000000",
+        **({"errors": [{"pointer": "", "detail": kind.__doc__}]} if status in ABOUT_BODIES else {}),
     }

@@ -34,6 +34,8 @@ _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 MEDIA_TYPE = "application/problem+json"
 TYPE = "urn:forwardfill:problem:"
 MAX_ERRORS = 20
+#: statuses that find fault with a body: `errors` says where, and "" is the whole of it (RFC 6901)
+ABOUT_BODIES = (400, 422)
 
 
 class ServiceError(GalleryError):
@@ -126,7 +128,9 @@ _HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
 class PointedError(BaseModel):
     """One error in the request."""
 
-    pointer: str = Field(description="JSON pointer into the body, or `/name` of a query parameter.")
+    pointer: str = Field(
+        description="JSON pointer into the body, empty for the whole of it; or `/name` of a query parameter."
+    )
     detail: str
 
 
@@ -165,10 +169,10 @@ def problem(error: GalleryError, request_id: str) -> Response:
         "code": error.code,
         "request_id": request_id,
     }
-    if error.pointer is not None:
-        body["errors"] = [{"pointer": error.pointer, "detail": detail}]
+    if error.pointer is not None or (status in ABOUT_BODIES and "errors" not in error.details):
+        body["errors"] = [{"pointer": error.pointer or "", "detail": detail}]
     if status < 500:
-        body = {**error.details, **body} if "errors" in body else {**error.details, **body, **_errors_of(error)}
+        body = {**error.details, **body}
     headers = {"X-Request-Id": request_id, **_HEADERS.get(type(error), {})}
     return Response(orjson.dumps(body, default=str), status, headers, MEDIA_TYPE)
 
@@ -258,7 +262,3 @@ def _methods(request: Request) -> list[str]:
     asked = ((method, {**request.scope, "method": method}) for method in _METHODS)
     routes = request.app.routes
     return [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]
-
-
-def _errors_of(error: GalleryError) -> dict[str, Any]:
-    return {"errors": error.details["errors"]} if "errors" in error.details else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from sqlalchemy import func, or_, select
@@ -75,14 +75,10 @@ def add_model(session: Session, new: NewModel) -> bool:
         )
         session.flush()
         return True
-    differing = [
-        field
-        for field in ("dimension", "metric", "normalized", "side_dimension", "fingerprint")
-        if getattr(row, field) != getattr(new, field)
-    ]
-    if differing:
+    if differing := _differing(as_model(row), new):
         raise errors.ModelExists(
-            f"model {new.name!r} is registered with another {', '.join(differing)}; a changed model needs a new name"
+            f"model {new.name!r} is registered with another {differing}; a changed model needs a new name",
+            pointer="/name",
         )
     return False
 
@@ -226,14 +222,17 @@ def as_transformation(row: TransformationRow) -> Transformation:
 
 
 def _same(row: TransformationRow, new: NewTransformation) -> bool:
-    known = NewTransformation(
-        row.name, row.source.name, row.target.name, cast("Direction", row.direction), row.method, row.artifact
-    )
-    if known != new:
+    if differing := _differing(as_transformation(row), new):
         raise errors.TransformationExists(
-            f"transformation {new.name!r} is registered with another definition; choose a new name"
+            f"transformation {new.name!r} is registered with another {differing}; choose a new name", pointer="/name"
         )
     return False
+
+
+def _differing(known: EmbeddingModel | Transformation, new: NewModel | NewTransformation) -> str:
+    """The fields of a definition in which what is registered differs, all of them looked at; empty if it is the same."""
+    names = [each.name for each in fields(new) if getattr(known, each.name) != getattr(new, each.name)]
+    return ", ".join("side_information" if name == "side_dimension" else name for name in names)
 
 
 def _fits(artifact: ArtifactRow, source: ModelRow, target: ModelRow) -> int | None:

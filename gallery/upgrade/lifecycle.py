@@ -95,10 +95,11 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
         _alone(session, gallery)
         row = _upgrade(session, gallery, pinned, new)
         _event(session, row, actor, "started", transformation=pinned.main.name, others=row.others)
-        if gallery_rows.items_live(session, gallery.id) == 0:
-            _complete_empty(session, row, gallery)
+        if gallery_rows.items_live(session, gallery.id) == 0 and not new.dry_run:
+            row.started_at = now()
+            complete(session, row, gallery)
         else:
-            _plan(session, row)
+            _plan(session, row)  # a dry run has its report from a worker, whatever there is to do
     return Changed(row.id, changed=True)
 
 
@@ -161,7 +162,7 @@ def cancel(store: Store, upgrade_id: str, *, accept_unreachable: bool = False, a
 
     Raises:
         NativeItemsWouldBeUnreachable: items came natively in the target model, and it was not accepted that queries of the
-            source model will not find them.
+            source model will not reach them.
     """
     return _undo(store, upgrade_id, Verb.CANCEL, (State.CANCELLING, State.CANCELLED), accept_unreachable, actor)
 
@@ -197,7 +198,7 @@ def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Chan
     """
     with store.catalog.transaction("finalize") as tx:
         row, gallery = locked(tx.session, upgrade_id)
-        if not _wants(tx.session, row, Verb.FINALIZE) or gallery is None:
+        if not _wants(tx.session, row, Verb.FINALIZE) or gallery is None:  # without one, nothing is wanted
             return Changed(row.id, changed=False)
         for each, newer in _with_below(tx.session, row, gallery.id):
             freed = drop(store, tx, segment_rows.older(tx.session, gallery.id, each.source_id, newer))
@@ -321,14 +322,6 @@ def _plan(session: Session, row: UpgradeRow) -> None:
     upgrade_rows.add_segments(session, row.id, [(segment.id, segment.rows) for segment in lacking], start=0)
 
 
-def _complete_empty(session: Session, row: UpgradeRow, gallery: GalleryRow) -> None:
-    row.started_at = now()
-    if row.dry_run:
-        move(session, row, State.COMPLETED)
-    else:
-        complete(session, row, gallery)
-
-
 def _asked(thresholds: Sequence[float]) -> dict[str, Any]:
     """What a report holds before anything is measured."""
     waiting = "it is measured before the first segment"
@@ -364,13 +357,14 @@ def _undo(
     with store.catalog.transaction(verb.value) as tx:
         session = tx.session
         row, gallery = locked(session, upgrade_id)
-        if not _wants(session, row, verb) or gallery is None:
+        if not _wants(session, row, verb) or gallery is None:  # without one, nothing is wanted
             return Changed(row.id, changed=False)
         unreachable = item_rows.only_native_in(session, gallery.id, row.target_id)
         if unreachable and not accept_unreachable:
             raise errors.NativeItemsWouldBeUnreachable(
                 f"{unreachable} items came natively in {row.target.name}: they stay stored and answer its queries, but "
-                f'queries of {row.source.name} will not find them; repeat with {{"accept_unreachable": true}}',
+                f"queries of {row.source.name} are then refused as `no_route`, unless a backward transformation serves them or "
+                'they set `allow_partial` and do without these items; repeat with {"accept_unreachable": true}',
                 items=unreachable,
             )
         move(session, row, steps[0], actor=actor, accept_unreachable=accept_unreachable)
@@ -382,11 +376,13 @@ def _undo(
 
 def takes(session: Session, row: UpgradeRow) -> list[str]:
     """The verbs that an upgrade takes now."""
-    return allowed(State(row.state), dry_run=row.dry_run, above=_above(session, row))
+    deleted = row.gallery_id is None
+    return allowed(State(row.state), dry_run=row.dry_run, above=_above(session, row), deleted=deleted)
 
 
 def _wants(session: Session, row: UpgradeRow, verb: Verb) -> bool:
-    return wants(verb, State(row.state), dry_run=row.dry_run, above=_above(session, row))
+    deleted = row.gallery_id is None
+    return wants(verb, State(row.state), dry_run=row.dry_run, above=_above(session, row), deleted=deleted)
 
 
 def _above(session: Session, row: UpgradeRow) -> list[State]:

@@ -118,7 +118,8 @@ class _Work:
         """Stored vectors go through it, and come out finite; how fast is measured."""
         having = [(segment, made_from) for segment, made_from in self.segments if made_from is not None]
         if not having:
-            return {"items": self.items, "estimated_seconds": None}, "there is no segment that can be transformed"
+            unknown = dict.fromkeys(("items_per_second", "computed_in", "estimated_seconds"))
+            return {"items": self.items, **unknown}, "there is no segment that can be transformed"
         segment, made_from = max(having, key=lambda each: each[0].rows)
         path, by = self.store.files.path, made_from.transformation
         vectors = open_column(path(made_from.column.file), rows=segment.rows, dimension=made_from.dimension)

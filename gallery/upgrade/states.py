@@ -98,21 +98,35 @@ def step(now: State, then: State) -> State:
     return then
 
 
-def allowed(now: State, *, dry_run: bool = False, above: Collection[State] = ()) -> list[str]:
-    """The verbs that a state takes; `above` has the states of the open upgrades that started on top of this one."""
-    if dry_run and now is S.COMPLETED:
+def allowed(now: State, *, dry_run: bool = False, above: Collection[State] = (), deleted: bool = False) -> list[str]:
+    """The verbs that a state takes.
+
+    Args:
+        now: the state.
+        dry_run: it is a dry run.
+        above: the states of the open upgrades that started on top of this one.
+        deleted: its gallery is.
+    """
+    if deleted or (dry_run and now is S.COMPLETED):
         return []
     return [verb.value for verb in Verb if now in _FROM[verb] and verb not in _covered(above)]
 
 
-def wants(verb: Verb, now: State, *, dry_run: bool = False, above: Collection[State] = ()) -> bool:
-    """Whether the verb has something to do; False if it is so already.
+def wants(
+    verb: Verb, now: State, *, dry_run: bool = False, above: Collection[State] = (), deleted: bool = False
+) -> bool:
+    """Whether the verb has something to do; False if it is so already. The arguments are those of `allowed`.
 
     Raises:
-        InvalidStateTransition: the state does not allow it, or what started on top of it; `allowed` names what they do allow.
+        InvalidStateTransition: the state does not allow it, or what started on top of it, or there is no gallery any more;
+            `allowed` names what they do allow.
     """
     if dry_run and now is S.COMPLETED:
         raise errors.InvalidStateTransition("a dry run changed nothing, so there is nothing to do", allowed=[])
+    if deleted and now not in _ALREADY[verb]:
+        raise errors.InvalidStateTransition(
+            f"the gallery of this upgrade was deleted, so it takes no {verb} any more", allowed=[]
+        )
     if now in _FROM[verb] and verb in _covered(above):
         can = allowed(now, above=above)
         raise errors.InvalidStateTransition(

@@ -191,7 +191,8 @@ _ARROW = {
             "format": "binary",
             "description": "An Arrow IPC stream with the columns `id` (string), `embedding` (list of floats, best of a fixed "
             "size), and optionally `label` (string or integer). Everything else is in query parameters.",
-        }
+        },
+        "example": "(binary) id: string, embedding: fixed_size_list<float>[128], label: string; 1000 rows",
     }
 }
 

@@ -76,7 +76,10 @@ def info(_: MaySearch, process: ProcessDep) -> Info:
 
 
 _TEXT: dict[int | str, dict[str, Any]] = {
-    200: {"description": "In Prometheus's text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    200: {
+        "description": "In Prometheus's text format.",
+        "content": {"text/plain": {"schema": {"type": "string"}, "example": "forwardfill_search_seconds_count 41.0\n"}},
+    }
 }
 
 

@@ -103,7 +103,9 @@ _ARROW = {
             "description": "An Arrow IPC stream with the columns `id` (string), `embedding` (list of floats, best of a fixed "
             "size), and optionally `side_information` (likewise, may be null) and `payload` (JSON text or struct). The "
             "model is named by the query parameter `model`, or in the schema's metadata under the key `model`.",
-        }
+        },
+        "example": "(binary) id: string, embedding: fixed_size_list<float>[512], side_information: "
+        "fixed_size_list<float>[64], payload: string; metadata: model=resnet18-v1; 1000 rows",
     }
 }
 
@@ -133,6 +135,7 @@ async def _new_items(
         errors.ModelNotFound,
         errors.NoRoute,
         errors.ModelRetired,
+        errors.Conflict,
         errors.DimensionMismatch,
         errors.InvalidVector,
         errors.DuplicateId,

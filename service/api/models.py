@@ -137,6 +137,17 @@ class Transformations(BaseModel):
 
 
 _MODEL = {"name": "resnet50-v2", "dimension": 128, "metric": "cosine", "normalized": True, "fingerprint": "sha256:5d0c"}
+_SAFETENSORS = {
+    "application/octet-stream": {
+        "schema": {
+            "type": "string",
+            "format": "binary",
+            "description": "A safetensors file whose metadata declares a `format` and an `architecture` of the closed list.",
+        },
+        "example": "(binary) weight: float32 (128, 512), bias: float32 (128); metadata: format=forwardfill.transformation/1, "
+        'architecture={"kind": "linear", "source_dimension": 512, "target_dimension": 128}',
+    }
+}
 _TRANSFORMATION = {
     "name": "r18-to-r50",
     "source": "resnet18-v1",
@@ -189,8 +200,8 @@ def register_model(
             created = model_rows.add_model(tx.session, new)
             if created:
                 audit.record(tx.session, "model.registered", actor=caller.name, model=new.name)
-            for transformation in body.transformations:
-                _add_transformation(tx.session, transformation, caller.name)
+            for at, transformation in enumerate(body.transformations):
+                _add_transformation(tx.session, transformation, caller.name, f"/transformations/{at}")
             return created, _model(tx.session, model_rows.model_row(tx.session, new.name))
 
     created, model = once_more(write)
@@ -222,7 +233,7 @@ def get_model(_: MaySearch, __: RequestSlot, model: str, process: ProcessDep) ->
         errors.DigestMismatch,
         errors.UnsafeArtifact,
         already=Artifact,
-        other_content={"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        other_content=_SAFETENSORS,
     ),
 )
 async def put_artifact(
@@ -341,8 +352,13 @@ def evaluate(
         return _transformation(row)
 
 
-def _add_transformation(session: Session, body: TransformationBody, actor: str | None) -> bool:
-    created = model_rows.add_transformation(session, NewTransformation(**body.model_dump()))
+def _add_transformation(session: Session, body: TransformationBody, actor: str | None, at: str = "") -> bool:
+    """Register one that stands `at` a place of the request, which is where a refusal points then."""
+    try:
+        created = model_rows.add_transformation(session, NewTransformation(**body.model_dump()))
+    except errors.GalleryError as error:
+        error.pointer = at + (error.pointer or "")
+        raise
     if created:
         audit.record(
             session, "transformation.registered", actor=actor, transformation=body.name, artifact=body.artifact

@@ -240,6 +240,7 @@ def search_batch(
     gallery: str,
     body: Annotated[BatchBody, Depends(Json(BatchBody))],
     process: ProcessDep,
+    # Last, once the body is there: while slots are held by those who send, a few slow senders would stop every search.
     __: SearchSlot,
 ) -> Response:
     """Answer several queries of one model from one snapshot."""

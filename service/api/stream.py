@@ -26,8 +26,7 @@ from service.upgrade_documents import progress_document
 router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
 
 MEDIA_TYPE = "text/event-stream"
-_LOOK_SECONDS = 0.25
-_PROGRESS_SECONDS = 0.9  # "at least each second", with room for a slow look
+_LOOK_SECONDS = 0.4  # each look at what moves is told, "at least each second": there is room for a slow one
 _HEARTBEAT_SECONDS = 15.0
 _STATES = {"upgrade.started": State.PENDING, "upgrade.state": None}
 _EXAMPLE = 'id: 41\nevent: state\ndata: {"id":"01JD..","state":"running","at":"2026-11-20T19:00:00Z"}\n\n'
@@ -67,12 +66,10 @@ class _Follower:
     def news(self, look: _Look) -> bytes:
         """What the client shall be told now."""
         sent = b"".join(self._event(event) for event in look.events)
-        since = time.monotonic() - self.told_at
-        moving = look.state in DRIVEN
-        if look.progress != self.told or (moving and since >= _PROGRESS_SECONDS):
+        if look.progress != self.told or look.state in DRIVEN:
             sent += _message("progress", self.last_id, look.progress)
             self.told = look.progress
-        elif not sent and since >= _HEARTBEAT_SECONDS:
+        elif not sent and time.monotonic() - self.told_at >= _HEARTBEAT_SECONDS:
             sent = b": still here\n\n"
         if sent:
             self.told_at = time.monotonic()
@@ -142,7 +139,7 @@ async def _stream(
 
 def _is_over(row: UpgradeRow) -> bool:
     """Nothing will change any more."""
-    return row.state in TERMINAL or (row.dry_run and not row.active)
+    return row.state in TERMINAL or row.gallery_id is None or (row.dry_run and not row.active)
 
 
 def _number(given: str | None) -> int | None:

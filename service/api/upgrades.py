@@ -14,7 +14,6 @@ from gallery.catalog.tables import UpgradeRow, UpgradeSegmentRow
 from gallery.upgrade import drive, lifecycle, refinement
 from gallery.upgrade.lifecycle import Changed, NewUpgrade
 from gallery.upgrade.plan import Order
-from gallery.upgrade.states import State, allowed
 from service.auth import MayAdmin
 from service.bodies import Json
 from service.documents import documented
@@ -128,8 +127,8 @@ def change_throttle(
     """Change the throttle of a running upgrade. Limits that are not named stay; null removes a limit."""
     with process.store.catalog.reading() as session:
         row = upgrade_rows.upgrade_row(session, upgrade)
+        can = lifecycle.takes(session, row)
     if not row.active:
-        can = allowed(State(row.state), dry_run=row.dry_run)
         raise errors.InvalidStateTransition(f"an upgrade that is {row.state} has nothing to throttle", allowed=can)
     throttle = body.throttle.model_dump(exclude_unset=True)
     lifecycle.change_throttle(process.store, upgrade, throttle, actor=caller.name)
@@ -283,7 +282,7 @@ def list_failures(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, pro
     return Failures(failures=[failure_document(row) for row in rows], next_page_token=after)
 
 
-@router.get("/{upgrade}/refinement", **documented(errors.UpgradeNotFound, NoUncertainty))
+@router.get("/{upgrade}/refinement", **documented(errors.UpgradeNotFound, errors.GalleryNotFound, NoUncertainty))
 def get_refinement(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, process: ProcessDep) -> Refinement:
     """List ids in the order in which embedding them again from raw data pays most: the least certain first.
 

@@ -90,6 +90,26 @@ def test_side_information_may_be_null_and_payloads_structs(empty: World, vectors
     assert [item["payload"] for item in read] == [{"n": 1, "s": "x"}, None, {"n": 2, "s": None}]
 
 
+@pytest.mark.parametrize(
+    "encode",
+    [lambda texts: texts.dictionary_encode(), lambda texts: texts.cast(pa.string_view())],
+    ids=["dictionary", "view"],
+)
+def test_ids_and_payloads_may_be_encoded(empty: World, vectors: Any, encode: Any) -> None:
+    empty.prepared()
+    ids, payload = pa.array(["a", "b", "c"]), pa.array(['{"n": 1}', None, '{"n": 1}'])
+    content = stream({"id": encode(ids), "embedding": fixed(vectors[:3]), "payload": encode(payload)}, batches=3)
+    assert send(empty, content).json()["upserted"] == 3
+    assert [empty.get(f"{ITEMS}/{each}")["payload"] for each in "abc"] == [{"n": 1}, None, {"n": 1}]
+
+
+def test_a_payload_of_nulls_only_is_none(empty: World, vectors: Any) -> None:
+    empty.prepared()
+    content = stream({"id": ["a", "b"], "embedding": fixed(vectors[:2]), "payload": [None, None]})
+    assert send(empty, content).json()["upserted"] == 2
+    assert empty.get(f"{ITEMS}/a")["payload"] is None
+
+
 def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
     good = {"id": ["a", "b"], "embedding": fixed(vectors[:2])}
     whole = stream(good)
@@ -109,7 +129,9 @@ def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
         "no ids": (stream({"embedding": good["embedding"]}), "invalid_arrow", None),
         "more": (stream({**good, "colour": [1, 2]}), "invalid_arrow", None),
         "numbers as ids": (stream({**good, "id": [1, 2]}), "invalid_arrow", None),
+        "encoded numbers as ids": (stream({**good, "id": pa.array([1, 2]).dictionary_encode()}), "invalid_arrow", None),
         "text as vectors": (stream({**good, "embedding": ["x", "y"]}), "invalid_arrow", None),
+        "null ids": (stream({**good, "id": [None, None]}), "invalid_item", "/items/0/id"),
         "null id": (stream({**good, "id": ["a", None]}), "invalid_item", "/items/1/id"),
         "same id": (stream({**good, "id": ["a", "a"]}), "duplicate_id", "/items/1/id"),
         "null vector": (
@@ -141,8 +163,7 @@ def test_a_bad_stream_is_refused_and_changes_nothing(empty: World, vectors: Any,
     before = empty.everything()
     content, code, pointer = bad(vectors)[name]
     problem = empty.refused(send(empty, content), 422, code)
-    if pointer is not None:
-        assert problem["errors"][0]["pointer"] == pointer
+    assert problem["errors"][0]["pointer"] == (pointer or "")
     assert empty.everything() == before
 
 
@@ -171,3 +192,10 @@ def test_limits_of_a_stream_are_held_and_named(tmp_path: Path, vectors: Any) -> 
             writer.write_table(table)
         problem = world.refused(send(world, bytes(sink.getvalue())), 422, "limit_exceeded")
         assert problem["limit"] == "max_arrow_bytes"
+        # So is a text that many rows share.
+        shared = pa.DictionaryArray.from_arrays(
+            pa.array([0] * 99, pa.int32()), pa.array(['{"a": "%s"}' % ("x" * 1000)])
+        )
+        content = stream({"id": ids[:99], "embedding": fixed(vectors[:99]), "payload": shared})
+        assert len(content) < 10_000
+        assert world.refused(send(world, content), 422, "limit_exceeded")["limit"] == "max_arrow_bytes"

@@ -263,7 +263,8 @@ def test_a_zero_vector_is_refused_under_cosine(world: World) -> None:
 )
 @pytest.mark.parametrize("path", [ITEMS, SEARCH, "/models", "/admin/upgrades"])
 def test_a_body_that_is_not_json_is_refused(unchanged: World, path: str, content: bytes) -> None:
-    unchanged.refused(unchanged.client.post(path, content=content), 400, "invalid_json")
+    problem = unchanged.refused(unchanged.client.post(path, content=content), 400, "invalid_json")
+    assert problem["errors"] == [{"pointer": "", "detail": problem["detail"]}]
 
 
 def test_a_payload_that_is_nested_too_deep_is_refused(unchanged: World) -> None:
@@ -305,7 +306,8 @@ def artifact(world: World) -> bytes:
 
 
 def test_a_pickle_is_no_artifact(unchanged: World) -> None:
-    unchanged.refused(put(unchanged, pickle.dumps({"weight": [1.0] * 100})), 422, "unsafe_artifact")
+    problem = unchanged.refused(put(unchanged, pickle.dumps({"weight": [1.0] * 100})), 422, "unsafe_artifact")
+    assert problem["errors"] == [{"pointer": "", "detail": problem["detail"]}]
 
 
 def test_a_truncated_safetensors_file_is_no_artifact(unchanged: World) -> None:
@@ -323,6 +325,7 @@ def test_an_artifact_under_another_digest_is_refused(unchanged: World) -> None:
     content = artifact(unchanged)
     problem = unchanged.refused(put(unchanged, content, "0" * 64), 422, "digest_mismatch")
     assert problem["sha256"] == hashlib.sha256(content).hexdigest()
+    assert problem["errors"] == [{"pointer": "", "detail": problem["detail"]}]
 
 
 @pytest.mark.parametrize("sha256", ["0" * 63, "0" * 63 + "A", "0" * 63 + "g", "..%2F" + "0" * 61])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonschema_rs
 import pytest
@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from gallery.errors import GalleryError
 from gallery.settings import GallerySettings
 from service.app import build_store, create_app
 from service.bodies import Body
@@ -26,6 +27,7 @@ from service.errors import STATUS, ServiceError
 from service.errors import code_of as code
 from tests.service.world import GALLERY, World, opened
 
+T = TypeVar("T")
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 20
 # What is there, so that requests come further than to its absence.
@@ -51,6 +53,13 @@ def lived_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def document(lived_in: World) -> dict[str, Any]:
     found: dict[str, Any] = lived_in.get("/openapi.json")
     return found
+
+
+def below(kind: type[T]) -> Iterator[type[T]]:
+    """The classes that a class has below it."""
+    for each in kind.__subclasses__():
+        yield each
+        yield from below(each)
 
 
 def create_document() -> dict[str, Any]:
@@ -97,8 +106,8 @@ def test_every_body_and_every_error_has_an_example(document: dict[str, Any]) -> 
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             assert operation["description"], (method, path)
-            body = operation.get("requestBody", {}).get("content", {}).get("application/json")
-            assert body is None or "example" in body, (method, path)
+            for kind, body in operation.get("requestBody", {}).get("content", {}).items():
+                assert body.get("example") is not None, (method, path, kind)
             for status, answer in operation["responses"].items():
                 if int(status) >= 400:
                     assert answer["content"]["application/problem+json"]["examples"], (method, path, status)
@@ -115,12 +124,34 @@ def test_the_examples_of_bodies_are_valid() -> None:
                 assert jsonschema_rs.is_valid(schema, body["example"]), (method, path)
 
 
-def test_every_body_refuses_unknown_fields() -> None:
-    def below(kind: type[Body]) -> Iterator[type[Body]]:
-        for each in kind.__subclasses__():
-            yield each
-            yield from below(each)
+def test_every_good_answer_has_an_example_that_is_valid_and_whole(document: dict[str, Any]) -> None:
+    components = document["components"]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            for status, answer in operation["responses"].items():
+                for kind, content in answer.get("content", {}).items():
+                    if int(status) >= 400:
+                        continue
+                    assert content["example"], (method, path, status, kind)
+                    if kind == "application/json":
+                        schema = {**content["schema"], "components": components}
+                        jsonschema_rs.validate(schema, content["example"])
+                        fields = components["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+                        assert content["example"].keys() == fields.keys(), (method, path, status)
 
+
+def test_the_examples_of_errors_are_problems(document: dict[str, Any]) -> None:
+    schema = {"$ref": "#/components/schemas/Problem", "components": document["components"]}
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400:
+                    for code, example in answer["content"]["application/problem+json"]["examples"].items():
+                        jsonschema_rs.validate(schema, example["value"])
+                        assert (example["value"]["code"], example["value"]["status"]) == (code, int(status))
+
+
+def test_every_body_refuses_unknown_fields() -> None:
     for kind in below(Body):
         assert kind.model_config["extra"] == "forbid"
 
@@ -134,6 +165,15 @@ def test_every_code_is_documented_somewhere(document: dict[str, Any]) -> None:
         for content in answer.get("content", {}).values()
         for example in content.get("examples", {})
     }
-    # What no documented path answers: these are about paths that are not documented.
-    assert {code(kind) for kind in ServiceError.__subclasses__()} - documented == {"not_found", "method_not_allowed"}
+    known = {code(kind) for kind in (*below(ServiceError), *below(GalleryError)) if not kind.__subclasses__()}
+    # What only the command line and workers are refused with.
+    assert known - documented == {"key_not_found", "key_exists", "lease_lost"}
     assert all(100 <= status < 600 for status in STATUS.values())
+
+
+def test_what_an_operation_may_answer_seldom_is_documented_too(document: dict[str, Any]) -> None:
+    def documented(method: str, path: str, status: str) -> Any:
+        return document["paths"][path][method]["responses"][status]["content"]["application/problem+json"]["examples"]
+
+    assert "conflict" in documented("post", "/galleries/{gallery}/items", "409")
+    assert "gallery_not_found" in documented("get", "/admin/upgrades/{upgrade}/refinement", "404")

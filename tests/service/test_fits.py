@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from service.api.fits import Method
@@ -108,6 +109,14 @@ def test_a_stream_is_fitted_like_json(world: World) -> None:
     assert one["state"] == other["state"] == "completed"
     assert one["artifact"] == other["artifact"]
     assert one["verdict"] == other["verdict"]
+
+
+def test_a_stream_may_encode_its_ids_and_have_labels_of_nulls_only(world: World) -> None:
+    ids, no_labels = pa.array(IDS).dictionary_encode(), pa.nulls(len(IDS))
+    content = stream({"id": ids, "embedding": fixed(NEW_VECTORS), "label": no_labels})
+    params = {"gallery": GALLERY, "name": "from-arrow", "target": "new"}
+    streamed = world.client.post(FIT, content=content, headers=TYPE, params=params)
+    assert (streamed.status_code, streamed.json()["pairs"]) == (202, len(IDS))
 
 
 def test_a_map_of_queries_is_registered_the_other_way_round(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,18 @@ def test_a_model_is_registered_once_and_read_back(empty: World) -> None:
     assert answer.json()["created_at"].endswith("Z")
     assert empty.client.post("/models", json=body).status_code == 200
     assert empty.get("/models/resnet18-v1") == expected
-    problem = empty.refused(empty.client.post("/models", json={**body, "fingerprint": "other"}), 409, "model_exists")
-    assert "fingerprint" in problem["detail"]
+    others: dict[str, Any] = {
+        "dimension": 511,
+        "metric": "euclidean",
+        "normalized": False,
+        "side_information": None,
+        "fingerprint": "other",
+        "description": None,
+    }
+    for field, other in others.items():
+        problem = empty.refused(empty.client.post("/models", json={**body, field: other}), 409, "model_exists")
+        assert f"registered with another {field};" in problem["detail"]
+    assert empty.get("/models/resnet18-v1") == expected
 
 
 def test_a_model_names_the_galleries_and_transformations_that_use_it(world: World) -> None:
@@ -55,7 +66,12 @@ def test_transformations_are_registered_with_their_model_or_nothing_is(empty: Wo
         **body,
         "transformations": [transformation, {**transformation, "name": "x", "source": "new", "target": "old"}],
     }
-    empty.refused(empty.client.post("/models", json=wrong), 422, "wrong_transformation")
+    problem = empty.refused(empty.client.post("/models", json=wrong), 422, "wrong_transformation")
+    assert problem["errors"][0]["pointer"] == "/transformations/1/source"
+    for field, value in (("artifact", "0" * 64), ("source", "nobody")):
+        wrong = {**body, "transformations": [transformation, {**transformation, "name": "x", field: value}]}
+        answer = empty.client.post("/models", json=wrong)
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (404, f"/transformations/1/{field}")
     assert empty.everything() == before
     assert empty.client.post("/models", json=body).json()["transformations"] == ["old-to-new"]
     assert empty.client.post("/models", json=body).status_code == 200
@@ -92,7 +108,9 @@ def test_a_transformation_is_registered_once_and_read_back(world: World) -> None
     assert known["evaluation"] is None
     body = {name: known[name] for name in ("name", "source", "target", "direction", "method", "artifact")}
     assert world.client.post("/transformations", json=body).status_code == 200
-    world.refused(world.client.post("/transformations", json={**body, "method": "x"}), 409, "transformation_exists")
+    other = world.client.post("/transformations", json={**body, "method": "x", "direction": "backward"})
+    problem = world.refused(other, 409, "transformation_exists")
+    assert "registered with another direction, method;" in problem["detail"]
     missing = {**body, "name": "y", "artifact": "0" * 64}
     world.refused(world.client.post("/transformations", json=missing), 404, "artifact_not_found")
     assert world.get("/transformations")["transformations"] == [known]

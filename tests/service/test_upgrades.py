@@ -161,6 +161,19 @@ def test_a_verb_passes_over_nothing_that_it_does_not_know(world: World) -> None:
     assert world.verb(upgrade, "finalize", {})["state"] == "finalized"
 
 
+def test_without_its_gallery_an_upgrade_takes_no_verb(world: World) -> None:
+    upgrade = world.upgraded()
+    world.client.delete(f"/galleries/{GALLERY}")
+    assert (world.upgrade(upgrade)["state"], world.upgrade(upgrade)["allowed"]) == ("completed", [])
+    for verb in ("rollback", "finalize", "pause"):
+        problem = world.refused(world.client.post(f"/admin/upgrades/{upgrade}/{verb}"), 409, "invalid_state_transition")
+        assert problem["allowed"] == []
+        assert "gallery of this upgrade was deleted" in problem["detail"]
+    world.verb(upgrade, "cutover", status=200)  # which is so already
+    throttle = world.client.patch(f"/admin/upgrades/{upgrade}", json={"throttle": {"duty_cycle": 1}})
+    assert world.refused(throttle, 409, "invalid_state_transition")["allowed"] == []
+
+
 def test_the_throttle_changes_while_it_runs(world: World) -> None:
     upgrade = world.start(throttle={"items_per_second": 0.001})
     world.work()
@@ -221,11 +234,15 @@ def test_native_items_are_not_made_unreachable_without_consent(world: World, ver
         world.client.post(f"/admin/upgrades/{upgrade}/{verb}"), 409, "native_items_would_be_unreachable"
     )
     assert problem["items"] == 1
+    assert "queries of old are then refused as `no_route`" in problem["detail"]
     refused = world.client.post(f"/admin/upgrades/{upgrade}/{verb}", json={"accept_unreachable": False})
     assert refused.status_code == 409
     assert world.verb(upgrade, verb, {"accept_unreachable": True})["state"] == state
     found = world.search([7, 0, 0, 0, 0], "new", allow_partial=True)
     assert [hit["id"] for hit in found["hits"]] == ["native"]
+    old = {"model": "old", "vector": UNITS[0].tolist()}
+    world.refused(world.client.post(f"/galleries/{GALLERY}/search", json=old), 409, "no_route")
+    assert "native" not in [hit["id"] for hit in world.old_search(0, allow_partial=True)["hits"]]
     assert "native" in world.get(f"/galleries/{GALLERY}/items/native")["id"]
 
 
@@ -306,6 +323,22 @@ def test_a_dry_run_reports_and_changes_nothing(world: World) -> None:
     assert world.everything()["files"] == files
     assert world.get(f"/galleries/{GALLERY}")["model"] == "old"
     world.refused(world.client.post(f"/admin/upgrades/{upgrade}/finalize"), 409, "invalid_state_transition")
+
+
+def test_a_dry_run_of_an_empty_gallery_reports_what_one_of_a_filled_gallery_does(empty: World) -> None:
+    empty.prepared()
+    of_none = empty.start(dry_run=True)
+    empty.work()
+    empty.filled()
+    of_some = empty.start(dry_run=True)
+    empty.work()
+    empty_report, filled_report = (empty.upgrade(each)["report"] for each in (of_none, of_some))
+    assert empty.upgrade(of_none)["state"] == "completed"
+    assert [(each["check"], each["passed"]) for each in empty_report["checks"]] == [
+        (each["check"], True) for each in filled_report["checks"]
+    ]
+    assert empty_report.keys() == filled_report.keys()
+    assert (empty_report["items"], empty_report["bytes_needed"]) == (0, 0)
 
 
 def test_a_gate_that_is_missed_fails_the_upgrade_and_says_by_how_much(world: World) -> None:

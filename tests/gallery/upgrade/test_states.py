@@ -99,6 +99,17 @@ def test_a_dry_run_that_is_done_takes_no_verb(verb: Verb) -> None:
         wants(verb, State.COMPLETED, dry_run=True)
 
 
+@pytest.mark.parametrize(("verb", "now"), list(product(Verb, State)))
+def test_without_a_gallery_a_verb_is_done_already_or_refused_and_none_is_allowed(verb: Verb, now: State) -> None:
+    assert allowed(now, deleted=True) == []
+    if (verb.value, now.value) in ALREADY:
+        assert not wants(verb, now, deleted=True)
+    else:
+        with pytest.raises(errors.InvalidStateTransition, match="gallery of this upgrade was deleted") as refused:
+            wants(verb, now, deleted=True)
+        assert refused.value.details["allowed"] == []
+
+
 def test_every_state_can_be_reached_and_left_unless_it_is_the_end() -> None:
     assert {then for all_of in NEXT.values() for then in all_of} == set(State)
     assert {now for now in State if not NEXT[now]} == TERMINAL
