@@ -38,8 +38,6 @@ def _outcome(state: str, passed: Sequence[bool]) -> str:
         return f"the dry run is {state}"
     if state == "failed":
         return f"the upgrade would not start: {passed.count(False)} of {len(passed)} checks did not pass"
-    if not passed:
-        return "there is nothing to check, since the gallery is empty"
     return "the upgrade would start; nothing was changed"
 
 

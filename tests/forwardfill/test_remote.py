@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from forwardfill.cli import app
 from forwardfill.remote import Cutover, MissingSide, Order
+from forwardfill.terminal import console
 from service.api.upgrades import UpgradeBody
 from tests.service.world import GALLERY, UNITS, World, opened
 
@@ -27,7 +28,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         (tmp_path / "relevant.jsonl").write_text("".join(f'["item-{at}"]\n' for at in range(len(UNITS))))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("FORWARDFILL_URL", str(opened_world.client.base_url))
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(console, "width", 200)
         yield opened_world
 
 
@@ -72,11 +73,12 @@ def test_a_dry_run_that_finds_a_reason_not_to_start_exits_with_1(world: World) -
     assert "the upgrade would not start: 1 of " in refused.stdout
 
 
-def test_a_dry_run_of_an_empty_gallery_has_nothing_to_check(world: World) -> None:
+def test_a_dry_run_of_an_empty_gallery_is_told_like_any_other(world: World) -> None:
     world.post("/galleries", {"name": "empty", "model": "old"})
     shown = run("upgrade", "start", "empty", "--target", "new", "--dry-run")
     assert shown.exit_code == 0, shown.output
-    assert "empty: there is nothing to check" in shown.stdout
+    assert row(shown, "items") == ["items", "0"]
+    assert "empty: the upgrade would start; nothing was changed" in shown.stdout
 
 
 def test_what_an_upgrade_is_told_reaches_the_service(world: World) -> None:
