@@ -6,7 +6,8 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from fastapi import FastAPI
@@ -21,7 +22,6 @@ from gallery.settings import GallerySettings
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.transforms import Transforms
-from models.runtime import load_transform
 from service import documents, errors
 from service.api import audit, dashboard, explain, fits, galleries, health, items, models, search, stream, upgrades
 from service.auth import Keyring
@@ -36,6 +36,9 @@ from service.settings import ServiceSettings
 from service.slots import Slots
 from service.telemetry import Telemetry
 
+if TYPE_CHECKING:
+    from models.runtime import Transform
+
 _SPARE_THREADS = 8  # for health, and for streams that look at the catalog
 _DESCRIPTION = "A gallery of embeddings that stays searchable while it moves to another embedding model."
 
@@ -43,7 +46,19 @@ _DESCRIPTION = "A gallery of embeddings that stays searchable while it moves to 
 def build_store(settings: GallerySettings) -> Store:
     """Where facts are kept, and transformations that run on this process's CPU."""
     files = Files(settings.data)
-    return Store(Catalog(settings.database), files, Transforms(files, load_transform), settings)
+    return Store(Catalog(settings.database), files, Transforms(files, _load), settings)
+
+
+def _load(path: Path) -> Transform:
+    """An artifact as a function. PyTorch takes as long to import as all the rest, and only those need it who transform."""
+    from models.runtime import load_transform  # noqa: PLC0415
+
+    return load_transform(path)
+
+
+def _import_pytorch() -> None:
+    """Before somebody waits for it."""
+    import models.runtime  # noqa: F401, PLC0415
 
 
 class Application(FastAPI):
@@ -134,6 +149,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         process.keyring,
         process.metrics,
         every_seconds=settings.refresh_seconds,
+        warm_up=_import_pytorch,
     )
     await anyio.to_thread.run_sync(refresher.start)
     try:

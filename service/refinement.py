@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,11 @@ from gallery import errors
 from gallery.catalog.tables import UpgradeRow
 from gallery.snapshot import Snapshot
 from gallery.views import SegmentView
-from models.runtime import Transform, Vectors
 from service.errors import NoUncertainty
 from service.process import Process
+
+if TYPE_CHECKING:
+    from models.runtime import Transform, Vectors
 
 _TENTHS = np.linspace(0, 1, 11)
 
@@ -67,6 +69,8 @@ def left_after_tenths(log_variances: NDArray[Any]) -> list[float]:
 
 def _predicting(process: Process, artifact: str, name: str) -> Transform:
     """A transformation that predicts how certain its result is."""
+    from models.runtime import Transform  # noqa: PLC0415 - whoever loaded it has imported PyTorch by now
+
     transform = process.store.transforms.get(artifact)
     if not isinstance(transform, Transform) or not transform.has_uncertainty:
         raise NoUncertainty(

@@ -42,8 +42,9 @@ class Refresher:
         metrics: Metrics,
         *,
         every_seconds: float,
+        warm_up: Callable[[], None] = lambda: None,
     ) -> None:
-        """Watch for changes every `every_seconds`."""
+        """Watch for changes every `every_seconds`; `warm_up`, in a thread, once there is a transformation to be applied."""
         self._store = store
         self._galleries = galleries
         self._keyring = keyring
@@ -51,6 +52,7 @@ class Refresher:
         self._process = str(ULID())
         self._hits_written = time.monotonic()
         self._told = False
+        self._warm_up: threading.Thread | None = threading.Thread(target=warm_up, name="warm-up", daemon=True)
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=work, name=name, daemon=True)
@@ -67,8 +69,7 @@ class Refresher:
         Raises:
             Damaged: a recorded file is missing.
         """
-        self._keyring.refresh()
-        self._galleries.refresh()
+        self._look()
         self._metrics.share()  # from this on, whoever started this process knows that it can serve
         for thread in self._threads:
             thread.start()
@@ -96,7 +97,10 @@ class Refresher:
 
     def _look(self) -> None:
         self._keyring.refresh()
-        self._galleries.refresh()
+        world = self._galleries.refresh()
+        if self._warm_up is not None and world.registry.transformations:
+            self._warm_up.start()
+            self._warm_up = None
 
     def _tell(self) -> None:
         self._tell_latencies()

@@ -15,7 +15,6 @@ from starlette.concurrency import run_in_threadpool
 from gallery import errors
 from gallery.files import PART, Files, adopt
 from gallery.transforms import ARTIFACTS
-from models import artifacts
 from service.bodies import chunks
 
 _WRITTEN_AT_ONCE = 1 << 20  # fewer hops to a thread than one per chunk
@@ -67,6 +66,8 @@ def judged(path: Path) -> dict[str, Any]:
     Raises:
         UnsafeArtifact: it is not a well-formed artifact.
     """
+    from models import artifacts  # noqa: PLC0415 - it imports PyTorch, see `service.app`
+
     try:
         return artifacts.check(path).declared()
     except artifacts.UnsafeArtifact as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -190,3 +192,8 @@ def test_a_client_lets_go_of_an_idle_connection_before_the_service_does(empty: W
     """Otherwise a request may meet the service's hanging up, and nobody answers it."""
     kept = empty.client._transport._pool._keepalive_expiry  # type: ignore[attr-defined]  # httpx says it nowhere else
     assert 2 * kept < configured(empty.app).timeout_keep_alive
+
+
+def test_pytorch_is_not_imported_before_there_is_something_to_transform() -> None:
+    program = "import sys, service.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
