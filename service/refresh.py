@@ -19,12 +19,15 @@ from gallery.snapshot import Galleries
 from gallery.store import Store
 from service.auth import Keyring
 from service.metrics import Metrics
+from workers.memory import give_back
 
 log = structlog.get_logger()
 
 _PUBLISH_SECONDS = 1.0
 # What is searched most changes slowly, and on SQLite each write takes the one lock that all writers share.
 _HITS_SECONDS = 30.0
+# Answers with thousands of hits leave holes in the heap of the thread that made them; the worst moment of each would stay.
+_GIVE_BACK_SECONDS = 10.0
 
 
 class Refresher:
@@ -50,7 +53,7 @@ class Refresher:
         self._keyring = keyring
         self._metrics = metrics
         self._process = str(ULID())
-        self._hits_written = time.monotonic()
+        self._hits_written = self._given_back = time.monotonic()
         self._told = False
         self._warm_up: threading.Thread | None = threading.Thread(target=warm_up, name="warm-up", daemon=True)
         self._stop = threading.Event()
@@ -107,6 +110,9 @@ class Refresher:
         if time.monotonic() - self._hits_written >= _HITS_SECONDS:
             self._hits_written = time.monotonic()
             self._metrics.hits.write(self._store.catalog)
+        if time.monotonic() - self._given_back >= _GIVE_BACK_SECONDS:
+            self._given_back = time.monotonic()
+            give_back()
 
     def _tell_latencies(self) -> None:
         """Only where an upgrade asks for them: otherwise this writes nothing."""
