@@ -75,7 +75,7 @@ FROM runtime AS api
 COPY --from=build-api /opt/venv /opt/venv
 USER forwardfill
 EXPOSE 8000
-# Outside loopback the service starts only once a key exists (see README, "With PostgreSQL, Redis and a GPU").
+# Outside loopback the service starts only once a key exists (see README, "In production").
 CMD ["forwardfill", "serve", "--no-worker", "--host", "0.0.0.0"]
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]

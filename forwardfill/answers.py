@@ -8,6 +8,7 @@ Json = dict[str, Any]
 
 Cutover = Literal["progressive", "automatic", "manual"]
 Order = Literal["stored", "uncertainty", "most_searched"]
+MissingSide = Literal["fail", "zeros", "skip"]
 State = Literal[
     "pending",
     "validating",

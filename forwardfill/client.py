@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 
 from forwardfill import wire
-from forwardfill.answers import Answer, BatchAnswer, Cutover, Json, Order, Throttle, Upgrade
+from forwardfill.answers import Answer, BatchAnswer, Cutover, Json, MissingSide, Order, Throttle, Upgrade
 from forwardfill.errors import ForwardfillError, UpgradeStoppedError, problem
 from forwardfill.wire import Event, Vectors
 
@@ -503,7 +503,7 @@ class Client:
         order: Order = "stored",
         throttle: Throttle | None = None,
         gate: Json | None = None,
-        on_missing_side_information: Literal["fail", "zeros", "skip"] = "fail",
+        on_missing_side_information: MissingSide = "fail",
         score_thresholds: Sequence[float] = (),
         dry_run: bool = False,
         idempotency_key: str | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from forwardfill import probes
-from forwardfill.answers import Throttle, Upgrade
+from forwardfill.answers import Cutover, MissingSide, Order, Throttle, Upgrade
 from forwardfill.client import RESTING, Client
 from forwardfill.connection import connected as _client
 from forwardfill.dry_run import tell as tell_dry_run
@@ -26,9 +26,6 @@ galleries = typer.Typer(no_args_is_help=True, help="Galleries of a running servi
 upgrade = typer.Typer(no_args_is_help=True, help="Upgrades of a running service: start, watch, steer.")
 _EXPLAINED_SECONDS = 3600.0  # reading and transforming a large gallery
 
-Cutover = Literal["progressive", "automatic", "manual"]
-Order = Literal["stored", "uncertainty", "most_searched"]
-MissingSide = Literal["fail", "zeros", "skip"]
 AcceptUnreachable = Annotated[
     bool,
     typer.Option(

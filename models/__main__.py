@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -352,8 +352,16 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
-        errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
+        _refuse(str(error), error)
+    except ModuleNotFoundError as error:
+        if error.name not in ("sklearn", "PIL"):
+            raise
+        _refuse(f"{error.name} is not installed: pip install 'forwardfill[train]'", error)
+
+
+def _refuse(said: str, error: Exception) -> NoReturn:
+    errors.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":

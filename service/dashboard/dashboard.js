@@ -4,8 +4,7 @@ import { show } from "./dom.js";
 import * as service from "./service.js";
 import * as view from "./view.js";
 
-const LIVE_MS = 3000; // while an upgrade is active
-const IDLE_MS = 4000;
+const LOOK_MS = 3000; // the chosen upgrade has its stream, all else is read
 const AGAIN_MS = 1500; // after a failure
 const NEWEST = 20; // upgrades that are read each time; older ones when somebody asks for them
 const FAILURES = 50;
@@ -46,7 +45,7 @@ async function look() {
   }
   render();
   listen();
-  comeAgain(seen.lost ? AGAIN_MS : seen.upgrades?.some(view.isActive) ? LIVE_MS : IDLE_MS);
+  comeAgain(seen.lost ? AGAIN_MS : LOOK_MS);
 }
 
 const comeAgain = (ms) => {

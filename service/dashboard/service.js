@@ -13,9 +13,6 @@ export class Refused extends Error {
   }
 }
 
-/** It did not answer at all. */
-export class Unreachable extends Error {}
-
 export const key = {
   // Of this tab only, and gone with it: what is in localStorage or a cookie outlives the person at the screen. Nothing sends
   // it by itself, so a page of another origin cannot make the browser use it.
@@ -28,13 +25,7 @@ export async function ask(path, { method = "GET", body, signal, headers = {} } =
   const secret = key.get();
   const sent = { ...headers, ...(secret && { Authorization: `Bearer ${secret}` }), ...(body && { "Content-Type": "application/json" }) };
   const request = { method, headers: sent, body: body && JSON.stringify(body), signal, cache: "no-store", credentials: "omit" };
-  let answer;
-  try {
-    answer = await fetch(new URL(path, BASE), request);
-  } catch (error) {
-    if (signal?.aborted) throw error;
-    throw new Unreachable(error.message);
-  }
+  const answer = await fetch(new URL(path, BASE), request);
   if (!answer.ok) throw new Refused(answer.status, await answer.json().catch(() => ({})));
   return answer;
 }

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from forwardfill.answers import Cutover, MissingSide, Order
 from forwardfill.cli import app
-from forwardfill.remote import Cutover, MissingSide, Order
 from forwardfill.terminal import console
 from service.api.upgrades import UpgradeBody
 from tests.service.world import GALLERY, UNITS, World, opened

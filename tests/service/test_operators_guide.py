@@ -43,3 +43,15 @@ def test_every_reason_of_the_guide_is_one_that_the_code_gives() -> None:
     assert words
     for word in words:
         assert f'"{word}"' in code, word
+
+
+def test_the_events_of_the_guide_are_those_that_are_logged_and_every_error_is_among_them() -> None:
+    code = "".join(
+        file.read_text()
+        for folder in ("gallery", "service", "workers", "forwardfill")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+    )
+    logged = set(re.findall(r'log\.(error|exception|warning)\(\s*"(\w+)"', code))
+    told = set(re.findall(r"`(\w+_\w+)`", GUIDE.partition("The logs are JSON lines.")[2].partition("A request's")[0]))
+    assert told <= {name for _, name in logged}
+    assert {name for level, name in logged if level != "warning"} <= told
