@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gallery import errors
@@ -91,38 +92,63 @@ def _labels(table: Any) -> list[str] | None:
 def _table(path: Path, columns: tuple[str, ...], limit: tuple[str, int], max_bytes: int) -> Any:
     """The stream as one table, of these columns only."""
     try:
-        table = _whole(path, limit, max_bytes)
-        _check_columns(table.schema.names, columns)
+        table = _whole(path, columns, limit, max_bytes)
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise InvalidArrow(f"not a whole Arrow IPC stream: {error}") from error
     return table
 
 
-def _whole(path: Path, limit: tuple[str, int], max_bytes: int) -> Any:
+def _whole(path: Path, columns: tuple[str, ...], limit: tuple[str, int], max_bytes: int) -> Any:
     name, most = limit
     rows = size = 0
     batches = []
     with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+        _check_columns(stream.schema.names, columns)
         schema = pa.schema([_plain_field(field) for field in stream.schema], stream.schema.metadata)
         for encoded in stream:
             encoded.validate(full=True)  # offsets that point elsewhere must be found before anyone follows them
-            batch = encoded.cast(schema)  # before it is counted: a text that many rows share is written out for each
-            rows, size = rows + len(batch), size + batch.nbytes
+            # Counted before it is written out: a text that a thousand rows share becomes a thousand texts.
+            rows, size = rows + len(encoded), size + sum(map(_written_out, encoded.columns))
             if rows > most:
                 raise errors.LimitExceeded(f"a stream may have {most} items ({name})", limit=name, maximum=most)
             if size > max_bytes:
                 raise errors.LimitExceeded(
                     f"a stream may take {max_bytes} bytes (max_arrow_bytes)", limit="max_arrow_bytes", maximum=max_bytes
                 )
-            batches.append(batch)
+            batches.append(encoded.cast(schema))
         return pa.Table.from_batches(batches, schema)
+
+
+def _written_out(column: Any) -> int:
+    """Bytes that a column takes once no row shares its text with another."""
+    kind = column.type
+    shared = 0
+    if pa.types.is_dictionary(kind) and _is_text(kind.value_type):
+        shared = pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+    elif pa.types.is_string_view(kind) and len(column):
+        views = np.frombuffer(column.buffers()[1], "<i4").reshape(-1, 4)[column.offset : column.offset + len(column)]
+        shared = int(
+            views[column.is_valid().to_numpy(zero_copy_only=False), 0].sum(dtype=np.int64)
+        )  # a view begins with its length
+    return int(column.nbytes) + shared
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _shares(kind: Any) -> bool:
+    """Whether rows of such a type may share what they hold, so that nobody knows how much it is once it is written out."""
+    views = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_list_view, pa.types.is_large_list_view)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind) or any(is_view(kind) for is_view in views):
+        return True
+    return any(_shares(kind.field(at).type) for at in range(kind.num_fields))
 
 
 def _plain_field(field: Any) -> Any:
     """Text is text, however its writer encoded it; one that saw only nulls could not know that it would be text."""
     kind = field.type
-    held = kind.value_type if pa.types.is_dictionary(kind) else None
-    encoded = held is not None and (pa.types.is_string(held) or pa.types.is_large_string(held))
+    encoded = pa.types.is_dictionary(kind) and _is_text(kind.value_type)
     if field.name in _TEXTS and (encoded or pa.types.is_string_view(kind) or pa.types.is_null(kind)):
         field = field.with_type(pa.string())
     return field.with_nullable(True)
@@ -152,7 +178,7 @@ def _column(table: Any, name: str) -> Any:
 
 def _strings(table: Any, name: str) -> list[str | None]:
     kind = table.schema.field(name).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not _is_text(kind):
         raise InvalidArrow(f"the column {name!r} is of type {kind}; it must be string")
     found: list[str | None] = _column(table, name).to_pylist()
     return found
@@ -205,7 +231,10 @@ def _width(column: Any, items: NDArray[np.intp], pointer: str) -> int:
 def _payloads(table: Any) -> list[Mapping[str, Any] | None]:
     if "payload" not in table.schema.names:
         return [None] * len(table)
-    if pa.types.is_struct(table.schema.field("payload").type):
+    kind = table.schema.field("payload").type
+    if pa.types.is_struct(kind):
+        if _shares(kind):
+            raise InvalidArrow(f"the column 'payload' is of type {kind}; in a struct, write out dictionaries and views")
         return [_plain(value, at) for at, value in enumerate(_column(table, "payload").to_pylist())]
     return [_parsed(text, at) for at, text in enumerate(_strings(table, "payload"))]
 

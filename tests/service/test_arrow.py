@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from gallery.errors import LimitExceeded
+from service.arrow import read_items
+from service.errors import InvalidArrow
 from tests.service.world import GALLERY, OLD, World, opened
 
 ITEMS = f"/galleries/{GALLERY}/items"
@@ -101,6 +104,43 @@ def test_ids_and_payloads_may_be_encoded(empty: World, vectors: Any, encode: Any
     content = stream({"id": encode(ids), "embedding": fixed(vectors[:3]), "payload": encode(payload)}, batches=3)
     assert send(empty, content).json()["upserted"] == 3
     assert [empty.get(f"{ITEMS}/{each}")["payload"] for each in "abc"] == [{"n": 1}, None, {"n": 1}]
+
+
+def encoded(texts: int, size: int) -> Any:
+    """One text, of so many bytes, that many rows share."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * texts, pa.int8()), pa.array([" " * size]))
+
+
+def test_what_rows_share_counts_for_each_of_them(tmp_path: Path, vectors: Any) -> None:
+    path = tmp_path / "bomb"
+    many = np.resize(vectors, (1000, OLD)).astype(np.float32)
+    ids = [str(row) for row in range(len(many))]
+    path.write_bytes(stream({"id": ids, "embedding": fixed(many), "payload": encoded(len(many), 10_000)}))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(LimitExceeded, match="may take 1000000 bytes"):
+        read_items(path, model="old", max_items=1000, max_bytes=1_000_000)
+    view = pa.array(["x" * 10_000] * len(many)).cast(pa.string_view())
+    path.write_bytes(stream({"id": ids, "embedding": fixed(many), "payload": view}))
+    with pytest.raises(LimitExceeded, match="may take 1000000 bytes"):
+        read_items(path, model="old", max_items=1000, max_bytes=1_000_000)
+
+
+def test_columns_are_looked_at_before_anything_is_written_out(tmp_path: Path, vectors: Any) -> None:
+    path = tmp_path / "bomb"
+    columns = [pa.array(["a", "b"]), fixed(vectors[:2]), *[encoded(2, 10)] * 3]
+    batch = pa.RecordBatch.from_arrays(columns, names=["id", "embedding", "payload", "payload", "payload"])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(InvalidArrow, match="there twice"):
+        read_items(path, model="old", max_items=1000, max_bytes=1_000_000)
+
+
+def test_a_struct_holds_nothing_that_its_rows_share(tmp_path: Path, vectors: Any) -> None:
+    path = tmp_path / "bomb"
+    payload = pa.StructArray.from_arrays([encoded(2, 10)], names=["text"])
+    path.write_bytes(stream({"id": ["a", "b"], "embedding": fixed(vectors[:2]), "payload": payload}))
+    with pytest.raises(InvalidArrow, match="write out dictionaries"):
+        read_items(path, model="old", max_items=1000, max_bytes=1_000_000)
 
 
 def test_a_payload_of_nulls_only_is_none(empty: World, vectors: Any) -> None:
