@@ -31,7 +31,7 @@ from gallery.catalog.tables import (
 from gallery.catalog.transaction import Transaction
 from gallery.store import Store
 from gallery.transforms import no_uncertainty
-from gallery.upgrade import sources
+from gallery.upgrade import sources, throttle
 from gallery.upgrade.gate import waived
 from gallery.upgrade.plan import Order
 from gallery.upgrade.sources import Pinned
@@ -147,13 +147,17 @@ def retry(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed
 
 
 def change_throttle(
-    store: Store, upgrade_id: str, throttle: Mapping[str, float | None], *, actor: str | None = None
+    store: Store, upgrade_id: str, limits: Mapping[str, float | None], *, actor: str | None = None
 ) -> None:
-    """Set limits; null removes one. The present wait is forgotten, so a change is felt at once."""
+    """Set limits; null removes one. A higher limit is felt at once."""
     with store.catalog.transaction() as tx:
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
-        row.throttle = {name: value for name, value in {**row.throttle, **throttle}.items() if value is not None}
-        row.not_before = None
+        before, following = row.throttle, upgrade_rows.next_free(tx.session, row.id, store.settings.lease_seconds)
+        row.throttle = {name: value for name, value in {**row.throttle, **limits}.items() if value is not None}
+        rows, moment = None if following is None else following.rows, now()
+        waits = throttle.believed(row.not_before, row.not_before_set_at, moment)
+        row.not_before = throttle.after_change(before, row.throttle, rows, waits, moment)
+        row.not_before_set_at = moment
         _event(tx.session, row, actor, "throttled", throttle=row.throttle)
 
 

@@ -35,10 +35,15 @@ def is_due(throttle: Mapping[str, Any], not_before: datetime | None) -> bool:
 def before_segment(
     throttle: Mapping[str, Any], rows: int | None, not_before: datetime | None, now: datetime
 ) -> datetime | None:
-    """When the next segment, of `rows` rows, may be leased, counted from now; `rows` is None where none is left."""
+    """When the next segment, of `rows` rows, may be leased, counted from now.
+
+    `rows` is None where none is left: whichever comes next has not waited yet.
+    """
     rate = throttle.get("items_per_second")
-    if not rate or rows is None:
+    if not rate:
         return not_before
+    if rows is None:
+        return None
     return max(now, not_before or now) + timedelta(seconds=rows / rate)
 
 
@@ -47,9 +52,22 @@ def after_segment(
 ) -> datetime | None:
     """When the next segment may be leased, now that one took `seconds` of work."""
     duty = throttle.get("duty_cycle")
-    if not duty or duty >= 1:
+    if not duty or duty >= 1 or not is_due(throttle, not_before):
         return not_before
     return max(not_before or now, now + timedelta(seconds=seconds * (1 / duty - 1)))
+
+
+def after_change(
+    before: Mapping[str, Any], throttle: Mapping[str, Any], rows: int | None, not_before: datetime | None, now: datetime
+) -> datetime | None:
+    """When the next segment may be leased, now that other limits hold: as soon as by the old ones or by these.
+
+    So a higher limit is felt at once, and nothing waits for ever where limits are changed again and again.
+    """
+    if all(before.get(name) == throttle.get(name) for name in ("items_per_second", "duty_cycle")):
+        return not_before
+    anew = before_segment(throttle, rows, None, now)
+    return anew if anew is None or not_before is None else min(anew, not_before)
 
 
 def predicted_seconds(throttle: Mapping[str, Any], items: int, rate: float) -> float:

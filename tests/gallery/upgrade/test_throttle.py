@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gallery.upgrade.throttle import SEARCH_P99, after_segment, before_segment, believed, held_back, is_due
+from gallery.upgrade.throttle import (
+    SEARCH_P99,
+    after_change,
+    after_segment,
+    before_segment,
+    believed,
+    held_back,
+    is_due,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -38,8 +46,21 @@ def test_time_that_passed_unused_is_not_saved_up() -> None:
     assert before_segment({"items_per_second": 10}, 20, later(-100), NOW) == later(2)
 
 
-def test_nothing_waits_where_no_segment_is_left() -> None:
-    assert before_segment({"items_per_second": 10}, None, later(-100), NOW) == later(-100)
+def test_whatever_comes_after_the_last_segment_has_not_waited_yet() -> None:
+    throttle = {"items_per_second": 10, "duty_cycle": 0.5}
+    not_before = before_segment(throttle, None, later(-100), NOW)
+    assert not is_due(throttle, not_before)
+    assert not is_due(throttle, after_segment(throttle, 2, not_before, NOW))
+
+
+def test_a_higher_rate_is_felt_at_once_and_a_change_never_makes_a_wait_longer() -> None:
+    slow, fast = {"items_per_second": 1}, {"items_per_second": 100}
+    assert after_change(slow, fast, 1000, later(500), NOW) == later(10)
+    assert after_change(fast, slow, 1000, later(5), NOW) == later(5)
+    assert after_change(slow, {**slow, "max_search_p99_ms": 5}, 1000, later(500), NOW) == later(500)
+    assert after_change(slow, {}, 1000, later(500), NOW) is None
+    assert after_change({"duty_cycle": 0.1}, {"duty_cycle": 0.9}, 1000, later(500), NOW) is None
+    assert after_change({}, slow, 1000, None, NOW) == later(1000)
 
 
 def test_a_duty_cycle_rests_in_proportion_to_the_work() -> None:
