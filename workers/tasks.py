@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -35,7 +35,7 @@ from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
 _SWEEP_FILES_SECONDS = 600
-_INDEX_AGAIN_SECONDS = 60.0
+_AGAIN_SECONDS = 60.0
 _INDEXES_LOOKED_FOR = 16
 T = TypeVar("T")
 
@@ -57,8 +57,9 @@ class Worker:
         self._rule = Rule(settings.compact_segments, settings.compact_rows)
         #: galleries that had nothing to merge, as they were then
         self._compact: set[Looked] = set()
-        #: columns whose index could not be built, and when that is tried again
+        #: columns whose index could not be built, galleries that could not be merged, and when that is tried again
         self._unindexed: dict[int, float] = {}
+        self._unmerged: dict[int, float] = {}
         self._swept = time.monotonic()
         self._at_work = threading.Lock()
 
@@ -84,13 +85,15 @@ class Worker:
         A step that fails costs itself: the others go on, and last of all files are removed that nothing needs any more.
         """
         with self._at_work:
-            while not self.stopping.is_set():
-                if not self._urgent() and not self._compact_one() and not self._measure_one() and not self._fit_one():
-                    break
-            if not self.stopping.is_set():
-                self._tried(lambda: merge.reclaim(self.store, self.settings.retired_seconds), "reclaim")
-                self._tried(self._let_go, "let_go")
-                self._sweep_files()
+            try:
+                while not self.stopping.is_set():
+                    if not (self._urgent() or self._compact_one() or self._measure_one() or self._fit_one()):
+                        break
+            finally:
+                if not self.stopping.is_set():
+                    self._tried(lambda: merge.reclaim(self.store, self.settings.retired_seconds), "reclaim")
+                    self._tried(self._let_go, "let_go")
+                    self._sweep_files()
 
     def _tried(self, step: Callable[[], T], of: str, **which: object) -> T | None:
         """What a step gave; None where it failed, for whatever reason: a full disk must not stop what would empty it."""
@@ -105,10 +108,10 @@ class Worker:
 
     def _let_go(self) -> None:
         """Let what was removed meanwhile give its place on the disk back."""
-        if drive.under_way(self.store):
-            self._galleries.refresh()
-        else:
+        if not drive.under_way(self.store):
             self._galleries.let_go()
+        elif self._galleries.current.galleries:
+            self._galleries.refresh()
 
     def _urgent(self) -> bool:
         """What people wait for: a step of each upgrade, else an index; False if there is nothing of it to do now."""
@@ -136,23 +139,30 @@ class Worker:
         """Build one index. A column that is gone meanwhile is no error, and one that cannot be read stops no other."""
         for column_id in self._wants_index():
             built = self._tried(partial(index_column, self.store, column_id), "index", column=column_id)
-            if built is not None:
-                return built
-            self._unindexed[column_id] = time.monotonic() + _INDEX_AGAIN_SECONDS
+            if built:
+                return True
+            if built is None:
+                self._unindexed[column_id] = time.monotonic() + _AGAIN_SECONDS
         return False
 
     def _wants_index(self) -> list[int]:
         """Columns that want an index, without those for which it was tried in vain of late."""
-        self._unindexed = {column: at for column, at in self._unindexed.items() if at > time.monotonic()}
+        self._unindexed = _to_come(self._unindexed)
         found = wanting(self.store, limit=len(self._unindexed) + _INDEXES_LOOKED_FOR)
         return [column for column in found if column not in self._unindexed]
 
     def _compact_one(self) -> bool:
         """Merge one group of segments; whatever is more urgent is looked for before the next."""
         for look in self._looked():
+            failed = False
             for segments in self._merges(look):
-                if self._merge(look, segments):
+                merged = self._merge(look, segments)
+                if merged:
                     return True
+                failed |= merged is None
+            if failed:
+                self._unmerged[look.gallery_id] = time.monotonic() + _AGAIN_SECONDS
+                continue
             if look.asked_at is not None:
                 merge.answered(self.store, look)
             self._compact.add(look)
@@ -187,17 +197,27 @@ class Worker:
         return wants
 
     def _looked(self) -> list[Looked]:
-        """Galleries that changed since nothing was found to merge in them."""
+        """Galleries that changed since nothing was found to merge in them, without those that failed of late."""
+        self._unmerged = _to_come(self._unmerged)
         found = merge.looked(self.store)
         self._compact.intersection_update(found)
-        return [look for look in found if look not in self._compact]
+        return [look for look in found if look not in self._compact and look.gallery_id not in self._unmerged]
 
     def _merges(self, look: Looked) -> list[tuple[int, ...]]:
         return merge.planned(self.store, look, self._rule)
 
-    def _merge(self, look: Looked, segments: tuple[int, ...]) -> bool:
-        step = partial(merge.merge, self.store, look.gallery_id, segments)
-        return bool(self._tried(step, "merge", gallery=look.gallery_id, segments=segments))
+    def _merge(self, look: Looked, segments: tuple[int, ...]) -> bool | None:
+        """Merge some segments; False where that is refused, None where it failed and may go well another time."""
+
+        def step() -> bool:
+            try:
+                return merge.merge(self.store, look.gallery_id, segments)
+            except (errors.GalleryError, FileNotFoundError) as error:
+                log.warning("step_refused", step="merge", gallery=look.gallery_id, error=repr(error))
+                repair.attempt(self.store, error)
+                return False
+
+        return self._tried(step, "merge", gallery=look.gallery_id, segments=segments)
 
     def _sweep_files(self) -> None:
         """Now and then, remove what crashes left behind."""
@@ -214,6 +234,11 @@ class Worker:
                 return
             if removed:
                 log.info("orphans_removed", folder=folder, files=len(removed))
+
+
+def _to_come(moments: Mapping[int, float]) -> dict[int, float]:
+    """Those whose moment has not come yet."""
+    return {of: at for of, at in moments.items() if at > time.monotonic()}
 
 
 def register(app: Celery, worker: Worker) -> None:

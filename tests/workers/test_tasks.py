@@ -151,7 +151,7 @@ class Full(Files):
 
 def test_a_full_disk_does_not_keep_it_from_removing_what_fills_it(tmp_path: Path) -> None:
     world = World.open(tmp_path / "data", files=Full, exact_below=4).prepare(index={"kind": "hnsw"})
-    worker = Worker(world.store, WorkerSettings(data=world.store.settings.data, retired_seconds=3600))
+    worker = Worker(world.store, WorkerSettings(retired_seconds=3600))
     for at in range(2):
         world.upsert("old", [f"s{at}"], np.ones((1, 4)))
     merge.ask(world.store, "photos")
@@ -160,8 +160,18 @@ def test_a_full_disk_does_not_keep_it_from_removing_what_fills_it(tmp_path: Path
     world.store.files.full = True
     worker.settings = worker.settings.model_copy(update={"retired_seconds": 1e-9})
     assert merge.reclaimable(world.store, 1e-9)
+    merge.ask(world.store, "photos")
     worker.work()
     assert not merge.reclaimable(world.store, 1e-9)
+    assert not worker.has_work()  # neither the index nor the merge is tried again at once,
+    (look,) = merge.looked(world.store)
+    assert look.asked_at is not None  # and what was asked for is not forgotten
+    world.store.files.full = False
+    worker._unmerged.clear()
+    worker._unindexed.clear()
+    worker.work()
+    assert rows(world) == [12]
+    assert not worker.has_work()
     world.close()
 
 
