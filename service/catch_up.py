@@ -12,6 +12,7 @@ from threading import Lock, Thread
 import structlog
 
 from gallery.snapshot import Galleries, World
+from service.errors import Unavailable
 
 log = structlog.get_logger()
 
@@ -30,7 +31,8 @@ class CatchUp:
         """For the galleries of this process."""
         self._galleries = galleries
         self._starting = Lock()
-        self._reading: Future[None] | None = None
+        #: gives why it failed, if it did
+        self._reading: Future[Exception | None] | None = None
 
     def world(self) -> World:
         """What is current, with all that clients of this port were told of; not for the event loop."""
@@ -46,12 +48,21 @@ class CatchUp:
         return self._galleries.current
 
     def once_more(self) -> World:
-        """What is current after the catalog was read again, as far as that is done soon; not for the event loop."""
-        with suppress(TimeoutError):
-            self._next().result(MOST_SECONDS)
+        """What is current after the catalog was read again; not for the event loop.
+
+        Raises:
+            Unavailable: that takes too long to say what there is.
+            Exception: whatever the reading failed with.
+        """
+        try:
+            failed = self._next().result(MOST_SECONDS)
+        except TimeoutError:
+            raise Unavailable("what other processes wrote could not be read in time; try again") from None
+        if failed is not None:
+            raise failed
         return self._galleries.current
 
-    def _waits(self) -> Iterator[tuple[Future[None], float]]:
+    def _waits(self) -> Iterator[tuple[Future[Exception | None], float]]:
         """What to wait for, and how long: a reading that is under way may have begun too early, the next has not."""
         first, until = self._galleries.behind, time.monotonic() + MOST_SECONDS
         for _ in range(2):
@@ -62,23 +73,24 @@ class CatchUp:
         if first is not None and self._galleries.behind is not None:
             self._galleries.forgo(first)
 
-    def _next(self) -> Future[None]:
+    def _next(self) -> Future[Exception | None]:
         with self._starting:
             if self._reading is None or self._reading.done():
-                reading = Future[None]()
+                reading = Future[Exception | None]()
                 reading.set_running_or_notify_cancel()  # whoever stops waiting must not cancel it for the others
                 try:
                     Thread(target=self._read, args=(reading,), name="catch-up", daemon=True).start()
-                except RuntimeError:  # too many threads; the one that watches is there already
+                except RuntimeError as error:  # too many threads; the one that watches is there already
                     log.exception("catch_up_failed")
-                    reading.set_result(None)
+                    reading.set_result(error)
                 self._reading = reading
             return self._reading
 
-    def _read(self, reading: Future[None]) -> None:
+    def _read(self, reading: Future[Exception | None]) -> None:
         try:
             self._galleries.refresh()
-        except Exception:  # whatever it is, the thread that watches will try again
+        except Exception as error:  # whatever it is, the thread that watches will try again
             log.exception("catch_up_failed")
-        finally:
+            reading.set_result(error)
+        else:
             reading.set_result(None)

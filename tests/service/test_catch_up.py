@@ -16,6 +16,7 @@ from gallery.commits import Commits
 from gallery.snapshot import Galleries
 from service import catch_up
 from service.catch_up import CatchUp
+from service.errors import Unavailable
 from tests.gallery.world import GALLERY, OLD, World
 
 WAITERS = 8
@@ -167,7 +168,15 @@ def _none_left(**_: Any) -> Any:
 def test_who_asks_for_what_is_not_there_waits_no_longer_either(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catch_up, "MOST_SECONDS", 0.05)
     stage.world.upsert("old", ["a"], np.ones((1, OLD), np.float32))  # and nobody announced it
-    assert stage.catch_up.once_more().snapshot(GALLERY).live == 0
+    with pytest.raises(Unavailable):  # it cannot be said that it is not there
+        stage.catch_up.once_more()
     monkeypatch.setattr(catch_up, "MOST_SECONDS", 20.0)
     stage.reader.may.set()
     assert stage.catch_up.once_more().snapshot(GALLERY).live == 1
+
+
+def test_a_catalog_that_does_not_answer_is_no_reason_to_say_that_something_is_not_there(stage: Stage) -> None:
+    stage.reader.may.set()
+    stage.reader.fails = True
+    with pytest.raises(OSError, match="the catalog is away"):
+        stage.catch_up.once_more()
