@@ -108,7 +108,7 @@ _UPGRADE = {
     "order": "stored",
     "on_missing_side_information": "fail",
     "dry_run": False,
-    "throttle": {"duty_cycle": 0.5},
+    "throttle": {"duty_cycle": 0.5, "max_search_p99_ms": 50},
     "gate": {},
     "progress": {
         "items_total": 100000,
@@ -118,7 +118,7 @@ _UPGRADE = {
         "segments_failed": 0,
         "fraction": 0.6144,
         "items_per_second": 2560.0,
-        "eta_seconds": 15.1,
+        "eta_seconds": None,
     },
     "quality": {"before": None, "now": None, "expected_after": None, "by_progress": [], "by_refinement": []},
     "report": {

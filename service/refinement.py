@@ -69,9 +69,9 @@ def left_after_tenths(log_variances: NDArray[Any]) -> list[float]:
 
 def _predicting(process: Process, artifact: str, name: str) -> Transform:
     """A transformation that predicts how certain its result is."""
+    transform = process.store.transforms.get(artifact)
     from models.runtime import Transform  # noqa: PLC0415 - whoever loaded it has imported PyTorch by now
 
-    transform = process.store.transforms.get(artifact)
     if not isinstance(transform, Transform) or not transform.has_uncertainty:
         raise NoUncertainty(
             f"{name} predicts no uncertainty: fit one with an uncertainty head (FastFill), and upgrade with it"

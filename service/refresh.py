@@ -31,10 +31,10 @@ _GIVE_BACK_SECONDS = 10.0
 
 
 class Refresher:
-    """Three threads between `start` and `stop`. Searches read what was last swapped in, and never wait for it.
+    """Threads between `start` and `stop`. Searches read what was last swapped in, and never wait for it.
 
-    One watches, one tells the catalog, one those behind the same port: a write may have to wait for another process's long
-    one, and meanwhile what others wrote must be seen all the same.
+    One watches, one tells the catalog and gives memory back, one tells those behind the same port, and one warms up: a write may
+    have to wait for another process's long one, and meanwhile what others wrote must be seen all the same.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Refresher:
         self._process = str(ULID())
         self._hits_written = self._given_back = time.monotonic()
         self._told = False
-        self._warm_up: threading.Thread | None = threading.Thread(target=warm_up, name="warm-up", daemon=True)
+        self._warm_up = threading.Thread(target=warm_up, name="warm-up", daemon=True)
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=work, name=name, daemon=True)
@@ -82,6 +82,8 @@ class Refresher:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        if self._warm_up.ident is not None:  # an import must not be cut off by the end of the interpreter
+            self._warm_up.join()
         try:
             self._metrics.share()
             self._metrics.hits.write(self._store.catalog)
@@ -101,9 +103,8 @@ class Refresher:
     def _look(self) -> None:
         self._keyring.refresh()
         world = self._galleries.refresh()
-        if self._warm_up is not None and world.registry.transformations:
+        if world.registry.transformations and self._warm_up.ident is None:
             self._warm_up.start()
-            self._warm_up = None
 
     def _tell(self) -> None:
         self._tell_latencies()

@@ -254,7 +254,7 @@ def test_7_a_rollback_restores_the_answers_of_an_index_too(tmp_path: Path, kind:
         ("forward", "old", "new", WITH_SIDE), index={"kind": kind}
     )
     world.upsert("old", [str(row) for row in range(300)], numbers(60, 300, 4), side=numbers(61, 300, 2))
-    worker = Worker(world.store, WorkerSettings(data=world.store.settings.data))
+    worker = Worker(world.store, WorkerSettings())
     worker.work()
     before, files = world.search("old", OLD, k=7), stored_files(world.store.files.root)
     upgrade = world.start()
