@@ -38,7 +38,7 @@ class Shelf:
     def places(self, rows: Rows) -> tuple[Rows, Rows]:
         """The positions of the segments that hold some rows, and the rows there; -1 for -1."""
         if len(self.segments) == 1:
-            return np.where(rows < 0, -1, self.positions[0]), rows
+            return self.positions[np.minimum(rows, 0)], rows  # 0 picks the one, -1 what is last
         found = self.offsets[:-1].searchsorted(rows, side="right") - 1  # -1 for -1, which picks what is last
         return self.positions[found], rows - self.offsets[found]
 

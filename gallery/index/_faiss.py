@@ -45,7 +45,7 @@ class FaissIndex(ABC):
         if not count or not len(queries):
             return _exact.nothing(len(queries), k, self.space.metric)
         if assigned is None or assigned.queries is not queries:
-            assigned = Assignments(queries)
+            assigned = Assignments(queries, alone=True)
         if selected is None or count == total:
             return self._sieve(assigned, k, None)
         way = how(total, count, k, by_lists=self.by_lists)

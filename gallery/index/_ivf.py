@@ -54,8 +54,8 @@ class IvfIndex(_faiss.FaissIndex):
     def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
         return self._read(assigned.queries, count, self._near(assigned, effort), None).rows
 
-    def _near(self, assigned: Assignments, effort: float) -> Nearest:
-        """The lists that a search reads."""
+    def _near(self, assigned: Assignments, effort: float) -> Nearest | None:
+        """The lists that a search reads; None where FAISS may as well find them, since they are the usual number."""
         return assigned.of(self.quantizer, min(ceil(self.nprobe * effort), len(self.quantizer)))
 
     def _within(self, queries: Vectors, k: int, near: Nearest, selected: Selected, *, roughly: bool) -> Found:
@@ -86,15 +86,19 @@ class IvfIndex(_faiss.FaissIndex):
             asking, first, last = asking[~settled], last, 2 * last
         return best
 
-    def _read(self, queries: Vectors, count: int, near: Nearest, selected: Selected | None) -> Found:
+    def _read(self, queries: Vectors, count: int, near: Nearest | None, selected: Selected | None) -> Found:
         """The `count` best rows (queries, count) of the lists that are `near`, by FAISS's own scores; -1 where fewer are."""
-        width = near.lists.shape[1]
+        width = self.nprobe if near is None else near.lists.shape[1]
         steer = self._usual
         if selected is not None or width != self.nprobe:
             steer = faiss.SearchParametersIVF(nprobe=width, sel=None if selected is None else selected.selector)
         read = Found(np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64))
-        x, lists, by, scores, rows = map(faiss.swig_ptr, (queries, near.lists, near.scores, *read))
-        self.lists.search_preassigned_c(len(queries), x, count, lists, by, scores, rows, False, steer)
+        x, scores, rows = map(faiss.swig_ptr, (queries, *read))
+        if near is None:
+            self.lists.search_c(len(queries), x, count, scores, rows, steer)
+        else:
+            lists, by = map(faiss.swig_ptr, (near.lists, near.scores))
+            self.lists.search_preassigned_c(len(queries), x, count, lists, by, scores, rows, False, steer)
         return read
 
 

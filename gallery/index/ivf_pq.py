@@ -116,7 +116,13 @@ class PqIndex(_ivf.IvfIndex):
     @cached_property
     def lists(self) -> Any:
         """What is searched. Two threads may make it at once, and it is the same."""
-        return _in_blocks(self.files)
+        return _in_blocks(self.files, self.space)
+
+    def _near(self, assigned: Assignments, effort: float) -> Nearest | None:
+        """FAISS finds them within its one call where nobody else is asked: of few queries, by the very comparisons."""
+        if assigned.alone and effort == 1 and len(assigned.queries) < _exact.PRODUCT_QUERIES:
+            return None
+        return super()._near(assigned, effort)
 
     def _found(self, assigned: Assignments, k: int, count: int, effort: float, selected: Selected | None) -> Found:
         if assigned.roughly:
@@ -129,7 +135,7 @@ class PqIndex(_ivf.IvfIndex):
         return self._proven(queries, k, min(self.compared(k), selected.count), near, selected, None)
 
     def _proven(
-        self, queries: Vectors, k: int, count: int, near: Nearest, reads: Selected | None, keeps: Selected | None
+        self, queries: Vectors, k: int, count: int, near: Nearest | None, reads: Selected | None, keeps: Selected | None
     ) -> Found:
         """The `k` best rows of some lists: twice as many candidates each time, until others are beyond doubt.
 
@@ -137,21 +143,21 @@ class PqIndex(_ivf.IvfIndex):
             queries: (queries, dimension) float32.
             k: how many rows.
             count: candidates to begin with.
-            near: the lists.
+            near: the lists; None for the usual ones.
             reads: what FAISS is to propose only.
             keeps: what is kept of what it proposes.
         """
         found, doubtful = self._once(queries, k, count, near, reads, keeps)
         while doubtful and count < len(self._column):
             count *= 2
-            again = near.part(np.array(doubtful), slice(None))
+            again = None if near is None else near.part(np.array(doubtful), slice(None))
             better, still = self._once(queries[doubtful], k, count, again, reads, keeps)
             found.scores[doubtful], found.rows[doubtful] = better
             doubtful = [doubtful[at] for at in still]
         return found
 
     def _once(
-        self, queries: Vectors, k: int, count: int, near: Nearest, reads: Selected | None, keeps: Selected | None
+        self, queries: Vectors, k: int, count: int, near: Nearest | None, reads: Selected | None, keeps: Selected | None
     ) -> tuple[Found, list[int]]:
         """The `k` best of `count` candidates, and for which queries there might be better ones among the others."""
         read = self._read(queries, min(count, len(self._column)), near, reads)
@@ -287,15 +293,19 @@ def _codebook_of_quantizer(pq: Any) -> Vectors:
     return codebook
 
 
-def _in_blocks(files: Sequence[_File]) -> Any:
-    """The lists of all files, whose rows follow each other, as FastScan searches them."""
+def _in_blocks(files: Sequence[_File], space: Space) -> Any:
+    """The lists of all files, whose rows follow each other, as FastScan searches them: the nearest by `Quantizer`'s measure."""
     whole = files[0].read()
     for file in files[1:]:
         whole.merge_from(file.read(), whole.ntotal)
     blocks = faiss.IndexIVFPQFastScan(whole)
     blocks.implem = _QUERY_BY_QUERY
-    whole.reset()  # its lists are copied; what is left is the quantizer, which both use
-    faiss.add_to_referenced_objects(blocks, whole)
+    whole.reset()  # its lists are copied
+    centroids = faiss.IndexFlat(blocks.d, _exact.faiss_metric(space.metric))
+    centroids.add(files[0].centroids)
+    blocks.quantizer = centroids
+    for used in (whole, centroids):
+        faiss.add_to_referenced_objects(blocks, used)
     return blocks
 
 

@@ -92,14 +92,15 @@ def digest(centroids: Vectors) -> str:
 class Assignments:
     """The lists nearest to some queries, found once for each quantizer. Made for one search, used by one thread."""
 
-    def __init__(self, queries: Vectors, *, roughly: bool = False) -> None:
+    def __init__(self, queries: Vectors, *, roughly: bool = False, alone: bool = False) -> None:
         """For `queries` (queries, dimension) float32, which stay as they are.
 
         `roughly` where candidates for another comparison are looked for, of which an index need not prove that no better
-        ones exist.
+        ones exist; `alone` where one index only is asked, so that nothing need be kept for others.
         """
         self.queries = np.ascontiguousarray(queries)
         self.roughly = roughly
+        self.alone = alone
         self._found: dict[Quantizer, Nearest] = {}
         self._parts: dict[tuple[Quantizer, int], Nearest] = {}
 

@@ -7,7 +7,8 @@ candidates of the other routes are mapped into it first. So all scores of one an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -51,6 +52,8 @@ class Planned(NamedTuple):
     exhaustive: Sequence[tuple[int, str, By]]
     #: asked together for candidates, by their column and what maps that
     rescored: Mapping[tuple[str, By], Sequence[int]]
+    #: in these spaces one shelf only is asked
+    alone: Collection[str]
     #: numbers that one query reads, see `gallery.search.brief`
     reads: int | None
 
@@ -68,7 +71,11 @@ def planned_by(snapshot: Snapshot, planned: Plan) -> Planned:
             exhaustive.append((at, way.column, way.by))
         else:
             rescored.setdefault((way.column, way.by), []).append(at)
-    return Planned(planned, _origins(snapshot, planned), direct, exhaustive, rescored, reads(snapshot, planned))
+    asked = Counter({planned.score_space: len(direct)})
+    for (column, _), shelves in rescored.items():
+        asked[column] += len(shelves)
+    alone = frozenset(name for name, shelves in asked.items() if shelves == 1)
+    return Planned(planned, _origins(snapshot, planned), direct, exhaustive, rescored, alone, reads(snapshot, planned))
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +257,8 @@ class Run:
         shelf = self.snapshot.shelves[at]
         assigned = self._assigned.get(model)
         if assigned is None:  # shelves share what one finds out
-            assigned = self._assigned[model] = Assignments(self._query(model), roughly=roughly)
+            alone = model in self.planned.alone
+            assigned = self._assigned[model] = Assignments(self._query(model), roughly=roughly, alone=alone)
         found = shelf.indexes[model].search(assigned.queries, min(k, shelf.rows), self._selected(at), assigned)
         return Part(found.scores, *shelf.places(found.rows))
 
