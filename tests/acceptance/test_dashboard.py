@@ -20,6 +20,7 @@ from models import artifacts
 from models.transformations import Linear, build
 from service.app import create_app
 from service.auth import create_key
+from tests.acceptance.forks import Nursery
 from tests.acceptance.gallery_world import base64_of
 from tests.acceptance.system import System, ok, running
 from tests.service.world import GALLERY as PHOTOS
@@ -86,11 +87,13 @@ class Gallery:
 
 
 @pytest.fixture
-def gallery(tmp_path: Path) -> Iterator[Gallery]:
+def gallery(tmp_path: Path, nursery: Nursery) -> Iterator[Gallery]:
     """In a service with its worker. So few candidates that segments which are not upgraded yet are searched worse."""
     settings = {"compact_segments": "0", "quality_share": "0.9", "oversample": "1", "min_candidates": "10"}
-    with running(System(tmp_path, **settings)) as system:
-        yield Gallery(system.add_api().http, tmp_path)
+    with running(System(tmp_path, spawn=nursery.spawn, **settings)) as system:
+        api = system.add_api("--no-worker")
+        system.add_worker()
+        yield Gallery(api.http, tmp_path)
 
 
 @pytest.fixture

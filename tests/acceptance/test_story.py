@@ -18,6 +18,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
+from tests.acceptance.forks import Nursery
 from tests.acceptance.gallery_world import Traffic, World
 from tests.acceptance.system import Process, System, ok, running, wait_for
 
@@ -46,14 +47,16 @@ class Stack:
 
 
 @pytest.fixture(scope="module", params=["embedded", "production"])
-def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nursery: Nursery
+) -> Iterator[Stack]:
     """Embedded: SQLite, messages in files. Production: PostgreSQL, Redis, two API processes, two workers.
 
     One for all tests: each has models and a gallery of its own, and starts again what it killed.
     """
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "embedded":
-        with running(System(folder, lease_seconds=LEASE)) as system:
+        with running(System(folder, spawn=nursery.spawn, lease_seconds=LEASE)) as system:
             system.add_api("--no-worker")
             system.add_worker()
             yield Stack(system, lambda: _remove_files(system.data / "broker" / "messages"))
@@ -62,7 +65,8 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with request.getfixturevalue("postgres_admin").connect() as connection:
         connection.execute(text("CREATE DATABASE story"))
     url = server.set(database="story").render_as_string(hide_password=False)
-    with running(System(folder, database_url=url, broker_url=broker, lease_seconds=LEASE)) as system:
+    settings = {"database_url": url, "broker_url": broker, "lease_seconds": LEASE}
+    with running(System(folder, spawn=nursery.spawn, **settings)) as system:
         system.migrate()
         for _ in range(2):
             system.add_api("--no-worker")

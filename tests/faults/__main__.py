@@ -21,8 +21,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.acceptance.forks import Nursery
 from tests.faults.cases import Case, cases
-from tests.faults.forks import Nursery
 from tests.faults.servers import servers
 from tests.faults.stage import Judgement, Stage, staged
 

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from gallery.faults import POINTS
+from tests.acceptance.forks import Nursery
 from tests.faults.cases import (
     cases,
     derived_column_is_damaged,
@@ -17,7 +18,6 @@ from tests.faults.cases import (
     writer_freezes_and_its_files_are_collected,
     writing_api_dies,
 )
-from tests.faults.forks import Nursery
 from tests.faults.stage import Play, Stage, staged
 
 PART: dict[str, Play] = {

@@ -64,7 +64,7 @@ class Nursery:
     def __enter__(self) -> Self:
         self._lock = threading.Lock()
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.forks"],
+            [sys.executable, "-m", "tests.acceptance.forks"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
