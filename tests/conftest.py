@@ -21,6 +21,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import URL, make_url
 
 from forwardfill.local_service import free_port
+from gallery.catalog import transaction
 
 # CI repeats the same examples every time; HYPOTHESIS_PROFILE=deep looks further, and elsewhere each time.
 # To explain a failure, Hypothesis traces each line, which takes minutes where a database is behind it.
@@ -39,7 +40,30 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Every client that httpx makes reads all certificates of the world, which takes 60 ms. Nothing here is encrypted.
+os.environ.setdefault("SSL_CERT_DIR", str(Path(__file__).parent))
+
 _numbers = count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """SQLAlchemy compiles each statement once for each engine, which takes longer than to run it, and a test has engines of
+    its own. On SQLite they share what is compiled, which they would not share as engines of different databases.
+    """
+    usual, shared = transaction._engine, create_engine("sqlite://")
+    shared.connect().close()
+
+    def engine(url: str) -> Engine:
+        made = usual(url)
+        if made.dialect.name == shared.dialect.name:
+            made.dialect, made._compiled_cache = shared.dialect, shared._compiled_cache
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transaction, "_engine", engine)
+        yield
+    shared.dispose()
 
 
 @pytest.fixture(scope="session")
