@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,4 +69,4 @@ def threads() -> int:
 
 def machine() -> dict[str, object]:
     """What the figures were measured on, as far as that explains them."""
-    return {"cores": os.cpu_count(), "threads_of_one_call": threads()}
+    return {"cores": os.cpu_count(), "threads_of_one_call": threads(), "python": sys.version}

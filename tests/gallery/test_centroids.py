@@ -62,6 +62,7 @@ def test_segments_of_one_gallery_and_model_share_centroids_and_find_what_they_ho
 
 
 def test_a_search_compares_its_query_with_shared_centroids_once(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ivf_pq, "JOINED_ROWS", 1600)  # each segment is asked by itself
     vectors = [anywhere(1600, at) for at in range(3)]
     for at, part in enumerate(vectors):
         add(small, f"s{at}-", part)
@@ -75,6 +76,7 @@ def test_a_search_compares_its_query_with_shared_centroids_once(small: World, mo
 
     monkeypatch.setattr(Quantizer, "nearest", counted)
     answer = small.search("old", [vectors[2][7]], k=5)
+    assert len(answer.snapshot.shelves) == 3
     assert compared == [1]
     assert best(answer)[0].id == "s2-7"
 

@@ -14,6 +14,7 @@ import pytest
 from gallery.arrays import Mask, Metric, Space, Stored, Vectors
 from gallery.index import _filtering, registry
 from gallery.index.base import Found
+from gallery.index.quantizer import Assignments
 from gallery.index.selection import Selected
 from tests.gallery.index.conftest import Built, best, build, column_of, reference, unit_length
 
@@ -71,6 +72,14 @@ class TestAnswers:
             alone = index.search(queries[i : i + 1], 10)
             assert np.array_equal(alone.rows[0], together.rows[i])
             assert np.array_equal(alone.scores[0], together.scores[i])
+
+    def test_an_answer_does_not_depend_on_whether_others_are_asked_too(
+        self, name: str, space: Space, dtype: str, built: Make
+    ) -> None:
+        index, _, queries = built(name, space, dtype)
+        for count in (1, 3, 20):
+            asked = queries[:count].copy()
+            assert_same(index.search(asked, 10, None, Assignments(asked)), index.search(asked, 10))
 
     def test_stored_rows_find_themselves(self, name: str, space: Space, dtype: str, built: Make) -> None:
         index, column, _ = built(name, space, dtype)
