@@ -26,6 +26,8 @@ from gallery.store import Store
 _MOST_COLUMNS = 64
 # So many times as many lists are tried where too much of those that suit the number of rows must be read.
 MORE_LISTS = 4
+# Beside the parameters of an index: so many lists were tried for it, and were not better.
+IN_VAIN = "tried_in_vain"
 
 
 class Unindexed(NamedTuple):
@@ -68,9 +70,13 @@ def offered(
 def more(
     store: Store, column: Unindexed, chosen: ListsBackend, parameters: Mapping[str, Any], total: int
 ) -> Trained | None:
-    """`MORE_LISTS` times as many as suit the number of rows; None where there are not rows enough for more."""
+    """`MORE_LISTS` times as many as suit the number of rows; None where there are not rows enough for more.
+
+    None too where as many, or half of them, were in vain for another segment: to train them takes as long as to transform a
+    hundred thousand items.
+    """
     usual, many = (chosen.lists(parameters, rows, _trainable(store, column)) for rows in (total, MORE_LISTS**2 * total))
-    return trained(store, column, chosen, many) if many > usual else None
+    return trained(store, column, chosen, many) if many > max(usual, 2 * _in_vain(store, column)) else None
 
 
 def trained(store: Store, column: Unindexed, chosen: ListsBackend, lists: int) -> Trained:
@@ -83,6 +89,14 @@ def trained(store: Store, column: Unindexed, chosen: ListsBackend, lists: int) -
 
 def _trainable(store: Store, column: Unindexed) -> int:
     return sum(rows for _, rows in _others(store, column)) + len(column.vectors)
+
+
+def _in_vain(store: Store, column: Unindexed) -> int:
+    """The most lists that were tried for a segment of the gallery and were not better."""
+    tried = ColumnRow.index_parameters[IN_VAIN].as_integer()
+    with store.catalog.reading() as session:
+        there = (SegmentRow.gallery_id == column.gallery_id, ColumnRow.model_id == column.model.id, tried.is_not(None))
+        return session.scalar(select(func.max(tried)).select_from(ColumnRow).join(SegmentRow).where(*there)) or 0
 
 
 def _newest(store: Store, column: Unindexed, chosen: ListsBackend) -> Trained | None:

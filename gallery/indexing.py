@@ -100,20 +100,24 @@ def _improved(store: Store, choice: Choice, built: Built, column: Unindexed, ask
     """An index of more lists, if less than half as much of it must be read; else the one that there is.
 
     Segments are searched together only with others of the same lists, so others are made where much is to be gained; and not
-    where there are more already than suit the number of rows, or where an index was asked for by name.
+    where there are more already than suit the number of rows, where they were in vain before, or where an index was asked
+    for by name.
     """
     chosen, few = backend(choice.kind), built.share <= MOST_READ or built.share * total <= FEW_ROWS
     if few or not choice.enough or built.lists >= 2 * sqrt(total) or not isinstance(chosen, ListsBackend):
         return built
     try:
         trained = centroids.more(store, column, chosen, choice.efforts[0], total)
-        other = built if trained is None else _written(store, choice, trained, column, asked)
-    except (_FindsTooLittle, OSError, MemoryError, RuntimeError) as error:
+        if trained is None:
+            return built
+        in_vain = {**built.parameters, centroids.IN_VAIN: len(trained.centroids)}
+        other = _written(store, choice, trained, column, asked)
+    except _FindsTooLittle:
+        return built._replace(parameters=in_vain)
+    except (OSError, MemoryError, RuntimeError) as error:
         log.info("more_lists_do_not_help", model=column.model.name, rows=len(column.vectors), error=repr(error))
         return built
-    if other is built:
-        return built
-    kept, worse = (other, built) if 2 * other.share <= built.share else (built, other)
+    kept, worse = (other, built) if 2 * other.share <= built.share else (built._replace(parameters=in_vain), other)
     store.files.remove([worse.file.name])
     return kept
 

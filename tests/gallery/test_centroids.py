@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gallery import indexing
+from gallery import centroids, indexing
 from gallery.arrays import Vectors
 from gallery.catalog import segments as segment_rows
 from gallery.catalog.galleries import gallery_row
@@ -114,6 +114,28 @@ def test_where_much_must_be_read_more_lists_are_tried_and_the_better_index_stays
     assert len(first.quantizer) == 6400 // FEWEST_ROWS_PER_LIST
     assert first.quantizer is second.quantizer
     assert len(index_files(small)) == 2
+
+
+def test_more_lists_that_were_in_vain_are_not_tried_again_before_twice_as_many_can_be(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "FEW_ROWS", 0)
+    monkeypatch.setattr(indexing, "MOST_READ", 0.06)
+    made, train = list[int](), centroids.trained
+
+    def counted(store: Any, column: Any, chosen: Any, lists: int) -> Any:
+        made.append(lists)
+        return train(store, column, chosen, lists)
+
+    monkeypatch.setattr(centroids, "trained", counted)
+    for name, trained in (
+        ("a", [40, 41]),
+        ("b", [40, 41]),
+        ("c", [40, 41, 123]),
+    ):  # of each segment's 1,600 rows 39 a list
+        add(small, name, anywhere(1600, ord(name)))
+        assert made == trained
+    assert len(index_files(small)) == 3
 
 
 def index_files(world: World) -> set[str]:
