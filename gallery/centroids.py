@@ -69,22 +69,26 @@ def offered(
 
 def more(
     store: Store, column: Unindexed, chosen: ListsBackend, parameters: Mapping[str, Any], total: int
-) -> Trained | None:
-    """`MORE_LISTS` times as many as suit the number of rows; None where there are not rows enough for more.
+) -> Iterator[Trained]:
+    """`MORE_LISTS` times as many as suit the number of rows: rough ones first, which say whether it pays to train good ones.
 
-    None too where as many, or half of them, were in vain for another segment: to train them takes as long as to transform a
-    hundred thousand items.
+    To train many takes as long as to transform a hundred thousand items. So there are none where as many, or half of them,
+    were in vain for another segment; and none where there are not rows enough for more.
     """
     usual, many = (chosen.lists(parameters, rows, _trainable(store, column)) for rows in (total, MORE_LISTS**2 * total))
-    return trained(store, column, chosen, many) if many > max(usual, 2 * _in_vain(store, column)) else None
+    if many > max(usual, 2 * _in_vain(store, column)):
+        for care in (quantizer.ROUGH, quantizer.THOROUGH):
+            yield trained(store, column, chosen, many, care)
 
 
-def trained(store: Store, column: Unindexed, chosen: ListsBackend, lists: int) -> Trained:
+def trained(
+    store: Store, column: Unindexed, chosen: ListsBackend, lists: int, care: quantizer.Care = quantizer.THOROUGH
+) -> Trained:
     """So many lists, of a sample of all of the gallery's vectors of the model."""
     space = column.model.space
     columns = [*_opened(store, column, _others(store, column)), column.vectors]
-    sample = quantizer.training_rows(columns, space, lists)
-    return chosen.train(sample, min(lists, len(sample)), space)
+    sample = quantizer.training_rows(columns, space, lists, care.rows_per_list)
+    return chosen.train(sample, min(lists, len(sample)), space, care.rounds)
 
 
 def _trainable(store: Store, column: Unindexed) -> int:

@@ -106,20 +106,32 @@ def _improved(store: Store, choice: Choice, built: Built, column: Unindexed, ask
     chosen, few = backend(choice.kind), built.share <= MOST_READ or built.share * total <= FEW_ROWS
     if few or not choice.enough or built.lists >= 2 * sqrt(total) or not isinstance(chosen, ListsBackend):
         return built
+    kept = built
     try:
-        trained = centroids.more(store, column, chosen, choice.efforts[0], total)
-        if trained is None:
-            return built
-        in_vain = {**built.parameters, centroids.IN_VAIN: len(trained.centroids)}
-        other = _written(store, choice, trained, column, asked)
-    except _FindsTooLittle:
-        return built._replace(parameters=in_vain)
+        for trained in centroids.more(store, column, chosen, choice.efforts[0], total):
+            other = _halved(store, choice, trained, column, asked, built)
+            if other is None:
+                in_vain = {centroids.IN_VAIN: len(trained.centroids)} if kept is built else {}
+                return kept._replace(parameters=kept.parameters | in_vain)
+            store.files.remove([kept.file.name])
+            kept = other
     except (OSError, MemoryError, RuntimeError) as error:
         log.info("more_lists_do_not_help", model=column.model.name, rows=len(column.vectors), error=repr(error))
-        return built
-    kept, worse = (other, built) if 2 * other.share <= built.share else (built._replace(parameters=in_vain), other)
-    store.files.remove([worse.file.name])
     return kept
+
+
+def _halved(
+    store: Store, choice: Choice, trained: Trained, column: Unindexed, asked: Sample, built: Built
+) -> Built | None:
+    """An index of which half as much must be read as of `built`; None where these lists do not make one."""
+    try:
+        other = _written(store, choice, trained, column, asked)
+    except _FindsTooLittle:
+        return None
+    if 2 * other.share <= built.share:
+        return other
+    store.files.remove([other.file.name])
+    return None
 
 
 def _written(store: Store, choice: Choice, trained: Trained | None, column: Unindexed, asked: Sample) -> Built:

@@ -15,7 +15,7 @@ from gallery.index import _exact, _faiss, _parameters
 from gallery.index._library import faiss
 from gallery.index._parameters import Whole
 from gallery.index.base import Found, Trained
-from gallery.index.quantizer import Assignments, Nearest, serves, shared, train, training_rows, wanted
+from gallery.index.quantizer import THOROUGH, Assignments, Nearest, serves, shared, train, training_rows, wanted
 from gallery.index.scores import cut
 from gallery.index.selection import Selected
 from gallery.index.stack import Stack
@@ -161,9 +161,9 @@ class Lists(ABC):
     def _empty(self, trained: Trained, space: Space, vectors: Stored) -> Any:
         """A FAISS index of those lists, ready for the rows of `vectors`."""
 
-    def train(self, rows: Vectors, lists: int, space: Space) -> Trained:
+    def train(self, rows: Vectors, lists: int, space: Space, rounds: int = THOROUGH.rounds) -> Trained:
         """Centroids of `lists` lists."""
-        return Trained(train(rows, lists, space))
+        return Trained(train(rows, lists, space, rounds))
 
     def trained(self, path: Path) -> Trained:
         """What an index file was built with."""

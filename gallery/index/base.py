@@ -156,7 +156,7 @@ class ListsBackend(Backend, Protocol):
     def serves(self, parameters: Mapping[str, Any], lists: int, now: int) -> bool:
         """Whether a gallery that would `now` be given so many lists can go on with `lists`."""
 
-    def train(self, rows: Vectors, lists: int, space: Space) -> Trained:
+    def train(self, rows: Vectors, lists: int, space: Space, rounds: int) -> Trained:
         """Train with (rows, dimension) float32 that are prepared, at least one; the same rows give the same."""
 
     def trained(self, path: Path) -> Trained:

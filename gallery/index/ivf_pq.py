@@ -21,7 +21,7 @@ from gallery.index import _exact, _faiss, _ivf
 from gallery.index._library import faiss
 from gallery.index._parameters import Whole
 from gallery.index.base import JOINED, Found, Index, Joins, Trained
-from gallery.index.quantizer import Assignments, Nearest, digest, train
+from gallery.index.quantizer import THOROUGH, Assignments, Nearest, digest, train
 from gallery.index.scores import cut
 from gallery.index.selection import Selected
 from gallery.index.stack import Stack
@@ -245,9 +245,9 @@ class Pq(_ivf.Lists):
     def _most(self, lists: int, rows: int) -> int:
         return max(super()._most(lists, rows), lists * min(rows, READ_ROWS) // rows)
 
-    def train(self, rows: Vectors, lists: int, space: Space) -> Trained:
+    def train(self, rows: Vectors, lists: int, space: Space, rounds: int = THOROUGH.rounds) -> Trained:
         """Centroids, and what pairs of numbers are written as."""
-        return Trained(train(rows, lists, space), _codebook(rows))
+        return Trained(train(rows, lists, space, rounds), _codebook(rows))
 
     def trained(self, path: Path) -> Trained:
         """What an index file was built with."""

@@ -15,7 +15,7 @@ from gallery.catalog.galleries import gallery_row
 from gallery.catalog.tables import ColumnRow
 from gallery.index import ivf_pq
 from gallery.index._ivf import IvfIndex
-from gallery.index.quantizer import FEWEST_ROWS_PER_LIST, Nearest, Quantizer
+from gallery.index.quantizer import FEWEST_ROWS_PER_LIST, ROUGH, THOROUGH, Care, Nearest, Quantizer
 from gallery.indexing import QUANTIZER, index_column, wanting
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
@@ -105,9 +105,11 @@ def test_where_the_centroids_find_too_little_in_a_segment_new_ones_are_trained(
 def test_where_much_must_be_read_more_lists_are_tried_and_the_better_index_stays(
     small: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made = lists_made(monkeypatch)
     monkeypatch.setattr(indexing, "FEW_ROWS", 0)
     monkeypatch.setattr(indexing, "MOST_READ", 0.06)
     add(small, "a", anywhere(6400))  # 8 of 80 lists are more than that, and 8 of 164 are not
+    assert made == [(80, THOROUGH), (164, ROUGH), (164, THOROUGH)]
     add(small, "b", anywhere(6400, 1))
     first, second = (view.columns["old"].index for view in small.galleries.refresh().snapshot(GALLERY).segments)
     assert isinstance(first, ivf_pq.PqIndex)
@@ -121,21 +123,28 @@ def test_more_lists_that_were_in_vain_are_not_tried_again_before_twice_as_many_c
 ) -> None:
     monkeypatch.setattr(indexing, "FEW_ROWS", 0)
     monkeypatch.setattr(indexing, "MOST_READ", 0.06)
-    made, train = list[int](), centroids.trained
-
-    def counted(store: Any, column: Any, chosen: Any, lists: int) -> Any:
-        made.append(lists)
-        return train(store, column, chosen, lists)
-
-    monkeypatch.setattr(centroids, "trained", counted)
+    made = lists_made(monkeypatch)
     for name, trained in (
         ("a", [40, 41]),
         ("b", [40, 41]),
-        ("c", [40, 41, 123]),
+        ("c", [40, 41, 123, 123]),  # and now they pay
     ):  # of each segment's 1,600 rows 39 a list
         add(small, name, anywhere(1600, ord(name)))
-        assert made == trained
+        assert [lists for lists, _ in made] == trained
+    assert [care for _, care in made] == [THOROUGH, ROUGH, ROUGH, THOROUGH]
     assert len(index_files(small)) == 3
+
+
+def lists_made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Care]]:
+    """How many lists are trained from now on, and how well."""
+    made, train = list[tuple[int, Care]](), centroids.trained
+
+    def counted(store: Any, column: Any, chosen: Any, lists: int, care: Care = THOROUGH) -> Any:
+        made.append((lists, care))
+        return train(store, column, chosen, lists, care)
+
+    monkeypatch.setattr(centroids, "trained", counted)
+    return made
 
 
 def index_files(world: World) -> set[str]:
