@@ -109,16 +109,21 @@ def open_column(path: Path, *, rows: int, dimension: int) -> Stored:
     Raises:
         Damaged: the file is missing its rows, or is not the array that the catalog describes.
     """
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError:
-        raise
-    except Exception as error:  # a header is parsed as Python's literals are, and fails in as many ways
-        raise errors.Damaged(f"{path.name} is not a whole column: {error}") from error
+    vectors = _mapped(path)
     if vectors.shape != (rows, dimension):
         raise errors.Damaged(f"{path.name} has shape {vectors.shape}, the catalog says ({rows}, {dimension})")
     column: Stored = vectors
     return column
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # a header is parsed as Python's literals are, and fails in as many ways
+        raise errors.Damaged(f"{path.name} is not a whole column: {error}") from error
+    return array
 
 
 def blocks(column: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
@@ -162,10 +167,7 @@ def open_ids(path: Path, rows: int) -> Ids:
     Raises:
         Damaged: the file is not whole, or holds another number of ids.
     """
-    try:
-        packed = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise errors.Damaged(f"{path.name} is not a whole column of ids: {error}") from error
+    packed = _mapped(path)
     head = 8 * (rows + 1)
     if packed.dtype != np.uint8 or packed.ndim != 1 or len(packed) < head:
         raise errors.Damaged(f"{path.name} is not a column of {rows} ids")

@@ -6,7 +6,9 @@ the catalog, opens what is new, and swaps. Nothing that a reader holds ever chan
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -29,6 +31,8 @@ from gallery.spaces import EmbeddingModel, Registry
 from gallery.views import Column, SegmentView, open_searchable, open_segment, still_open, without
 
 _OPEN_ATTEMPTS = 5
+#: What was left out because it could not be opened may only have met a moment without memory or file descriptors.
+_LOOK_AGAIN_SECONDS = 5.0
 log = structlog.get_logger()
 #: what files that are gone or damaged make the libraries raise
 _UNREADABLE = (errors.Damaged, OSError, RuntimeError, MemoryError)
@@ -52,6 +56,8 @@ class Snapshot:
     pinned: Mapping[tuple[str, str], str]
     #: names of transformations that may take zeros for missing side-information
     zeros_for: frozenset[str]
+    #: by the monotonic clock: when to open it again even if nothing changed, because something had to be left out
+    look_again_at: float = math.inf
 
     @property
     def live(self) -> int:
@@ -170,12 +176,13 @@ class Galleries:
     def _refreshed(self) -> World:
         # Read before the catalog is: what is announced from now on may not be in there.
         seen = b"" if self._commits is None else self._commits.of_others()
+        newer = self.current
         for left in reversed(range(_OPEN_ATTEMPTS)):
-            newer = self._newer(self.current, leave_out=left == 0)
-            self._news |= newer is not self.current
-            self.current = newer
-            if not self.current.damaged:
+            newer = self._newer(newer, leave_out=left == 0)
+            if not newer.damaged:
                 break
+        self._news |= newer is not self.current
+        self.current = newer
         self._seen = seen
         return self.current
 
@@ -223,7 +230,7 @@ class Galleries:
     ) -> Snapshot:
         if old is not None and old.gallery_id != gallery_id:
             old = None  # deleted, and created anew under its name
-        if old is not None and old.version == version:
+        if old is not None and old.version == version and time.monotonic() < old.look_again_at:
             return old
         faults.reached("refresh")
         return _load(session, self._files, name, registry, old, leave_out=leave_out)
@@ -250,7 +257,7 @@ def _load(
 ) -> Snapshot:
     row = session.scalars(select(GalleryRow).where(GalleryRow.name == name)).one()
     opened = {view.id: view for view in old.segments} if old else {}
-    columns = _columns(session, files, registry, row.id, opened, leave_out=leave_out)
+    columns, whole = _columns(session, files, registry, row.id, opened, leave_out=leave_out)
     deleted = dict(item_rows.deleted_since(session, row.id, old.version if old else -1))
     there = (SegmentRow.gallery_id == row.id, SegmentRow.retired_at.is_(None))
     segments = session.scalars(select(SegmentRow).where(*there).order_by(SegmentRow.id))
@@ -274,6 +281,7 @@ def _load(
         retired=pins.retired,
         pinned=pins.pinned,
         zeros_for=pins.zeros_for,
+        look_again_at=math.inf if whole else time.monotonic() + _LOOK_AGAIN_SECONDS,
     )
 
 
@@ -285,15 +293,15 @@ def _columns(
     opened: Mapping[int, SegmentView],
     *,
     leave_out: bool,
-) -> dict[int, dict[str, Column]]:
-    """Published columns by segment and model, those that are open already taken over.
+) -> tuple[dict[int, dict[str, Column]], bool]:
+    """Published columns by segment and model, those that are open already taken over; and whether these are all of them.
 
     With `leave_out`, a derived one that cannot be opened is left out where its source is there: until it is made anew, its
     rows are mapped when they are asked for, as before it was made.
     """
     known = {column.id: column for view in opened.values() for column in view.columns.values()}
     names = {model.id: model for model in registry.models.values()}
-    found: dict[int, dict[str, Column]] = {}
+    found, whole = dict[int, dict[str, Column]](), True
     rows = session.execute(
         select(ColumnRow, SegmentRow.rows)
         .join(SegmentRow)
@@ -310,6 +318,8 @@ def _columns(
                 if not leave_out or not row.lineage or (row.segment_id, row.lineage[-1]["source"]) not in there:
                     raise
                 log.warning("column_left_out", segment=row.segment_id, model=model.name, error=repr(error))
+                whole = False
                 continue
+        whole &= column.index_file == row.index_file
         found.setdefault(row.segment_id, {})[model.name] = column
-    return found
+    return found, whole

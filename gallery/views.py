@@ -33,7 +33,8 @@ class Column:
     lineage: Lineage
     vectors: Stored
     index: Index
-    #: what the index was opened from; a column that gains an index is opened again
+    #: what the index was opened from; None where there is none, or it could not be opened. A column that is to have another is
+    #: opened again
     index_file: str | None
     #: of its index, with what was measured of it
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -65,18 +66,17 @@ class SegmentView:
 def open_searchable(files: Files, row: ColumnRow, model: EmbeddingModel, rows: int) -> Column:
     """Open a column and its index, published or not. Where the index cannot be opened, it is searched exactly."""
     vectors = open_column(files.path(row.file), rows=rows, dimension=model.dimension)
-    kind, path = ("flat", None) if row.index_file is None else (row.index_kind, files.path(row.index_file))
+    opened = row.index_file
+    kind, path = ("flat", None) if opened is None else (row.index_kind, files.path(opened))
     try:
         index = backend(kind).open(vectors, space=model.space, path=path, parameters=row.index_parameters)
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:  # a length that is damaged asks for any memory
+    except Exception as error:  # bytes that changed may ask for any memory, or be another kind of index
         if path is None:
             raise
         log.warning("index_left_out", segment=row.segment_id, model=model.name, file=row.index_file, error=repr(error))
-        index = backend("flat").open(vectors, space=model.space, path=None, parameters={})
+        index, opened = backend("flat").open(vectors, space=model.space, path=None, parameters={}), None
     origin: Origin = "native" if row.origin == "native" else "derived"
-    return Column(
-        row.id, model.name, origin, from_json(row.lineage), vectors, index, row.index_file, row.index_parameters
-    )
+    return Column(row.id, model.name, origin, from_json(row.lineage), vectors, index, opened, row.index_parameters)
 
 
 def open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:

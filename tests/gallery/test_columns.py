@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,25 @@ def test_a_column_that_is_cut_off_anywhere_is_damaged(files: Files) -> None:
             columns.open_column(path, rows=3, dimension=2)
         with pytest.raises(errors.Damaged):
             columns.open_ids(path, 3)
+
+
+def test_a_header_of_which_any_bit_changed_is_damaged_or_says_the_same(files: Files) -> None:
+    opened = (
+        (
+            columns.write(files, "c", np.ones((3, 2)), "float32"),
+            lambda path: columns.open_column(path, rows=3, dimension=2),
+        ),
+        (columns.write_ids(files, "c", ["a", "b"]), lambda path: columns.open_ids(path, 2)),
+    )
+    for written, opens in opened:
+        path = files.path(written.name)
+        content = path.read_bytes()
+        for bit in range(8 * 128):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            with suppress(errors.Damaged):
+                opens(path)
 
 
 @pytest.mark.parametrize(("rows", "dimension"), [(4, 2), (3, 3), (2, 3)])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from gallery import errors, repair, verify
+from gallery import errors, repair, snapshot, verify, views
 from gallery.arrays import Stored
 from gallery.catalog.tables import ColumnRow, EventRow, SegmentRow
 from gallery.index.base import Index
@@ -152,6 +152,34 @@ def test_an_index_whose_bytes_ask_for_all_memory_is_left_out(world: World) -> No
     assert right(started) == {"direct": 28, "forward": 0}
     assert mended(world) == [name]
     started.close()
+
+
+@pytest.mark.parametrize("what", ["the index", "the derived column"])
+def test_what_could_not_be_opened_for_a_moment_is_opened_again_without_another_write(
+    world: World, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "_LOOK_AGAIN_SECONDS", 0.0)
+    module, opens = (faiss, "read_index") if what == "the index" else (views, "open_column")
+    refused = column(world, 1).index_file if what == "the index" else column(world, 1).file
+    with monkeypatch.context() as moment:
+        moment.setattr(module, opens, refusing(getattr(module, opens), refused))
+        fresh = another(world)
+        left = right(fresh)
+    assert left == ({"direct": 28, "forward": 0} if what == "the index" else {"direct": 5, "forward": 23})
+    assert right(fresh) == {"direct": 28, "forward": 0}
+    assert fresh.galleries.current.snapshot(GALLERY).segments[0].columns["new"].index.kind == "ivf"
+    fresh.close()
+
+
+def refusing(opens: Any, refused: str | None) -> Any:
+    """Opens all files but one, as where there are no file descriptors left."""
+
+    def opened(path: Any, *given: Any, **named: Any) -> Any:
+        if str(path).endswith(str(refused)):
+            raise OSError(24, "Too many open files")
+        return opens(path, *given, **named)
+
+    return opened
 
 
 # --- a derived column -------------------------------------------------------------------------------------------------
