@@ -190,5 +190,9 @@ class Damaged(GalleryError):
     """Stored bytes do not have their recorded digest."""
 
 
+class Outdated(GalleryError):
+    """What a search began with is gone from the catalog, because it was held up for very long; begin it again."""
+
+
 class LeaseLost(GalleryError):
     """Another worker holds the segment now, or the upgrade no longer wants it; the work is discarded."""

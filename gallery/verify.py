@@ -253,7 +253,12 @@ def _index(files: Files, row: SegmentRow, column: ColumnRow, model: EmbeddingMod
     name = column.index_file or ""
     try:
         found = _nearest(column.index_kind, vectors, model, files, column)
-    except (ValueError, RuntimeError, MemoryError, AttributeError) as error:  # the last where it is another kind of index now
+    except (
+        ValueError,
+        RuntimeError,
+        MemoryError,
+        AttributeError,
+    ) as error:  # the last where it is another kind of index now
         yield Problem(f"cannot be opened: {error}", row.id, name, damaged=True)
         return
     exact = _nearest("flat", vectors, model, files, None)

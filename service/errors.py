@@ -92,7 +92,7 @@ class Overloaded(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """The catalog does not answer; try again later."""
+    """The catalog does not answer, or no longer knows what a search was about; try again later."""
 
 
 class InternalError(ServiceError):
@@ -234,9 +234,12 @@ def install(app: FastAPI) -> None:
 
 def _translated(error: Exception, request: Request) -> GalleryError:
     """What another library raised, as one of ours."""
+    found: GalleryError
     match error:
+        case errors.Outdated():
+            found = Unavailable(str(error))
         case GalleryError():
-            found: GalleryError = error
+            found = error
         case RequestValidationError():
             found = invalid([(each["loc"][1:], each["type"], each["msg"]) for each in error.errors()])
         case HTTPException(status_code=404):

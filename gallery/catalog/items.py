@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Table, exists, func, insert, literal, sele
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery import errors
 from gallery.arrays import Rows
 from gallery.catalog.listed import Part, among, as_json, listed, parts, values
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow
@@ -149,15 +150,22 @@ def matching(
 
 
 def payloads(session: Session, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Mapping[str, Any] | None]:
-    """The payloads of (segment, row) places."""
+    """The payloads of (segment, row) places.
+
+    Raises:
+        Outdated: there are no such rows any more: their segments were merged and reclaimed since.
+    """
+    asked = set(places)
     found: dict[tuple[int, int], Mapping[str, Any] | None] = {}
-    for chunk in _chunks(sorted(set(places))):
+    for chunk in _chunks(sorted(asked)):
         rows = session.execute(
             select(ItemRow.segment_id, ItemRow.row, ItemRow.payload).where(
                 tuple_(ItemRow.segment_id, ItemRow.row).in_(chunk)
             )
         )
         found.update({(segment, row): payload for segment, row, payload in rows})
+    if len(found) < len(asked):
+        raise errors.Outdated("items that were found were merged before their payloads were read; search again")
     return found
 
 

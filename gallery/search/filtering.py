@@ -13,10 +13,14 @@ from typing import Any
 
 import numpy as np
 import orjson
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
+from gallery import errors
 from gallery.arrays import Mask
 from gallery.catalog import items as item_rows
 from gallery.catalog.filters import compile_filter
+from gallery.catalog.tables import SegmentRow
 from gallery.catalog.transaction import Catalog
 from gallery.snapshot import Snapshot
 from gallery.views import SegmentView
@@ -46,6 +50,7 @@ class Filters:
 
         Raises:
             InvalidFilter: the filter cannot be compiled.
+            Outdated: segments of the snapshot were merged and reclaimed, so nobody knows any more what fits.
         """
         compiled = compile_filter(condition, self._catalog.engine.dialect.name)
         name = canonical(condition)
@@ -55,6 +60,7 @@ class Filters:
         if missing:
             with self._catalog.reading() as session:
                 found = item_rows.matching(session, snapshot.gallery_id, [view.id for view in missing], compiled)
+                _still_there(session, snapshot, missing)
             for view in missing:
                 known[view.id] = self._learn((name, view.id), view, found[view.id])
         return [_together([known[view.id] for view in shelf.segments]) for shelf in snapshot.shelves]
@@ -76,6 +82,13 @@ class Filters:
                 _, oldest = self._known.popitem(last=False)
                 self._bytes -= oldest.nbytes
         return mask
+
+
+def _still_there(session: Session, snapshot: Snapshot, views: Sequence[SegmentView]) -> None:
+    """Read after what fits: a segment that is there now was there then."""
+    there = set(session.scalars(select(SegmentRow.id).where(SegmentRow.gallery_id == snapshot.gallery_id)))
+    if not there.issuperset(view.id for view in views):
+        raise errors.Outdated(f"segments of {snapshot.gallery} were merged while it was searched; search again")
 
 
 def _together(masks: Sequence[Mask | None]) -> Mask:

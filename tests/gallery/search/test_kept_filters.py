@@ -11,6 +11,8 @@ import pytest
 from sqlalchemy import event
 
 from gallery import errors
+from gallery.catalog import items as item_rows
+from gallery.compact import merge
 from gallery.search.filtering import Filters
 from tests.gallery.world import GALLERY, OLD, World
 
@@ -64,6 +66,19 @@ def test_a_filter_that_comes_again_asks_for_new_segments_only(items: World, aske
     assert len(asked) == 2
     assert fitting(items, filters, {"row": {"lt": 1}}) == {"a0", "b0", "c0"}
     assert len(asked) == 3
+
+
+def test_a_filter_of_segments_that_are_gone_is_refused_and_not_answered_with_nothing(items: World) -> None:
+    filters = Filters(items.store.catalog, 1 << 20)
+    snapshot = items.galleries.refresh().snapshot(GALLERY)
+    items.compact()
+    assert sum(mask.sum() for mask in filters.masks(snapshot, EVEN)) == 10  # merged, and still known
+    merge.reclaim(items.store, -1)
+    assert sum(mask.sum() for mask in filters.masks(snapshot, EVEN)) == 10  # as it was found before
+    with pytest.raises(errors.Outdated, match="search again"):
+        filters.masks(snapshot, {"row": {"lt": 1}})
+    with items.store.catalog.reading() as session, pytest.raises(errors.Outdated, match="search again"):
+        item_rows.payloads(session, [(snapshot.segments[0].id, 0)])
 
 
 def test_the_order_of_names_makes_no_other_filter(items: World, asked: list[str]) -> None:
