@@ -178,7 +178,7 @@ def _accept(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) -> _Acc
     if not len(items.ids) == len(items.embeddings) == len(items.payloads):
         raise errors.InvalidItem("every item has an id, an embedding and a payload or null", pointer="/items")
     embeddings = accept(items.embeddings, model, pointer="/items/{row}/embedding")
-    _fits_storage(gallery, embeddings, "/items/{row}/embedding")
+    _fits_storage(gallery, embeddings, "/items/{row}/embedding", nonzero=model.metric == "cosine")
     n = len(items.ids)
     has_side = items.has_side if items.has_side is not None else np.full(n, items.side is not None)
     side = None
@@ -195,12 +195,20 @@ def _accept(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) -> _Acc
     return _Accepted(gallery, model, items, embeddings, side, has_side)
 
 
-def _fits_storage(gallery: GalleryRow, vectors: Vectors, pointer: str) -> None:
-    """A float16 gallery cannot hold large numbers: they would turn into infinity."""
-    if gallery.storage_dtype == "float16" and (large := np.abs(vectors).max(axis=1) > np.finfo(np.float16).max).any():
+def _fits_storage(gallery: GalleryRow, vectors: Vectors, pointer: str, *, nonzero: bool = False) -> None:
+    """A float16 gallery cannot hold large numbers, which would turn into infinity, nor a direction in very small ones."""
+    if gallery.storage_dtype != "float16":
+        return
+    largest = np.abs(vectors).max(axis=1)
+    if (large := largest > np.finfo(np.float16).max).any():
         raise errors.InvalidVector(
             f"{gallery.name} stores float16, whose largest number is 65504",
             pointer=pointer.format(row=int(np.argmax(large))),
+        )
+    if nonzero and (small := largest.astype(np.float16) == 0).any():
+        raise errors.InvalidVector(
+            f"{gallery.name} stores float16, in which this vector is zero: send it at unit length",
+            pointer=pointer.format(row=int(np.argmax(small))),
         )
 
 

@@ -14,6 +14,8 @@ from gallery.index.scores import unit
 from gallery.spaces import EmbeddingModel
 
 _UNIT_TOLERANCE = 1e-5
+# The square of the distance of two vectors of which each has a square like this is a float32 still.
+_LARGEST_SQUARE = float(np.finfo(np.float32).max) / 4
 
 
 def accept(vectors: NDArray[Any], model: EmbeddingModel, *, pointer: str) -> Vectors:
@@ -29,7 +31,7 @@ def accept(vectors: NDArray[Any], model: EmbeddingModel, *, pointer: str) -> Vec
 
     Raises:
         DimensionMismatch: another width than the model's.
-        InvalidVector: NaN, infinity, or a zero vector where a score would be undefined.
+        InvalidVector: NaN, infinity, a zero vector where a score would be undefined, or one so long that it would overflow.
     """
     if vectors.ndim != 2 or vectors.shape[1] != model.dimension:
         raise errors.DimensionMismatch(
@@ -38,12 +40,16 @@ def accept(vectors: NDArray[Any], model: EmbeddingModel, *, pointer: str) -> Vec
         )
     accepted = _single(vectors)
     # Squares are finite only if the numbers are, and 0 only if they are or are too small to tell: then it is looked closer.
-    squares = np.vecdot(accepted, accepted)
+    with np.errstate(over="ignore"):
+        squares = np.vecdot(accepted, accepted)
     if len(squares) == 1 and _beyond_question(squares.item(), model):
         return accepted
-    if not np.isfinite(squares).all():
+    directed = model.metric == "cosine" or model.normalized
+    if not (squares <= _LARGEST_SQUARE).all():
         _finite(accepted, pointer)
-    if (model.metric == "cosine" or model.normalized) and not squares.all():
+        if not directed:
+            _not_too_long(squares, model, pointer)
+    if directed and not squares.all():
         _not_zero(accepted, model, pointer)
     return _normalize(accepted, squares) if model.normalized else accepted
 
@@ -81,7 +87,7 @@ def _single(vectors: NDArray[Any]) -> Vectors:
 
 def _beyond_question(square: float, model: EmbeddingModel) -> bool:
     """Whether the square of a vector's length says that it is taken as it is: on one number Python is faster than NumPy."""
-    return 0 < square < math.inf and (not model.normalized or abs(square - 1) <= _UNIT_TOLERANCE)
+    return 0 < square <= _LARGEST_SQUARE and (not model.normalized or abs(square - 1) <= _UNIT_TOLERANCE)
 
 
 def _finite(vectors: Vectors, pointer: str) -> None:
@@ -90,6 +96,15 @@ def _finite(vectors: Vectors, pointer: str) -> None:
         raise errors.InvalidVector(
             f"vector {bad[0]} holds NaN, infinity, or a number beyond float32", pointer=pointer.format(row=bad[0])
         )
+
+
+def _not_too_long(squares: NDArray[np.float32], model: EmbeddingModel, pointer: str) -> None:
+    """An infinite score is no candidate's, so such an item would never be found."""
+    row = int(np.argmax(squares > _LARGEST_SQUARE))
+    raise errors.InvalidVector(
+        f"vector {row} is longer than {math.sqrt(_LARGEST_SQUARE):.0e}, so its scores in {model.name} would be infinite",
+        pointer=pointer.format(row=row),
+    )
 
 
 def _not_zero(vectors: Vectors, model: EmbeddingModel, pointer: str) -> None:

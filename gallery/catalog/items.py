@@ -16,7 +16,6 @@ from sqlalchemy import ColumnElement, Table, exists, func, insert, literal, sele
 from sqlalchemy.orm import Session
 
 from gallery import errors
-from gallery import errors
 from gallery.arrays import Rows
 from gallery.catalog.listed import Part, among, as_json, listed, parts, values
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow

@@ -52,6 +52,19 @@ def test_a_zero_vector_is_refused_where_it_has_no_direction(metric: Metric, norm
         accept(vectors, model(metric, normalized=normalized), pointer="")
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "inner_product", "cosine"])
+def test_a_vector_whose_scores_would_be_infinite_is_refused_where_its_length_counts(metric: Metric) -> None:
+    vectors = np.array([[1, 0, 0], [0, 2e19, 0], [-9e18, 0, 0]])
+    assert accept(vectors[[0, 2]], model(metric), pointer="").shape == (2, 3)
+    if metric == "cosine":
+        assert accept(vectors, model(metric), pointer="").shape == (3, 3)
+        return
+    for some, row in ((vectors, 1), (vectors[1:2], 0)):
+        with pytest.raises(errors.InvalidVector, match=f"vector {row} is longer than 9e\\+18") as refused:
+            accept(some, model(metric), pointer="/items/{row}/embedding")
+        assert refused.value.pointer == f"/items/{row}/embedding"
+
+
 def test_vectors_of_a_normalized_model_get_unit_length_and_those_that_have_it_keep_their_bytes() -> None:
     unit = np.array([[0.6, 0.8, 0.0]], np.float32)
     accepted = accept(np.vstack([unit, 5 * unit, [[1e-30, 0, 0]]]), model("cosine", normalized=True), pointer="")

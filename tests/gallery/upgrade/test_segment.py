@@ -164,6 +164,17 @@ def test_what_float16_cannot_hold_is_not_published_as_infinity(world: World) -> 
     assert found(world.search("old", np.zeros((1, 4)), gallery="half")).keys() == {"a"}
 
 
+def test_a_direction_that_float16_cannot_hold_is_refused_where_it_is_all_that_counts(world: World) -> None:
+    world.register("direction", 4, "cosine")
+    for name, model in (("turned", "direction"), ("half", "old")):
+        world.make(name, model=model, storage_dtype="float16")
+    tiny = [[0, 1, 0, 0], [2e-8, 0, 0, 0]]
+    with pytest.raises(errors.InvalidVector, match="unit length") as refused:
+        world.upsert("direction", ["a", "b"], tiny, gallery="turned")
+    assert refused.value.pointer == "/items/1/embedding"
+    world.upsert("old", ["a", "b"], tiny, gallery="half")
+
+
 def test_an_item_that_cannot_be_upgraded_is_named_and_once_it_is_deleted_holds_nothing_up(world: World) -> None:
     world.make("half", storage_dtype="float16")
     items = ["a", "bad", "c"]
