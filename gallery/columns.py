@@ -5,6 +5,7 @@ Ids are a column too: item ids never change within a segment, so a search turns 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -180,9 +181,15 @@ def verify(files: Files, name: str, sha256: str) -> None:
     """Read a file again and compare its digest with the recorded one.
 
     Raises:
-        Damaged: the bytes changed, or the file is gone.
+        Damaged: the bytes changed or cannot be read, or the file is gone.
     """
-    _compare(name, digest(_present(files, name)), sha256)
+    try:
+        found = digest(_present(files, name))
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise errors.Damaged(f"{name} cannot be read from its disk: {error}", file=name) from error
+    _compare(name, found, sha256)
 
 
 def _present(files: Files, name: str) -> Path:

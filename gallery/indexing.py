@@ -69,14 +69,26 @@ class Decision(NamedTuple):
     #: by backend, the recall of those that found too little
     refused: dict[str, float]
 
+    @property
+    def files(self) -> list[str]:
+        """What was written for it, which no row names yet."""
+        return [] if self.built is None else [self.built.file.name]
+
+    def record(self, row: ColumnRow) -> None:
+        """Let a column's row say it. What was refused is not tried again."""
+        if self.built is not None:
+            segment_rows.set_index(row, self.built.kind, self.built.parameters, self.built.file)
+        elif self.refused:
+            row.index_parameters = {MEASURED: 1.0, REFUSED: self.refused}
+
 
 class _FindsTooLittle(Exception):
     """An index that was built is not taken; `args` is its recall."""
 
 
-def build(store: Store, gallery: GalleryRow, vectors: Stored, model: EmbeddingModel) -> Built | None:
-    """Build the index that a column should have, which no row names yet; None where it is searched exactly."""
-    return decide(store, gallery, Unindexed(gallery.id, model, vectors, None)).built
+def build(store: Store, gallery: GalleryRow, vectors: Stored, model: EmbeddingModel) -> Decision:
+    """Build the index that a column should have which no row names yet."""
+    return decide(store, gallery, Unindexed(gallery.id, model, vectors, None))
 
 
 def decide(store: Store, gallery: GalleryRow, column: Unindexed) -> Decision:
@@ -218,24 +230,24 @@ def index_column(store: Store, column_id: int) -> bool:
         gallery = session.get_one(GalleryRow, segment.gallery_id)
         model = model_rows.as_model(session.get_one(ModelRow, column.model_id))
     vectors = open_column(store.files.path(column.file), rows=segment.rows, dimension=model.dimension)
-    built, refused = decide(store, gallery, Unindexed(gallery.id, model, vectors, column.file))
-    if built is None:
-        return bool(refused) and _remember(store, column_id, refused)
-    with store.catalog.transaction("index") as tx, store.files.unnamed([built.file.name]):
+    decision = decide(store, gallery, Unindexed(gallery.id, model, vectors, column.file))
+    if decision.built is None:
+        return bool(decision.refused) and _remember(store, column_id, decision)
+    with store.catalog.transaction("index") as tx, store.files.unnamed(decision.files):
         gallery_rows.bump(tx.session, gallery.id)
         row = tx.session.get(ColumnRow, column_id)
         if row is not None and row.index_file is None:
-            segment_rows.set_index(row, built.kind, built.parameters, built.file)
+            decision.record(row)
             return True
-        tx.after.append(lambda: store.files.remove([built.file.name]))
+        tx.after.append(lambda: store.files.remove(decision.files))
     return False
 
 
-def _remember(store: Store, column_id: int, refused: dict[str, float]) -> bool:
+def _remember(store: Store, column_id: int, decision: Decision) -> bool:
     """Record that a column is searched exactly, and why. No search sees anything of it, so the version stays."""
     with store.catalog.transaction() as tx:
         row = tx.session.get(ColumnRow, column_id)
         if row is None or row.index_file is not None:
             return False
-        row.index_parameters = {MEASURED: 1.0, REFUSED: refused}
+        decision.record(row)
         return True

@@ -29,7 +29,7 @@ from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow
 from gallery.columns import Dtype, blocks, open_column, verify, with_stand_ins, write_blocks, write_ids
 from gallery.files import Written
 from gallery.indexing import index_column
-from gallery.lineage import Step, from_json
+from gallery.lineage import EXACT, Step, from_json
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store, columns_folder
 from gallery.verify import Problem, Report
@@ -235,6 +235,7 @@ def _transform(store: Store, job: _Job) -> Written:
 
 def _replace(session: Session, old: ColumnRow, written: Written) -> ColumnRow:
     """Another column in its place, searched exactly until its index is built."""
+    lineage = from_json(old.lineage)
     session.delete(old)
     session.flush()
     return segment_rows.add_column(
@@ -247,7 +248,7 @@ def _replace(session: Session, old: ColumnRow, written: Written) -> ColumnRow:
         published=old.published,
         transformation_id=old.transformation_id,
         upgrade_id=old.upgrade_id,
-        lineage=from_json(old.lineage),
+        lineage=(*lineage[:-1], lineage[-1]._replace(computed_in=EXACT)),
     )
 
 

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import structlog
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 
 from gallery import faults
 
+log = structlog.get_logger()
 _BUSY_TIMEOUT_MS = 30_000  # an Arrow upsert of a million rows may hold SQLite's write lock for many seconds
 # Longer than any transaction that writes waits for its own process; one that reads may open files meanwhile.
 _SUSPENDED_MS = 30_000
@@ -58,7 +60,7 @@ class Catalog:
             faults.reached(name)
         faults.reached(f"{name}.committed")
         for action in tx.after:
-            action()
+            _attempt(action)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -69,6 +71,14 @@ class Catalog:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def _attempt(action: Callable[[], None]) -> None:
+    """What is committed is done, whatever comes of this: files that stay are swept, and workers look for work unasked."""
+    try:
+        action()
+    except Exception:
+        log.exception("after_commit_failed")
 
 
 def _engine(url: str) -> Engine:

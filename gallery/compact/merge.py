@@ -29,7 +29,7 @@ from gallery.catalog.transaction import Transaction
 from gallery.columns import Dtype, open_column, open_ids, verify, write_blocks, write_ids
 from gallery.compact.plan import Piece, Rule, merges
 from gallery.files import Written
-from gallery.indexing import Built, build
+from gallery.indexing import Decision, build
 from gallery.lineage import from_json
 from gallery.spaces import EmbeddingModel
 from gallery.store import Store, columns_folder
@@ -70,7 +70,7 @@ class _Column(NamedTuple):
 
     like: ColumnRow
     file: Written
-    built: Built | None
+    decision: Decision
 
 
 class _Files(NamedTuple):
@@ -83,9 +83,8 @@ class _Files(NamedTuple):
     @property
     def names(self) -> list[str]:
         """All of them."""
-        indexes = [column.built.file for column in self.columns if column.built is not None]
-        files = [self.ids, *([self.side] if self.side else []), *(column.file for column in self.columns), *indexes]
-        return [file.name for file in files]
+        files = [self.ids, *([self.side] if self.side else []), *(column.file for column in self.columns)]
+        return [file.name for file in files] + [name for column in self.columns for name in column.decision.files]
 
 
 def ask(store: Store, gallery: str, *, actor: str | None = None) -> None:
@@ -300,5 +299,4 @@ def _add_column(tx: Transaction, segment: SegmentRow, column: _Column) -> None:
         upgrade_id=like.upgrade_id,
         lineage=from_json(like.lineage),
     )
-    if column.built is not None:
-        segment_rows.set_index(added, column.built.kind, column.built.parameters, column.built.file)
+    column.decision.record(added)

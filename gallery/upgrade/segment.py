@@ -25,7 +25,7 @@ from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow, UpgradeRow
 from gallery.catalog.upgrades import Lease
 from gallery.columns import open_column
 from gallery.heartbeat import heartbeat
-from gallery.indexing import Built, build
+from gallery.indexing import Decision, build
 from gallery.spaces import Transformation
 from gallery.store import Store, columns_folder
 from gallery.upgrade import pipeline, sources, throttle
@@ -129,8 +129,7 @@ def publish(store: Store, held: Lease, derived: Derived) -> None:
     column, work = derived.made.column, derived.job.work
     vectors = open_column(store.files.path(column.name), rows=work.rows, dimension=work.target.dimension)
     index = build(store, derived.job.gallery, vectors, work.target)
-    names = [column.name, *([index.file.name] if index else [])]
-    with store.catalog.transaction("publish") as tx, store.files.unnamed(names):
+    with store.catalog.transaction("publish") as tx, store.files.unnamed([column.name, *index.files]):
         _publish(tx.session, held, derived, index)
 
 
@@ -194,7 +193,7 @@ def _side(segment: SegmentRow, by: Transformation) -> Input | None:
     return Input(segment.side_file, segment.side_sha256 or "", by.side_dimension)
 
 
-def _publish(session: Session, held: Lease, derived: Derived, index: Built | None) -> None:
+def _publish(session: Session, held: Lease, derived: Derived, index: Decision) -> None:
     job = derived.job
     gallery_rows.bump(session, job.gallery.id)
     upgrade = _publishing(session, held)
@@ -211,8 +210,7 @@ def _publish(session: Session, held: Lease, derived: Derived, index: Built | Non
         upgrade_id=upgrade.id,
         lineage=made(job.source, job.work.transformation, derived.made.computed_in),
     )
-    if index is not None:
-        segment_rows.set_index(added, index.kind, index.parameters, index.file)
+    index.record(added)
     row.state, row.owner, row.leased_until, row.error, row.done_at = "done", None, None, None, now()
     seconds = time.monotonic() - derived.begun
     _wait(upgrade, throttle.after_segment(upgrade.throttle, seconds, _waits(upgrade), now()))

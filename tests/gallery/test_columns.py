@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EIO, EMFILE
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,18 @@ def test_a_header_of_which_any_bit_changed_is_damaged_or_says_the_same(files: Fi
             path.write_bytes(changed)
             with suppress(errors.Damaged):
                 opens(path)
+
+
+def test_a_file_that_its_disk_cannot_read_is_damaged(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = columns.write(files, "c", np.ones((3, 2)), "float32")
+    for code, raised in ((EIO, errors.Damaged), (EMFILE, OSError)):
+
+        def failing(_: Path, code: int = code) -> str:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(columns, "digest", failing)
+        with pytest.raises(raised, match=os.strerror(code)):
+            columns.verify(files, made.name, made.sha256)
 
 
 @pytest.mark.parametrize(("rows", "dimension"), [(4, 2), (3, 3), (2, 3)])

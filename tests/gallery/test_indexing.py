@@ -14,6 +14,7 @@ from gallery.catalog.tables import ColumnRow
 from gallery.index import _ivf, choose
 from gallery.index.base import JOINED
 from gallery.indexing import index_column, wanting
+from gallery.upgrade.states import State
 from tests.gallery.world import GALLERY, OLD, World
 
 
@@ -74,6 +75,26 @@ def test_where_nothing_finds_enough_the_column_is_searched_exactly_and_says_why(
     assert each_world.version() == version
     assert not [path for path in each_world.store.files.path("indexes").rglob("*") if path.is_file()]
     assert each_world.search("old", [[1, 2, 3, 4]], k=3).rows.shape == (1, 3)
+
+
+def test_what_an_upgrade_or_a_merge_found_to_need_exact_search_is_not_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "RECALL", 1.01)  # more than there is
+    for at in range(2):
+        column = filled(world) if at == 0 else filled_more(world)
+        assert index_column(world.store, column)
+    assert world.run(world.start(on_missing_side_information="zeros")) is State.COMPLETED
+    assert not wanting(world.store)
+    world.compact()
+    assert not wanting(world.store)
+
+
+def filled_more(world: World) -> int:
+    """Another segment; the id of its column."""
+    world.upsert("old", [f"more{row}" for row in range(300)], np.random.default_rng(1).integers(-50, 50, (300, OLD)))
+    (column,) = wanting(world.store)
+    return column
 
 
 def test_the_next_backend_is_tried_where_one_finds_too_little(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

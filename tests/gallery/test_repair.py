@@ -239,6 +239,15 @@ def test_where_another_machine_rounds_otherwise_the_new_digest_is_recorded_and_i
     assert (event.detail["sha256"], event.detail["same"]) == (after.sha256, False)
 
 
+def test_what_was_computed_in_fewer_bits_is_made_anew_in_all_of_them_and_its_lineage_says_so(world: World) -> None:
+    with world.store.catalog.transaction() as tx:
+        changed = tx.session.get_one(ColumnRow, column(world, 2).id)
+        changed.lineage = [{**step, "computed_in": "bfloat16"} for step in changed.lineage]
+    flip(world, column(world, 2).file)
+    mended(world)
+    assert "computed_in" not in column(world, 2).lineage[-1]
+
+
 def test_a_column_that_cannot_be_opened_is_left_out_of_searches_until_it_is_made_anew(world: World) -> None:
     name = column(world, 1).file
     world.store.files.path(name).write_bytes(b"torn")
