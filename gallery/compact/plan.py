@@ -71,11 +71,13 @@ def _size(live: int, factor: int) -> int:
 def _runs(pieces: Sequence[Piece], rows: int) -> Iterator[list[Piece]]:
     """Neighbours that together have at most so many live rows."""
     run: list[Piece] = []
+    live = 0
     for piece in pieces:
-        if sum(p.live for p in run) + piece.live > rows:
+        if live + piece.live > rows:
             yield run
-            run = []
+            run, live = [], 0
         run.append(piece)
+        live += piece.live
     yield run
 
 

@@ -90,6 +90,23 @@ def test_a_row_is_written_again_once_per_size_and_not_once_per_request() -> None
     assert written < 12 * 50_000
 
 
+class Counted(int):
+    """A number that counts how often it is added to another."""
+
+    times = 0
+
+    def __radd__(self, other: int) -> int:
+        """Count, and add."""
+        Counted.times += 1
+        return other + int(self)
+
+
+def test_planning_adds_each_segment_up_a_few_times_however_many_there_are() -> None:
+    Counted.times = 0
+    assert len(merges([Piece(at, 1, Counted(1), "a") for at in range(500)], Rule(16, 100_000))) == 1
+    assert Counted.times < 10 * 500
+
+
 def test_a_segment_that_is_mostly_deleted_is_written_again_alone() -> None:
     large = Piece(1, 100_000, 40_000, "a")
     assert merges([large], Rule(8, 60_000)) == [(1,)]
