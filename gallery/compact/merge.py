@@ -27,7 +27,7 @@ from gallery.catalog.compactions import Facts, Looked
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow, now
 from gallery.catalog.transaction import Transaction
 from gallery.columns import Dtype, open_column, open_ids, verify, write_blocks, write_ids
-from gallery.compact.plan import Piece, Rule, merges
+from gallery.compact.plan import AT_ONCE, Piece, Rule, merges
 from gallery.files import Written
 from gallery.indexing import Built, build
 from gallery.lineage import from_json
@@ -162,7 +162,8 @@ def reclaim(store: Store, seconds: float) -> int:
     with store.catalog.reading() as session:
         retired = compactions.retired_before(session, now() - timedelta(seconds=seconds))
     for gallery_id, segments in retired.items():
-        _remove(store, gallery_id, segments)
+        for start in range(0, len(segments), AT_ONCE):
+            _remove(store, gallery_id, segments[start : start + AT_ONCE])
     return sum(len(segments) for segments in retired.values())
 
 
