@@ -43,11 +43,18 @@ T = TypeVar("T")
 class Worker:
     """One process that does what is due."""
 
-    def __init__(self, store: Store, settings: WorkerSettings, fit: fits.Fit = fit_pairs) -> None:
-        """Work on `store`; `fit` trains transformations."""
+    def __init__(
+        self,
+        store: Store,
+        settings: WorkerSettings,
+        fit: fits.Fit = fit_pairs,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Work on `store`; `fit` trains transformations, and `clock` says when something is done once more."""
         self.store = store
         self.settings = settings
         self._fit = fit
+        self._clock = clock
         #: unique per process, so that a lease of a process that died is never taken for one's own
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{str(ULID())[-6:]}"
         self.stopping = threading.Event()
@@ -60,7 +67,7 @@ class Worker:
         #: columns whose index could not be built, galleries that could not be merged, and when that is tried again
         self._unindexed: dict[int, float] = {}
         self._unmerged: dict[int, float] = {}
-        self._swept = time.monotonic()
+        self._swept = self._tidied = clock()
         self._at_work = threading.Lock()
 
     @property
@@ -82,18 +89,29 @@ class Worker:
     def work(self) -> None:
         """Do what is due until nothing is, or the process is told to stop: then the step under way is the last.
 
-        A step that fails costs itself: the others go on, and last of all files are removed that nothing needs any more.
+        A step that fails costs itself: the others go on. What nothing needs any more is removed last of all, and meanwhile
+        too, because where there is much to do there is no last of all.
         """
         with self._at_work:
             try:
                 while not self.stopping.is_set():
+                    self._tidy_in_time()
                     if not (self._urgent() or self._compact_one() or self._measure_one() or self._fit_one()):
                         break
             finally:
                 if not self.stopping.is_set():
-                    self._tried(lambda: merge.reclaim(self.store, self.settings.retired_seconds), "reclaim")
-                    self._tried(self._let_go, "let_go")
-                    self._sweep_files()
+                    self._tidy()
+
+    def _tidy_in_time(self) -> None:
+        if self._clock() - self._tidied >= self.settings.retired_seconds:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what nothing needs any more."""
+        self._tidied = self._clock()
+        self._tried(lambda: merge.reclaim(self.store, self.settings.retired_seconds), "reclaim")
+        self._tried(self._let_go, "let_go")
+        self._sweep_files()
 
     def _tried(self, step: Callable[[], T], of: str, **which: object) -> T | None:
         """What a step gave; None where it failed, for whatever reason: a full disk must not stop what would empty it."""
@@ -142,12 +160,12 @@ class Worker:
             if built:
                 return True
             if built is None:
-                self._unindexed[column_id] = time.monotonic() + _AGAIN_SECONDS
+                self._unindexed[column_id] = self._clock() + _AGAIN_SECONDS
         return False
 
     def _wants_index(self) -> list[int]:
         """Columns that want an index, without those for which it was tried in vain of late."""
-        self._unindexed = _to_come(self._unindexed)
+        self._unindexed = _to_come(self._unindexed, self._clock())
         found = wanting(self.store, limit=len(self._unindexed) + _INDEXES_LOOKED_FOR)
         return [column for column in found if column not in self._unindexed]
 
@@ -161,7 +179,7 @@ class Worker:
                     return True
                 failed |= merged is None
             if failed:
-                self._unmerged[look.gallery_id] = time.monotonic() + _AGAIN_SECONDS
+                self._unmerged[look.gallery_id] = self._clock() + _AGAIN_SECONDS
                 continue
             if look.asked_at is not None:
                 merge.answered(self.store, look)
@@ -188,6 +206,7 @@ class Worker:
         """Do what is urgent; whether there is time for the rest then."""
         while not self.stopping.is_set() and self._urgent():
             pass
+        self._tidy_in_time()
         return not self.stopping.is_set()
 
     def _wants_merge(self, look: Looked) -> bool:
@@ -198,7 +217,7 @@ class Worker:
 
     def _looked(self) -> list[Looked]:
         """Galleries that changed since nothing was found to merge in them, without those that failed of late."""
-        self._unmerged = _to_come(self._unmerged)
+        self._unmerged = _to_come(self._unmerged, self._clock())
         found = merge.looked(self.store)
         self._compact.intersection_update(found)
         return [look for look in found if look not in self._compact and look.gallery_id not in self._unmerged]
@@ -221,9 +240,9 @@ class Worker:
 
     def _sweep_files(self) -> None:
         """Now and then, remove what crashes left behind."""
-        if time.monotonic() - self._swept < _SWEEP_FILES_SECONDS:
+        if self._clock() - self._swept < _SWEEP_FILES_SECONDS:
             return
-        self._swept = time.monotonic()
+        self._swept = self._clock()
         for folder in orphans.FOLDERS:
             try:
                 removed = orphans.remove(
@@ -236,9 +255,9 @@ class Worker:
                 log.info("orphans_removed", folder=folder, files=len(removed))
 
 
-def _to_come(moments: Mapping[int, float]) -> dict[int, float]:
+def _to_come(moments: Mapping[int, float], moment: float) -> dict[int, float]:
     """Those whose moment has not come yet."""
-    return {of: at for of, at in moments.items() if at > time.monotonic()}
+    return {of: at for of, at in moments.items() if at > moment}
 
 
 def register(app: Celery, worker: Worker) -> None:

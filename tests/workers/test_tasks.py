@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sys
 import threading
@@ -222,6 +223,24 @@ def test_it_keeps_merged_segments_for_a_while_and_then_removes_them(world: World
     worker.work()
     assert len(list(columns.rglob("*.npy"))) == 3
     assert not worker.has_work()
+
+
+def test_it_removes_them_although_its_work_never_ends(world: World) -> None:
+    moments = itertools.count(step=3600.0)
+
+    def clock() -> float:
+        """An hour passes at each look, and something new was written; at last it is told to stop."""
+        moment = next(moments)
+        small(world, 1)
+        if moment > 20 * 3600:
+            worker.stopping.set()
+        return moment
+
+    small(world, 2)
+    worker = Worker(world.store, WorkerSettings(compact_segments=2, retired_seconds=1e-3), clock=clock)
+    worker.work()
+    with world.store.catalog.reading() as session:
+        assert session.get(SegmentRow, 1) is None
 
 
 def test_a_damaged_segment_is_not_merged_and_does_not_stop_the_rest(world: World, worker: Worker) -> None:
