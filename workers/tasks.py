@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
@@ -37,6 +38,9 @@ log = structlog.get_logger()
 _SWEEP_FILES_SECONDS = 600
 _AGAIN_SECONDS = 60.0
 _INDEXES_LOOKED_FOR = 16
+# An upgrade makes way for a piece of other work after so long, or after so many times what the last one took.
+_TURN_SECONDS = 5.0
+_TURN_PART = 4
 T = TypeVar("T")
 
 
@@ -68,6 +72,9 @@ class Worker:
         self._unindexed: dict[int, float] = {}
         self._unmerged: dict[int, float] = {}
         self._swept = self._tidied = clock()
+        #: what upgrades and fits keep waiting, and when one piece of it is done in spite of them
+        self._waiting = deque([self._index_one, self._compact_one])
+        self._next_turn = clock() + _TURN_SECONDS
         self._at_work = threading.Lock()
 
     @property
@@ -80,8 +87,8 @@ class Worker:
         return bool(
             drive.due(self.store)
             or self._wants_index()
-            or any(self._wants_merge(look) for look in self._looked())
-            or merge.reclaimable(self.store, self.settings.retired_seconds)
+            or self._wants_merges()
+            or self._reclaimable()
             or self._refinements.due()
             or fitting.due(self.store)
         )
@@ -95,16 +102,45 @@ class Worker:
         with self._at_work:
             try:
                 while not self.stopping.is_set():
-                    self._tidy_in_time()
-                    if not (self._urgent() or self._compact_one() or self._measure_one() or self._fit_one()):
+                    if not (self._pressing() or self._compact_one() or self._measure_one() or self._fit_one()):
                         break
             finally:
                 if not self.stopping.is_set():
                     self._tidy()
 
-    def _tidy_in_time(self) -> None:
-        if self._clock() - self._tidied >= self.settings.retired_seconds:
+    def _pressing(self) -> bool:
+        """What comes before the rest: what has waited for long enough, else what is urgent."""
+        if self._tidy_due():
             self._tidy()
+        return self._turn() or self._urgent()
+
+    def _turn(self) -> bool:
+        """Now and then, one piece of what upgrades and fits keep waiting; each kind comes first in turn."""
+        began = self._clock()
+        if began < self._next_turn:
+            return False
+        self._waiting.rotate()
+        moved = any(piece() for piece in self._waiting)
+        self._put_off_turn(began)
+        return moved
+
+    def _wants_turn(self) -> bool:
+        """Whether an upgrade shall make way. That is looked for now and then only, as each look plans merges."""
+        began = self._clock()
+        if began < self._next_turn:
+            return False
+        wants = bool(self._wants_index()) or self._wants_merges() or (self._tidy_due() and self._reclaimable())
+        if not wants:
+            self._put_off_turn(began)
+        return wants
+
+    def _put_off_turn(self, began: float) -> None:
+        """By so long that an upgrade keeps most of the time, however long a piece of other work takes."""
+        ended = self._clock()
+        self._next_turn = ended + max(_TURN_SECONDS, _TURN_PART * (ended - began))
+
+    def _tidy_due(self) -> bool:
+        return self._clock() - self._tidied >= self.settings.retired_seconds
 
     def _tidy(self) -> None:
         """Remove what nothing needs any more."""
@@ -149,9 +185,9 @@ class Worker:
         return bool(self._tried(step, "upgrade", upgrade=upgrade_id))
 
     def _another(self, upgrade_id: str) -> bool:
-        """Whether an upgrade may go on with another segment: no other waits for its step, and the process is not told to stop."""
+        """Whether an upgrade may go on with another segment: nothing else has its turn, and the process is not told to stop."""
         give_back()
-        return not self.stopping.is_set() and set(drive.due(self.store)) <= {upgrade_id}
+        return not self.stopping.is_set() and set(drive.due(self.store)) <= {upgrade_id} and not self._wants_turn()
 
     def _index_one(self) -> bool:
         """Build one index. A column that is gone meanwhile is no error, and one that cannot be read stops no other."""
@@ -203,11 +239,16 @@ class Worker:
         )
 
     def _go_on(self) -> bool:
-        """Do what is urgent; whether there is time for the rest then."""
-        while not self.stopping.is_set() and self._urgent():
+        """Do what comes before a fit; whether there is time for the rest then."""
+        while not self.stopping.is_set() and self._pressing():
             pass
-        self._tidy_in_time()
         return not self.stopping.is_set()
+
+    def _reclaimable(self) -> bool:
+        return merge.reclaimable(self.store, self.settings.retired_seconds)
+
+    def _wants_merges(self) -> bool:
+        return any(self._wants_merge(look) for look in self._looked())
 
     def _wants_merge(self, look: Looked) -> bool:
         wants = look.asked_at is not None or bool(self._merges(look))

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+from gallery.catalog.galleries import gallery_row, segments_of
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.compact import merge
 from gallery.files import Files
+from gallery.transforms import Transforms
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
-from tests.gallery.world import WITH_SIDE, World
+from tests.gallery.world import WITH_SIDE, Linear, World, load
 from workers.settings import WorkerSettings
 from workers.tasks import Worker, watch
 
@@ -241,6 +244,40 @@ def test_it_removes_them_although_its_work_never_ends(world: World) -> None:
     worker.work()
     with world.store.catalog.reading() as session:
         assert session.get(SegmentRow, 1) is None
+
+
+def test_an_upgrade_makes_way_now_and_then_for_one_merge_and_goes_on(world: World) -> None:
+    passed, waiting = 0.0, list[int]()
+
+    def waits(gallery: str) -> bool:
+        with world.store.catalog.reading() as session:
+            return segments_of(session, gallery_row(session, gallery).id) > 1
+
+    @dataclass(frozen=True)
+    class Slow(Linear):
+        """Takes three seconds for a segment."""
+
+        def __call__(self, embeddings: Any, side: Any = None) -> Any:
+            """Note what waits meanwhile."""
+            nonlocal passed
+            passed += 3
+            waiting.append(sum(waits(name) for name in "ab"))
+            return super().__call__(embeddings, side)
+
+    def load_slowly(path: Path) -> Slow:
+        return Slow(*astuple(load(path)))
+
+    small(world, 12)
+    for gallery in "ab":
+        world.make(gallery)
+        for at in range(4):
+            world.upsert("old", [str(at)], np.ones((1, 4)), side=np.ones((1, 2)), gallery=gallery)
+    upgrade = world.start()
+    world.store = replace(world.store, transforms=Transforms(world.store.files, load_slowly))
+    Worker(world.store, WorkerSettings(compact_segments=4), clock=lambda: passed).work()
+    assert world.state(upgrade) is State.COMPLETED
+    assert (waiting[0], waiting[-1]) == (2, 0)
+    assert 1 in waiting, "both in one turn"
 
 
 def test_a_damaged_segment_is_not_merged_and_does_not_stop_the_rest(world: World, worker: Worker) -> None:
