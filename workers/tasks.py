@@ -208,16 +208,16 @@ class Worker:
     def _compact_one(self) -> bool:
         """Merge one group of segments; whatever is more urgent is looked for before the next."""
         for look in self._looked():
-            failed = False
-            for segments in self._merges(look):
-                merged = self._merge(look, segments)
-                if merged:
+            planned, merged = self._planned(look), list[bool | None]()
+            for segments in planned.merges:
+                merged.append(self._merge(look, segments))
+                if merged[-1]:
                     return True
-                failed |= merged is None
-            if failed:
+            if None in merged:
                 self._unmerged[look.gallery_id] = self._clock() + _AGAIN_SECONDS
                 continue
-            if look.asked_at is not None:
+            # What is held or was refused is left to merge: that is looked at again once anything of the gallery has changed.
+            if look.asked_at is not None and not planned.held and not merged:
                 merge.answered(self.store, look)
             self._compact.add(look)
         return False
@@ -251,7 +251,8 @@ class Worker:
         return any(self._wants_merge(look) for look in self._looked())
 
     def _wants_merge(self, look: Looked) -> bool:
-        wants = look.asked_at is not None or bool(self._merges(look))
+        planned = self._planned(look)
+        wants = bool(planned.merges) or (look.asked_at is not None and not planned.held)
         if not wants:
             self._compact.add(look)
         return wants
@@ -263,19 +264,18 @@ class Worker:
         self._compact.intersection_update(found)
         return [look for look in found if look not in self._compact and look.gallery_id not in self._unmerged]
 
-    def _merges(self, look: Looked) -> list[tuple[int, ...]]:
+    def _planned(self, look: Looked) -> merge.Planned:
         return merge.planned(self.store, look, self._rule)
 
     def _merge(self, look: Looked, segments: tuple[int, ...]) -> bool | None:
-        """Merge some segments; False where that is refused, None where it failed and may go well another time."""
+        """Merge some segments; False where that is refused, None where it may go well another time."""
 
-        def step() -> bool:
+        def step() -> bool | None:
             try:
                 return merge.merge(self.store, look.gallery_id, segments)
             except (errors.GalleryError, FileNotFoundError) as error:
                 log.warning("step_refused", step="merge", gallery=look.gallery_id, error=repr(error))
-                repair.attempt(self.store, error)
-                return False
+                return None if repair.attempt(self.store, error) else False
 
         return self._tried(step, "merge", gallery=look.gallery_id, segments=segments)
 

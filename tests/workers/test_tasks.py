@@ -215,6 +215,21 @@ def test_it_merges_what_it_was_asked_to_and_says_so(world: World, worker: Worker
     assert not worker.has_work()
 
 
+def test_what_it_was_asked_to_merge_during_an_upgrade_is_merged_once_that_is_over(world: World, worker: Worker) -> None:
+    small(world, 2)
+    upgrade = world.start()
+    lifecycle.pause(world.store, upgrade)
+    merge.ask(world.store, "photos")
+    worker.work()
+    assert rows(world) == [1, 1]
+    assert not worker.has_work(), "or it would look again and again"
+    lifecycle.cancel(world.store, upgrade)
+    assert worker.has_work()
+    worker.work()
+    assert rows(world) == [2]
+    assert [look.asked_at for look in merge.looked(world.store)] == [None]
+
+
 def test_it_keeps_merged_segments_for_a_while_and_then_removes_them(world: World, worker: Worker) -> None:
     small(world, 2)
     merge.ask(world.store, "photos")
@@ -294,3 +309,5 @@ def test_a_damaged_segment_is_not_merged_and_does_not_stop_the_rest(world: World
     worker.work()
     assert len(rows(world)) == len(snapshot.segments) == 2
     assert not worker.has_work()
+    (look,) = merge.looked(world.store)
+    assert look.asked_at is not None  # it is not done

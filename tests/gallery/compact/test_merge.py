@@ -82,7 +82,7 @@ def merged_while(world: World, happens: Callable[[], Any]) -> bool:
     url = world.store.settings.database_url
     other = World.open(world.store.files.root, url, files=partial(Meanwhile, happens))
     (look,) = merge.looked(other.store)
-    (planned,) = merge.planned(other.store, look, EVERYTHING)
+    (planned,) = merge.planned(other.store, look, EVERYTHING).merges
     done = merge.merge(other.store, look.gallery_id, planned)
     assert isinstance(other.store.files, Meanwhile)
     assert other.store.files.happens is None, "nothing happened"
@@ -379,10 +379,10 @@ def test_what_was_asked_for_is_remembered_until_it_is_done(world: World) -> None
     fill(world, requests=2)
     never = Rule(0, 1000)
     (look,) = merge.looked(world.store)
-    assert merge.planned(world.store, look, never) == []
+    assert merge.planned(world.store, look, never).merges == []
     merge.ask(world.store, GALLERY, actor="ada")
     (look,) = merge.looked(world.store)
-    (planned,) = merge.planned(world.store, look, never)
+    (planned,) = merge.planned(world.store, look, never).merges
     assert merge.merge(world.store, look.gallery_id, planned)
     merge.answered(world.store, look)
     (look,) = merge.looked(world.store)
@@ -412,7 +412,7 @@ def test_writers_searches_an_upgrade_and_merges_at_once_lose_nothing(each_world:
     def compact() -> None:
         while not done.is_set():
             for look in merge.looked(each_world.store):
-                planned = merge.planned(each_world.store, look, EVERYTHING)
+                planned = merge.planned(each_world.store, look, EVERYTHING).merges
                 made.extend(merge.merge(each_world.store, look.gallery_id, each) for each in planned)
             merge.reclaim(each_world.store, 5)
 
