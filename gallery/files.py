@@ -114,34 +114,33 @@ class Files:
                     f"{name} waited so long to be named that it was removed as an orphan", file=name
                 ) from error
 
-    def unknown(self, folder: str, *, known: Callable[[str], bool], older_than: float) -> Iterator[str]:
-        """The files under `folder` that are unknown and were not touched for `older_than` seconds."""
+    def old(self, folder: str, *, older_than: float) -> Iterator[str]:
+        """The files under `folder` that were not touched for `older_than` seconds."""
         start = self.path(folder)
         for path in sorted(start.rglob("*")) if start.exists() else ():
             name = path.relative_to(self.root).as_posix()
-            if self._is_orphan(name, known, older_than):
+            if self._is_old(name, older_than):
                 yield name
 
     def remove_unknown(self, names: Iterable[str], *, known: Callable[[str], bool], older_than: float) -> list[str]:
-        """Remove of these what `unknown` would name, each right after it was asked about.
+        """Remove of these what is old and unknown, each right after it was asked about.
 
         Returns:
             The names that were removed.
         """
         removed = []
         for name in names:
-            if self._is_orphan(name, known, older_than):
+            if self._is_old(name, older_than) and not known(name):
                 self.path(name).unlink(missing_ok=True)
                 removed.append(name)
         return removed
 
-    def _is_orphan(self, name: str, known: Callable[[str], bool], older_than: float) -> bool:
+    def _is_old(self, name: str, older_than: float) -> bool:
         path = self.path(name)
         try:
-            young = not path.is_file() or path.stat().st_mtime >= time.time() - older_than
+            return path.is_file() and path.stat().st_mtime < time.time() - older_than
         except FileNotFoundError:
             return False
-        return not young and not known(name)
 
 
 class Digested:

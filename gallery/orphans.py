@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from gallery.catalog.galleries import free, known_file
+from gallery.catalog.galleries import free, known_file, known_files
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
 
@@ -22,8 +22,14 @@ _AT_ONCE = 32
 
 def found(catalog: Catalog, files: Files, folder: str, *, older_than: float) -> list[str]:
     """The files below a folder that no row names now and that were not touched for so many seconds."""
+    old = list(files.old(folder, older_than=older_than))
+    if not old:
+        return []
+    # Read after the files' ages: what was young then may be named by now. No index of the catalog has the names, so asking
+    # about each file would read all of them each time.
     with catalog.reading() as session:
-        return list(files.unknown(folder, known=known_file(session), older_than=older_than))
+        known = known_files(session, folder)
+    return [name for name in old if not known(name)]
 
 
 def remove(catalog: Catalog, files: Files, folder: str, *, older_than: float) -> list[str]:

@@ -68,7 +68,7 @@ class GallerySettings(BaseSettings):
     filter_cache_bytes: int = Field(
         default=64 * 1024 * 1024,
         ge=0,
-        description="Memory for which rows fit a filter: a byte for each row and filter.",
+        description="Memory for which rows fit a filter: a byte for each row and filter, 400 for each segment.",
     )
 
     # Searches and the worker share the cores. Threads that wait for each other on a busy core cost more than they gain: a

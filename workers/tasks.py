@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
@@ -37,17 +38,27 @@ log = structlog.get_logger()
 _SWEEP_FILES_SECONDS = 600
 _AGAIN_SECONDS = 60.0
 _INDEXES_LOOKED_FOR = 16
+# An upgrade makes way for a piece of other work after so long, or after so many times what the last one took.
+_TURN_SECONDS = 5.0
+_TURN_PART = 4
 T = TypeVar("T")
 
 
 class Worker:
     """One process that does what is due."""
 
-    def __init__(self, store: Store, settings: WorkerSettings, fit: fits.Fit = fit_pairs) -> None:
-        """Work on `store`; `fit` trains transformations."""
+    def __init__(
+        self,
+        store: Store,
+        settings: WorkerSettings,
+        fit: fits.Fit = fit_pairs,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Work on `store`; `fit` trains transformations, and `clock` says when something is done once more."""
         self.store = store
         self.settings = settings
         self._fit = fit
+        self._clock = clock
         #: unique per process, so that a lease of a process that died is never taken for one's own
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{str(ULID())[-6:]}"
         self.stopping = threading.Event()
@@ -60,7 +71,10 @@ class Worker:
         #: columns whose index could not be built, galleries that could not be merged, and when that is tried again
         self._unindexed: dict[int, float] = {}
         self._unmerged: dict[int, float] = {}
-        self._swept = time.monotonic()
+        self._swept = self._tidied = clock()
+        #: what upgrades and fits keep waiting, and when one piece of it is done in spite of them
+        self._waiting = deque([self._index_one, self._compact_one])
+        self._next_turn = clock() + _TURN_SECONDS
         self._at_work = threading.Lock()
 
     @property
@@ -73,8 +87,8 @@ class Worker:
         return bool(
             drive.due(self.store)
             or self._wants_index()
-            or any(self._wants_merge(look) for look in self._looked())
-            or merge.reclaimable(self.store, self.settings.retired_seconds)
+            or self._wants_merges()
+            or self._reclaimable()
             or self._refinements.due()
             or fitting.due(self.store)
         )
@@ -82,18 +96,58 @@ class Worker:
     def work(self) -> None:
         """Do what is due until nothing is, or the process is told to stop: then the step under way is the last.
 
-        A step that fails costs itself: the others go on, and last of all files are removed that nothing needs any more.
+        A step that fails costs itself: the others go on. What nothing needs any more is removed last of all, and meanwhile
+        too, because where there is much to do there is no last of all.
         """
         with self._at_work:
             try:
                 while not self.stopping.is_set():
-                    if not (self._urgent() or self._compact_one() or self._measure_one() or self._fit_one()):
+                    if not (self._pressing() or self._compact_one() or self._measure_one() or self._fit_one()):
                         break
             finally:
                 if not self.stopping.is_set():
-                    self._tried(lambda: merge.reclaim(self.store, self.settings.retired_seconds), "reclaim")
-                    self._tried(self._let_go, "let_go")
-                    self._sweep_files()
+                    self._tidy()
+
+    def _pressing(self) -> bool:
+        """What comes before the rest: what has waited for long enough, else what is urgent."""
+        if self._tidy_due():
+            self._tidy()
+        return self._turn() or self._urgent()
+
+    def _turn(self) -> bool:
+        """Now and then, one piece of what upgrades and fits keep waiting; each kind comes first in turn."""
+        began = self._clock()
+        if began < self._next_turn:
+            return False
+        self._waiting.rotate()
+        moved = any(piece() for piece in self._waiting)
+        self._put_off_turn(began)
+        return moved
+
+    def _wants_turn(self) -> bool:
+        """Whether an upgrade shall make way. That is looked for now and then only, as each look plans merges."""
+        began = self._clock()
+        if began < self._next_turn:
+            return False
+        wants = bool(self._wants_index()) or self._wants_merges() or (self._tidy_due() and self._reclaimable())
+        if not wants:
+            self._put_off_turn(began)
+        return wants
+
+    def _put_off_turn(self, began: float) -> None:
+        """By so long that an upgrade keeps most of the time, however long a piece of other work takes."""
+        ended = self._clock()
+        self._next_turn = ended + max(_TURN_SECONDS, _TURN_PART * (ended - began))
+
+    def _tidy_due(self) -> bool:
+        return self._clock() - self._tidied >= self.settings.retired_seconds
+
+    def _tidy(self) -> None:
+        """Remove what nothing needs any more."""
+        self._tidied = self._clock()
+        self._tried(lambda: merge.reclaim(self.store, self.settings.retired_seconds), "reclaim")
+        self._tried(self._let_go, "let_go")
+        self._sweep_files()
 
     def _tried(self, step: Callable[[], T], of: str, **which: object) -> T | None:
         """What a step gave; None where it failed, for whatever reason: a full disk must not stop what would empty it."""
@@ -131,9 +185,9 @@ class Worker:
         return bool(self._tried(step, "upgrade", upgrade=upgrade_id))
 
     def _another(self, upgrade_id: str) -> bool:
-        """Whether an upgrade may go on with another segment: no other waits for its step, and the process is not told to stop."""
+        """Whether an upgrade may go on with another segment: nothing else has its turn, and the process is not told to stop."""
         give_back()
-        return not self.stopping.is_set() and set(drive.due(self.store)) <= {upgrade_id}
+        return not self.stopping.is_set() and set(drive.due(self.store)) <= {upgrade_id} and not self._wants_turn()
 
     def _index_one(self) -> bool:
         """Build one index. A column that is gone meanwhile is no error, and one that cannot be read stops no other."""
@@ -142,28 +196,28 @@ class Worker:
             if built:
                 return True
             if built is None:
-                self._unindexed[column_id] = time.monotonic() + _AGAIN_SECONDS
+                self._unindexed[column_id] = self._clock() + _AGAIN_SECONDS
         return False
 
     def _wants_index(self) -> list[int]:
         """Columns that want an index, without those for which it was tried in vain of late."""
-        self._unindexed = _to_come(self._unindexed)
+        self._unindexed = _to_come(self._unindexed, self._clock())
         found = wanting(self.store, limit=len(self._unindexed) + _INDEXES_LOOKED_FOR)
         return [column for column in found if column not in self._unindexed]
 
     def _compact_one(self) -> bool:
         """Merge one group of segments; whatever is more urgent is looked for before the next."""
         for look in self._looked():
-            failed = False
-            for segments in self._merges(look):
-                merged = self._merge(look, segments)
-                if merged:
+            planned, merged = self._planned(look), list[bool | None]()
+            for segments in planned.merges:
+                merged.append(self._merge(look, segments))
+                if merged[-1]:
                     return True
-                failed |= merged is None
-            if failed:
-                self._unmerged[look.gallery_id] = time.monotonic() + _AGAIN_SECONDS
+            if None in merged:
+                self._unmerged[look.gallery_id] = self._clock() + _AGAIN_SECONDS
                 continue
-            if look.asked_at is not None:
+            # What is held or was refused is left to merge: that is looked at again once anything of the gallery has changed.
+            if look.asked_at is not None and not planned.held and not merged:
                 merge.answered(self.store, look)
             self._compact.add(look)
         return False
@@ -185,45 +239,51 @@ class Worker:
         )
 
     def _go_on(self) -> bool:
-        """Do what is urgent; whether there is time for the rest then."""
-        while not self.stopping.is_set() and self._urgent():
+        """Do what comes before a fit; whether there is time for the rest then."""
+        while not self.stopping.is_set() and self._pressing():
             pass
         return not self.stopping.is_set()
 
+    def _reclaimable(self) -> bool:
+        return merge.reclaimable(self.store, self.settings.retired_seconds)
+
+    def _wants_merges(self) -> bool:
+        return any(self._wants_merge(look) for look in self._looked())
+
     def _wants_merge(self, look: Looked) -> bool:
-        wants = look.asked_at is not None or bool(self._merges(look))
+        planned = self._planned(look)
+        wants = bool(planned.merges) or (look.asked_at is not None and not planned.held)
         if not wants:
             self._compact.add(look)
         return wants
 
     def _looked(self) -> list[Looked]:
         """Galleries that changed since nothing was found to merge in them, without those that failed of late."""
-        self._unmerged = _to_come(self._unmerged)
+        self._unmerged = _to_come(self._unmerged, self._clock())
         found = merge.looked(self.store)
         self._compact.intersection_update(found)
         return [look for look in found if look not in self._compact and look.gallery_id not in self._unmerged]
 
-    def _merges(self, look: Looked) -> list[tuple[int, ...]]:
+    def _planned(self, look: Looked) -> merge.Planned:
         return merge.planned(self.store, look, self._rule)
 
     def _merge(self, look: Looked, segments: tuple[int, ...]) -> bool | None:
-        """Merge some segments; False where that is refused, None where it failed and may go well another time."""
+        """Merge some segments; False where that is refused, None where it may go well another time."""
 
-        def step() -> bool:
+        def step() -> bool | None:
             try:
                 return merge.merge(self.store, look.gallery_id, segments)
             except (errors.GalleryError, FileNotFoundError) as error:
                 log.warning("step_refused", step="merge", gallery=look.gallery_id, error=repr(error))
-                repair.attempt(self.store, error)
-                return False
+                return None if repair.attempt(self.store, error) else False
 
         return self._tried(step, "merge", gallery=look.gallery_id, segments=segments)
 
     def _sweep_files(self) -> None:
         """Now and then, remove what crashes left behind."""
-        if time.monotonic() - self._swept < _SWEEP_FILES_SECONDS:
+        if self._clock() - self._swept < _SWEEP_FILES_SECONDS:
             return
-        self._swept = time.monotonic()
+        self._swept = self._clock()
         for folder in orphans.FOLDERS:
             try:
                 removed = orphans.remove(
@@ -236,9 +296,9 @@ class Worker:
                 log.info("orphans_removed", folder=folder, files=len(removed))
 
 
-def _to_come(moments: Mapping[int, float]) -> dict[int, float]:
+def _to_come(moments: Mapping[int, float], moment: float) -> dict[int, float]:
     """Those whose moment has not come yet."""
-    return {of: at for of, at in moments.items() if at > time.monotonic()}
+    return {of: at for of, at in moments.items() if at > moment}
 
 
 def register(app: Celery, worker: Worker) -> None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
-from sqlalchemy import case, delete, func, insert, literal, null, select, update
+from sqlalchemy import and_, case, delete, func, insert, literal, null, select, update
 from sqlalchemy.orm import Session
 
 from gallery.arrays import Rows
@@ -67,12 +67,16 @@ class Looked(NamedTuple):
     gallery_id: int
     version: int
     asked_at: datetime | None
+    #: the active one: once it is over, what it held may be merged, although the gallery's version is the same
+    upgrade_id: str | None
 
 
 def galleries(session: Session) -> list[Looked]:
-    """Every gallery, at the version that it has now."""
+    """Every gallery, as it is now."""
     rows = session.execute(
-        select(GalleryRow.id, GalleryRow.version, GalleryRow.compact_asked_at).order_by(GalleryRow.id)
+        select(GalleryRow.id, GalleryRow.version, GalleryRow.compact_asked_at, UpgradeRow.id)
+        .outerjoin(UpgradeRow, and_(UpgradeRow.gallery_id == GalleryRow.id, UpgradeRow.active))
+        .order_by(GalleryRow.id)
     )
     return [Looked(*row) for row in rows]
 

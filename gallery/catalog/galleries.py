@@ -14,6 +14,7 @@ from gallery.catalog import fits as fit_rows
 from gallery.catalog.tables import (
     ArtifactRow,
     ColumnRow,
+    FitRow,
     GalleryRow,
     ItemRow,
     ModelRow,
@@ -187,10 +188,22 @@ def _live(gallery_id: int) -> Any:
     )
 
 
+#: where rows name files; an artifact's name is its digest
+_NAMES = (
+    ColumnRow.file,
+    ColumnRow.index_file,
+    SegmentRow.ids_file,
+    SegmentRow.side_file,
+    FitRow.ids_file,
+    FitRow.vectors_file,
+    FitRow.labels_file,
+)
+
+
 def known_file(session: Session) -> Callable[[str], bool]:
     """Whether a stored name is named by any row: what is not may be reclaimed.
 
-    Asked file by file, because a file that is young now may be named by the time that it is asked about.
+    Asked file by file, because a file that no row names now may be named by the time that it is asked about.
     """
 
     def known(name: str) -> bool:
@@ -205,3 +218,12 @@ def known_file(session: Session) -> Callable[[str], bool]:
         )
 
     return known
+
+
+def known_files(session: Session, folder: str) -> Callable[[str], bool]:
+    """As `known_file`, of the files below one folder, and as it is now: for many files, since all names are read at once."""
+    names: set[str] = set()
+    for column in _NAMES:
+        names.update(session.scalars(select(column).where(column.startswith(f"{folder}/", autoescape=True))))
+    artifacts = set(session.scalars(select(ArtifactRow.sha256)))
+    return lambda name: name in names or PurePosixPath(name).stem in artifacts

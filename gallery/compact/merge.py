@@ -27,7 +27,7 @@ from gallery.catalog.compactions import Facts, Looked
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow, now
 from gallery.catalog.transaction import Transaction
 from gallery.columns import Dtype, open_column, open_ids, verify, write_blocks, write_ids
-from gallery.compact.plan import Piece, Rule, merges
+from gallery.compact.plan import AT_ONCE, Piece, Rule, merges
 from gallery.files import Written
 from gallery.indexing import Decision, build
 from gallery.lineage import from_json
@@ -65,6 +65,14 @@ class _Job:
         return all(found.get(segment) == then for segment, then in self.facts.items())
 
 
+class Planned(NamedTuple):
+    """What there is to merge in a gallery now."""
+
+    merges: list[tuple[int, ...]]
+    #: whether an active upgrade holds segments, so that there may be more to merge once it is over
+    held: bool
+
+
 class _Column(NamedTuple):
     """A durable column of the new segment."""
 
@@ -100,25 +108,25 @@ def ask(store: Store, gallery: str, *, actor: str | None = None) -> None:
 
 
 def looked(store: Store) -> list[Looked]:
-    """Every gallery, at the version that it has now: where that is as it was, so is what there is to merge."""
+    """Every gallery, as it is now: where that is as it was, so is what there is to merge."""
     with store.catalog.reading() as session:
         return compactions.galleries(session)
 
 
-def planned(store: Store, look: Looked, rule: Rule) -> list[tuple[int, ...]]:
+def planned(store: Store, look: Looked, rule: Rule) -> Planned:
     """The merges that a gallery wants now."""
     if not rule.segments and look.asked_at is None:
-        return []
+        return Planned([], held=False)
     with store.catalog.reading() as session:
         found = compactions.facts(session, look.gallery_id)
         dead = compactions.dead(session, look.gallery_id)
     pieces = (Piece(f.segment_id, f.rows, f.rows - dead.get(f.segment_id, 0), f.kind, f.held) for f in found.values())
     everything = rule._replace(everything=rule.everything or look.asked_at is not None)
-    return merges(pieces, everything)
+    return Planned(merges(pieces, everything), any(f.held for f in found.values()))
 
 
 def answered(store: Store, look: Looked) -> None:
-    """Nothing is left to merge: what was asked for is done."""
+    """Nothing is left to merge, now or later: what was asked for is done."""
     with store.catalog.transaction() as tx:
         compactions.answered(tx.session, look)
 
@@ -161,7 +169,8 @@ def reclaim(store: Store, seconds: float) -> int:
     with store.catalog.reading() as session:
         retired = compactions.retired_before(session, now() - timedelta(seconds=seconds))
     for gallery_id, segments in retired.items():
-        _remove(store, gallery_id, segments)
+        for start in range(0, len(segments), AT_ONCE):
+            _remove(store, gallery_id, segments[start : start + AT_ONCE])
     return sum(len(segments) for segments in retired.values())
 
 

@@ -13,6 +13,8 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 DUST_ROWS = 1024  # to write these again costs no more than to make a file
+#: segments in one merge: each is a value in several statements, and SQLite takes 32,766 of those, PostgreSQL 65,535
+AT_ONCE = 2000
 _WORN_ROWS = 1024  # deleted rows that are worth writing a segment again for
 
 
@@ -43,11 +45,11 @@ def merges(pieces: Iterable[Piece], rule: Rule) -> list[tuple[int, ...]]:
     """The segments that are to become one, group by group, each in the order of their ids.
 
     No segment is in two groups. Applied again and again, this comes to an end: each merge leaves fewer segments, or fewer
-    deleted rows. Segments without a live row form one group whatever they hold, since nothing of it is kept.
+    deleted rows. Segments without a live row are put together whatever they hold, since nothing of it is kept.
     """
     free = sorted(piece for piece in pieces if not piece.held)
-    empty = tuple(piece.segment_id for piece in free if piece.live == 0)
-    found = [empty] if empty else []
+    empty = [piece for piece in free if piece.live == 0]
+    found = [_ids(run) for run in _runs(empty, rule.rows) if run]
     for group in _alike([piece for piece in free if 0 < piece.live <= rule.rows // 2], rule):
         found += [_ids(run) for run in _runs(group, rule.rows) if _pays(run, rule)]
     taken = {segment for merge in found for segment in merge}
@@ -69,19 +71,21 @@ def _size(live: int, factor: int) -> int:
 
 
 def _runs(pieces: Sequence[Piece], rows: int) -> Iterator[list[Piece]]:
-    """Neighbours that together have at most so many live rows."""
+    """Neighbours that together have at most so many live rows, and of which one merge can take all."""
     run: list[Piece] = []
+    live = 0
     for piece in pieces:
-        if sum(p.live for p in run) + piece.live > rows:
+        if live + piece.live > rows or len(run) == AT_ONCE:
             yield run
-            run = []
+            run, live = [], 0
         run.append(piece)
+        live += piece.live
     yield run
 
 
 def _pays(run: Sequence[Piece], rule: Rule) -> bool:
     """Two make a merge if someone asked, or if they fill a segment; else enough must have piled up."""
-    full = sum(piece.live for piece in run) > rule.rows // 2
+    full = len(run) == AT_ONCE or sum(piece.live for piece in run) > rule.rows // 2
     return len(run) >= (2 if rule.everything or full else max(2, rule.segments))
 
 

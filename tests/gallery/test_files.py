@@ -21,9 +21,7 @@ def files(tmp_path: Path) -> Files:
 
 
 def sweep(files: Files, folder: str, *, known: Callable[[str], bool], older_than: float) -> list[str]:
-    return files.remove_unknown(
-        files.unknown(folder, known=known, older_than=older_than), known=known, older_than=older_than
-    )
+    return files.remove_unknown(files.old(folder, older_than=older_than), known=known, older_than=older_than)
 
 
 def put(files: Files, name: str, *, age: float = 0) -> None:

@@ -246,7 +246,7 @@ class World:
         """Merge what there is to merge, as a worker does; returns the merges."""
         done: list[tuple[int, ...]] = []
         for look in merge.looked(self.store):
-            while planned := merge.planned(self.store, look, Rule(segments, rows, everything)):
+            while planned := merge.planned(self.store, look, Rule(segments, rows, everything)).merges:
                 assert merge.merge(self.store, look.gallery_id, planned[0]), "nothing else happens meanwhile"
                 done.append(planned[0])
         return done

@@ -17,7 +17,6 @@ from sqlalchemy.exc import IntegrityError
 from gallery import errors, faults, fits, fitting, orphans
 from gallery.catalog import fits as fit_rows
 from gallery.catalog import models as model_rows
-from gallery.catalog.galleries import known_file
 from gallery.catalog.tables import FitRow, now
 from gallery.catalog.transaction import Transaction
 from gallery.files import digest
@@ -143,8 +142,7 @@ def test_items_that_are_gone_since_are_left_out_and_it_says_so(world: World) -> 
 
 def test_the_pairs_of_a_fit_that_waits_are_no_orphans(world: World) -> None:
     start(world, pairs=NewPairs(IDS, NEW_VECTORS, labels=IDS))
-    with world.store.catalog.reading() as session:
-        assert list(world.store.files.unknown("fits", known=known_file(session), older_than=-60)) == []
+    assert orphans.found(world.store.catalog, world.store.files, "fits", older_than=-60) == []
     assert len(list((world.store.files.root / "fits").iterdir())) == 3
 
 

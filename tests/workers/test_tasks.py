@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+from gallery.catalog.galleries import gallery_row, segments_of
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.compact import merge
 from gallery.files import Files
+from gallery.transforms import Transforms
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
-from tests.gallery.world import WITH_SIDE, World
+from tests.gallery.world import WITH_SIDE, Linear, World, load
 from workers.settings import WorkerSettings
 from workers.tasks import Worker, watch
 
@@ -211,6 +215,21 @@ def test_it_merges_what_it_was_asked_to_and_says_so(world: World, worker: Worker
     assert not worker.has_work()
 
 
+def test_what_it_was_asked_to_merge_during_an_upgrade_is_merged_once_that_is_over(world: World, worker: Worker) -> None:
+    small(world, 2)
+    upgrade = world.start()
+    lifecycle.pause(world.store, upgrade)
+    merge.ask(world.store, "photos")
+    worker.work()
+    assert rows(world) == [1, 1]
+    assert not worker.has_work(), "or it would look again and again"
+    lifecycle.cancel(world.store, upgrade)
+    assert worker.has_work()
+    worker.work()
+    assert rows(world) == [2]
+    assert [look.asked_at for look in merge.looked(world.store)] == [None]
+
+
 def test_it_keeps_merged_segments_for_a_while_and_then_removes_them(world: World, worker: Worker) -> None:
     small(world, 2)
     merge.ask(world.store, "photos")
@@ -222,6 +241,58 @@ def test_it_keeps_merged_segments_for_a_while_and_then_removes_them(world: World
     worker.work()
     assert len(list(columns.rglob("*.npy"))) == 3
     assert not worker.has_work()
+
+
+def test_it_removes_them_although_its_work_never_ends(world: World) -> None:
+    moments = itertools.count(step=3600.0)
+
+    def clock() -> float:
+        """An hour passes at each look, and something new was written; at last it is told to stop."""
+        moment = next(moments)
+        small(world, 1)
+        if moment > 20 * 3600:
+            worker.stopping.set()
+        return moment
+
+    small(world, 2)
+    worker = Worker(world.store, WorkerSettings(compact_segments=2, retired_seconds=1e-3), clock=clock)
+    worker.work()
+    with world.store.catalog.reading() as session:
+        assert session.get(SegmentRow, 1) is None
+
+
+def test_an_upgrade_makes_way_now_and_then_for_one_merge_and_goes_on(world: World) -> None:
+    passed, waiting = 0.0, list[int]()
+
+    def waits(gallery: str) -> bool:
+        with world.store.catalog.reading() as session:
+            return segments_of(session, gallery_row(session, gallery).id) > 1
+
+    @dataclass(frozen=True)
+    class Slow(Linear):
+        """Takes three seconds for a segment."""
+
+        def __call__(self, embeddings: Any, side: Any = None) -> Any:
+            """Note what waits meanwhile."""
+            nonlocal passed
+            passed += 3
+            waiting.append(sum(waits(name) for name in "ab"))
+            return super().__call__(embeddings, side)
+
+    def load_slowly(path: Path) -> Slow:
+        return Slow(*astuple(load(path)))
+
+    small(world, 12)
+    for gallery in "ab":
+        world.make(gallery)
+        for at in range(4):
+            world.upsert("old", [str(at)], np.ones((1, 4)), side=np.ones((1, 2)), gallery=gallery)
+    upgrade = world.start()
+    world.store = replace(world.store, transforms=Transforms(world.store.files, load_slowly))
+    Worker(world.store, WorkerSettings(compact_segments=4), clock=lambda: passed).work()
+    assert world.state(upgrade) is State.COMPLETED
+    assert (waiting[0], waiting[-1]) == (2, 0)
+    assert 1 in waiting, "both in one turn"
 
 
 def test_a_damaged_segment_is_not_merged_and_does_not_stop_the_rest(world: World, worker: Worker) -> None:
@@ -238,3 +309,5 @@ def test_a_damaged_segment_is_not_merged_and_does_not_stop_the_rest(world: World
     worker.work()
     assert len(rows(world)) == len(snapshot.segments) == 2
     assert not worker.has_work()
+    (look,) = merge.looked(world.store)
+    assert look.asked_at is not None  # it is not done

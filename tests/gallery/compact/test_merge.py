@@ -6,21 +6,22 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, insert, select, update
 
 from gallery import errors, removal
 from gallery.catalog import items as item_rows
 from gallery.catalog.galleries import gallery_row, models_of, segments_of
 from gallery.catalog.segments import indexes_of
-from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeSegmentRow
+from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeSegmentRow, now
 from gallery.compact import merge
-from gallery.compact.plan import Rule
+from gallery.compact.plan import AT_ONCE, Rule
 from gallery.files import Files
 from gallery.indexing import index_column, wanting
 from gallery.upgrade import lifecycle
@@ -81,7 +82,7 @@ def merged_while(world: World, happens: Callable[[], Any]) -> bool:
     url = world.store.settings.database_url
     other = World.open(world.store.files.root, url, files=partial(Meanwhile, happens))
     (look,) = merge.looked(other.store)
-    (planned,) = merge.planned(other.store, look, EVERYTHING)
+    (planned,) = merge.planned(other.store, look, EVERYTHING).merges
     done = merge.merge(other.store, look.gallery_id, planned)
     assert isinstance(other.store.files, Meanwhile)
     assert other.store.files.happens is None, "nothing happened"
@@ -356,14 +357,32 @@ def test_bytes_that_changed_on_the_disk_get_no_new_digest(world: World) -> None:
     assert stored_files(world.store.files.root) == named_files(world)
 
 
+def test_no_statement_names_all_of_the_segments_that_are_reclaimed(world: World) -> None:
+    """SQLite takes 32,766 values in one, PostgreSQL 65,535, and a worker that was away for long may find more."""
+    file = {"ids_file": "columns/1/none.npy", "ids_sha256": "", "ids_bytes": 0}
+    retired = {"gallery_id": 1, "rows": 1, "version": 1, "retired_at": now() - timedelta(hours=1), **file}
+    with world.store.catalog.transaction() as tx:
+        tx.session.execute(insert(SegmentRow), [retired] * (2 * AT_ONCE + 1))
+    most = 0
+
+    def listen(_c: object, _cursor: object, _statement: str, values: Any, *_: object) -> None:
+        nonlocal most
+        most = max(most, len(values))
+
+    event.listen(world.store.catalog.engine, "before_cursor_execute", listen)
+    assert merge.reclaim(world.store, 60) == 2 * AT_ONCE + 1
+    assert not merge.reclaimable(world.store, 60)
+    assert most <= AT_ONCE
+
+
 def test_what_was_asked_for_is_remembered_until_it_is_done(world: World) -> None:
     fill(world, requests=2)
     never = Rule(0, 1000)
     (look,) = merge.looked(world.store)
-    assert merge.planned(world.store, look, never) == []
+    assert merge.planned(world.store, look, never).merges == []
     merge.ask(world.store, GALLERY, actor="ada")
     (look,) = merge.looked(world.store)
-    (planned,) = merge.planned(world.store, look, never)
+    (planned,) = merge.planned(world.store, look, never).merges
     assert merge.merge(world.store, look.gallery_id, planned)
     merge.answered(world.store, look)
     (look,) = merge.looked(world.store)
@@ -393,7 +412,7 @@ def test_writers_searches_an_upgrade_and_merges_at_once_lose_nothing(each_world:
     def compact() -> None:
         while not done.is_set():
             for look in merge.looked(each_world.store):
-                planned = merge.planned(each_world.store, look, EVERYTHING)
+                planned = merge.planned(each_world.store, look, EVERYTHING).merges
                 made.extend(merge.merge(each_world.store, look.gallery_id, each) for each in planned)
             merge.reclaim(each_world.store, 5)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gallery.compact.plan import DUST_ROWS, Piece, Rule, merges
+from gallery.compact.plan import AT_ONCE, DUST_ROWS, Piece, Rule, merges
 
 
 @st.composite
@@ -90,6 +90,23 @@ def test_a_row_is_written_again_once_per_size_and_not_once_per_request() -> None
     assert written < 12 * 50_000
 
 
+class Counted(int):
+    """A number that counts how often it is added to another."""
+
+    times = 0
+
+    def __radd__(self, other: int) -> int:
+        """Count, and add."""
+        Counted.times += 1
+        return other + int(self)
+
+
+def test_planning_adds_each_segment_up_a_few_times_however_many_there_are() -> None:
+    Counted.times = 0
+    assert len(merges([Piece(at, 1, Counted(1), "a") for at in range(500)], Rule(16, 100_000))) == 1
+    assert Counted.times < 10 * 500
+
+
 def test_a_segment_that_is_mostly_deleted_is_written_again_alone() -> None:
     large = Piece(1, 100_000, 40_000, "a")
     assert merges([large], Rule(8, 60_000)) == [(1,)]
@@ -99,3 +116,10 @@ def test_a_segment_that_is_mostly_deleted_is_written_again_alone() -> None:
 
 def test_segments_without_a_live_row_go_whatever_they_hold() -> None:
     assert merges([Piece(1, 3, 0, "a"), Piece(2, 9, 0, "b"), Piece(3, 9, 0, "b", held=True)], Rule(8, 100)) == [(1, 2)]
+
+
+def test_no_merge_takes_more_segments_than_a_statement_of_the_catalog_can_name() -> None:
+    for live in (0, 1):
+        pieces = [Piece(at, 1, live, "a") for at in range(2 * AT_ONCE + 1)]
+        assert [len(merge) for merge in merges(pieces, Rule(2, 100_000))][:2] == [AT_ONCE, AT_ONCE]
+        assert len(merges(pieces, Rule(2, 100_000))[-1]) <= AT_ONCE

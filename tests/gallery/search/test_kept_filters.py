@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from sqlalchemy import event
 from gallery import errors
 from gallery.catalog import items as item_rows
 from gallery.compact import merge
-from gallery.search.filtering import Filters
+from gallery.search.filtering import ENTRY_BYTES, Filters
 from tests.gallery.world import GALLERY, OLD, World
 
 EVEN = {"even": True}
@@ -88,12 +89,29 @@ def test_the_order_of_names_makes_no_other_filter(items: World, asked: list[str]
 
 
 def test_no_more_is_kept_than_the_bound_and_what_is_used_stays(items: World, asked: list[str]) -> None:
-    filters = Filters(items.store.catalog, 40)  # two filters of two segments of ten rows
+    filters = Filters(items.store.catalog, 2 * 2 * (ENTRY_BYTES + 10))  # two filters of two segments of ten rows
     for row in (0, 1, 0, 2, 0):
         assert fitting(items, filters, {"row": row}) == {f"a{row}", f"b{row}"}
     assert len(asked) == 3
     assert fitting(items, filters, {"row": 1}) == {"a1", "b1"}
     assert len(asked) == 4
+
+
+def test_what_is_kept_takes_no_more_memory_than_the_bound_however_small_the_segments_and_long_the_filters(
+    items: World,
+) -> None:
+    limit = 20_000
+    filters = Filters(items.store.catalog, limit)
+    snapshot = items.galleries.refresh().snapshot(GALLERY)
+    for row in range(40):
+        filters.masks(snapshot, {"row": row, "in": str(row) * 1000})
+    assert 0 < size(filters._known) <= limit
+
+
+def size(known: Mapping[tuple[bytes, int], Any]) -> int:
+    """What a dictionary of masks takes in memory, each object counted once."""
+    objects = {id(each): each for (name, segment), mask in known.items() for each in (name, segment, mask)}
+    return sum(map(sys.getsizeof, [known, *known, *objects.values()]))
 
 
 def test_without_memory_every_search_asks(items: World, asked: list[str]) -> None:
