@@ -34,6 +34,8 @@ from gallery.upgrade.sources import choose
 from gallery.vectors import accept, accept_side
 
 MAX_ID_BYTES = 512
+#: objects and lists within each other; writers of JSON go 250 deep, so that what is stored can always be answered with
+MAX_PAYLOAD_DEPTH = 64
 _ATTEMPTS = 10
 
 
@@ -242,23 +244,24 @@ def _accept_ids(ids: Sequence[str]) -> None:
 
 def _accept_payloads(payloads: Sequence[Mapping[str, Any] | None]) -> None:
     for at, payload in enumerate(payloads):
-        if payload and not _storable(payload):
+        if payload and not _storable(payload, MAX_PAYLOAD_DEPTH):
             raise errors.InvalidItem(
-                "a payload is JSON without NaN, infinity, NUL characters or lone surrogates",
+                f"a payload is JSON, nested at most {MAX_PAYLOAD_DEPTH} deep, without NaN, infinity, NUL characters or lone "
+                "surrogates",
                 pointer=f"/items/{at}/payload",
             )
 
 
-def _storable(value: Any) -> bool:
-    """What both databases can keep: PostgreSQL's JSONB refuses NUL, and JSON itself NaN."""
+def _storable(value: Any, depth: int) -> bool:
+    """What both databases can keep, and answers can hold: PostgreSQL's JSONB refuses NUL, and JSON itself NaN."""
     if isinstance(value, str):
         return ("\0" not in value and value.isascii()) or not any("\ud800" <= c <= "\udfff" or c == "\0" for c in value)
     if isinstance(value, int | float):
         return abs(value) <= sys.float_info.max  # a larger integer would break every filter on its field
     if isinstance(value, Mapping):
-        return all(_storable(key) and _storable(inner) for key, inner in value.items())
+        return depth > 0 and all(_storable(key, 0) and _storable(inner, depth - 1) for key, inner in value.items())
     if isinstance(value, list):
-        return all(_storable(inner) for inner in value)
+        return depth > 0 and all(_storable(inner, depth - 1) for inner in value)
     return True
 
 

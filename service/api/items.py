@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +20,7 @@ from gallery.ingest import NewItems
 from gallery.spaces import EmbeddingModel
 from gallery.views import SegmentView
 from service import arrow, uploads
+from service.api.search import as_json
 from service.auth import MaySearch, MayWrite
 from service.bodies import Body, Json, Reference, Vector, media_type, require_type, stack, within
 from service.documents import documented
@@ -158,8 +159,6 @@ def upsert_items(
     """Write items. Items with an existing id are replaced. All or nothing: one bad item refuses the request."""
     try:
         done = ingest.upsert(process.store, gallery, items)
-    except RecursionError:
-        raise errors.InvalidItem("a payload is nested too deep") from None
     except errors.Invalid as error:
         raise _named(error, items.ids) from error
     process.metrics.counts.upserted(done.upserted)
@@ -184,7 +183,11 @@ def delete_items(
     return Deleted(deleted=done.deleted, missing=[*done.missing, *impossible])
 
 
-@router.get("/galleries/{gallery}/items/{item:path}", **documented(errors.GalleryNotFound, errors.ItemNotFound))
+@router.get(
+    "/galleries/{gallery}/items/{item:path}",
+    response_model=StoredItem,
+    **documented(errors.GalleryNotFound, errors.ItemNotFound),
+)
 def get_item(
     _: MaySearch,
     __: RequestSlot,
@@ -192,12 +195,13 @@ def get_item(
     item: str,
     process: ProcessDep,
     include: Annotated[list[Literal["vectors"]], Query()] = [],  # noqa: B006 - FastAPI copies it
-) -> StoredItem:
+) -> Response:
     """Read an item: its payload, and which model or transformation made each of its embeddings."""
     view, found = _stored(process, gallery, item)
     columns = _columns(view, found.row, vectors="vectors" in include)
     side = view.side[found.row].tolist() if "vectors" in include and view.side is not None else None
-    return StoredItem(id=item, payload=found.payload, columns=columns, side_information=side)
+    about = {"columns": [each.model_dump() for each in columns], "side_information": side}
+    return as_json({"id": item, "payload": found.payload, **about})
 
 
 def _stored(process: Process, gallery: str, item: str) -> tuple[SegmentView, ItemRow]:

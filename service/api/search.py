@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
@@ -227,7 +228,7 @@ def _searched(process: Process, gallery: str, body: SearchBody) -> Response:
     started = time.perf_counter()
     answers = _answers(process, gallery, body, lambda world: one_query(body, world))
     (hits,) = hits_as_json(process, answers, payload="payload" in body.include)
-    return _json({"hits": hits, **_about(body, answers[0], started)})
+    return as_json({"hits": hits, **_about(body, answers[0], started)})
 
 
 @router.post(
@@ -250,7 +251,7 @@ def search_batch(
     answers = _answers(process, gallery, body, lambda world: _several(body, world))
     found = hits_as_json(process, answers, payload="payload" in body.include)
     # Query by query: a million hits written at once would stop every other thread for as long.
-    results = b",".join([orjson.dumps({"hits": hits}) for hits in found])
+    results = b",".join([_written({"hits": hits}) for hits in found])
     about = orjson.dumps(_about(body, answers[0], started))
     return Response(b'{"results":[%b],%b' % (results, about[1:]), media_type="application/json")
 
@@ -372,6 +373,13 @@ def served_as_json(body: _Options, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _json(answer: dict[str, Any]) -> Response:
+def as_json(answer: dict[str, Any]) -> Response:
     """Written at once: no schema walks over the hits."""
-    return Response(orjson.dumps(answer), media_type="application/json")
+    return Response(_written(answer), media_type="application/json")
+
+
+def _written(answer: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(answer)
+    except orjson.JSONEncodeError:  # a payload that was stored before their depth had a bound; orjson goes 250 deep
+        return json.dumps(answer).encode()

@@ -193,6 +193,11 @@ def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
         ),
         "no json": (stream({**good, "payload": ["{}", "{"]}), "invalid_item", "/items/1/payload"),
         "json list": (stream({**good, "payload": ["{}", "[]"]}), "invalid_item", "/items/1/payload"),
+        "deep": (
+            stream({**good, "payload": ["{}", '{"a":' * 65 + "1" + "}" * 65]}),
+            "invalid_item",
+            "/items/1/payload",
+        ),
         "bytes": (stream({**good, "payload": [{"x": b"\xff"}, None]}), "invalid_item", "/items/0/payload"),
     }
 

@@ -267,10 +267,13 @@ def test_a_body_that_is_not_json_is_refused(unchanged: World, path: str, content
     assert problem["errors"] == [{"pointer": "", "detail": problem["detail"]}]
 
 
-def test_a_payload_that_is_nested_too_deep_is_refused(unchanged: World) -> None:
-    payload = b'{"a":' * 900 + b"1" + b"}" * 900
+@pytest.mark.parametrize("deep", [64, 253, 900])
+def test_a_payload_that_is_nested_too_deep_is_refused(unchanged: World, deep: int) -> None:
+    payload = b'{"a":' * deep + b"[1]" + b"}" * deep
     content = b'{"model": "old", "items": [{"id": "a", "embedding": [1, 0, 0, 0], "payload": ' + payload + b"}]}"
-    unchanged.refused(unchanged.client.post(ITEMS, content=content), 422, "invalid_item")
+    problem = unchanged.refused(unchanged.client.post(ITEMS, content=content), 422, "invalid_item")
+    assert (problem["item"], problem["errors"][0]["pointer"]) == ("a", "/items/0/payload")
+    assert "64 deep" in problem["detail"]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/octet-stream"])
