@@ -9,6 +9,7 @@ Side-information is uniform in a segment: a request whose items have it only in 
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from gallery.vectors import accept, accept_side
 MAX_ID_BYTES = 512
 #: objects and lists within each other; writers of JSON go 250 deep, so that what is stored can always be answered with
 MAX_PAYLOAD_DEPTH = 64
+_NO_PATHS = frozenset({".", ".."})
 _ATTEMPTS = 10
 
 
@@ -235,11 +237,22 @@ def _accept_for(accepted: _Accepted, wanted: _Wanted) -> None:
 def _accept_ids(ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for at, item in enumerate(ids):
-        if not item or len(item.encode(errors="surrogatepass")) > MAX_ID_BYTES or not item.isprintable():
-            raise errors.InvalidItem(f"an id is 1 to {MAX_ID_BYTES} bytes of printable text", pointer=f"/items/{at}/id")
+        if not item or len(item.encode(errors="surrogatepass")) > MAX_ID_BYTES or not _is_text(item):
+            raise errors.InvalidItem(
+                f"an id is 1 to {MAX_ID_BYTES} bytes of text without control characters", pointer=f"/items/{at}/id"
+            )
+        if item in _NO_PATHS:
+            raise errors.InvalidItem(
+                "clients take '.' and '..' out of paths: choose another id", pointer=f"/items/{at}/id"
+            )
         if item in seen:
             raise errors.DuplicateId(f"the id {item!r} occurs twice in this request", pointer=f"/items/{at}/id")
         seen.add(item)
+
+
+def _is_text(item: str) -> bool:
+    """No control characters, no lone surrogates. All else is somebody's writing, whether or not this Python knows it yet."""
+    return item.isprintable() or not any(unicodedata.category(character) in ("Cc", "Cs") for character in item)
 
 
 def _accept_payloads(payloads: Sequence[Mapping[str, Any] | None]) -> None:

@@ -36,7 +36,7 @@ _LOOKS = 5  # for an item; merges of its segment cannot follow each other faster
 class Item(Body):
     """An item, embedded by one model."""
 
-    id: str = Field(description="1 to 512 bytes of printable text.")
+    id: str = Field(description="1 to 512 bytes of text without control characters; not `.` or `..`.")
     embedding: Vector
     side_information: Vector | None = None
     payload: dict[str, Any] | None = None

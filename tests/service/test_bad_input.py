@@ -267,6 +267,13 @@ def test_a_body_that_is_not_json_is_refused(unchanged: World, path: str, content
     assert problem["errors"] == [{"pointer": "", "detail": problem["detail"]}]
 
 
+@pytest.mark.parametrize("name", ["a\nb", "\0", "\x7f", "\x85", ".", "..", "x" * 513, "é" * 257])
+def test_an_id_that_could_not_be_read_back_is_refused(unchanged: World, name: str) -> None:
+    body = {"model": "old", "items": [{"id": name, "embedding": UNIT}]}
+    problem = unchanged.refused(unchanged.client.post(ITEMS, json=body), 422, "invalid_item")
+    assert (problem["item"], problem["errors"][0]["pointer"]) == (name, "/items/0/id")
+
+
 @pytest.mark.parametrize("deep", [64, 253, 900])
 def test_a_payload_that_is_nested_too_deep_is_refused(unchanged: World, deep: int) -> None:
     payload = b'{"a":' * deep + b"[1]" + b"}" * deep
