@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gallery import errors
 from gallery.ingest import NewItems
 from gallery.pairs import NewPairs
-from service.errors import InvalidArrow
+from service.errors import InvalidArrow, named
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _REQUIRED = ("id", "embedding")
@@ -39,15 +39,14 @@ def read_items(path: Path, *, model: str | None, max_items: int, max_bytes: int)
         InvalidItem, InvalidVector, DimensionMismatch: an item cannot be stored; the pointer names it.
     """
     table = _table(path, _COLUMNS, ("max_items_per_arrow", max_items), max_bytes)
-    side, has_side = _side(table)
-    return NewItems(
-        model=model if model is not None else _model(table.schema),
-        ids=_ids(table, "/items"),
-        embeddings=_vectors(_column(table, "embedding"), np.arange(len(table)), "/items/{row}/embedding"),
-        payloads=_payloads(table),
-        side=side,
-        has_side=has_side,
-    )
+    model = model if model is not None else _model(table.schema)
+    ids = _ids(table, "/items")
+    try:
+        embeddings = _vectors(_column(table, "embedding"), np.arange(len(table)), "/items/{row}/embedding")
+        side, has_side = _side(table)
+        return NewItems(model, ids, embeddings, _payloads(table), side, has_side)
+    except errors.Invalid as error:
+        raise named(error, ids) from error
 
 
 def read_pairs(path: Path, *, max_pairs: int, max_bytes: int) -> NewPairs:

@@ -155,7 +155,8 @@ def validated(model: type[T], value: Any) -> T:
         return model.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise invalid([(each["loc"], each["type"], each["msg"]) for each in found]) from None
+        item = _item(value, found[0]["loc"])
+        raise invalid([(each["loc"], each["type"], each["msg"]) for each in found], **item) from None
 
 
 async def read(request: Request, limit: int) -> list[bytes]:
@@ -241,12 +242,24 @@ def _not_json(raw: bytes, error: orjson.JSONDecodeError) -> errors.GalleryError:
     if not raw:
         return InvalidJson("the body is empty; send JSON")
     try:
-        where = next(_not_finite(json.loads(raw), ()), None)
+        value = json.loads(raw)
+        where = next(_not_finite(value, ()), None)
     except (ValueError, RecursionError):
         where = None
     if where is not None:
-        return errors.InvalidVector("NaN, infinity, or a number beyond float64", pointer=pointer(where))
+        item = _item(value, where)
+        return errors.InvalidVector("NaN, infinity, or a number beyond float64", pointer=pointer(where), **item)
     return InvalidJson(f"the body is not JSON: {error}")
+
+
+def _item(value: Any, at: tuple[int | str, ...]) -> dict[str, str]:
+    """The id of the item that a location leads to, for a refusal to name it; empty if there is none."""
+    match at:
+        case ("items", int(row), *_):
+            match value["items"][row]:
+                case {"id": str(name)}:
+                    return {"item": name}
+    return {}
 
 
 def _not_finite(value: object, at: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:

@@ -189,11 +189,12 @@ _WORDS: Mapping[str, str] = {
 }
 
 
-def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]]) -> GalleryError:
+def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]], **details: Any) -> GalleryError:
     """What a schema refused, as one error; one about vectors only has their code.
 
     Args:
         found: location, type and message of each thing that is wrong; never what was sent, which may be a vector.
+        details: extension members for the answer.
     """
     pointed = [
         {"pointer": pointer(location), "detail": _WORDS.get(kind, message.partition(" after validation")[0])}
@@ -201,13 +202,21 @@ def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]]) -> GalleryE
     ]
     detail = f"{pointed[0]['pointer'] or 'the body'}: {pointed[0]['detail']}"
     if all(kind == "invalid_vector" for _, kind, _ in found):
-        return errors.InvalidVector(detail, errors=pointed)
-    return InvalidRequest(detail, errors=pointed)
+        return errors.InvalidVector(detail, errors=pointed, **details)
+    return InvalidRequest(detail, errors=pointed, **details)
 
 
 def pointer(location: tuple[int | str, ...]) -> str:
     """A JSON pointer (RFC 6901)."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+
+
+def named(error: errors.Invalid, ids: Sequence[str]) -> errors.Invalid:
+    """The error, with the id of the item that its pointer leads to."""
+    parts = (error.pointer or "").split("/")
+    if len(parts) < 3 or parts[1] != "items" or int(parts[2]) >= len(ids):
+        return error
+    return type(error)(str(error), pointer=error.pointer, **{**error.details, "item": ids[int(parts[2])]})
 
 
 def install(app: FastAPI) -> None:

@@ -24,7 +24,7 @@ from service.api.search import as_json
 from service.auth import MaySearch, MayWrite
 from service.bodies import Body, Json, Reference, Vector, media_type, require_type, stack, within
 from service.documents import documented
-from service.errors import InvalidArrow
+from service.errors import InvalidArrow, named
 from service.lineages import LineageStep, steps
 from service.process import Process, ProcessDep, RequestSlot
 
@@ -160,7 +160,7 @@ def upsert_items(
     try:
         done = ingest.upsert(process.store, gallery, items)
     except errors.Invalid as error:
-        raise _named(error, items.ids) from error
+        raise named(error, items.ids) from error
     process.metrics.counts.upserted(done.upserted)
     large = len(items.ids) >= process.store.settings.exact_below
     process.written(nudge=large or _is_upgraded(process, gallery))
@@ -229,7 +229,7 @@ def _from_json(body: ItemsBody, process: Process) -> NewItems:
         embeddings = _stack([item.embedding for item in body.items], model.dimension, model.name, "embedding")
         side, has_side = _from_json_side(body, model)
     except errors.Invalid as error:
-        raise _named(error, ids) from error
+        raise named(error, ids) from error
     payloads = [item.payload for item in body.items]
     while body.items:  # all of them freed at once would stop every thread for 20 ms
         del body.items[-_FREED_AT_ONCE:]
@@ -252,14 +252,6 @@ def _from_json_side(body: ItemsBody, model: EmbeddingModel) -> tuple[NDArray[Any
 
 def _stack(vectors: Sequence[NDArray[Any] | None], dimension: int, model: str, field: str) -> NDArray[Any]:
     return stack(vectors, dimension, model, "/items/{row}/" + field)
-
-
-def _named(error: errors.Invalid, ids: Sequence[str]) -> errors.Invalid:
-    """The error, with the id of the item that its pointer leads to."""
-    parts = (error.pointer or "").split("/")
-    if len(parts) < 3 or parts[1] != "items" or int(parts[2]) >= len(ids):
-        return error
-    return type(error)(str(error), pointer=error.pointer, **{**error.details, "item": ids[int(parts[2])]})
 
 
 def _is_upgraded(process: Process, gallery: str) -> bool:

@@ -209,6 +209,8 @@ def test_a_bad_stream_is_refused_and_changes_nothing(empty: World, vectors: Any,
     content, code, pointer = bad(vectors)[name]
     problem = empty.refused(send(empty, content), 422, code)
     assert problem["errors"][0]["pointer"] == (pointer or "")
+    if (at := (pointer or "").removeprefix("/items/")[:1]) in ("0", "1") and "id" not in name:
+        assert problem["item"] == "ab"[int(at)]
     assert empty.everything() == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -224,9 +225,32 @@ def test_a_path_that_does_not_take_a_method_names_all_that_it_takes(unchanged: W
     assert unchanged.client.post("/openapi.json").headers["allow"] == "GET, HEAD"
 
 
-def test_the_refused_item_is_named(unchanged: World) -> None:
-    problem = unchanged.refused(unchanged.client.post(ITEMS, json=items(UNIT, [1.0])), 422, "dimension_mismatch")
-    assert problem["item"] == "new-1"
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"embedding": [1.0]},
+        {"embedding": [1.0, 0.0, None, 0.0]},
+        {"embedding": [1.0, 0.0, "0", 0.0]},
+        {"embedding": [1.0, 0.0, float("nan"), 0.0]},
+        {"embedding": "not base64!"},
+        {},
+        {"embedding": UNIT, "payload": [1]},
+        {"embedding": UNIT, "payload": {"a": float("inf")}},
+        {"embedding": UNIT, "colour": 1},
+    ],
+)
+def test_the_refused_item_is_named(unchanged: World, item: dict[str, Any]) -> None:
+    body = {"model": "old", "items": [{"id": "good", "embedding": UNIT}, {"id": "bad", **item}]}
+    answer = unchanged.client.post(ITEMS, content=json.dumps(body))
+    assert (answer.status_code, answer.json()["item"]) == (422, "bad")
+
+
+def test_an_item_without_an_id_is_named_by_its_place(unchanged: World) -> None:
+    for item in ({"embedding": UNIT}, {"id": 7, "embedding": [None]}, 7):
+        body = {"model": "old", "items": [{"id": "good", "embedding": UNIT}, item]}
+        problem = unchanged.refused(unchanged.client.post(ITEMS, json=body), 422, "invalid_request")
+        assert "item" not in problem
+        assert problem["errors"][0]["pointer"].startswith("/items/1")
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
