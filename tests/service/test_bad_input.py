@@ -17,6 +17,7 @@ from tests.service.world import GALLERY, OLD, World, backward, linear, opened
 ITEMS = f"/galleries/{GALLERY}/items"
 SEARCH = f"/galleries/{GALLERY}/search"
 UNIT = [1.0, 0.0, 0.0, 0.0]
+NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +265,33 @@ def test_numbers_that_are_none_are_refused(unchanged: World, literal: str, path:
     assert problem["errors"][0]["pointer"] == ("/vector/2" if path == SEARCH else "/items/0/embedding/2")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "code", "pointer"),
+    [
+        ("/admin/upgrades", {"throttle": {"items_per_second": NAN}}, "invalid_request", "/throttle/items_per_second"),
+        ("/models", {"dimension": NAN}, "invalid_request", "/dimension"),
+        ("/models", {"side_information": {"dimension": NAN}}, "invalid_request", "/side_information/dimension"),
+        ("/models", {"vector": [NAN]}, "invalid_request", "/vector/0"),
+        ("/galleries", {"index": {"kind": "ivf", "nlist": NAN}}, "invalid_request", "/index/nlist"),
+        (f"{ITEMS}/delete", {"ids": [NAN]}, "invalid_request", "/ids/0"),
+        (ITEMS, {"items": [{"id": NAN}]}, "invalid_request", "/items/0/id"),
+        (ITEMS, {"items": [{"id": "a", "payload": {"x/y": [NAN]}}]}, "invalid_item", "/items/0/payload/x~1y/0"),
+        (ITEMS, {"items": [{"id": "a", "side_information": [NAN]}]}, "invalid_vector", "/items/0/side_information/0"),
+        (SEARCH, {"filter": {"price": {"lt": NAN}}}, "invalid_filter", "/filter/price/lt"),
+        (SEARCH, {"k": NAN}, "invalid_request", "/k"),
+        (SEARCH, {"companions": {"new": [NAN]}}, "invalid_vector", "/companions/new/0"),
+        (f"{SEARCH}/batch", {"queries": [[1.0], [NAN]]}, "invalid_vector", "/queries/1/0"),
+        (f"{SEARCH}/batch", {"queries": [{"vector": [NAN]}]}, "invalid_vector", "/queries/0/vector/0"),
+        ("/models", NAN, "invalid_request", ""),
+    ],
+)
+def test_a_number_that_is_none_is_refused_as_what_it_stands_for(
+    unchanged: World, path: str, body: Any, code: str, pointer: str
+) -> None:
+    problem = unchanged.refused(unchanged.client.post(path, content=json.dumps(body)), 422, code)
+    assert problem["errors"][0]["pointer"] == pointer
+
+
 def test_a_base64_vector_with_a_nan_is_refused(unchanged: World) -> None:
     body = {"model": "old", "vector": "AADAfwAAAAAAAAAAAAAAAA=="}
     unchanged.refused(unchanged.client.post(SEARCH, json=body), 422, "invalid_vector")
@@ -282,8 +310,18 @@ def test_a_zero_vector_is_refused_under_cosine(world: World) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b'{"model": "old",}', b"\xff\xfe", b'{"model": "\\ud800"}', b"[" * 100_000, b'{"a": 1} x'],
-    ids=["empty", "cut", "comma", "bytes", "surrogate", "deep", "more"],
+    [
+        b"",
+        b"{",
+        b'{"model": "old",}',
+        b"\xff\xfe",
+        b'{"model": "\\ud800"}',
+        b'{"\\ud800": NaN}',
+        b'{"items": [{"id": "\\ud800", "embedding": [NaN]}]}',
+        b"[" * 100_000,
+        b'{"a": 1} x',
+    ],
+    ids=["empty", "cut", "comma", "bytes", "surrogate", "name", "id", "deep", "more"],
 )
 @pytest.mark.parametrize("path", [ITEMS, SEARCH, "/models", "/admin/upgrades"])
 def test_a_body_that_is_not_json_is_refused(unchanged: World, path: str, content: bytes) -> None:
