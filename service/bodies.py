@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
 from service import pieces
-from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType, invalid, pointer
+from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType, invalid
 from service.process import Process, ProcessDep
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -245,7 +245,7 @@ def _not_json(model: type[Body], raw: bytes, error: orjson.JSONDecodeError) -> e
         value = json.loads(raw)
         where = next(_not_finite(value, ()), None)
         if where is not None:
-            kind, place, item = _kind(model, where), pointer(where), _item(value, where)
+            kind, place, item = _kind(model, where), errors.pointer(*where), _item(value, where)
             # What has a lone surrogate is not JSON either, and no answer could repeat it.
             "".join((place, *item.values())).encode()
             return kind("NaN, infinity, or a number beyond float64", pointer=place, **item)

@@ -197,18 +197,13 @@ def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]], **details: 
         details: extension members for the answer.
     """
     pointed = [
-        {"pointer": pointer(location), "detail": _WORDS.get(kind, message.partition(" after validation")[0])}
+        {"pointer": errors.pointer(*location), "detail": _WORDS.get(kind, message.partition(" after validation")[0])}
         for location, kind, message in found[:MAX_ERRORS]
     ]
     detail = f"{pointed[0]['pointer'] or 'the body'}: {pointed[0]['detail']}"
     if all(kind == "invalid_vector" for _, kind, _ in found):
         return errors.InvalidVector(detail, errors=pointed, **details)
     return InvalidRequest(detail, errors=pointed, **details)
-
-
-def pointer(location: tuple[int | str, ...]) -> str:
-    """A JSON pointer (RFC 6901)."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
 def named(error: errors.Invalid, ids: Sequence[str]) -> errors.Invalid:

@@ -139,7 +139,7 @@ def _all(given: Any, dialect: str, pointer: str, depth: int) -> ColumnElement[bo
         raise errors.InvalidFilter("a filter is an object of fields and conditions", pointer=pointer)
     if depth == 0:
         raise errors.InvalidFilter(f"a filter may be nested {_DEPTH} deep", pointer=pointer)
-    parts = [_part(name, value, dialect, f"{pointer}/{name}", depth) for name, value in given.items()]
+    parts = [_part(name, value, dialect, pointer + errors.pointer(name), depth) for name, value in given.items()]
     return and_(true(), *parts)
 
 
@@ -152,11 +152,12 @@ def _part(name: str, value: Any, dialect: str, pointer: str, depth: int) -> Colu
     if name == "not":
         return not_(func.coalesce(_all(value, dialect, pointer, depth - 1), false()))
     _storable(name, pointer)
-    operators = value if isinstance(value, Mapping) else {"eq": value}
-    if not operators:
-        raise errors.InvalidFilter(f"field {name!r} has no condition", pointer=pointer)
     field = _Field(name, dialect)
-    return and_(*(_operator(field, op, operand, f"{pointer}/{op}") for op, operand in operators.items()))
+    if not isinstance(value, Mapping):
+        return _operator(field, "eq", value, pointer)
+    if not value:
+        raise errors.InvalidFilter(f"field {name!r} has no condition", pointer=pointer)
+    return and_(*(_operator(field, op, operand, pointer + errors.pointer(op)) for op, operand in value.items()))
 
 
 def _storable(text: str, pointer: str) -> None:

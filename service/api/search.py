@@ -22,6 +22,7 @@ from gallery.search.brief import AT_MOST, MOST_HITS, NotBrief
 from gallery.search.request import Answer, Hit, SearchRequest
 from gallery.search.run import planned_for
 from gallery.snapshot import World
+from gallery.spaces import EmbeddingModel
 from gallery.vectors import accept
 from service.auth import MaySearch
 from service.bodies import VECTOR_SCHEMA, Body, Json, Reference, Vector, stack, within
@@ -266,17 +267,19 @@ class Queries(NamedTuple):
 def one_query(body: SearchBody, world: World) -> Queries:
     """The query of a search; raises what its vectors are refused with."""
 
-    def one(vector: NDArray[Any], name: str, at: str) -> Vectors:
-        return accept(vector.reshape(1, -1), world.model(name), pointer=at)
+    def one(vector: NDArray[Any], model: EmbeddingModel, at: str) -> Vectors:
+        return accept(vector.reshape(1, -1), model, pointer=at)
 
-    companions = {name: one(vector, name, f"/companions/{name}") for name, vector in body.companions.items()}
-    return Queries(one(body.vector, body.model, "/vector"), companions)
+    companions = {}
+    for name, vector in body.companions.items():
+        at = "/companions/" + errors.escaped(name)
+        companions[name] = one(vector, world.model(name, pointer=at), at)
+    return Queries(one(body.vector, world.model(body.model, pointer="/model"), "/vector"), companions)
 
 
 def _several(body: BatchBody, world: World) -> Queries:
-    def all_of(vectors: Sequence[NDArray[Any]], name: str, at: str) -> Vectors:
-        model = world.model(name)
-        return accept(stack(vectors, model.dimension, name, at), model, pointer=at)
+    def all_of(vectors: Sequence[NDArray[Any]], model: EmbeddingModel, at: str) -> Vectors:
+        return accept(stack(vectors, model.dimension, model.name, at), model, pointer=at)
 
     names = body.queries[0].companions.keys()
     for row, query in enumerate(body.queries):
@@ -285,11 +288,13 @@ def _several(body: BatchBody, world: World) -> Queries:
                 "companions come with all queries or with none, in the same models",
                 pointer=f"/queries/{row}/companions",
             )
-    companions = {
-        name: all_of([query.companions[name] for query in body.queries], name, "/queries/{row}/companions/" + name)
-        for name in names
-    }
-    return Queries(all_of([query.vector for query in body.queries], body.model, "/queries/{row}/vector"), companions)
+    companions = {}
+    for name in names:
+        model = world.model(name, pointer=errors.pointer("queries", 0, "companions", name))
+        vectors = [query.companions[name] for query in body.queries]
+        companions[name] = all_of(vectors, model, "/queries/{row}/companions/" + name)
+    model = world.model(body.model, pointer="/model")
+    return Queries(all_of([query.vector for query in body.queries], model, "/queries/{row}/vector"), companions)
 
 
 def _answers(process: Process, gallery: str, body: _Options, queries_of: Callable[[World], Queries]) -> list[Answer]:

@@ -88,8 +88,9 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
         (SEARCH, {"model": "old", "vector": [1.0]}, 422, "dimension_mismatch", "/vector"),
         (SEARCH, {"model": "old", "vector": [1.0, False, 0, 0]}, 422, "invalid_vector", "/vector"),
         (SEARCH, {"vector": UNIT}, 422, "invalid_request", "/model"),
-        (SEARCH, {"model": "nobody", "vector": UNIT}, 404, "model_not_found", None),
-        (SEARCH, {"model": "NoBody!", "vector": UNIT}, 404, "model_not_found", None),
+        (SEARCH, {"model": "nobody", "vector": UNIT}, 404, "model_not_found", "/model"),
+        (SEARCH, {"model": "NoBody!", "vector": UNIT}, 404, "model_not_found", "/model"),
+        (SEARCH + "/batch", {"model": "nobody", "queries": [UNIT]}, 404, "model_not_found", "/model"),
         (SEARCH, {"model": "new", "vector": [0.0, *UNIT]}, 409, "no_route", None),
         (SEARCH, {"model": "twin", "vector": UNIT}, 409, "no_route", None),
         (ITEMS, items(UNIT, model="twin"), 409, "no_route", "/model"),
@@ -97,7 +98,20 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
         (SEARCH, {"model": "old", "vector": UNIT, "k": "3"}, 422, "invalid_request", "/k"),
         (SEARCH, {"model": "old", "vector": UNIT, "k": 1001}, 422, "limit_exceeded", "/k"),
         (SEARCH, {"model": "old", "vector": UNIT, "include": ["everything"]}, 422, "invalid_request", "/include/0"),
-        (SEARCH, {"model": "old", "vector": UNIT, "companions": {"x": [1]}}, 404, "model_not_found", None),
+        (
+            SEARCH,
+            {"model": "old", "vector": UNIT, "companions": {"x/y": [1]}},
+            404,
+            "model_not_found",
+            "/companions/x~1y",
+        ),
+        (
+            SEARCH + "/batch",
+            {"model": "old", "queries": [{"vector": UNIT, "companions": {"{x/y}": [1]}}]},
+            404,
+            "model_not_found",
+            "/queries/0/companions/{x~1y}",
+        ),
         (
             SEARCH,
             {"model": "old", "vector": UNIT, "companions": {"new": [1]}},
@@ -112,6 +126,7 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
             "invalid_filter",
             "/filter/a/near",
         ),
+        (SEARCH, {"model": "old", "vector": UNIT, "filter": {"a": [1]}}, 422, "invalid_filter", "/filter/a"),
         (SEARCH, {"model": "old", "vector": UNIT, "filter": {"a": "\0"}}, 422, "invalid_request", "/filter"),
         (SEARCH, {"model": "old", "vector": UNIT, "filter": []}, 422, "invalid_request", "/filter"),
         ("/galleries/nowhere/search", {"model": "old", "vector": UNIT}, 404, "gallery_not_found", None),
@@ -214,6 +229,12 @@ def test_a_transformation_of_what_is_not_there_names_the_field(unchanged: World)
         answer = unchanged.client.post("/transformations", json={"name": "x", **body, field: wrong})
         assert answer.status_code == 404
         assert answer.json()["errors"][0]["pointer"] == f"/{field}"
+
+
+def test_a_probe_of_a_model_that_is_not_there_names_its_place(unchanged: World) -> None:
+    body = {"probes": [{"vectors": {"old": UNIT}}, {"vectors": {"a/b~": UNIT}}]}
+    problem = unchanged.refused(unchanged.client.put(f"/galleries/{GALLERY}/probes", json=body), 404, "model_not_found")
+    assert problem["errors"][0]["pointer"] == "/probes/1/vectors/a~1b~0"
 
 
 def test_a_path_that_does_not_take_a_method_names_all_that_it_takes(unchanged: World) -> None:

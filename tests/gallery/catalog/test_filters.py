@@ -170,26 +170,27 @@ def test_both_databases_agree_with_python(both: list[Items], rows: list[Any], wa
         ({"a": {"lt": None}}, "'lt' does not take NoneType", "/filter/a/lt"),
         ({"a": {"lt": True}}, "'lt' does not take bool", "/filter/a/lt"),
         ({"a": {"exists": 1}}, "'exists' does not take int", "/filter/a/exists"),
-        ({"a": [1]}, "cannot be compared with list", "/filter/a/eq"),
+        ({"a": [1]}, "cannot be compared with list", "/filter/a"),
         ({"or": []}, "takes a list of filters", "/filter/or"),
         ({"and": [{"a": {"no": 1}}]}, "'no' is not one of", "/filter/and/0/a/no"),
         ({"not": [1]}, "an object", "/filter/not"),
-        ({"a": 10**400}, "number", "/filter/a/eq"),
+        ({"a": 10**400}, "number", "/filter/a"),
         ({"a": {"gt": 2**63}}, "64 bits", "/filter/a/gt"),
         ({"a": {"in": [1, -(2**63) - 1]}}, "64 bits", "/filter/a/in"),
         ({"a": {"lt": float("inf")}}, "number", "/filter/a/lt"),
-        ({"a": float("nan")}, "number", "/filter/a/eq"),
-        ({"a": "nul\0"}, "NUL", "/filter/a/eq"),
+        ({"a": float("nan")}, "number", "/filter/a"),
+        ({"a": "nul\0"}, "NUL", "/filter/a"),
         ({"a": {"in": ["\ud800"]}}, "surrogate", "/filter/a/in"),
-        ({"nul\0": 1}, "NUL", "/filter"),
-        ({"\ud800": {"exists": True}}, "surrogate", "/filter"),
+        ({"nul\0": 1}, "NUL", "/filter/nul\0"),
+        ({"\ud800": {"exists": True}}, "surrogate", "/filter/\ud800"),
+        ({"a/b": {"~/": 1}}, "is not one of", "/filter/a~1b/~0~1"),
     ],
 )
 def test_a_filter_that_cannot_be_followed_is_refused_with_its_place(wanted: Any, says: str, pointer: str) -> None:
     for dialect in ("sqlite", "postgresql"):
         with pytest.raises(errors.InvalidFilter, match=says) as refused:
             compile_filter(wanted, dialect)
-        assert (refused.value.pointer or "").startswith(pointer)
+        assert refused.value.pointer == pointer
 
 
 def test_a_filter_may_be_nested_eight_deep() -> None:
