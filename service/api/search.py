@@ -57,7 +57,7 @@ class _Options(Body):
     """What a search and a batch have in common."""
 
     model: Reference = Field(description="The model that embedded the query; it is never guessed.")
-    k: int = Field(default=10, ge=1, description="Hits per query.")
+    k: int = Field(default=10, ge=1, description="Hits per query; if it is left out, 10 or `max_k`, whichever is less.")
     filter: Filter | None = Field(
         default=None, description="Condition on the payload.", examples=[{"price": {"lt": 50}}]
     )
@@ -191,7 +191,7 @@ async def search(
     process: ProcessDep,
 ) -> Response:
     """Find the items nearest to a query, at any progress of an upgrade."""
-    within(body.k, process.store.settings.max_k, "max_k", "/k")
+    limit_hits(body, process)
     async with process.searches.taken():
         return await run_in_threadpool(_searched, process, gallery, body)
 
@@ -247,7 +247,7 @@ def search_batch(
 ) -> Response:
     """Answer several queries of one model from one snapshot."""
     started = time.perf_counter()
-    within(body.k, process.store.settings.max_k, "max_k", "/k")
+    limit_hits(body, process)
     within(len(body.queries), process.store.settings.max_queries, "max_queries", "/queries")
     answers = _answers(process, gallery, body, lambda world: _several(body, world))
     found = hits_as_json(process, answers, payload="payload" in body.include)
@@ -255,6 +255,18 @@ def search_batch(
     results = b",".join([_written({"hits": hits}) for hits in found])
     about = orjson.dumps(_about(body, answers[0], started))
     return Response(b'{"results":[%b],%b' % (results, about[1:]), media_type="application/json")
+
+
+def limit_hits(body: _Options, process: Process) -> None:
+    """Hold `max_k`. Whoever did not ask for a number of hits did not pass it.
+
+    Raises:
+        LimitExceeded: more hits are asked for.
+    """
+    most = process.store.settings.max_k
+    if "k" in body.model_fields_set:
+        within(body.k, most, "max_k", "/k")
+    body.k = min(body.k, most)
 
 
 class Queries(NamedTuple):
