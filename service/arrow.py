@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gallery import errors
 from gallery.ingest import NewItems
 from gallery.pairs import NewPairs
+from service.bodies import not_finite
 from service.errors import InvalidArrow, named
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
@@ -239,7 +240,9 @@ def _payloads(table: Any) -> list[Mapping[str, Any] | None]:
 
 
 def _plain(value: Any, at: int) -> Mapping[str, Any] | None:
-    """What the struct is in JSON: a date becomes text, bytes are refused."""
+    """What the struct is in JSON: a date becomes text, bytes and NaN are refused."""
+    if any(not_finite(value)):  # orjson would write null
+        raise errors.InvalidItem("a payload is JSON, without NaN and infinity", pointer=f"/items/{at}/payload")
     try:
         return _parsed(orjson.dumps(value), at)
     except TypeError as error:

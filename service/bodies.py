@@ -243,7 +243,7 @@ def _not_json(model: type[Body], raw: bytes, error: orjson.JSONDecodeError) -> e
         return InvalidJson("the body is empty; send JSON")
     try:
         value = json.loads(raw)
-        where = next(_not_finite(value, ()), None)
+        where = next(not_finite(value), None)
         if where is not None:
             kind, place, item = _kind(model, where), errors.pointer(*where), _item(value, where)
             # What has a lone surrogate is not JSON either, and no answer could repeat it.
@@ -287,12 +287,13 @@ def _item(value: Any, at: tuple[int | str, ...]) -> dict[str, str]:
     return {}
 
 
-def _not_finite(value: object, at: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+def not_finite(value: object, at: tuple[int | str, ...] = ()) -> Iterator[tuple[int | str, ...]]:
+    """Where in a value numbers are NaN or infinity."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _not_finite(inner, (*at, name))
+            yield from not_finite(inner, (*at, name))
     elif isinstance(value, list):
         for place, inner in enumerate(value):
-            yield from _not_finite(inner, (*at, place))
+            yield from not_finite(inner, (*at, place))
     elif isinstance(value, float) and not math.isfinite(value):
         yield at

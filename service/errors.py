@@ -118,7 +118,8 @@ STATUS: Mapping[type[GalleryError], int] = {
     GalleryError: 500,
     Unavailable: 503,
 }
-_HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
+#: what comes with a refusal beside the problem
+HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
     Unauthenticated: {"WWW-Authenticate": "Bearer"},
     Overloaded: {"Retry-After": "1"},
     Unavailable: {"Retry-After": "1"},
@@ -173,7 +174,7 @@ def problem(error: GalleryError, request_id: str) -> Response:
         body["errors"] = [{"pointer": error.pointer or "", "detail": detail}]
     if status < 500:
         body = {**error.details, **body}
-    headers = {"X-Request-Id": request_id, **_HEADERS.get(type(error), {})}
+    headers = {"X-Request-Id": request_id, **HEADERS.get(type(error), {})}
     return Response(orjson.dumps(body, default=str), status, headers, MEDIA_TYPE)
 
 

@@ -128,6 +128,7 @@ _PROBES = {"probes": [{"vectors": {"resnet18-v1": [0.1, 0.2], "resnet50-v2": [0.
         errors.GalleryExists,
         errors.InvalidIndex,
         takes=GalleryBody,
+        located=201,
         example={"name": "photos", "model": "resnet18-v1"},
     ),
 )

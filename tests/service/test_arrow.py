@@ -198,6 +198,11 @@ def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
             "invalid_item",
             "/items/1/payload",
         ),
+        "struct with nan": (
+            stream({**good, "payload": [{"x": [1.0]}, {"x": [2.0, np.nan]}]}),
+            "invalid_item",
+            "/items/1/payload",
+        ),
         "bytes": (stream({**good, "payload": [{"x": b"\xff"}, None]}), "invalid_item", "/items/0/payload"),
     }
 
