@@ -196,3 +196,13 @@ class Outdated(GalleryError):
 
 class LeaseLost(GalleryError):
     """Another worker holds the segment now, or the upgrade no longer wants it; the work is discarded."""
+
+
+def pointer(*parts: int | str) -> str:
+    """A JSON pointer (RFC 6901), of the names and positions that lead to a part of a body."""
+    return "".join("/" + escaped(str(part)) for part in parts)
+
+
+def escaped(name: str) -> str:
+    """A name as a JSON pointer has it."""
+    return name.replace("~", "~0").replace("/", "~1")

@@ -9,6 +9,7 @@ Side-information is uniform in a segment: a request whose items have it only in 
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,6 +35,9 @@ from gallery.upgrade.sources import choose
 from gallery.vectors import accept, accept_side
 
 MAX_ID_BYTES = 512
+#: objects and lists within each other; writers of JSON go 250 deep, so that what is stored can always be answered with
+MAX_PAYLOAD_DEPTH = 64
+_NO_PATHS = frozenset({".", ".."})
 _ATTEMPTS = 10
 
 
@@ -241,32 +245,44 @@ def _accept_for(accepted: _Accepted, wanted: _Wanted) -> None:
 def _accept_ids(ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for at, item in enumerate(ids):
-        if not item or len(item.encode(errors="surrogatepass")) > MAX_ID_BYTES or not item.isprintable():
-            raise errors.InvalidItem(f"an id is 1 to {MAX_ID_BYTES} bytes of printable text", pointer=f"/items/{at}/id")
+        if not item or len(item.encode(errors="surrogatepass")) > MAX_ID_BYTES or not _is_text(item):
+            raise errors.InvalidItem(
+                f"an id is 1 to {MAX_ID_BYTES} bytes of text without control characters", pointer=f"/items/{at}/id"
+            )
+        if item in _NO_PATHS:
+            raise errors.InvalidItem(
+                "clients take '.' and '..' out of paths: choose another id", pointer=f"/items/{at}/id"
+            )
         if item in seen:
             raise errors.DuplicateId(f"the id {item!r} occurs twice in this request", pointer=f"/items/{at}/id")
         seen.add(item)
 
 
+def _is_text(item: str) -> bool:
+    """No control characters, no lone surrogates. All else is somebody's writing, whether or not this Python knows it yet."""
+    return item.isprintable() or not any(unicodedata.category(character) in ("Cc", "Cs") for character in item)
+
+
 def _accept_payloads(payloads: Sequence[Mapping[str, Any] | None]) -> None:
     for at, payload in enumerate(payloads):
-        if payload and not _storable(payload):
+        if payload and not _storable(payload, MAX_PAYLOAD_DEPTH):
             raise errors.InvalidItem(
-                "a payload is JSON without NaN, infinity, NUL characters or lone surrogates",
+                f"a payload is JSON, nested at most {MAX_PAYLOAD_DEPTH} deep, without NaN, infinity, NUL characters or lone "
+                "surrogates",
                 pointer=f"/items/{at}/payload",
             )
 
 
-def _storable(value: Any) -> bool:
-    """What both databases can keep: PostgreSQL's JSONB refuses NUL, and JSON itself NaN."""
+def _storable(value: Any, depth: int) -> bool:
+    """What both databases can keep, and answers can hold: PostgreSQL's JSONB refuses NUL, and JSON itself NaN."""
     if isinstance(value, str):
         return ("\0" not in value and value.isascii()) or not any("\ud800" <= c <= "\udfff" or c == "\0" for c in value)
     if isinstance(value, int | float):
         return abs(value) <= sys.float_info.max  # a larger integer would break every filter on its field
     if isinstance(value, Mapping):
-        return all(_storable(key) and _storable(inner) for key, inner in value.items())
+        return depth > 0 and all(_storable(key, 0) and _storable(inner, depth - 1) for key, inner in value.items())
     if isinstance(value, list):
-        return all(_storable(inner) for inner in value)
+        return depth > 0 and all(_storable(inner, depth - 1) for inner in value)
     return True
 
 

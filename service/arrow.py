@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from gallery import errors
 from gallery.ingest import NewItems
 from gallery.pairs import NewPairs
-from service.errors import InvalidArrow
+from service.bodies import not_finite
+from service.errors import InvalidArrow, named
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _REQUIRED = ("id", "embedding")
@@ -39,15 +40,14 @@ def read_items(path: Path, *, model: str | None, max_items: int, max_bytes: int)
         InvalidItem, InvalidVector, DimensionMismatch: an item cannot be stored; the pointer names it.
     """
     table = _table(path, _COLUMNS, ("max_items_per_arrow", max_items), max_bytes)
-    side, has_side = _side(table)
-    return NewItems(
-        model=model if model is not None else _model(table.schema),
-        ids=_ids(table, "/items"),
-        embeddings=_vectors(_column(table, "embedding"), np.arange(len(table)), "/items/{row}/embedding"),
-        payloads=_payloads(table),
-        side=side,
-        has_side=has_side,
-    )
+    model = model if model is not None else _model(table.schema)
+    ids = _ids(table, "/items")
+    try:
+        embeddings = _vectors(_column(table, "embedding"), np.arange(len(table)), "/items/{row}/embedding")
+        side, has_side = _side(table)
+        return NewItems(model, ids, embeddings, _payloads(table), side, has_side)
+    except errors.Invalid as error:
+        raise named(error, ids) from error
 
 
 def read_pairs(path: Path, *, max_pairs: int, max_bytes: int) -> NewPairs:
@@ -240,7 +240,9 @@ def _payloads(table: Any) -> list[Mapping[str, Any] | None]:
 
 
 def _plain(value: Any, at: int) -> Mapping[str, Any] | None:
-    """What the struct is in JSON: a date becomes text, bytes are refused."""
+    """What the struct is in JSON: a date becomes text, bytes and NaN are refused."""
+    if any(not_finite(value)):  # orjson would write null
+        raise errors.InvalidItem("a payload is JSON, without NaN and infinity", pointer=f"/items/{at}/payload")
     try:
         return _parsed(orjson.dumps(value), at)
     except TypeError as error:

@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
 from service import pieces
-from service.errors import BodyTooLarge, InvalidJson, UnsupportedMediaType, invalid, pointer
+from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType, invalid
 from service.process import Process, ProcessDep
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -136,12 +136,12 @@ def parse(model: type[T], raw: bytes) -> T:
 
     Raises:
         InvalidJson: it is not JSON.
-        InvalidRequest, InvalidVector: it does not have the documented shape.
+        InvalidRequest, InvalidVector, InvalidFilter, InvalidItem: it does not have the documented shape.
     """
     try:
         value = pieces.loads(raw) if len(raw) > pieces.PIECE else orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise _not_json(raw, error) from None
+        raise _not_json(model, raw, error) from None
     return validated(model, value)
 
 
@@ -155,7 +155,8 @@ def validated(model: type[T], value: Any) -> T:
         return model.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise invalid([(each["loc"], each["type"], each["msg"]) for each in found]) from None
+        item = _item(value, found[0]["loc"])
+        raise invalid([(each["loc"], each["type"], each["msg"]) for each in found], **item) from None
 
 
 async def read(request: Request, limit: int) -> list[bytes]:
@@ -236,25 +237,63 @@ def within(value: int, maximum: int, name: str, at: str) -> None:
         raise errors.LimitExceeded(f"{value} is more than {name}, {maximum}", pointer=at, limit=name, maximum=maximum)
 
 
-def _not_json(raw: bytes, error: orjson.JSONDecodeError) -> errors.GalleryError:
+def _not_json(model: type[Body], raw: bytes, error: orjson.JSONDecodeError) -> errors.GalleryError:
     """JSON has no NaN and no infinity, but many writers make them; tell that apart from broken JSON."""
     if not raw:
         return InvalidJson("the body is empty; send JSON")
     try:
-        where = next(_not_finite(json.loads(raw), ()), None)
+        value = json.loads(raw)
+        where = next(not_finite(value), None)
+        if where is not None:
+            kind, place, item = _kind(model, where), errors.pointer(*where), _item(value, where)
+            # What has a lone surrogate is not JSON either, and no answer could repeat it.
+            "".join((place, *item.values())).encode()
+            return kind("NaN, infinity, or a number beyond float64", pointer=place, **item)
     except (ValueError, RecursionError):
-        where = None
-    if where is not None:
-        return errors.InvalidVector("NaN, infinity, or a number beyond float64", pointer=pointer(where))
+        pass
     return InvalidJson(f"the body is not JSON: {error}")
 
 
-def _not_finite(value: object, at: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+def _kind(model: type[Body], at: tuple[int | str, ...]) -> type[errors.GalleryError]:
+    """What a number that is none is refused as, by where it stands in a body: as its schema would, had JSON a word for it."""
+    match at:
+        case (str(field), *_) if field not in model.model_fields:
+            return InvalidRequest
+        case ("filter", *_):
+            return errors.InvalidFilter
+        case ("items", int(), "payload", *_):
+            return errors.InvalidItem
+        case (
+            ("vector", *_)
+            | ("companions", _, *_)
+            | ("queries", int(), int())
+            | ("queries", int(), "vector", *_)
+            | ("queries", int(), "companions", _, *_)
+            | ("items" | "pairs", int(), "embedding" | "side_information", *_)
+            | ("probes", int(), "vectors", _, *_)
+            | ("source_embeddings" | "target_embeddings" | "side_information", int(), *_)
+        ):
+            return errors.InvalidVector
+    return InvalidRequest
+
+
+def _item(value: Any, at: tuple[int | str, ...]) -> dict[str, str]:
+    """The id of the item that a location leads to, for a refusal to name it; empty if there is none."""
+    match at:
+        case ("items", int(row), *_):
+            match value["items"][row]:
+                case {"id": str(name)}:
+                    return {"item": name}
+    return {}
+
+
+def not_finite(value: object, at: tuple[int | str, ...] = ()) -> Iterator[tuple[int | str, ...]]:
+    """Where in a value numbers are NaN or infinity."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _not_finite(inner, (*at, name))
+            yield from not_finite(inner, (*at, name))
     elif isinstance(value, list):
         for place, inner in enumerate(value):
-            yield from _not_finite(inner, (*at, place))
+            yield from not_finite(inner, (*at, place))
     elif isinstance(value, float) and not math.isfinite(value):
         yield at

@@ -17,6 +17,7 @@ from gallery.errors import GalleryError
 from service.bodies import Body
 from service.errors import (
     ABOUT_BODIES,
+    HEADERS,
     MEDIA_TYPE,
     TYPE,
     BodyTooLarge,
@@ -51,6 +52,7 @@ _ALWAYS: tuple[type[GalleryError], ...] = (
     errors.Damaged,
 )
 _WITH_BODY: tuple[type[GalleryError], ...] = (InvalidJson, BodyTooLarge, UnsupportedMediaType)
+_LOCATION = {"description": "The address of what was made.", "schema": {"type": "string", "format": "uri-reference"}}
 _bodies: set[type[Body]] = set()
 
 
@@ -61,6 +63,7 @@ def documented(
     optional: bool = False,
     other_content: dict[str, Any] | None = None,
     already: type[BaseModel] | None = None,
+    located: int | None = None,
     answers: dict[int | str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of a route that document its body and its errors.
@@ -72,6 +75,7 @@ def documented(
         optional: the body may be left out.
         other_content: what else is taken, by media type.
         already: what is answered with 200 if there was nothing to do.
+        located: the status that comes with the address of what was made.
         answers: good answers beside the route's own, by status.
     """
     content = dict(other_content or {})
@@ -85,6 +89,8 @@ def documented(
     responses = problems((*_ALWAYS, *refuses, *(_WITH_BODY if content else ())))
     if already is not None:
         responses[200] = {"model": already, "description": "Nothing had to be done."}
+    if located is not None:
+        responses[located] = {"headers": {"Location": _LOCATION}}
     return {"responses": {**responses, **(answers or {})}, **extra}
 
 
@@ -101,6 +107,8 @@ def problems(kinds: Iterable[type[GalleryError]]) -> dict[int | str, dict[str, A
             },
         )
         answer["description"] = ", ".join(filter(None, (answer["description"], f"`{code}`")))
+        for name, value in HEADERS.get(kind, {}).items():
+            answer.setdefault("headers", {})[name] = {"schema": {"type": "string"}, "example": value}
         answer["content"][MEDIA_TYPE]["examples"][code] = {"value": _example(status, code, kind)}
     return by_status
 

@@ -118,7 +118,8 @@ STATUS: Mapping[type[GalleryError], int] = {
     GalleryError: 500,
     Unavailable: 503,
 }
-_HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
+#: what comes with a refusal beside the problem
+HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
     Unauthenticated: {"WWW-Authenticate": "Bearer"},
     Overloaded: {"Retry-After": "1"},
     Unavailable: {"Retry-After": "1"},
@@ -173,7 +174,7 @@ def problem(error: GalleryError, request_id: str) -> Response:
         body["errors"] = [{"pointer": error.pointer or "", "detail": detail}]
     if status < 500:
         body = {**error.details, **body}
-    headers = {"X-Request-Id": request_id, **_HEADERS.get(type(error), {})}
+    headers = {"X-Request-Id": request_id, **HEADERS.get(type(error), {})}
     return Response(orjson.dumps(body, default=str), status, headers, MEDIA_TYPE)
 
 
@@ -189,25 +190,29 @@ _WORDS: Mapping[str, str] = {
 }
 
 
-def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]]) -> GalleryError:
+def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]], **details: Any) -> GalleryError:
     """What a schema refused, as one error; one about vectors only has their code.
 
     Args:
         found: location, type and message of each thing that is wrong; never what was sent, which may be a vector.
+        details: extension members for the answer.
     """
     pointed = [
-        {"pointer": pointer(location), "detail": _WORDS.get(kind, message.partition(" after validation")[0])}
+        {"pointer": errors.pointer(*location), "detail": _WORDS.get(kind, message.partition(" after validation")[0])}
         for location, kind, message in found[:MAX_ERRORS]
     ]
     detail = f"{pointed[0]['pointer'] or 'the body'}: {pointed[0]['detail']}"
     if all(kind == "invalid_vector" for _, kind, _ in found):
-        return errors.InvalidVector(detail, errors=pointed)
-    return InvalidRequest(detail, errors=pointed)
+        return errors.InvalidVector(detail, errors=pointed, **details)
+    return InvalidRequest(detail, errors=pointed, **details)
 
 
-def pointer(location: tuple[int | str, ...]) -> str:
-    """A JSON pointer (RFC 6901)."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+def named(error: errors.Invalid, ids: Sequence[str]) -> errors.Invalid:
+    """The error, with the id of the item that its pointer leads to."""
+    parts = (error.pointer or "").split("/")
+    if len(parts) < 3 or parts[1] != "items" or int(parts[2]) >= len(ids):
+        return error
+    return type(error)(str(error), pointer=error.pointer, **{**error.details, "item": ids[int(parts[2])]})
 
 
 def install(app: FastAPI) -> None:

@@ -6,6 +6,7 @@
 
 A field that is absent fits no comparison, only `{"exists": false}` and `ne`. Values of different JSON types are never
 equal and never ordered: the type is compared first, so a string in one payload cannot break the filter on another's numbers.
+An integer is compared exactly, any other number in double precision.
 """
 
 from __future__ import annotations
@@ -15,7 +16,22 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, String, and_, case, false, func, literal, not_, or_, true
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Float,
+    Numeric,
+    String,
+    and_,
+    case,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    true,
+    type_coerce,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -123,7 +139,7 @@ def _all(given: Any, dialect: str, pointer: str, depth: int) -> ColumnElement[bo
         raise errors.InvalidFilter("a filter is an object of fields and conditions", pointer=pointer)
     if depth == 0:
         raise errors.InvalidFilter(f"a filter may be nested {_DEPTH} deep", pointer=pointer)
-    parts = [_part(name, value, dialect, f"{pointer}/{name}", depth) for name, value in given.items()]
+    parts = [_part(name, value, dialect, pointer + errors.pointer(name), depth) for name, value in given.items()]
     return and_(true(), *parts)
 
 
@@ -136,11 +152,12 @@ def _part(name: str, value: Any, dialect: str, pointer: str, depth: int) -> Colu
     if name == "not":
         return not_(func.coalesce(_all(value, dialect, pointer, depth - 1), false()))
     _storable(name, pointer)
-    operators = value if isinstance(value, Mapping) else {"eq": value}
-    if not operators:
-        raise errors.InvalidFilter(f"field {name!r} has no condition", pointer=pointer)
     field = _Field(name, dialect)
-    return and_(*(_operator(field, op, operand, f"{pointer}/{op}") for op, operand in operators.items()))
+    if not isinstance(value, Mapping):
+        return _operator(field, "eq", value, pointer)
+    if not value:
+        raise errors.InvalidFilter(f"field {name!r} has no condition", pointer=pointer)
+    return and_(*(_operator(field, op, operand, pointer + errors.pointer(op)) for op, operand in value.items()))
 
 
 def _storable(text: str, pointer: str) -> None:
@@ -149,14 +166,19 @@ def _storable(text: str, pointer: str) -> None:
         raise errors.InvalidFilter("text in a filter has no NUL and no lone surrogates", pointer=pointer)
 
 
-def _number(value: float, pointer: str) -> float:
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
+def _finite(value: float, pointer: str) -> float:
+    if not math.isfinite(value):
         raise errors.InvalidFilter("a number in a filter is finite in double precision", pointer=pointer)
-    return number
+    return value
+
+
+def _within_64_bits(value: int, pointer: str) -> int:
+    """SQLite takes a larger integer for the nearest double, which is that of many others."""
+    if not -(1 << 63) <= value < 1 << 63:
+        raise errors.InvalidFilter(
+            "an integer in a filter has 64 bits, one of them for the sign; keep larger numbers as text", pointer=pointer
+        )
+    return value
 
 
 def _operator(field: _Field, op: str, operand: Any, pointer: str) -> ColumnElement[bool]:
@@ -188,6 +210,9 @@ class _Field:
             kind, text, key = _EachKind, _EachText, name
         self.kind = kind(ItemRow.payload, literal(key))
         self._text = text(ItemRow.payload, literal(key))
+        self._float = self._text.cast(Float(53))
+        # What SQLite extracts is a number already, and it compares integers with doubles by their values.
+        self._exact = self._text.cast(Numeric) if dialect == "postgresql" else type_coerce(self._text, BigInteger)
 
     def equals(self, value: Any, pointer: str) -> ColumnElement[bool]:
         if value is None:
@@ -206,7 +231,9 @@ class _Field:
         if isinstance(value, str):
             _storable(value, pointer)
             return self._when("string", compare(self._text, value))
-        return self._when("number", compare(self._text.cast(Float(53)), _number(value, pointer)))
+        if isinstance(value, int):
+            return self._when("number", compare(self._exact, literal(_within_64_bits(value, pointer), BigInteger)))
+        return self._when("number", compare(self._float, _finite(value, pointer)))
 
     def _when(self, kind: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
         """The condition, evaluated only where the field has the JSON type: a cast of another type may fail."""

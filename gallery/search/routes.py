@@ -210,7 +210,7 @@ def _advice(known: Known, segments: Sequence[Reach], best: Plan) -> str:
     else:
         help_ = (
             f"register a forward transformation from {others} to {query} and send companions, or a backward "
-            f"transformation from {query} to {others}"
+            f"transformation from {query} to {others} or from {others} to {query}"
         )
     return (
         f"{best.coverage.unreachable} items have vectors of {others} only, which a query of {query} does not reach: "

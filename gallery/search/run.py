@@ -152,6 +152,8 @@ def _planned(world: World, snapshot: Snapshot, request: SearchRequest) -> Planne
     ]
     try:
         planned = plan(known, reaches, allow_partial=request.allow_partial)
+        if not reaches and request.model in snapshot.retired:  # refused as it would be once there is an item again
+            plan(known, [Reach(frozenset({(snapshot.model, 0)}), None, 1)], allow_partial=request.allow_partial)
     except errors.NoRoute as error:
         if request.model in snapshot.retired:
             raise errors.ModelRetired(

@@ -19,12 +19,13 @@ from service.api.search import (
     SearchBody,
     Served,
     hits_as_json,
+    limit_hits,
     one_query,
     request_for,
     served_as_json,
 )
 from service.auth import MayWrite
-from service.bodies import Json, validated, within
+from service.bodies import Json, validated
 from service.documents import documented
 from service.errors import InvalidRequest
 from service.process import Process, ProcessDep, RequestSlot
@@ -135,7 +136,9 @@ def _from_query(
     companions: Annotated[
         str | None, Query(description=f"A JSON object: by model, the same query as {_BASE64}.")
     ] = None,
-    k: Annotated[int, Query(ge=1, description="Hits.")] = 10,
+    k: Annotated[
+        int | None, Query(ge=1, description="Hits; if it is left out, 10 or `max_k`, whichever is less.")
+    ] = None,
     filter: Annotated[  # noqa: A002 - the contract's word
         str | None, Query(description="Condition on the payload, as JSON.", examples=['{"price": {"lt": 50}}'])
     ] = None,
@@ -152,7 +155,7 @@ def _from_query(
             "model": model,
             "vector": _plain_base64(vector),
             "companions": {name: _plain_base64(each) for name, each in others.items()},
-            "k": k,
+            **({} if k is None else {"k": k}),
             "filter": None if filter is None else _json_object(filter, "filter"),
             "allow_partial": allow_partial,
             "oversample": oversample,
@@ -178,7 +181,7 @@ def explain_search_by_url(
 
 
 def _explained(process: Process, gallery: str, body: SearchBody) -> dict[str, Any]:
-    within(body.k, process.store.settings.max_k, "max_k", "/k")
+    limit_hits(body, process)
 
     def ask(world: World) -> Explained:
         world.snapshot(gallery)  # a gallery that is not there is said before a model that is not

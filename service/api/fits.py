@@ -232,6 +232,7 @@ async def _asked(
         errors.IdempotencyKeyReused,
         InvalidArrow,
         takes=FitBody,
+        located=202,
         example=_FIT,
         other_content=_ARROW,
     ),

@@ -128,6 +128,7 @@ _PROBES = {"probes": [{"vectors": {"resnet18-v1": [0.1, 0.2], "resnet50-v2": [0.
         errors.GalleryExists,
         errors.InvalidIndex,
         takes=GalleryBody,
+        located=201,
         example={"name": "photos", "model": "resnet18-v1"},
     ),
 )
@@ -222,10 +223,11 @@ def put_probes(
         for at, probe in enumerate(body.probes):
             vectors = {}
             for name, vector in probe.vectors.items():
+                place = errors.pointer("probes", at, "vectors", name)
                 model = registry.models.get(name) or model_rows.as_model(
-                    model_rows.model_row(tx.session, name, pointer=f"/probes/{at}/vectors/{name}")
+                    model_rows.model_row(tx.session, name, pointer=place)
                 )
-                vectors[name] = accept(vector.reshape(1, -1), model, pointer=f"/probes/{at}/vectors/{name}")[0]
+                vectors[name] = accept(vector.reshape(1, -1), model, pointer=place)[0]
             accepted.append((vectors, probe.relevant))
         probe_rows.replace(tx.session, row.id, accepted)
         audit.record(tx.session, "gallery.probes_replaced", gallery=gallery, actor=caller.name, probes=len(accepted))

@@ -50,12 +50,14 @@ class Info(BaseModel):
     limits: Limits
 
 
+@router.head("/health/live", include_in_schema=False)  # of which some load balancers ask no more
 @router.get("/health/live")
 async def live() -> Health:
     """Whether the process runs; nothing else is checked."""
     return Health()
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", responses=problems([Unavailable]))
 def ready(process: ProcessDep) -> Health:
     """Whether requests can be served: the catalog answers and has the schema of this version."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -20,10 +20,11 @@ from gallery.ingest import NewItems
 from gallery.spaces import EmbeddingModel
 from gallery.views import SegmentView
 from service import arrow, uploads
+from service.api.search import as_json
 from service.auth import MaySearch, MayWrite
 from service.bodies import Body, Json, Reference, Vector, media_type, require_type, stack, within
 from service.documents import documented
-from service.errors import InvalidArrow
+from service.errors import InvalidArrow, named
 from service.lineages import LineageStep, steps
 from service.process import Process, ProcessDep, RequestSlot
 
@@ -35,7 +36,7 @@ _LOOKS = 5  # for an item; merges of its segment cannot follow each other faster
 class Item(Body):
     """An item, embedded by one model."""
 
-    id: str = Field(description="1 to 512 bytes of printable text.")
+    id: str = Field(description="1 to 512 bytes of text without control characters; not `.` or `..`.")
     embedding: Vector
     side_information: Vector | None = None
     payload: dict[str, Any] | None = None
@@ -158,10 +159,8 @@ def upsert_items(
     """Write items. Items with an existing id are replaced. All or nothing: one bad item refuses the request."""
     try:
         done = ingest.upsert(process.store, gallery, items)
-    except RecursionError:
-        raise errors.InvalidItem("a payload is nested too deep") from None
     except errors.Invalid as error:
-        raise _named(error, items.ids) from error
+        raise named(error, items.ids) from error
     process.metrics.counts.upserted(done.upserted)
     large = len(items.ids) >= process.store.settings.exact_below
     process.written(nudge=large or _is_upgraded(process, gallery))
@@ -184,7 +183,11 @@ def delete_items(
     return Deleted(deleted=done.deleted, missing=[*done.missing, *impossible])
 
 
-@router.get("/galleries/{gallery}/items/{item:path}", **documented(errors.GalleryNotFound, errors.ItemNotFound))
+@router.get(
+    "/galleries/{gallery}/items/{item:path}",
+    response_model=StoredItem,
+    **documented(errors.GalleryNotFound, errors.ItemNotFound),
+)
 def get_item(
     _: MaySearch,
     __: RequestSlot,
@@ -192,12 +195,13 @@ def get_item(
     item: str,
     process: ProcessDep,
     include: Annotated[list[Literal["vectors"]], Query()] = [],  # noqa: B006 - FastAPI copies it
-) -> StoredItem:
+) -> Response:
     """Read an item: its payload, and which model or transformation made each of its embeddings."""
     view, found = _stored(process, gallery, item)
     columns = _columns(view, found.row, vectors="vectors" in include)
     side = view.side[found.row].tolist() if "vectors" in include and view.side is not None else None
-    return StoredItem(id=item, payload=found.payload, columns=columns, side_information=side)
+    about = {"columns": [each.model_dump() for each in columns], "side_information": side}
+    return as_json({"id": item, "payload": found.payload, **about})
 
 
 def _stored(process: Process, gallery: str, item: str) -> tuple[SegmentView, ItemRow]:
@@ -225,7 +229,7 @@ def _from_json(body: ItemsBody, process: Process) -> NewItems:
         embeddings = _stack([item.embedding for item in body.items], model.dimension, model.name, "embedding")
         side, has_side = _from_json_side(body, model)
     except errors.Invalid as error:
-        raise _named(error, ids) from error
+        raise named(error, ids) from error
     payloads = [item.payload for item in body.items]
     while body.items:  # all of them freed at once would stop every thread for 20 ms
         del body.items[-_FREED_AT_ONCE:]
@@ -248,14 +252,6 @@ def _from_json_side(body: ItemsBody, model: EmbeddingModel) -> tuple[NDArray[Any
 
 def _stack(vectors: Sequence[NDArray[Any] | None], dimension: int, model: str, field: str) -> NDArray[Any]:
     return stack(vectors, dimension, model, "/items/{row}/" + field)
-
-
-def _named(error: errors.Invalid, ids: Sequence[str]) -> errors.Invalid:
-    """The error, with the id of the item that its pointer leads to."""
-    parts = (error.pointer or "").split("/")
-    if len(parts) < 3 or parts[1] != "items" or int(parts[2]) >= len(ids):
-        return error
-    return type(error)(str(error), pointer=error.pointer, **{**error.details, "item": ids[int(parts[2])]})
 
 
 def _is_upgraded(process: Process, gallery: str) -> bool:

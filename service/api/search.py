@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ from gallery.search.brief import AT_MOST, MOST_HITS, NotBrief
 from gallery.search.request import Answer, Hit, SearchRequest
 from gallery.search.run import planned_for
 from gallery.snapshot import World
+from gallery.spaces import EmbeddingModel
 from gallery.vectors import accept
 from service.auth import MaySearch
 from service.bodies import VECTOR_SCHEMA, Body, Json, Reference, Vector, stack, within
@@ -55,7 +57,7 @@ class _Options(Body):
     """What a search and a batch have in common."""
 
     model: Reference = Field(description="The model that embedded the query; it is never guessed.")
-    k: int = Field(default=10, ge=1, description="Hits per query.")
+    k: int = Field(default=10, ge=1, description="Hits per query; if it is left out, 10 or `max_k`, whichever is less.")
     filter: Filter | None = Field(
         default=None, description="Condition on the payload.", examples=[{"price": {"lt": 50}}]
     )
@@ -189,7 +191,7 @@ async def search(
     process: ProcessDep,
 ) -> Response:
     """Find the items nearest to a query, at any progress of an upgrade."""
-    within(body.k, process.store.settings.max_k, "max_k", "/k")
+    limit_hits(body, process)
     async with process.searches.taken():
         return await run_in_threadpool(_searched, process, gallery, body)
 
@@ -227,7 +229,7 @@ def _searched(process: Process, gallery: str, body: SearchBody) -> Response:
     started = time.perf_counter()
     answers = _answers(process, gallery, body, lambda world: one_query(body, world))
     (hits,) = hits_as_json(process, answers, payload="payload" in body.include)
-    return _json({"hits": hits, **_about(body, answers[0], started)})
+    return as_json({"hits": hits, **_about(body, answers[0], started)})
 
 
 @router.post(
@@ -245,14 +247,26 @@ def search_batch(
 ) -> Response:
     """Answer several queries of one model from one snapshot."""
     started = time.perf_counter()
-    within(body.k, process.store.settings.max_k, "max_k", "/k")
+    limit_hits(body, process)
     within(len(body.queries), process.store.settings.max_queries, "max_queries", "/queries")
     answers = _answers(process, gallery, body, lambda world: _several(body, world))
     found = hits_as_json(process, answers, payload="payload" in body.include)
     # Query by query: a million hits written at once would stop every other thread for as long.
-    results = b",".join([orjson.dumps({"hits": hits}) for hits in found])
+    results = b",".join([_written({"hits": hits}) for hits in found])
     about = orjson.dumps(_about(body, answers[0], started))
     return Response(b'{"results":[%b],%b' % (results, about[1:]), media_type="application/json")
+
+
+def limit_hits(body: _Options, process: Process) -> None:
+    """Hold `max_k`. Whoever did not ask for a number of hits did not pass it.
+
+    Raises:
+        LimitExceeded: more hits are asked for.
+    """
+    most = process.store.settings.max_k
+    if "k" in body.model_fields_set:
+        within(body.k, most, "max_k", "/k")
+    body.k = min(body.k, most)
 
 
 class Queries(NamedTuple):
@@ -265,17 +279,19 @@ class Queries(NamedTuple):
 def one_query(body: SearchBody, world: World) -> Queries:
     """The query of a search; raises what its vectors are refused with."""
 
-    def one(vector: NDArray[Any], name: str, at: str) -> Vectors:
-        return accept(vector.reshape(1, -1), world.model(name), pointer=at)
+    def one(vector: NDArray[Any], model: EmbeddingModel, at: str) -> Vectors:
+        return accept(vector.reshape(1, -1), model, pointer=at)
 
-    companions = {name: one(vector, name, f"/companions/{name}") for name, vector in body.companions.items()}
-    return Queries(one(body.vector, body.model, "/vector"), companions)
+    companions = {}
+    for name, vector in body.companions.items():
+        at = "/companions/" + errors.escaped(name)
+        companions[name] = one(vector, world.model(name, pointer=at), at)
+    return Queries(one(body.vector, world.model(body.model, pointer="/model"), "/vector"), companions)
 
 
 def _several(body: BatchBody, world: World) -> Queries:
-    def all_of(vectors: Sequence[NDArray[Any]], name: str, at: str) -> Vectors:
-        model = world.model(name)
-        return accept(stack(vectors, model.dimension, name, at), model, pointer=at)
+    def all_of(vectors: Sequence[NDArray[Any]], model: EmbeddingModel, at: str) -> Vectors:
+        return accept(stack(vectors, model.dimension, model.name, at), model, pointer=at)
 
     names = body.queries[0].companions.keys()
     for row, query in enumerate(body.queries):
@@ -284,11 +300,13 @@ def _several(body: BatchBody, world: World) -> Queries:
                 "companions come with all queries or with none, in the same models",
                 pointer=f"/queries/{row}/companions",
             )
-    companions = {
-        name: all_of([query.companions[name] for query in body.queries], name, "/queries/{row}/companions/" + name)
-        for name in names
-    }
-    return Queries(all_of([query.vector for query in body.queries], body.model, "/queries/{row}/vector"), companions)
+    companions = {}
+    for name in names:
+        model = world.model(name, pointer=errors.pointer("queries", 0, "companions", name))
+        vectors = [query.companions[name] for query in body.queries]
+        companions[name] = all_of(vectors, model, "/queries/{row}/companions/" + name)
+    model = world.model(body.model, pointer="/model")
+    return Queries(all_of([query.vector for query in body.queries], model, "/queries/{row}/vector"), companions)
 
 
 def _answers(process: Process, gallery: str, body: _Options, queries_of: Callable[[World], Queries]) -> list[Answer]:
@@ -372,6 +390,13 @@ def served_as_json(body: _Options, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _json(answer: dict[str, Any]) -> Response:
+def as_json(answer: dict[str, Any]) -> Response:
     """Written at once: no schema walks over the hits."""
-    return Response(orjson.dumps(answer), media_type="application/json")
+    return Response(_written(answer), media_type="application/json")
+
+
+def _written(answer: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(answer)
+    except orjson.JSONEncodeError:  # a payload that was stored before their depth had a bound; orjson goes 250 deep
+        return json.dumps(answer).encode()

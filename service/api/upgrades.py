@@ -52,6 +52,7 @@ router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
         errors.SameModel,
         errors.IdempotencyKeyReused,
         takes=UpgradeBody,
+        located=202,
         example={"gallery": "photos", "transformation": "r18-to-r50", "throttle": {"duty_cycle": 0.5}},
     ),
 )

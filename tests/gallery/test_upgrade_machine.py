@@ -438,7 +438,12 @@ class UpgradeMachine(RuleBasedStateMachine):
         known = dict(given)
         if self.variant.backward and model == "new":
             known.setdefault("old", BACKWARD(given["new"]))
-        for space in [model, *sorted(known.keys() - {model})]:
+        spaces = [model, *sorted(known.keys() - {model})]
+        if model == "old" and self.finalized and not self.items:
+            to_come = Segment("new", False, {"new": "native"})
+            if not any(self._route(to_come, space, known) for space in spaces):
+                return errors.ModelRetired
+        for space in spaces:
             routes = {item: self._route(self.segments[row.segment], space, known) for item, row in self.items.items()}
             if None not in routes.values():
                 counted = {route: list(routes.values()).count(route) for route in ("direct", "forward", "backward")}

@@ -193,6 +193,16 @@ def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
         ),
         "no json": (stream({**good, "payload": ["{}", "{"]}), "invalid_item", "/items/1/payload"),
         "json list": (stream({**good, "payload": ["{}", "[]"]}), "invalid_item", "/items/1/payload"),
+        "deep": (
+            stream({**good, "payload": ["{}", '{"a":' * 65 + "1" + "}" * 65]}),
+            "invalid_item",
+            "/items/1/payload",
+        ),
+        "struct with nan": (
+            stream({**good, "payload": [{"x": [1.0]}, {"x": [2.0, np.nan]}]}),
+            "invalid_item",
+            "/items/1/payload",
+        ),
         "bytes": (stream({**good, "payload": [{"x": b"\xff"}, None]}), "invalid_item", "/items/0/payload"),
     }
 
@@ -204,6 +214,8 @@ def test_a_bad_stream_is_refused_and_changes_nothing(empty: World, vectors: Any,
     content, code, pointer = bad(vectors)[name]
     problem = empty.refused(send(empty, content), 422, code)
     assert problem["errors"][0]["pointer"] == (pointer or "")
+    if (at := (pointer or "").removeprefix("/items/")[:1]) in ("0", "1") and "id" not in name:
+        assert problem["item"] == "ab"[int(at)]
     assert empty.everything() == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from tests.service.world import GALLERY, OLD, World, backward, linear, opened
 ITEMS = f"/galleries/{GALLERY}/items"
 SEARCH = f"/galleries/{GALLERY}/search"
 UNIT = [1.0, 0.0, 0.0, 0.0]
+NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +88,9 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
         (SEARCH, {"model": "old", "vector": [1.0]}, 422, "dimension_mismatch", "/vector"),
         (SEARCH, {"model": "old", "vector": [1.0, False, 0, 0]}, 422, "invalid_vector", "/vector"),
         (SEARCH, {"vector": UNIT}, 422, "invalid_request", "/model"),
-        (SEARCH, {"model": "nobody", "vector": UNIT}, 404, "model_not_found", None),
-        (SEARCH, {"model": "NoBody!", "vector": UNIT}, 404, "model_not_found", None),
+        (SEARCH, {"model": "nobody", "vector": UNIT}, 404, "model_not_found", "/model"),
+        (SEARCH, {"model": "NoBody!", "vector": UNIT}, 404, "model_not_found", "/model"),
+        (SEARCH + "/batch", {"model": "nobody", "queries": [UNIT]}, 404, "model_not_found", "/model"),
         (SEARCH, {"model": "new", "vector": [0.0, *UNIT]}, 409, "no_route", None),
         (SEARCH, {"model": "twin", "vector": UNIT}, 409, "no_route", None),
         (ITEMS, items(UNIT, model="twin"), 409, "no_route", "/model"),
@@ -95,7 +98,20 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
         (SEARCH, {"model": "old", "vector": UNIT, "k": "3"}, 422, "invalid_request", "/k"),
         (SEARCH, {"model": "old", "vector": UNIT, "k": 1001}, 422, "limit_exceeded", "/k"),
         (SEARCH, {"model": "old", "vector": UNIT, "include": ["everything"]}, 422, "invalid_request", "/include/0"),
-        (SEARCH, {"model": "old", "vector": UNIT, "companions": {"x": [1]}}, 404, "model_not_found", None),
+        (
+            SEARCH,
+            {"model": "old", "vector": UNIT, "companions": {"x/y": [1]}},
+            404,
+            "model_not_found",
+            "/companions/x~1y",
+        ),
+        (
+            SEARCH + "/batch",
+            {"model": "old", "queries": [{"vector": UNIT, "companions": {"{x/y}": [1]}}]},
+            404,
+            "model_not_found",
+            "/queries/0/companions/{x~1y}",
+        ),
         (
             SEARCH,
             {"model": "old", "vector": UNIT, "companions": {"new": [1]}},
@@ -110,6 +126,7 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
             "invalid_filter",
             "/filter/a/near",
         ),
+        (SEARCH, {"model": "old", "vector": UNIT, "filter": {"a": [1]}}, 422, "invalid_filter", "/filter/a"),
         (SEARCH, {"model": "old", "vector": UNIT, "filter": {"a": "\0"}}, 422, "invalid_request", "/filter"),
         (SEARCH, {"model": "old", "vector": UNIT, "filter": []}, 422, "invalid_request", "/filter"),
         ("/galleries/nowhere/search", {"model": "old", "vector": UNIT}, 404, "gallery_not_found", None),
@@ -214,6 +231,12 @@ def test_a_transformation_of_what_is_not_there_names_the_field(unchanged: World)
         assert answer.json()["errors"][0]["pointer"] == f"/{field}"
 
 
+def test_a_probe_of_a_model_that_is_not_there_names_its_place(unchanged: World) -> None:
+    body = {"probes": [{"vectors": {"old": UNIT}}, {"vectors": {"a/b~": UNIT}}]}
+    problem = unchanged.refused(unchanged.client.put(f"/galleries/{GALLERY}/probes", json=body), 404, "model_not_found")
+    assert problem["errors"][0]["pointer"] == "/probes/1/vectors/a~1b~0"
+
+
 def test_a_path_that_does_not_take_a_method_names_all_that_it_takes(unchanged: World) -> None:
     answer = unchanged.client.delete("/galleries")
     problem = unchanged.refused(answer, 405, "method_not_allowed")
@@ -224,9 +247,32 @@ def test_a_path_that_does_not_take_a_method_names_all_that_it_takes(unchanged: W
     assert unchanged.client.post("/openapi.json").headers["allow"] == "GET, HEAD"
 
 
-def test_the_refused_item_is_named(unchanged: World) -> None:
-    problem = unchanged.refused(unchanged.client.post(ITEMS, json=items(UNIT, [1.0])), 422, "dimension_mismatch")
-    assert problem["item"] == "new-1"
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"embedding": [1.0]},
+        {"embedding": [1.0, 0.0, None, 0.0]},
+        {"embedding": [1.0, 0.0, "0", 0.0]},
+        {"embedding": [1.0, 0.0, float("nan"), 0.0]},
+        {"embedding": "not base64!"},
+        {},
+        {"embedding": UNIT, "payload": [1]},
+        {"embedding": UNIT, "payload": {"a": float("inf")}},
+        {"embedding": UNIT, "colour": 1},
+    ],
+)
+def test_the_refused_item_is_named(unchanged: World, item: dict[str, Any]) -> None:
+    body = {"model": "old", "items": [{"id": "good", "embedding": UNIT}, {"id": "bad", **item}]}
+    answer = unchanged.client.post(ITEMS, content=json.dumps(body))
+    assert (answer.status_code, answer.json()["item"]) == (422, "bad")
+
+
+def test_an_item_without_an_id_is_named_by_its_place(unchanged: World) -> None:
+    for item in ({"embedding": UNIT}, {"id": 7, "embedding": [None]}, 7):
+        body = {"model": "old", "items": [{"id": "good", "embedding": UNIT}, item]}
+        problem = unchanged.refused(unchanged.client.post(ITEMS, json=body), 422, "invalid_request")
+        assert "item" not in problem
+        assert problem["errors"][0]["pointer"].startswith("/items/1")
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -238,6 +284,33 @@ def test_numbers_that_are_none_are_refused(unchanged: World, literal: str, path:
     answer = unchanged.client.post(path, content=content, headers={"content-type": "application/json"})
     problem = unchanged.refused(answer, 422, "invalid_vector")
     assert problem["errors"][0]["pointer"] == ("/vector/2" if path == SEARCH else "/items/0/embedding/2")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "pointer"),
+    [
+        ("/admin/upgrades", {"throttle": {"items_per_second": NAN}}, "invalid_request", "/throttle/items_per_second"),
+        ("/models", {"dimension": NAN}, "invalid_request", "/dimension"),
+        ("/models", {"side_information": {"dimension": NAN}}, "invalid_request", "/side_information/dimension"),
+        ("/models", {"vector": [NAN]}, "invalid_request", "/vector/0"),
+        ("/galleries", {"index": {"kind": "ivf", "nlist": NAN}}, "invalid_request", "/index/nlist"),
+        (f"{ITEMS}/delete", {"ids": [NAN]}, "invalid_request", "/ids/0"),
+        (ITEMS, {"items": [{"id": NAN}]}, "invalid_request", "/items/0/id"),
+        (ITEMS, {"items": [{"id": "a", "payload": {"x/y": [NAN]}}]}, "invalid_item", "/items/0/payload/x~1y/0"),
+        (ITEMS, {"items": [{"id": "a", "side_information": [NAN]}]}, "invalid_vector", "/items/0/side_information/0"),
+        (SEARCH, {"filter": {"price": {"lt": NAN}}}, "invalid_filter", "/filter/price/lt"),
+        (SEARCH, {"k": NAN}, "invalid_request", "/k"),
+        (SEARCH, {"companions": {"new": [NAN]}}, "invalid_vector", "/companions/new/0"),
+        (f"{SEARCH}/batch", {"queries": [[1.0], [NAN]]}, "invalid_vector", "/queries/1/0"),
+        (f"{SEARCH}/batch", {"queries": [{"vector": [NAN]}]}, "invalid_vector", "/queries/0/vector/0"),
+        ("/models", NAN, "invalid_request", ""),
+    ],
+)
+def test_a_number_that_is_none_is_refused_as_what_it_stands_for(
+    unchanged: World, path: str, body: Any, code: str, pointer: str
+) -> None:
+    problem = unchanged.refused(unchanged.client.post(path, content=json.dumps(body)), 422, code)
+    assert problem["errors"][0]["pointer"] == pointer
 
 
 def test_a_base64_vector_with_a_nan_is_refused(unchanged: World) -> None:
@@ -258,8 +331,18 @@ def test_a_zero_vector_is_refused_under_cosine(world: World) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b'{"model": "old",}', b"\xff\xfe", b'{"model": "\\ud800"}', b"[" * 100_000, b'{"a": 1} x'],
-    ids=["empty", "cut", "comma", "bytes", "surrogate", "deep", "more"],
+    [
+        b"",
+        b"{",
+        b'{"model": "old",}',
+        b"\xff\xfe",
+        b'{"model": "\\ud800"}',
+        b'{"\\ud800": NaN}',
+        b'{"items": [{"id": "\\ud800", "embedding": [NaN]}]}',
+        b"[" * 100_000,
+        b'{"a": 1} x',
+    ],
+    ids=["empty", "cut", "comma", "bytes", "surrogate", "name", "id", "deep", "more"],
 )
 @pytest.mark.parametrize("path", [ITEMS, SEARCH, "/models", "/admin/upgrades"])
 def test_a_body_that_is_not_json_is_refused(unchanged: World, path: str, content: bytes) -> None:
@@ -267,10 +350,20 @@ def test_a_body_that_is_not_json_is_refused(unchanged: World, path: str, content
     assert problem["errors"] == [{"pointer": "", "detail": problem["detail"]}]
 
 
-def test_a_payload_that_is_nested_too_deep_is_refused(unchanged: World) -> None:
-    payload = b'{"a":' * 900 + b"1" + b"}" * 900
+@pytest.mark.parametrize("name", ["a\nb", "\0", "\x7f", "\x85", ".", "..", "x" * 513, "é" * 257])
+def test_an_id_that_could_not_be_read_back_is_refused(unchanged: World, name: str) -> None:
+    body = {"model": "old", "items": [{"id": name, "embedding": UNIT}]}
+    problem = unchanged.refused(unchanged.client.post(ITEMS, json=body), 422, "invalid_item")
+    assert (problem["item"], problem["errors"][0]["pointer"]) == (name, "/items/0/id")
+
+
+@pytest.mark.parametrize("deep", [64, 253, 900])
+def test_a_payload_that_is_nested_too_deep_is_refused(unchanged: World, deep: int) -> None:
+    payload = b'{"a":' * deep + b"[1]" + b"}" * deep
     content = b'{"model": "old", "items": [{"id": "a", "embedding": [1, 0, 0, 0], "payload": ' + payload + b"}]}"
-    unchanged.refused(unchanged.client.post(ITEMS, content=content), 422, "invalid_item")
+    problem = unchanged.refused(unchanged.client.post(ITEMS, content=content), 422, "invalid_item")
+    assert (problem["item"], problem["errors"][0]["pointer"]) == ("a", "/items/0/payload")
+    assert "64 deep" in problem["detail"]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/octet-stream"])

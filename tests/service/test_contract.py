@@ -151,6 +151,15 @@ def test_the_examples_of_errors_are_problems(document: dict[str, Any]) -> None:
                         assert (example["value"]["code"], example["value"]["status"]) == (code, int(status))
 
 
+def test_headers_that_a_client_goes_by_are_documented(document: dict[str, Any]) -> None:
+    def headers(path: str, status: str) -> set[str]:
+        return set(document["paths"][path]["post"]["responses"][status].get("headers", ()))
+
+    for path, status in (("/admin/upgrades", "202"), ("/transformations/fit", "202"), ("/models", "201")):
+        assert headers(path, status) == {"Location"}
+        assert (headers(path, "401"), headers(path, "429")) == ({"WWW-Authenticate"}, {"Retry-After"})
+
+
 def test_every_body_refuses_unknown_fields() -> None:
     for kind in below(Body):
         assert kind.model_config["extra"] == "forbid"

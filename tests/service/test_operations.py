@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 import threading
@@ -41,6 +42,26 @@ def test_info_publishes_version_and_limits(empty: World) -> None:
         "max_dimension": 8192,
         "max_queries": 1000,
     }
+
+
+def test_a_search_that_names_no_number_of_hits_passes_no_limit_of_them(tmp_path: Path) -> None:
+    with opened(tmp_path, gallery={"max_k": 3}) as world:
+        world.prepared().filled()
+        assert len(world.post(SEARCH, QUERY)["hits"]) == 3
+        assert (
+            len(world.post(SEARCH + "/batch", {"model": "old", "queries": [QUERY["vector"]]})["results"][0]["hits"])
+            == 3
+        )
+        explained = {"model": "old", "vector": base64.b64encode(UNITS[0].tobytes()).decode()}
+        assert len(world.get(SEARCH + "/explain", params=explained)["hits"]) == 3
+        world.refused(world.client.post(SEARCH, json={**QUERY, "k": 4}), 422, "limit_exceeded")
+
+
+def test_health_answers_those_who_ask_for_the_head_only(empty: World) -> None:
+    for path in ("/health/live", "/health/ready"):
+        answer = empty.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert empty.client.post(path).headers["allow"] == "GET, HEAD"
 
 
 def test_metrics_count_searches_and_upgraded_items(world: World) -> None:

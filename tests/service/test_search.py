@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 
+from gallery.catalog.tables import ItemRow
 from tests.service.world import GALLERY, UNITS, World, backward
 
 SEARCH = f"/galleries/{GALLERY}/search"
@@ -145,6 +146,24 @@ def test_an_empty_gallery_answers_with_nothing(empty: World) -> None:
 
 def test_more_hits_are_not_invented(world: World) -> None:
     assert len(world.old_search(0, k=1000)["hits"]) == 4
+
+
+def nested(deep: int) -> dict[str, object]:
+    payload: dict[str, object] = {}
+    for _ in range(deep - 1):
+        payload = {"a": payload}
+    return payload
+
+
+def test_a_payload_as_deep_as_is_stored_comes_with_every_answer(world: World) -> None:
+    world.upsert({"id": "deep", "embedding": [9, 9, 9, 9], "payload": nested(64)})
+    batch = {"model": "old", "queries": [[9, 9, 9, 9]], "k": 1, "include": ["payload"]}
+    for deep in (64, 300):  # the second was stored before there was a bound
+        with world.store.catalog.transaction("test") as tx:
+            tx.session.execute(update(ItemRow).where(ItemRow.item_id == "deep").values(payload=nested(deep)))
+        assert world.search([9, 9, 9, 9], k=1, include=["payload"])["hits"][0]["payload"] == nested(deep)
+        assert world.post(f"/galleries/{GALLERY}/search/batch", batch)["results"][0]["hits"][0]["id"] == "deep"
+        assert world.get(f"/galleries/{GALLERY}/items/deep")["payload"] == nested(deep)
 
 
 def test_integers_are_numbers(world: World) -> None:

@@ -263,6 +263,16 @@ def test_after_finalize_the_source_model_is_retired(world: World) -> None:
     assert [hit["id"] for hit in world.search([0, 1, 0, 0, 0], "new", k=1)["hits"]] == ["item-0"]
 
 
+def test_a_retired_model_is_refused_also_where_there_are_no_items(world: World) -> None:
+    world.verb(world.upgraded(), "finalize")
+    world.post(f"/galleries/{GALLERY}/items/delete", {"ids": [f"item-{at}" for at in range(4)]})
+    search = {"model": "old", "vector": UNITS[0].tolist()}
+    world.refused(world.client.post(f"/galleries/{GALLERY}/search", json=search), 409, "model_retired")
+    assert world.old_search(0, allow_partial=True)["hits"] == world.new_search(0)["hits"] == []
+    world.transformation("new-to-old", "new", "old", "backward", backward())
+    assert world.old_search(0)["hits"] == []
+
+
 def test_a_backward_transformation_serves_the_retired_model_no_more_than_it_can(world: World) -> None:
     world.transformation("new-to-old", "new", "old", "backward", backward())
     upgrade = world.upgraded()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gallery import errors
@@ -27,13 +27,19 @@ ORDER = {"lt": lambda a, b: a < b, "lte": lambda a, b: a <= b, "gt": lambda a, b
 names = st.sampled_from(["a", "b", "or.and", 'q"uote', "back\\slash", "ünï", "$", "[0]", "a b", "", "'"]) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4
 ).filter(lambda name: name not in ("and", "or", "not"))
-numbers = st.integers(-3, 3) | st.sampled_from([0.5, -0.5, 1.0, 1e10, 2**53, 2**53 + 1, -(2**70), 1e300, -0.0, 0.1])
+large = [2**53, 2**53 + 1, 1234567890123456788, 1234567890123456789, 2**63 - 1, -(2**63)]
+numbers = st.integers(-3, 3) | st.sampled_from([0.5, -0.5, 1.0, 1e10, float(2**53), 1e300, -0.0, 0.1, *large])
 texts = st.sampled_from(
     ["", "a", "A", "b", "1", "true", "null", "é", "z", "𝄞", "\uffff", "a'b", 'a"b', "a\\b", "%", "\n"]
 )
 scalars = st.none() | st.booleans() | numbers | texts
 payloads = st.none() | st.dictionaries(
-    names, scalars | st.lists(scalars, max_size=2) | st.dictionaries(names, scalars, max_size=2), max_size=4
+    names,
+    scalars
+    | st.sampled_from([2**63, 2**64 - 1, -(2**70)])
+    | st.lists(scalars, max_size=2)
+    | st.dictionaries(names, scalars, max_size=2),
+    max_size=4,
 )
 operators = {"eq": scalars, "ne": scalars, "exists": st.booleans(), "in": st.lists(scalars, max_size=3)}
 conditions = (
@@ -81,11 +87,12 @@ def _operator(field: Any, operator: str, operand: Any) -> bool:
         return any(_equal(field, one) for one in operand)
     if operator == "eq":
         return _equal(field, operand)
-    return _kind(field) == _kind(operand) in ("number", "string") and ORDER[operator](_key(field), _key(operand))
+    return _kind(field) == _kind(operand) in ("number", "string") and ORDER[operator](*_keys(field, operand))
 
 
 def _equal(field: Any, operand: Any) -> bool:
-    return _kind(field) == _kind(operand) and _key(field) == _key(operand)
+    field_key, operand_key = _keys(field, operand)
+    return _kind(field) == _kind(operand) and bool(field_key == operand_key)
 
 
 def _kind(value: Any) -> str:
@@ -93,10 +100,12 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), repr(type(value)))
 
 
-def _key(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode()  # by bytes, as both databases do
-    return float(value) if _kind(value) == "number" else value
+def _keys(field: Any, operand: Any) -> tuple[Any, Any]:
+    if isinstance(field, str) and isinstance(operand, str):
+        return field.encode(), operand.encode()  # by bytes, as both databases do
+    if _kind(field) == "number" and isinstance(operand, float):
+        return float(field), operand
+    return field, operand  # Python compares integers with floats by their values
 
 
 class Items:
@@ -136,7 +145,13 @@ def both(prepared: Path, prepared_postgres: None, postgres_copy: Callable[[str],
         catalog.close()
 
 
+_LARGE = [{"a": 1234567890123456788}, {"a": 1234567890123456789}, {"a": 2**64 - 1}, {"a": 2.0**53}, {"a": 2**53 + 1}]
+
+
 @given(rows=st.lists(payloads, min_size=1, max_size=8), wanted=filters)
+@example(rows=_LARGE, wanted={"a": 1234567890123456789})
+@example(rows=_LARGE, wanted={"a": {"lt": 1234567890123456789, "gt": 2**53}})
+@example(rows=_LARGE, wanted={"a": {"in": [2**53, 2**63 - 1]}})
 @settings(max_examples=250)
 def test_both_databases_agree_with_python(both: list[Items], rows: list[Any], wanted: Any) -> None:
     expected = [at for at, payload in enumerate(rows) if fits(payload, wanted)]
@@ -155,24 +170,27 @@ def test_both_databases_agree_with_python(both: list[Items], rows: list[Any], wa
         ({"a": {"lt": None}}, "'lt' does not take NoneType", "/filter/a/lt"),
         ({"a": {"lt": True}}, "'lt' does not take bool", "/filter/a/lt"),
         ({"a": {"exists": 1}}, "'exists' does not take int", "/filter/a/exists"),
-        ({"a": [1]}, "cannot be compared with list", "/filter/a/eq"),
+        ({"a": [1]}, "cannot be compared with list", "/filter/a"),
         ({"or": []}, "takes a list of filters", "/filter/or"),
         ({"and": [{"a": {"no": 1}}]}, "'no' is not one of", "/filter/and/0/a/no"),
         ({"not": [1]}, "an object", "/filter/not"),
-        ({"a": 10**400}, "number", "/filter/a/eq"),
+        ({"a": 10**400}, "number", "/filter/a"),
+        ({"a": {"gt": 2**63}}, "64 bits", "/filter/a/gt"),
+        ({"a": {"in": [1, -(2**63) - 1]}}, "64 bits", "/filter/a/in"),
         ({"a": {"lt": float("inf")}}, "number", "/filter/a/lt"),
-        ({"a": float("nan")}, "number", "/filter/a/eq"),
-        ({"a": "nul\0"}, "NUL", "/filter/a/eq"),
+        ({"a": float("nan")}, "number", "/filter/a"),
+        ({"a": "nul\0"}, "NUL", "/filter/a"),
         ({"a": {"in": ["\ud800"]}}, "surrogate", "/filter/a/in"),
-        ({"nul\0": 1}, "NUL", "/filter"),
-        ({"\ud800": {"exists": True}}, "surrogate", "/filter"),
+        ({"nul\0": 1}, "NUL", "/filter/nul\0"),
+        ({"\ud800": {"exists": True}}, "surrogate", "/filter/\ud800"),
+        ({"a/b": {"~/": 1}}, "is not one of", "/filter/a~1b/~0~1"),
     ],
 )
 def test_a_filter_that_cannot_be_followed_is_refused_with_its_place(wanted: Any, says: str, pointer: str) -> None:
     for dialect in ("sqlite", "postgresql"):
         with pytest.raises(errors.InvalidFilter, match=says) as refused:
             compile_filter(wanted, dialect)
-        assert (refused.value.pointer or "").startswith(pointer)
+        assert refused.value.pointer == pointer
 
 
 def test_a_filter_may_be_nested_eight_deep() -> None:
