@@ -16,6 +16,8 @@ from models.benchmark.report import markdown
 from models.benchmark.runs import RUNS
 from models.encoders import Design, residual_network
 from models.methods import METHODS
+from models.methods.affine import Affine
+from models.plan import Plan
 from tests.models.small_experiment import small_experiment, small_recipe
 
 SOME = ("FCT, SimCLR", "Procrustes", "OCA")
@@ -64,6 +66,26 @@ def test_what_is_done_is_not_done_again(experiment: Experiment) -> None:
     assert {name: again.rows(chosen(name)) for name in SOME} == first
     assert shown == []
     np.testing.assert_array_equal(again.trained(chosen("OCA")).new, experiment.trained(chosen("OCA")).new)
+
+
+class _Changed(Affine):
+    """Another code than that of its base."""
+
+
+class _Slower(_Changed):
+    @classmethod
+    def plan(cls, rows: int) -> Plan:
+        return replace(super().plan(rows), learning_rate=1e-5)
+
+
+def test_a_method_whose_code_or_plan_changed_is_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, experiment, keys = chosen("affine"), small_experiment(), []
+    for method in (Affine, _Changed, _Slower):
+        monkeypatch.setitem(METHODS, "affine", method)
+        keys += [repr(experiment.depends_on(run)), repr(replace(experiment, seed=1).depends_on(run))]
+    assert len(set(keys)) == 6
+    monkeypatch.setitem(METHODS, "affine", Affine)
+    assert repr(small_experiment().depends_on(run)) == keys[0]
 
 
 @pytest.mark.slow
