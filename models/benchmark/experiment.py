@@ -267,7 +267,7 @@ class Experiment:
 
     def _fresh(self, run: Run) -> Method:
         sizes = {"hidden": self.recipe.hidden} if _is_fct(run) else {}
-        return METHODS[run.method](self._setting(run), **sizes, **dict(run.options))
+        return METHODS[run.method](self._setting(run), **{**sizes, **dict(run.options)})
 
     def _pair_plan(self, run: Run) -> Plan:
         return replace(METHODS[run.method].plan(len(self.data.train_labels)), epochs=self.recipe.pair_epochs)
@@ -277,6 +277,7 @@ class Experiment:
         views = self.recipe.views if _is_fct(run) else 1
         labels = np.tile(self.data.train_labels, views)
         rows = slice(len(labels))
+        side = self._side(run, "train")
 
         def fit(method: Method, places: Places) -> None:
             with self.show(run.name) as on_step:
@@ -284,7 +285,7 @@ class Experiment:
                     method,
                     old=self._old(run, "train")[rows],
                     new=self.vectors("new")["train"][rows],
-                    side=self._side(run, "train"),
+                    side=None if side is None else side[rows],
                     labels=labels,
                     plan=self.recipe.forward if _is_fct(run) else self._pair_plan(run),
                     seed=self.seed,
