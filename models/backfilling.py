@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.evaluation import Array, Metric, Retrieval, mean_retrieval, ranks_and_precisions, score_blocks
+from models.evaluation import Array, Metric, Retrieval, centre_of, mean_retrieval, ranks_and_precisions, score_blocks
 
 Order = npt.NDArray[np.int64]
 
@@ -76,7 +76,8 @@ def backfilling_curve(
     own = np.arange(size) if sample is None else np.arange(sample) * size // sample
     cuts = np.arange(points) * size // (points - 1)
     judged = np.empty((points, len(own), 2))
-    blocks = (score_blocks(np.asarray(queries)[own], each, metric=metric) for each in (native, derived))
+    asking, origin = np.asarray(queries)[own], centre_of(native)  # one origin: a ranking holds scores of both
+    blocks = (score_blocks(asking, each, metric=metric, origin=origin) for each in (native, derived))
     for (start, to_native), (_, to_derived) in zip(*blocks, strict=True):
         asked = slice(start, start + len(to_native))
         for scores in (to_native, to_derived):

@@ -6,14 +6,18 @@ at all, so that a kill leaves the last epoch's or the one before.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from models.method import Batch
+from models.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Checkpoints:
         """Take up the state after the last epoch that was kept; returns its history, empty where nothing was kept.
 
         Raises:
-            ValueError: the file is of another training.
+            ValueError: the file is of another training, or its tensors are not the task's.
         """
         if not self.path.exists():
             return []
@@ -60,7 +64,10 @@ class Checkpoints:
             if metadata["identity"] != self.identity:
                 raise ValueError(f"{self.path} is the state of another training: remove it, or name another place")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        task.load_state_dict(_part(tensors, "task."))
+        try:
+            task.load_state_dict(_part(tensors, "task."))
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} is not the state of this training: {error}") from error
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _part(tensors, "optimizer.").items():
             place, _, key = name.partition(".")
@@ -74,6 +81,41 @@ class Checkpoints:
     def forget(self) -> None:
         """Remove the state, once what was trained is kept elsewhere."""
         self.path.unlink(missing_ok=True)
+
+
+def identity_of(task: nn.Module, rows: Batch, plan: Plan, seed: int) -> str:
+    """Name all that decides a training: what is trained with its hyperparameters, the rows, the plan and the seed.
+
+    Fresh weights are left out: going on replaces them. So are buffers, whose last digit may depend on the threads that
+    `prepare` summed with; what they are measured on is named.
+    """
+    modules = [(name, type(module).__qualname__, _attributes(module)) for name, module in task.named_modules()]
+    shapes = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
+    told = repr((modules, shapes, _told(rows), plan, seed))
+    return f"{type(task).__name__} {hashlib.sha256(told.encode()).hexdigest()}"
+
+
+def _attributes(module: nn.Module) -> dict[str, object]:
+    return {
+        name: _told(value) for name, value in vars(module).items() if not name.startswith("_") and name != "training"
+    }
+
+
+def _told(value: object) -> object:
+    """Return plain data that differs where values differ; of what is neither data nor a tensor only the class."""
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return str(value.dtype), tuple(value.shape), hashlib.sha256(content.data).hexdigest()
+    if isinstance(value, tuple):
+        return tuple(map(_told, value))
+    if isinstance(value, dict):
+        return {name: _told(each) for name, each in value.items()}
+    told = type(value).__qualname__
+    if is_dataclass(value):
+        return told, {field.name: _told(getattr(value, field.name)) for field in fields(value)}
+    return told
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

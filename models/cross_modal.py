@@ -26,7 +26,7 @@ from models.methods.procrustes import Procrustes
 from models.methods.xbt import Xbt, XbtTuning
 from models.plan import Plan
 from models.runtime import Transform
-from models.stages import Places, Stages, drawn_from
+from models.stages import Places, Stages, code_of, drawn_from
 from models.training import train, train_transformation
 from models.transformations import Identity, Transformation, build
 
@@ -304,7 +304,7 @@ class _Trainings:
                 **places,
             )
 
-        decides = (recipe.old_classes, recipe.dual, recipe.noise, recipe.temperature, recipe.projector)
+        decides = (recipe.old_classes, recipe.dual, recipe.noise, recipe.temperature, recipe.projector, code_of(Xbt))
         return _backward(self._trained("projector", decides, make, fit))
 
     def tuned(self, new: DualEncoder, projector: Transformation) -> DualEncoder:
@@ -319,7 +319,7 @@ class _Trainings:
             pairs = Batch(features=as_tensor(self.split.new[self.few]).float(), texts=as_tensor(texts))
             train(task, pairs, recipe.tuning, seed=self.seed, **places)
 
-        return self._trained("tuning", recipe, make, fit).tuned()
+        return self._trained("tuning", (recipe, code_of(Xbt)), make, fit).tuned()
 
     def procrustes(self, old: DualEncoder, new: DualEncoder) -> Transformation:
         """Solve for the rotation on the projector's texts; that takes no time worth keeping."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import inspect
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -103,6 +105,16 @@ class Stages:
             return None
         key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
         return self.folder / f"{role}-{key}{suffix}"
+
+
+def code_of(kind: type) -> str:
+    """Return a digest of a class's module and of those of its bases in this package, defaults included.
+
+    For `depends_on`: what was trained by other code is another result.
+    """
+    bases = {base.__module__ for base in kind.__mro__ if base.__module__.startswith("models.")}
+    sources = [inspect.getsource(sys.modules[name]) for name in sorted({kind.__module__, *bases})]
+    return hashlib.sha256("".join([kind.__qualname__, *sources]).encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.augmentation import Augmentation
-from models.checkpoints import Checkpoints
+from models.checkpoints import Checkpoints, identity_of
 from models.data import Images, as_floats, as_tensor
 from models.encoders import Classifier, Encoder
 from models.method import Batch, Method, Task, needed
@@ -101,7 +101,7 @@ def train(
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         optimizer = _optimizer(task, plan)
-        kept = None if checkpoint is None else Checkpoints(checkpoint, f"{type(task).__name__} {plan} seed {seed}")
+        kept = None if checkpoint is None else Checkpoints(checkpoint, identity_of(task, rows, plan, seed))
         history = [] if kept is None else kept.resume(task, optimizer, generator)
         for epoch in range(len(history), plan.epochs):
             start = time.perf_counter()

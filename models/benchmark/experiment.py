@@ -23,9 +23,10 @@ from models.evaluation import Metric, Retrieval, judge_queries, mean_retrieval
 from models.flips import flips
 from models.method import Method, Setting
 from models.methods import METHODS
+from models.plan import Plan
 from models.recipes import Recipe, embedded_views
 from models.runtime import Transform
-from models.stages import Arrays, Places, Stages, drawn_from
+from models.stages import Arrays, Places, Stages, code_of, drawn_from
 from models.training import CompatibleTraining, OnStep, train_backbone, train_transformation
 
 Floats = npt.NDArray[np.float32]
@@ -132,7 +133,7 @@ class Experiment:
             with self.show(f"{run.name}: evaluation"):
                 return {"rows": self._judged(run, trained, metric)}
 
-        rows: list[Row] = self._stages.figures(f"rows-{run.method}", self._design(run), measure)["rows"]
+        rows: list[Row] = self._stages.figures(f"rows-{run.method}", self.depends_on(run), measure)["rows"]
         return rows
 
     def references(self, metric: Metric) -> dict[str, dict[str, float]]:
@@ -175,7 +176,7 @@ class Experiment:
                 found[name] = _named(curve.area)
             return found
 
-        return self._stages.figures(f"curves-{run.method}", self._design(run), measure)
+        return self._stages.figures(f"curves-{run.method}", self.depends_on(run), measure)
 
     def cross_modal(self, root: Path) -> dict[str, Any]:
         """Upgrade an image-text model by XBT: both models are dual encoders on the features of the old and the new backbone.
@@ -184,6 +185,7 @@ class Experiment:
             root: the folder of CIFAR-100, whose file names the captions are made of.
         """
         images = len(self.data.train_images)
+        code = [code_of(METHODS[name]) for name in ("xbt", "procrustes")]
         recipe = replace(CIFAR100_CAPTIONS, old_classes=self.recipe.old_classes, threads=self.recipe.threads)
 
         def measure() -> dict[str, Any]:
@@ -203,7 +205,25 @@ class Experiment:
             with self.show("XBT, two image-text models"):
                 return asdict(cross_modal_experiment(train, test, recipe=recipe, seed=self.seed, cache=self.folder))
 
-        return self._stages.figures("cross-modal", (self._models("old", "new"), recipe), measure)
+        return self._stages.figures("cross-modal", (self._models("old", "new"), recipe, *code), measure)
+
+    def depends_on(self, run: Run) -> tuple[object, ...]:
+        """Name all that decides a run, the method's code among it."""
+        r, code = self.recipe, code_of(METHODS[run.method])
+        if METHODS[run.method].trains_backbone:
+            return (
+                self._models("old", "new"),
+                run.method,
+                run.options,
+                code,
+                r.compatible,
+                *(["centred"] if run.centred else []),
+            )
+        sides = () if run.side is None else (run.side,)
+        models = (self._models("old", "new", *sides), run.method, run.options, code, r.views, r.view)
+        if _is_fct(run):
+            return (*models, r.forward, r.hidden)
+        return (*models, self._pair_plan(run))
 
     @property
     def _how(self) -> dict[str, Any]:
@@ -223,23 +243,6 @@ class Experiment:
             "autoencoder": r.autoencoder,
         }
         return (r.name, r.old_classes, self.seed, *((role, decides[role]) for role in roles))
-
-    def _design(self, run: Run) -> tuple[object, ...]:
-        """Name all that decides a run."""
-        r = self.recipe
-        if METHODS[run.method].trains_backbone:
-            return (
-                self._models("old", "new"),
-                run.method,
-                run.options,
-                r.compatible,
-                *(["centred"] if run.centred else []),
-            )
-        sides = () if run.side is None else (run.side,)
-        models = (self._models("old", "new", *sides), run.method, run.options)
-        if _is_fct(run):
-            return (*models, r.views, r.view, r.forward, r.hidden)
-        return (*models, r.pair_epochs)
 
     def _setting(self, run: Run) -> Setting:
         return Setting(
@@ -264,24 +267,27 @@ class Experiment:
 
     def _fresh(self, run: Run) -> Method:
         sizes = {"hidden": self.recipe.hidden} if _is_fct(run) else {}
-        return METHODS[run.method](self._setting(run), **sizes, **dict(run.options))
+        return METHODS[run.method](self._setting(run), **{**sizes, **dict(run.options)})
+
+    def _pair_plan(self, run: Run) -> Plan:
+        return replace(METHODS[run.method].plan(len(self.data.train_labels)), epochs=self.recipe.pair_epochs)
 
     def _on_pairs(self, run: Run) -> Trained:
         # The paper's h sees augmented images; the other maps are fitted on the images as they are.
         views = self.recipe.views if _is_fct(run) else 1
         labels = np.tile(self.data.train_labels, views)
         rows = slice(len(labels))
+        side = self._side(run, "train")
 
         def fit(method: Method, places: Places) -> None:
-            plan = replace(method.plan(len(labels)), epochs=self.recipe.pair_epochs)
             with self.show(run.name) as on_step:
                 train_transformation(
                     method,
                     old=self._old(run, "train")[rows],
                     new=self.vectors("new")["train"][rows],
-                    side=self._side(run, "train"),
+                    side=None if side is None else side[rows],
                     labels=labels,
-                    plan=self.recipe.forward if _is_fct(run) else plan,
+                    plan=self.recipe.forward if _is_fct(run) else self._pair_plan(run),
                     seed=self.seed,
                     device=self.device,
                     on_step=on_step,
@@ -289,7 +295,7 @@ class Experiment:
                 )
 
         with drawn_from(self.seed, self.recipe.threads):
-            made, seconds = self._stages.trained(run.method, self._design(run), lambda: self._fresh(run), fit)
+            made, seconds = self._stages.trained(run.method, self.depends_on(run), lambda: self._fresh(run), fit)
         return Trained(made, self.vectors("new")["test"], seconds)
 
     def _backbone(self, run: Run) -> Trained:
@@ -322,7 +328,7 @@ class Experiment:
                     **places,
                 )
 
-        depends_on = self._design(run)
+        depends_on = self.depends_on(run)
         with drawn_from(self.seed, self.recipe.threads):
             made, seconds = self._stages.trained(run.method, depends_on, make, fit)
             stored = self._stages.arrays(

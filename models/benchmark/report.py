@@ -38,18 +38,18 @@ def _reference(name: str, metric: str, found: dict[str, float]) -> str:
 
 def _method(row: dict[str, Any], references: dict[str, dict[str, float]]) -> str:
     before, best = row["old_old"]["cmc1"], references["new_new"]["cmc1"]
-    closed = fraction_closed(before, row["new_old"]["cmc1"], best)
+    closed = "" if best == before else f"{fraction_closed(before, row['new_old']['cmc1'], best):.0%}"
     alone = row["new_new"]
     own = "" if row["old_old"] == references["old_old"] else f", whose old/old is {_percent(before)}"
     return (
-        f"| {row['name']} ({row['direction']}){own} | {row['metric']} | {_three(row['new_old'])} | {closed:.0%} "
+        f"| {row['name']} ({row['direction']}){own} | {row['metric']} | {_three(row['new_old'])} | {closed} "
         f"| {_percent(row['negative_flips'])} | {_percent(alone['cmc1'])} | {_percent(alone['map'])} "
         f"| {row['seconds']:.0f} | {_published(row['name'])} |"
     )
 
 
 def _published(name: str) -> str:
-    found: Published | None = next(run.published for run in RUNS if run.name == name)
+    found: Published | None = next((run.published for run in RUNS if run.name == name), None)
     if found is None:
         return "|"
     shown = [" ".join(f"{value:.1f}" for value in figures) for figures in (found.new_old, found.new_new, found.old_old)]

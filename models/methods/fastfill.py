@@ -100,7 +100,7 @@ class FastFill(Fct):
         """Return `likelihood` and `uncertainty` over `batch.old`, `new`, `side` where h takes it, `labels` where known."""
         output = self.transformation.raw(needed(batch.old, "old"), batch.side)
         row = self.row_losses(output, needed(batch.new, "new"), batch.labels)
-        predicted = self.transformation.log_variance(output).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+        predicted = limited(self.transformation.log_variance(output))
         return {
             "likelihood": (0.5 * torch.exp(-predicted) * row).mean(),
             "uncertainty": self.uncertainty * predicted.mean(),
@@ -130,3 +130,12 @@ class FastFill(Fct):
         # itself. Here the diagonal is h's output beside its own target, a positive like any other: hence the clone.
         found = self.contrast(output, labels, ref_emb=new, ref_labels=labels.clone())["loss"]["losses"]
         return torch.as_tensor(found).expand(len(output))  # a batch of one class has nothing to contrast: a bare zero
+
+
+def limited(log_variance: Tensor) -> Tensor:
+    """Cut log-variances (n,) to +-LOG_VARIANCE_LIMIT; gradients pass as if nothing was cut.
+
+    Those of a plain clamp are zero outside: a head that once strayed would never come back. What is served is not cut, and
+    orders a gallery as this does.
+    """
+    return log_variance + (log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT) - log_variance).detach()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
 from models.method import Batch, Method, Setting, Transformations, needed
-from models.methods.procrustes import nearest_isometry
+from models.methods.procrustes import nearest_isometry, relative_spread
 from models.pairs import check_pairs, cross_moment, linear_maps, mean_row, pair_plan, spread, unit
 from models.plan import Plan
 from models.transformations import LayerSpec, Mlp, Transformation, build, optional_tensors
@@ -30,7 +30,9 @@ class LambdaOrthogonality(Method):
     vectors are long or short. Under cosine each row is made a unit vector first.
 
     B strict is exp(A) with A skew-symmetric: a rotation, no bias. B relaxed is affine, W v + b, and then
-    L_lambda = sigmoid(alpha (x - lambda)) x with x = |W^T W - I|_F, which is |W W^T - I|_F where W is square.
+    L_lambda = sigmoid(alpha (x - lambda)) x with x = |W^T W - I|_F, which is |W W^T - I|_F where W is square. Under the
+    Euclidean distance relaxed B sees new vectors as wide as the old ones (`scale`, Procrustes'), so that a nearly orthogonal W
+    fits them whatever the unit of either model; exported, the factor is in W.
 
     Both are learned in the larger of the two widths, D, old vectors padded with zeros, and a query for the old gallery is
     B(n) cut to d_old: the authors' truncation, of vectors that are turned first. Compared in d_old dimensions alone, B would
@@ -49,6 +51,8 @@ class LambdaOrthogonality(Method):
 
     #: mean square distance of old vectors from their mean
     variance: Tensor
+    #: multiplies new vectors before they meet B
+    scale: Tensor
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class LambdaOrthogonality(Method):
         self.towards = build(self.shape, optional=("layers.0.bias", "layers.1.bias"))
         self.contrast = SupConLoss(temperature=temperature, reducer=MeanReducer())
         self.register_buffer("variance", torch.ones(()))
+        self.register_buffer("scale", torch.ones(()))
 
     def prepare(self, rows: Batch) -> None:
         """Measure the old space, and start B as the Procrustes solution and F as the identity."""
@@ -101,8 +106,12 @@ class LambdaOrthogonality(Method):
         self.variance.fill_(spread(old, old_mean, normalize=self.cosine) / len(old))
         # A rotation has no bias that could bring the means together: it must align them as it aligns the rest.
         centres = (0 * new_mean, 0 * old_mean) if self.strict else (new_mean, old_mean)
-        turn = nearest_isometry(self._padded(cross_moment(new, old, centres, normalize=self.cosine))).T
-        self._start(turn.to(self.variance), (self._padded(old_mean) - turn @ new_mean).to(self.variance))
+        moment = cross_moment(new, old, centres, normalize=self.cosine)
+        if self.setting.metric == "euclidean" and not self.strict:
+            self.scale.fill_(relative_spread(new, old, centres, nearest_isometry(moment)))
+        turn = nearest_isometry(self._padded(moment)).T
+        centre = self._padded(old_mean) - turn @ new_mean * self.scale.double().cpu()
+        self._start(turn.to(self.variance), centre.to(self.variance))
 
     @torch.no_grad()
     def _start(self, weight: Tensor, bias: Tensor) -> None:
@@ -124,7 +133,7 @@ class LambdaOrthogonality(Method):
         old, new = needed(batch.old, "old"), needed(batch.new, "new")
         if self.cosine:
             old, new = unit(old), unit(new)
-        old, back, towards = self._padded(old), self.to_old(new), self.towards(old)
+        old, back, towards = self._padded(old), self.to_old(self.scale * new), self.towards(old)
         terms = {
             "backward": (back - old).square().sum(dim=1).mean() / self.variance,
             "forward": (towards - back).square().sum(dim=1).mean() / self.variance,
@@ -148,7 +157,7 @@ class LambdaOrthogonality(Method):
         return F.pad(old, (0, self.width - self.setting.old_dimension))
 
     def transformations(self) -> Transformations:
-        weight = self.to_old.weight.detach()
+        weight = self.to_old.weight.detach() * self.scale
         bias = torch.zeros_like(weight[:, 0]) if self.strict else self.to_old.bias.detach()
         old, new = self.setting.old_dimension, self.setting.new_dimension
         backward = linear_maps(self.setting, "bias")(new, old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -18,8 +19,9 @@ class Procrustes(PairMaps):
     seen in the old gallery (a partial isometry), and scores are those of the square solution for old vectors padded with
     zeros. The forward map solves the same problem read the other way round: u becomes u Q P^T.
 
-    Nothing is scaled, not even under the Euclidean distance: the least-squares scale shrinks queries by as much as the fit is
-    poor, and a query that is too short finds the gallery's shortest vectors.
+    Under the Euclidean distance both maps are multiplied so that what is mapped spreads as wide as where it lands: s for new
+    vectors, 1 / s for old ones, see `relative_spread`. Least squares would shrink queries by as much as the fit is poor, and a
+    query that is too short finds the gallery's shortest vectors. No other metric sees this scale.
     """
 
     name: ClassVar[str] = "procrustes"
@@ -42,8 +44,10 @@ class Procrustes(PairMaps):
         normalize = self.setting.metric == "cosine"
         old_mean, new_mean = (mean_row(each, normalize=normalize) * self.centred for each in (old, new))
         isometry = nearest_isometry(cross_moment(new, old, (new_mean, old_mean), normalize=normalize))
-        self._fill(self.to_old, weight=isometry.T, source_mean=new_mean, target_mean=old_mean)
-        self._fill(self.to_new, weight=isometry, source_mean=old_mean, target_mean=new_mean)
+        euclidean = self.setting.metric == "euclidean"
+        scale = relative_spread(new, old, (new_mean, old_mean), isometry) if euclidean else 1.0
+        self._fill(self.to_old, weight=isometry.T * scale, source_mean=new_mean, target_mean=old_mean)
+        self._fill(self.to_new, weight=isometry / scale, source_mean=old_mean, target_mean=new_mean)
 
     def _fill(self, solved: nn.Module, **tensors: Tensor) -> None:
         solved.load_state_dict({name: tensors[name] for name in solved.state_dict()})
@@ -54,3 +58,20 @@ def nearest_isometry(moment: Tensor) -> Tensor:
     p, _, qt = torch.linalg.svd(moment, full_matrices=False)
     nearest: Tensor = p @ qt
     return nearest
+
+
+def relative_spread(new: Tensor, old: Tensor, means: tuple[Tensor, Tensor], isometry: Tensor) -> float:
+    """Return how many times as wide old vectors spread as new ones, in the dimensions that an isometry matches.
+
+    Args:
+        new: (n, a), old: (n, b).
+        means: (a,) and (b,) float64, from where it is measured.
+        isometry: R (a, b).
+
+    Returns:
+        s with |V R|^2 s^2 = |U R^T|^2, in the Frobenius norm; 1 where there is no spread to compare.
+    """
+    there = cross_moment(old, old, (means[1], means[1]), normalize=False)
+    here = cross_moment(new, new, (means[0], means[0]), normalize=False)
+    ratio = float((isometry @ there * isometry).sum() / (here @ isometry * isometry).sum())
+    return math.sqrt(ratio) if 0 < ratio < math.inf else 1.0

@@ -13,9 +13,11 @@ import pytest
 from models.benchmark.benchmark import Where, benchmark, chosen
 from models.benchmark.experiment import Experiment, started_from
 from models.benchmark.report import markdown
-from models.benchmark.runs import RUNS
+from models.benchmark.runs import RUNS, Run
 from models.encoders import Design, residual_network
 from models.methods import METHODS
+from models.methods.affine import Affine
+from models.plan import Plan
 from tests.models.small_experiment import small_experiment, small_recipe
 
 SOME = ("FCT, SimCLR", "Procrustes", "OCA")
@@ -66,6 +68,26 @@ def test_what_is_done_is_not_done_again(experiment: Experiment) -> None:
     np.testing.assert_array_equal(again.trained(chosen("OCA")).new, experiment.trained(chosen("OCA")).new)
 
 
+class _Changed(Affine):
+    """Another code than that of its base."""
+
+
+class _Slower(_Changed):
+    @classmethod
+    def plan(cls, rows: int) -> Plan:
+        return replace(super().plan(rows), learning_rate=1e-5)
+
+
+def test_a_method_whose_code_or_plan_changed_is_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, experiment, keys = chosen("affine"), small_experiment(), []
+    for method in (Affine, _Changed, _Slower):
+        monkeypatch.setitem(METHODS, "affine", method)
+        keys += [repr(experiment.depends_on(run)), repr(replace(experiment, seed=1).depends_on(run))]
+    assert len(set(keys)) == 6
+    monkeypatch.setitem(METHODS, "affine", Affine)
+    assert repr(small_experiment().depends_on(run)) == keys[0]
+
+
 @pytest.mark.slow
 def test_re_embedding_starts_at_the_derived_gallery_and_an_oracle_beats_chance(experiment: Experiment) -> None:
     curves = experiment.curves(chosen("FCT, SimCLR"))
@@ -114,6 +136,23 @@ def test_the_table_puts_published_figures_beside_ours() -> None:
         "| 50.2 73.7 32.2 (old/old 34.2 60.6 16.5) | 56.5 77.0 36.3 |"
     )
     assert len({line.count("|") for line in table}) == 1
+
+
+def test_a_row_of_unknown_name_and_no_distance_to_close_is_laid_out() -> None:
+    found = {"cmc1": 0.5, "cmc5": 0.75, "map": 0.3}
+    references = {"old_old": found, "naive": found, "new_new": found}
+    row = {"name": "renamed", "direction": "forward", "metric": "cosine", "negative_flips": 0.0, "seconds": 0.0}
+    row |= {"old_old": found, "new_old": found, "new_new": found}
+    table = markdown({"references": {"cosine": references}, "methods": [row]}).splitlines()
+    assert table[-1] == "| renamed (forward) | cosine | 50.0 | 75.0 | 30.0 |  | 0.0 | 50.0 | 30.0 | 0 | | |"
+    assert len({line.count("|") for line in table}) == 1
+
+
+@pytest.mark.slow
+def test_a_map_on_pairs_with_side_information_and_a_size_of_its_own_is_run(experiment: Experiment) -> None:
+    assert experiment.rows(Run(name="small", method="fct", options=(("hidden", 8),)))
+    two_views = replace(experiment, recipe=replace(small_recipe(), views=2, pair_epochs=1))
+    assert two_views.rows(Run(name="with side-information", method="affine", side="autoencoder"))
 
 
 def test_a_backbone_starts_from_the_independent_model_wherever_the_shapes_agree() -> None:

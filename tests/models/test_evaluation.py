@@ -98,8 +98,9 @@ def test_queries_with_nothing_to_find_are_not_counted() -> None:
 
 def test_euclidean_scores_stay_exact_far_from_the_origin() -> None:
     new, old, labels = data()
-    moved = cross_test(new.astype(np.float64) + 100, old.astype(np.float64) + 100, labels)
-    assert moved.map == pytest.approx(cross_test(new, old, labels).map, abs=1e-3)
+    for far in (100, 1e5):
+        moved = cross_test(new.astype(np.float64) + far, old.astype(np.float64) + far, labels)
+        assert moved.map == pytest.approx(cross_test(new, old, labels).map, abs=1e-9)
 
 
 def test_neighbour_recall_equals_a_naive_count() -> None:

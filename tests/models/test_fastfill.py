@@ -183,6 +183,16 @@ def test_a_head_that_strays_costs_a_finite_loss(bias: float) -> None:
     assert losses["uncertainty"].item() == pytest.approx(0.5 * np.clip(bias, -10, 10))
 
 
+@pytest.mark.parametrize("bias", [-10.5, 200.0])
+def test_a_head_that_strays_is_drawn_back(bias: float) -> None:
+    fastfill = method()
+    uncertainty(fastfill, bias)
+    torch.stack(list(fastfill.losses(batch()).values())).sum().backward()  # type: ignore[no-untyped-call]
+    slope = fastfill.transformation.get_parameter("uncertainty.bias").grad
+    assert slope is not None
+    assert slope.item() * bias > 0
+
+
 @METRIC
 def test_what_is_served_is_the_log_variance_that_was_trained(metric: Metric, tmp_path: Path) -> None:
     fastfill, rows = method(metric), batch()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from models.fitting import Fitted, Options, assess, fit, trainable
 from models.fusion import fused_blocks
 from models.inputs import Pairs, check_pairs, read_pairs, split, warnings_about
 from models.runtime import Transform
+from models.training import Step
 from models.transformations import Linear, LinearTransformation, Transformation
 from models.verdict import (
     ByLabel,
@@ -426,6 +428,27 @@ class TestFit:
         again = fit(small_pairs(), quick(), checkpoint=tmp_path / "state")
         for name, tensor in weights(whole).items():
             torch.testing.assert_close(weights(again)[name], tensor, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("what", ["rows", "width", "metric", "hyperparameter"])
+    def test_the_state_of_another_fit_is_refused(self, what: str, tmp_path: Path) -> None:
+        class Killed(BaseException):
+            pass
+
+        def kill(name: str, step: Step) -> None:
+            if step.done > step.total // 2:
+                raise Killed
+
+        pairs, options = small_pairs(), Options(method="l2", metric="cosine", epochs=3)
+        with pytest.raises(Killed):
+            fit(pairs, options, on_step=kill, checkpoint=tmp_path / "state")
+        others = {
+            "rows": (replace(pairs, source=pairs.source[:, ::-1].copy()), options),
+            "width": (replace(pairs, target=pairs.target[:, :4]), options),
+            "metric": (pairs, replace(options, metric="inner_product")),
+            "hyperparameter": (pairs, replace(options, hyperparameters={"l2": {"weight": 0.001}})),
+        }
+        with pytest.raises(ValueError, match="is the state of another training"):
+            fit(*others[what], checkpoint=tmp_path / "state")
 
     def test_the_loss_follows_the_metric(self) -> None:
         by_cosine, by_distance = (fit(small_pairs(), quick(metric=metric)) for metric in ("cosine", "euclidean"))

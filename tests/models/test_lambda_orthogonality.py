@@ -76,7 +76,7 @@ def formula(method: LambdaOrthogonality, rows: Batch) -> dict[str, float]:
         old, new = units(old), units(new)
     state = {name: of(tensor) for name, tensor in method.towards.state_dict().items()}
     weight = of(method.to_old.weight)
-    back = new @ weight.T + (0 if method.strict else of(method.to_old.bias))
+    back = new * of(method.scale) @ weight.T + (0 if method.strict else of(method.to_old.bias))
     hidden = old @ state["layers.0.weight"].T + state["layers.0.bias"]
     hidden = hidden * (1 + torch.erf(torch.from_numpy(hidden / np.sqrt(2))).numpy()) / 2
     skip = old @ state["skip.weight"].T if "skip.weight" in state else old
@@ -145,13 +145,26 @@ def test_a_small_threshold_keeps_the_relaxed_map_closer_to_orthogonal() -> None:
 def test_it_starts_as_procrustes(widths: tuple[int, int], metric: Metric, strict: bool) -> None:
     rows = pairs(widths)
     setting = Setting(old_dimension=widths[0], new_dimension=widths[1], metric=metric)
-    method, closed = LambdaOrthogonality(setting, strict=strict), Procrustes(setting, centred=not strict)
+    method = LambdaOrthogonality(setting, strict=strict)
+    # strict B is a rotation under every metric
+    rigid = replace(setting, metric="inner_product") if strict and metric == "euclidean" else setting
+    closed = Procrustes(rigid, centred=not strict)
     method.prepare(rows)
     closed.prepare(rows)
     expected = closed.transformations().backward
     assert expected is not None
     new = vectors(rows)[1]
     torch.testing.assert_close(maps(method)[0](new), expected(new), atol=1e-4, rtol=1e-4)
+
+
+def test_the_relaxed_map_does_not_depend_on_the_unit_of_the_new_vectors() -> None:
+    rows = pairs((4, 7))
+    old, new = vectors(rows)
+    outputs = []
+    for unit in (1.0, 8.0):
+        backward, forward = maps(fitted(replace(rows, new=unit * new)))
+        outputs.append((backward(unit * new), forward(old) / unit))
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-3, rtol=1e-3)
 
 
 def test_the_strict_map_keeps_every_distance_through_training() -> None:
@@ -190,7 +203,7 @@ class TestForward:
         old, _ = vectors(rows)
         method = fitted(rows, strict=strict)
         stored = maps(method)[1](old)
-        torch.testing.assert_close(method.to_old(stored), method.towards(old), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(method.to_old(method.scale * stored), method.towards(old), atol=1e-3, rtol=1e-3)
 
     def test_into_a_narrower_space_it_is_the_nearest_point_that_a_query_can_reach(self) -> None:
         rows = pairs((7, 4))

@@ -110,6 +110,30 @@ class TestProcrustes:
         torch.testing.assert_close(backward(both(rows)[1]), both(rows)[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(forward(both(rows)[0]), both(rows)[1], atol=1e-4, rtol=0)
 
+    @given(
+        seed=st.integers(0, 10_000), scale=st.sampled_from([0.1, 3.0]), widths=st.sampled_from([(5, 5), (4, 7), (7, 4)])
+    )
+    def test_under_the_euclidean_distance_it_recovers_a_planted_similarity(
+        self, seed: int, scale: float, widths: tuple[int, int]
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        shared = rng.normal(size=(30, min(widths)))
+        turned = (np.linalg.qr(rng.normal(size=(width, min(widths))))[0].T for width in widths)
+        old, new = (torch.from_numpy(shared @ turn + rng.normal(size=turn.shape[1])).float() for turn in turned)
+        rows = Batch(old=old, new=scale * new)
+        backward, forward = maps(fitted(Procrustes(setting(rows)), rows))
+        torch.testing.assert_close(backward(scale * new), old, atol=1e-4, rtol=0)
+        torch.testing.assert_close(forward(old), scale * new, atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize("widths", [(5, 5), (6, 4), (4, 7)], ids=str)
+    def test_its_scale_does_not_shrink_with_a_poor_fit(self, widths: tuple[int, int]) -> None:
+        rng = np.random.default_rng(0)
+        old, new = (torch.from_numpy(rng.normal(size=(4000, width))).float() for width in widths)  # nothing in common
+        backward, forward = maps(fitted(Procrustes(setting(Batch(old=old, new=new))), Batch(old=old, new=5 * new)))
+        for each, factor in ((backward, 1 / 5), (forward, 5.0)):
+            largest = torch.linalg.matrix_norm(each.state_dict()["weight"], ord=2).item()
+            assert largest == pytest.approx(factor, rel=0.05)
+
     @pytest.mark.parametrize("centred", [True, False])
     def test_from_more_dimensions_scores_are_those_of_the_padded_square_solution(self, centred: bool) -> None:
         rows = pairs(old=4, new=7)
@@ -123,14 +147,14 @@ class TestProcrustes:
     @pytest.mark.parametrize("widths", [(6, 4), (4, 6), (5, 5), (30, 50)], ids=str)
     def test_it_is_an_isometry_as_far_as_the_widths_allow(self, widths: tuple[int, int]) -> None:
         rows = pairs(*widths, rows=20)  # fewer than dimensions, in the last
-        for each in maps(fitted(Procrustes(setting(rows)), rows)):
+        for each in maps(fitted(Procrustes(setting(rows, "inner_product")), rows)):
             weight = each.state_dict()["weight"].double()
             gram = weight @ weight.T if weight.shape[0] < weight.shape[1] else weight.T @ weight
             torch.testing.assert_close(gram, torch.eye(min(widths), dtype=torch.float64), atol=1e-6, rtol=0)
 
     def test_into_more_dimensions_distances_are_kept(self) -> None:
         rows = pairs(old=6, new=4)
-        backward, _ = maps(fitted(Procrustes(setting(rows)), rows))
+        backward, _ = maps(fitted(Procrustes(setting(rows, "inner_product")), rows))
         new = both(rows)[1]
         torch.testing.assert_close(torch.pdist(backward(new)), torch.pdist(new), atol=1e-5, rtol=1e-5)
 
