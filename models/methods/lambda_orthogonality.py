@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
 from models.method import Batch, Method, Setting, Transformations, needed
-from models.methods.procrustes import nearest_isometry, relative_spread
+from models.methods.procrustes import nearest_isometry, relative_scale
 from models.pairs import check_pairs, cross_moment, linear_maps, mean_row, pair_plan, spread, unit
 from models.plan import Plan
 from models.transformations import LayerSpec, Mlp, Transformation, build, optional_tensors
@@ -31,7 +31,7 @@ class LambdaOrthogonality(Method):
 
     B strict is exp(A) with A skew-symmetric: a rotation, no bias. B relaxed is affine, W v + b, and then
     L_lambda = sigmoid(alpha (x - lambda)) x with x = |W^T W - I|_F, which is |W W^T - I|_F where W is square. Under the
-    Euclidean distance relaxed B sees new vectors as wide as the old ones (`scale`, Procrustes'), so that a nearly orthogonal W
+    Euclidean distance relaxed B sees new vectors multiplied by Procrustes' `scale`, so that a nearly orthogonal W
     fits them whatever the unit of either model; exported, the factor is in W.
 
     Both are learned in the larger of the two widths, D, old vectors padded with zeros, and a query for the old gallery is
@@ -108,7 +108,7 @@ class LambdaOrthogonality(Method):
         centres = (0 * new_mean, 0 * old_mean) if self.strict else (new_mean, old_mean)
         moment = cross_moment(new, old, centres, normalize=self.cosine)
         if self.setting.metric == "euclidean" and not self.strict:
-            self.scale.fill_(relative_spread(new, old, centres, nearest_isometry(moment)))
+            self.scale.fill_(relative_scale(new, old, centres, nearest_isometry(moment)))
         turn = nearest_isometry(self._padded(moment)).T
         centre = self._padded(old_mean) - turn @ new_mean * self.scale.double().cpu()
         self._start(turn.to(self.variance), centre.to(self.variance))

@@ -136,7 +136,7 @@ def test_a_small_threshold_keeps_the_relaxed_map_closer_to_orthogonal() -> None:
         method = LambdaOrthogonality(setting, threshold=threshold, sharpness=10)
         train(method, rows, Plan(epochs=30, batch=40, learning_rate=2e-2, optimizer="adam"))
         apart.append(deviation(method.to_old.weight).item())
-    assert apart[0] < 0.2 * apart[1]
+    assert apart[0] < 0.5 * apart[1]
 
 
 @WIDTHS
