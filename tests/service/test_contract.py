@@ -175,8 +175,8 @@ def test_every_code_is_documented_somewhere(document: dict[str, Any]) -> None:
         for example in content.get("examples", {})
     }
     known = {code(kind) for kind in (*below(ServiceError), *below(GalleryError)) if not kind.__subclasses__()}
-    # What only the command line and workers are refused with.
-    assert known - documented == {"key_not_found", "key_exists", "lease_lost"}
+    # What only the command line and workers are refused with, and what is answered as `unavailable`.
+    assert known - documented == {"key_not_found", "key_exists", "lease_lost", "outdated"}
     assert all(100 <= status < 600 for status in STATUS.values())
 
 
