@@ -9,7 +9,7 @@ import errno
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +111,8 @@ def open_column(path: Path, *, rows: int, dimension: int) -> Stored:
         Damaged: the file is missing its rows, or is not the array that the catalog describes.
     """
     vectors = _mapped(path)
+    if vectors.dtype.name not in get_args(Dtype) or not vectors.dtype.isnative:
+        raise errors.Damaged(f"{path.name} holds {vectors.dtype.str}, which no column does")
     if vectors.shape != (rows, dimension):
         raise errors.Damaged(f"{path.name} has shape {vectors.shape}, the catalog says ({rows}, {dimension})")
     column: Stored = vectors
@@ -120,10 +122,13 @@ def open_column(path: Path, *, rows: int, dimension: int) -> Stored:
 def _mapped(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        size = array.offset + array.nbytes  # type: ignore[attr-defined]  # it is mapped
     except OSError:
         raise
     except Exception as error:  # a header is parsed as Python's literals are, and fails in as many ways
         raise errors.Damaged(f"{path.name} is not a whole column: {error}") from error
+    if path.stat().st_size != size:
+        raise errors.Damaged(f"{path.name} has {path.stat().st_size} bytes, its header says {size}")
     return array
 
 
