@@ -384,7 +384,7 @@ class Client:
         model: str,
         vector: Vectors,
         *,
-        k: int = 10,
+        k: int | None = None,
         companions: Mapping[str, Vectors] | None = None,
         filter: Json | None = None,  # noqa: A002 - the contract's word
         include: Sequence[str] = (),
@@ -397,7 +397,7 @@ class Client:
             gallery: its name.
             model: that embedded the query; the service never guesses it.
             vector: (dimension,).
-            k: hits.
+            k: hits; None for the usual number, 10 or as many as the service allows.
             companions: the same query embedded by other models, by model name: a gallery that is on its way to `model`
                 is searched by them where it has not arrived.
             filter: a condition on payloads.
@@ -419,7 +419,7 @@ class Client:
         model: str,
         vectors: Vectors,
         *,
-        k: int = 10,
+        k: int | None = None,
         companions: Mapping[str, Vectors] | None = None,
         filter: Json | None = None,  # noqa: A002
         include: Sequence[str] = (),
@@ -448,7 +448,7 @@ class Client:
         model: str,
         vector: Vectors,
         *,
-        k: int = 10,
+        k: int | None = None,
         companions: Mapping[str, Vectors] | None = None,
         filter: Json | None = None,  # noqa: A002
         include: Sequence[str] = (),

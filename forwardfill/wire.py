@@ -137,10 +137,12 @@ def query(vector: Vectors, companions: Mapping[str, Vectors] | None) -> Json:
 
 
 def options(
-    k: int, condition: Json | None, include: Sequence[str], allow_partial: bool, oversample: int | None
+    k: int | None, condition: Json | None, include: Sequence[str], allow_partial: bool, oversample: int | None
 ) -> Json:
     """What is said of a search beside its vectors; what is as the service has it anyway is left out."""
-    said: Json = {"k": k}
+    said: Json = {}
+    if k is not None:
+        said["k"] = k
     if condition is not None:
         said["filter"] = condition
     if include:

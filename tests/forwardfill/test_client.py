@@ -174,6 +174,13 @@ def test_a_batch_carries_the_companions_of_each_query() -> None:
     }
 
 
+def test_what_is_not_asked_for_is_left_to_the_service() -> None:
+    service = Recorder({"hits": []})
+    with client_of(service) as client:
+        client.search("photos", "new", np.ones(2))
+    assert service.bodies[0] == {"model": "new", "vector": encoded(np.ones(2))}
+
+
 def test_probes_carry_their_vectors_of_every_model_and_what_is_relevant() -> None:
     service = Recorder({})
     with client_of(service) as client:
