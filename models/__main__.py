@@ -261,6 +261,8 @@ def _options(**values: Any) -> Options:
         device = torch.device(values["device"])
     except RuntimeError as error:
         raise ValueError(f"there is no device {values['device']!r}: cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"the device {device} is not one of cpu, cuda, cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"the device {device} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices")
     return Options(**values)
@@ -274,6 +276,8 @@ def _hyperparameters(given: list[str], method: str) -> dict[str, dict[str, objec
         owner, dot, key = name.rpartition(".")
         if not equals or not key or (not dot and method == "auto"):
             raise ValueError(f"the option {text!r} is not of the form method.name=value")
+        if dot and method not in ("auto", owner):
+            raise ValueError(f"the option {text!r} is not of {method}, which is what is trained")
         try:
             read.setdefault(owner or method, {})[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError as error:

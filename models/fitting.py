@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -77,9 +77,11 @@ class Options:
             raise ValueError(f"training needs an epoch, not {self.epochs}")
         for method, given in self.hyperparameters.items():
             _check_choice("method", method, tuple(trainable()))
-            known = [name for name in signature(METHODS[method]).parameters if name != "setting"]
-            for name in given:
+            kinds = get_type_hints(METHODS[method].__init__)
+            known = {name: kinds[name] for name in signature(METHODS[method]).parameters if name != "setting"}
+            for name, value in given.items():
                 _check_choice(f"hyperparameter of {method}", name, tuple(known))
+                _check_type(f"the hyperparameter {name} of {method}", value, known[name])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,12 +281,14 @@ def _made(name: str, pairs: Pairs, options: Options) -> Method:
     """Make a fresh method for the pairs that it will be trained on.
 
     Raises:
-        ValueError: it needs labels and there are none, a hyperparameter is not what it takes, or it does not offer the
-            direction.
+        ValueError: it needs labels and there are none, compares otherwise, a hyperparameter is not what it takes, or it does not
+            offer the direction.
     """
     kind = METHODS[name]
     if kind.needs_labels and pairs.labels is None:
         raise ValueError(f"{name} needs labels")
+    if kind.metric not in (None, options.metric):
+        raise ValueError(f"{name} makes vectors that are compared by {kind.metric}, not by {options.metric}")
     setting = Setting(
         old_dimension=pairs.source.shape[1],
         new_dimension=pairs.target.shape[1],
@@ -294,10 +298,7 @@ def _made(name: str, pairs: Pairs, options: Options) -> Method:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        try:
-            method = kind(setting, **options.hyperparameters.get(name, {}))
-        except TypeError as error:
-            raise ValueError(f"a hyperparameter of {name} is of the wrong type: {error}") from error
+        method = kind(setting, **options.hyperparameters.get(name, {}))
     _offered(method, options.direction)
     return method
 
@@ -366,6 +367,13 @@ def _check_widths(transformation: Transformation, pairs: Pairs, direction: Direc
     side, given = side_dimension(architecture), None if pairs.side is None else pairs.side.shape[1]
     if side is not None and side != given:
         raise ValueError(f"the map needs side-information of {side} dimensions, not {given}")
+
+
+def _check_type(what: str, value: object, kind: Any) -> None:
+    """Refuse what is of another type than an annotation says; a whole number will do for any."""
+    taken = get_args(kind) or (kind,)
+    if type(value) not in taken and not (type(value) is int and float in taken):
+        raise ValueError(f"{what} is {' or '.join(each.__name__ for each in taken)}, not {value!r}")
 
 
 def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:

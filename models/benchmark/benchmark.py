@@ -74,7 +74,9 @@ def chosen(name: str) -> Run:
     for run in RUNS:
         if name in (run.name, run.method):
             return run
-    raise ValueError(f"{name!r} is not one of {', '.join(run.name for run in RUNS)}, {XBT}")
+    raise ValueError(
+        f"{name!r} is not one of {', '.join(run.name for run in RUNS)}; {XBT} is trained by `benchmark` alone"
+    )
 
 
 def benchmark(where: Where, *, jobs: int = 1, show: Show = quiet, tell: Tell = print) -> dict[str, Any]:
@@ -89,6 +91,8 @@ def benchmark(where: Where, *, jobs: int = 1, show: Show = quiet, tell: Tell = p
     Returns:
         The results, as they are in `results.json`.
     """
+    if XBT in where.only and where.root is None:
+        raise ValueError(f"{XBT} needs the captions of cifar100: name their folder (--root)")
     start = time.perf_counter()
     if jobs > 1:
         _in_processes(where, jobs, tell)

@@ -154,11 +154,14 @@ class TestRefusals:
             (["--metric", "manhattan"], "the metric 'manhattan' is not one of euclidean"),
             (["--device", "cuda:99"], "the device cuda:99 is not here"),
             (["--device", "abacus"], "there is no device 'abacus'"),
+            (["--device", "mps"], "the device mps is not one of cpu, cuda"),
             (["--held-out", "1.5"], "the share held out must be above 0"),
             (["--option", "hidden"], "the option 'hidden' is not of the form method.name=value"),
             (["--option", "hidden=wide"], "is not a number, true, false or a quoted string"),
             (["--option", "width=3"], "the hyperparameter of fct 'width' is not one of hidden"),
-            (["--option", "hidden='wide'"], "hidden must be an integer"),
+            (["--option", "hidden='wide'"], "the hyperparameter hidden of fct is int, not 'wide'"),
+            (["--option", "hidden=true"], "the hyperparameter hidden of fct is int, not True"),
+            (["--option", "affine.ridge=1"], "the option 'affine.ridge=1' is not of fct"),
             (["--output", "."], ". is a folder: name the file to write"),
             (["--source", "[absent].npy"], "No such file or directory: '[absent].npy'"),
         ],
@@ -167,6 +170,18 @@ class TestRefusals:
         result = run("fit", *pairs(data), *QUICK, "--output", tmp_path / "map", *flags)
         assert message in refused(result)
         assert not (tmp_path / "map").exists()
+
+    def test_a_method_that_compares_otherwise(self, data: Path, tmp_path: Path) -> None:
+        result = run("fit", *pairs(data, metric="euclidean"), "--method", "xbt", "--output", tmp_path / "map")
+        assert "xbt makes vectors that are compared by cosine, not by euclidean" in refused(result)
+
+    def test_what_the_benchmark_cannot_train_without_captions(self, tmp_path: Path) -> None:
+        flags = ["--data", "digits", "--output", tmp_path / "out"]
+        assert "name their folder (--root)" in refused(run("benchmark", "--only", "XBT", *flags))
+        assert "XBT is trained by `benchmark` alone" in refused(
+            run("train", "--method", "XBT", "--data", "digits", "--output", tmp_path, "--stages", tmp_path / "stages")
+        )
+        assert not (tmp_path / "out").exists()
 
     def test_a_bad_file_is_named(self, data: Path, tmp_path: Path) -> None:
         bad = np.load(data / "new.npy")
