@@ -118,7 +118,13 @@ def fit(
             place.unlink(missing_ok=True)
         _show_candidates(fitted)
         _show(fitted.assessment)
-        _say(f"{output} holds the map of {fitted.method}, trained for and judged by {metric}, SHA-256 {digest}")
+        if fitted.options.metric != metric:
+            _say(
+                "Note: all vectors have unit length, so they are compared by cosine, and what is mapped gets unit length."
+            )
+        _say(
+            f"{output} holds the map of {fitted.method}, trained for and judged by {fitted.options.metric}, SHA-256 {digest}"
+        )
         _write(report, {"artifact": str(output), "sha256": digest, **fitted.report()})
 
 

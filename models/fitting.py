@@ -46,6 +46,9 @@ CONTEST_PAIRS = 50_000
 VALIDATION = (1_000, 10_000)
 TEST = (2_000, 20_000)
 
+#: float16 holds a vector of unit length as exactly
+UNIT_TOLERANCE = 1e-3
+
 OnFit = Callable[[str, Step], None]
 Hyperparameters = Mapping[str, Mapping[str, object]]
 
@@ -114,6 +117,7 @@ class Fitted:
     #: ready for `models.artifacts.save`
     transformation: Transformation
     method: str
+    #: as they were followed, see `followed`
     options: Options
     #: in the order of METHODS
     candidates: tuple[Candidate, ...]
@@ -129,6 +133,21 @@ class Fitted:
             "candidates": [asdict(candidate) for candidate in self.candidates],
             **asdict(self.assessment),
         }
+
+
+def followed(options: Options, pairs: Pairs) -> Options:
+    """Compare by cosine where all vectors have unit length, of which every metric makes the same order.
+
+    What is mapped must have unit length too then, and no loss may depend on how long vectors are.
+    """
+    if all(_of_unit_length(vectors) for vectors in (pairs.source, pairs.target)):
+        return replace(options, metric="cosine")
+    return options
+
+
+def _of_unit_length(vectors: Array) -> bool:
+    squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32)
+    return bool((abs(np.sqrt(squares) - 1) <= UNIT_TOLERANCE).all())
 
 
 def trainable() -> dict[str, type[Method]]:
@@ -158,6 +177,7 @@ def fit(
         FloatingPointError: the one method that was asked for diverged.
     """
     check_pairs(pairs)
+    options = followed(options, pairs)
     parts = split(pairs, held_out=options.held_out, seed=options.seed)
     validation, test = _samples(pairs, parts)
     trainings = _Trainings(pairs, options, validation, on_step, checkpoint, log)
@@ -192,6 +212,7 @@ def assess(transformation: Transformation, pairs: Pairs, options: Options) -> As
     """
     check_pairs(pairs)
     _check_widths(transformation, pairs, options.direction)
+    options = followed(options, pairs)
     parts = replace(split(pairs, held_out=1, seed=options.seed), train=np.empty(0, np.int64))
     validation, test = _samples(pairs, parts)
     return _assess(transformation, pairs, parts, validation, test, options)

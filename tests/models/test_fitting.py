@@ -455,6 +455,16 @@ class TestFit:
         assert by_cosine.transformation.architecture.normalize_output
         assert not by_distance.transformation.architecture.normalize_output
 
+    @pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
+    def test_between_vectors_of_unit_length_what_is_mapped_has_it_too(self, metric: Metric) -> None:
+        pairs = small_pairs()
+        source, target = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (pairs.source, pairs.target))
+        fitted = fit(replace(pairs, source=source.astype(np.float16), target=target), quick(metric=metric))
+        assert fitted.options.metric == "cosine"
+        assert fitted.transformation.architecture.normalize_output
+        one_of_them = fit(replace(pairs, target=target), quick(metric=metric))
+        assert one_of_them.options.metric == metric
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [
