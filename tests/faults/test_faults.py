@@ -9,15 +9,10 @@ import pytest
 
 from gallery.faults import POINTS
 from tests.acceptance.forks import Nursery
-from tests.faults.cases import (
-    cases,
-    derived_column_is_damaged,
-    two_start_at_once,
-    worker_dies,
-    worker_freezes,
-    writer_freezes_and_its_files_are_collected,
-    writing_api_dies,
-)
+from tests.faults.cases import cases
+from tests.faults.delays import worker_freezes, writer_freezes_and_its_files_are_collected
+from tests.faults.ground import derived_column_is_damaged, two_start_at_once
+from tests.faults.kills import worker_dies, writing_api_dies
 from tests.faults.stage import Play, Stage, staged
 
 PART: dict[str, Play] = {

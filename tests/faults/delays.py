@@ -1,0 +1,106 @@
+"""Workers that are frozen and thawed, and messages that come late, twice, or never."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+from tests.acceptance.system import wait_for
+from tests.faults.history import Outcome
+from tests.faults.record import ITEMS, Client
+from tests.faults.shared import (
+    SEVERAL,
+    another_worker,
+    collect,
+    sent_again,
+    waiting_messages,
+)
+from tests.faults.stage import SECONDS, Judgement, Stage, Try
+
+
+def worker_freezes(stage: Stage, run: Try, point: str) -> Judgement:
+    """A worker is frozen past its lease, another does its segment, and then it goes on as if nothing had happened."""
+    stage.worker.kill()
+    run.start()
+    stage.restart(stage.worker, point)
+    with run.traffic():
+        stage.stopped(stage.worker)
+        with another_worker(stage):
+            run.wait("completed")
+            stage.worker.popen.send_signal(signal.SIGCONT)
+            # What it was at is the last that it does; then it ends in good order.
+            assert stage.worker.stop() == 0
+        stage.restart(stage.worker)
+    return run.judge()
+
+
+def worker_freezes_and_its_files_are_collected(stage: Stage, run: Try, point: str) -> Judgement:
+    """A worker is frozen with a file that no row names yet, and somebody collects all such files: it names none that is gone."""
+    stage.worker.kill()
+    run.start()
+    stage.restart(stage.worker, point)
+    with run.traffic():
+        stage.stopped(stage.worker)
+        collect(stage)
+        stage.worker.popen.send_signal(signal.SIGCONT)
+        run.wait("completed")
+    stage.restart(stage.worker)
+    return run.judge()
+
+
+def writer_freezes_and_its_files_are_collected(stage: Stage, run: Try, point: str) -> Judgement:
+    """Likewise an API process with an upsert in its hands: what it cannot name it does not acknowledge.
+
+    Where it is about to commit, it has its files, and they are left alone.
+    """
+    named = point.startswith("upsert")
+    stage.worker.kill()  # which may hold the gallery too, and then its files are left for the next time
+    stage.restart(stage.victim, point)
+    client, outcomes = Client(run.book, stage.victim), list[Outcome]()
+    writing = threading.Thread(target=lambda: outcomes.append(client.upsert(ITEMS[:12])))
+    writing.start()
+    stage.stopped(stage.victim)
+    # Another thread of the frozen process may be writing: on SQLite nobody can then, and nothing is collected.
+    collected = collect(stage)
+    stage.victim.popen.send_signal(signal.SIGCONT)
+    writing.join()
+    assert outcomes == ["acknowledged" if named or not collected else "unknown"], outcomes
+    stage.restart(stage.worker)
+    with run.traffic():
+        assert client.upsert(ITEMS[:12]) == "acknowledged"
+        stage.restart(stage.victim)
+    run.start()
+    run.wait("completed")
+    return run.judge()
+
+
+def messages_come_twice_and_late(stage: Stage, run: Try) -> Judgement:
+    """Every message waits while the worker is suspended, comes twice, and all of them once more when all is done."""
+    # Idle first: who is frozen in the middle of a transaction holds its locks, and SQLite has one for all writers.
+    wait_for(lambda: all(column.index_file for column in run.native()), SECONDS, lambda: "the worker is never idle")
+    stage.worker.popen.send_signal(signal.SIGSTOP)
+    run.start()
+    for _ in range(SEVERAL):
+        run.client.upsert(ITEMS[:8])
+    copies = sent_again(stage, waiting_messages(stage))
+    stage.worker.popen.send_signal(signal.SIGCONT)
+    with run.traffic():
+        run.wait("completed")
+    assert copies, "there was no message to repeat"
+    sent_again(stage, copies)
+    wait_for(lambda: not waiting_messages(stage), SECONDS, lambda: "the late messages are never taken")
+    return run.judge()
+
+
+def messages_are_lost(stage: Stage, run: Try) -> Judgement:
+    """The broker forgets all messages, dies, and comes back."""
+    assert stage.redis is not None
+    run.start(throttle={"items_per_second": 30})
+    with run.traffic():
+        stage.redis.client.flushall()
+        stage.redis.kill()
+        run.client.upsert(ITEMS[:8])
+        stage.redis.start()
+        stage.redis.client.flushall()
+        run.wait("completed")
+    return run.judge()
