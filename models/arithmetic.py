@@ -37,7 +37,13 @@ class Rule:
     largest_error: float = 0.01
 
 
-def takes_bfloat16(rule: Rule, device: torch.device, exact: Callable[[], Floats], near: Callable[[], Floats]) -> bool:
+def takes_bfloat16(
+    rule: Rule,
+    device: torch.device,
+    exact: Callable[[], Floats],
+    near: Callable[[], Floats],
+    clock: Callable[[], float] = time.perf_counter,
+) -> bool:
     """Whether to compute in bfloat16, by trying both on the same rows.
 
     Args:
@@ -45,12 +51,13 @@ def takes_bfloat16(rule: Rule, device: torch.device, exact: Callable[[], Floats]
         device: where both compute.
         exact: computes (n, target) of a sample in float32.
         near: the same in bfloat16.
+        clock: tells seconds.
     """
     if rule.wanted == "float32" or (rule.wanted == "auto" and not has_bfloat16(device)):
         return False
     if error(exact(), near()) > rule.largest_error:
         return False
-    return rule.wanted == "bfloat16" or _seconds(near) * _FASTER < _seconds(exact)
+    return rule.wanted == "bfloat16" or _seconds(near, clock) * _FASTER < _seconds(exact, clock)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -69,11 +76,11 @@ def error(exact: Floats, near: Floats) -> float:
     return float(worst) if np.isfinite(worst) else np.inf
 
 
-def _seconds(compute: Callable[[], Floats]) -> float:
+def _seconds(compute: Callable[[], Floats], clock: Callable[[], float]) -> float:
     """The shortest of some rounds: what else the machine does makes them only longer."""
     taken = []
     for _ in range(_ROUNDS):
-        begun = time.perf_counter()
+        begun = clock()
         compute()
-        taken.append(time.perf_counter() - begun)
+        taken.append(clock() - begun)
     return min(taken)

@@ -77,7 +77,10 @@ def stack(
 
 @pytest.fixture
 def world(stack: Stack, tmp_path: Path, request: pytest.FixtureRequest) -> World:
-    """Models, a transformation and an empty gallery that only this test has."""
+    """Models, a transformation and an empty gallery that only this test has; what a failed test killed is started."""
+    for process in (*stack.system.apis, *stack.system.workers):
+        if process.popen.poll() is not None:
+            process.start()
     made = World(tmp_path / "fct.safetensors", f"g{next(_numbers)}", hidden=getattr(request, "param", 64))
     made.register(stack.http)
     return made
@@ -302,9 +305,12 @@ def _remove_files(folder: Path) -> None:
 
 
 def writing(system: System) -> list[Process]:
-    """The workers, once one of them is writing a column; empty before."""
-    parts = list((system.data / "columns").rglob("*.part"))
-    return list(system.workers) if parts else []
+    """The workers, once one of them is writing a column of the newest gallery; empty before.
+
+    Of the newest alone, since the galleries of the tests before it may still be merged.
+    """
+    newest = max((system.data / "columns").iterdir(), key=lambda folder: int(folder.name))
+    return list(system.workers) if list(newest.glob("*.part")) else []
 
 
 def children(pid: int) -> list[int]:

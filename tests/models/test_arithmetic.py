@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -17,16 +17,29 @@ CPU = torch.device("cpu")
 EXACT = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
 
 
-def computing(result: Floats, seconds: float = 0.0) -> Callable[[], Floats]:
-    """What takes that long, by the processor's own time."""
+class Clock:
+    """Time that passes only where a test says so."""
 
-    def compute() -> Floats:
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            pass
-        return result
+    def __init__(self) -> None:
+        self.now = 0.0
 
-    return compute
+    def __call__(self) -> float:
+        return self.now
+
+    def computing(self, result: Floats, *seconds: float) -> Callable[[], Floats]:
+        """What takes that long, round after round; the last of them takes as long ever after."""
+        rounds = chain(seconds, repeat(seconds[-1]))
+
+        def compute() -> Floats:
+            self.now += next(rounds)
+            return result
+
+        return compute
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -54,16 +67,24 @@ def test_a_row_at_zero_is_judged_by_the_length_of_the_others() -> None:
 
 
 @pytest.mark.usefixtures("capable")
-def test_it_is_taken_where_it_is_faster_and_near_enough() -> None:
-    slow, fast = computing(EXACT, 0.02), computing(EXACT * np.float32(1.005), 0.005)
-    assert takes_bfloat16(Rule("auto"), CPU, slow, fast)
-    assert not takes_bfloat16(Rule("auto", largest_error=0.001), CPU, slow, fast)
-    assert not takes_bfloat16(Rule("auto"), CPU, fast, slow)
+def test_it_is_taken_where_it_is_faster_and_near_enough(clock: Clock) -> None:
+    slow, fast = clock.computing(EXACT, 0.02), clock.computing(EXACT * np.float32(1.005), 0.005)
+    assert takes_bfloat16(Rule("auto"), CPU, slow, fast, clock)
+    assert not takes_bfloat16(Rule("auto", largest_error=0.001), CPU, slow, fast, clock)
+    assert not takes_bfloat16(Rule("auto"), CPU, fast, slow, clock)
 
 
 @pytest.mark.usefixtures("capable")
-def test_a_gain_that_may_be_chance_is_none() -> None:
-    assert not takes_bfloat16(Rule("auto"), CPU, computing(EXACT, 0.02), computing(EXACT, 0.0195))
+def test_a_gain_that_may_be_chance_is_none(clock: Clock) -> None:
+    slow = clock.computing(EXACT, 0.02)
+    assert not takes_bfloat16(Rule("auto"), CPU, slow, clock.computing(EXACT, 0.0195), clock)
+    assert takes_bfloat16(Rule("auto"), CPU, slow, clock.computing(EXACT, 0.018), clock)
+
+
+@pytest.mark.usefixtures("capable")
+def test_a_round_that_the_machine_held_up_does_not_count(clock: Clock) -> None:
+    held_up = clock.computing(EXACT, 0.01, 0.5, 0.01, 0.5)
+    assert takes_bfloat16(Rule("auto"), CPU, clock.computing(EXACT, 0.02), held_up, clock)
 
 
 def test_without_instructions_for_it_it_is_not_even_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +97,9 @@ def test_without_instructions_for_it_it_is_not_even_tried(monkeypatch: pytest.Mo
 
 
 def test_it_is_taken_on_request_even_if_it_is_slower_but_not_if_it_is_too_far_off() -> None:
-    near = computing(EXACT * np.float32(1.005), 0.01)
-    assert takes_bfloat16(Rule("bfloat16"), CPU, computing(EXACT), near)
-    assert not takes_bfloat16(Rule("bfloat16", largest_error=0.001), CPU, computing(EXACT), near)
+    near = EXACT * np.float32(1.005)
+    assert takes_bfloat16(Rule("bfloat16"), CPU, lambda: EXACT, lambda: near)
+    assert not takes_bfloat16(Rule("bfloat16", largest_error=0.001), CPU, lambda: EXACT, lambda: near)
 
 
 def test_what_this_processor_can_do_is_as_its_flags_say() -> None:
