@@ -42,6 +42,7 @@ def takes_bfloat16(
     device: torch.device,
     exact: Callable[[], Floats],
     near: Callable[[], Floats],
+    *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> bool:
     """Whether to compute in bfloat16, by trying both on the same rows.

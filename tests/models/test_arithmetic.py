@@ -69,22 +69,22 @@ def test_a_row_at_zero_is_judged_by_the_length_of_the_others() -> None:
 @pytest.mark.usefixtures("capable")
 def test_it_is_taken_where_it_is_faster_and_near_enough(clock: Clock) -> None:
     slow, fast = clock.computing(EXACT, 0.02), clock.computing(EXACT * np.float32(1.005), 0.005)
-    assert takes_bfloat16(Rule("auto"), CPU, slow, fast, clock)
-    assert not takes_bfloat16(Rule("auto", largest_error=0.001), CPU, slow, fast, clock)
-    assert not takes_bfloat16(Rule("auto"), CPU, fast, slow, clock)
+    assert takes_bfloat16(Rule("auto"), CPU, slow, fast, clock=clock)
+    assert not takes_bfloat16(Rule("auto", largest_error=0.001), CPU, slow, fast, clock=clock)
+    assert not takes_bfloat16(Rule("auto"), CPU, fast, slow, clock=clock)
 
 
 @pytest.mark.usefixtures("capable")
 def test_a_gain_that_may_be_chance_is_none(clock: Clock) -> None:
     slow = clock.computing(EXACT, 0.02)
-    assert not takes_bfloat16(Rule("auto"), CPU, slow, clock.computing(EXACT, 0.0195), clock)
-    assert takes_bfloat16(Rule("auto"), CPU, slow, clock.computing(EXACT, 0.018), clock)
+    assert not takes_bfloat16(Rule("auto"), CPU, slow, clock.computing(EXACT, 0.0195), clock=clock)
+    assert takes_bfloat16(Rule("auto"), CPU, slow, clock.computing(EXACT, 0.018), clock=clock)
 
 
 @pytest.mark.usefixtures("capable")
 def test_a_round_that_the_machine_held_up_does_not_count(clock: Clock) -> None:
     held_up = clock.computing(EXACT, 0.01, 0.5, 0.01, 0.5)
-    assert takes_bfloat16(Rule("auto"), CPU, clock.computing(EXACT, 0.02), held_up, clock)
+    assert takes_bfloat16(Rule("auto"), CPU, clock.computing(EXACT, 0.02), held_up, clock=clock)
 
 
 def test_without_instructions_for_it_it_is_not_even_tried(monkeypatch: pytest.MonkeyPatch) -> None:
