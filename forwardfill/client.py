@@ -13,8 +13,10 @@ or never came back, is raised as httpx raises it.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -38,6 +40,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 #: no event comes from an upgrade that is throttled to less than a segment in this time
 QUIET_SECONDS = 60.0
 RECONNECT_SECONDS = 0.5
+#: by so much may the read timeout of a stream pass the end of a wait; then the stream is opened anew, with less
+SLACK_SECONDS = 5.0
 #: a fit takes minutes, and tells how far it is once a second
 LOOK_SECONDS = 0.5
 #: states in which an upgrade stays unless a person acts
@@ -602,16 +606,7 @@ class Client:
             upgrade_id: which.
             after: the id of the last event seen, to go on from there.
         """
-        headers = {"accept": "text/event-stream"}
-        if after is not None:
-            headers["last-event-id"] = after
-        timeout = httpx.Timeout(QUIET_SECONDS, connect=5.0)
-        url = f"/admin/upgrades/{wire.quoted(upgrade_id)}/events"
-        with self._http.stream("GET", url, headers=headers, timeout=timeout) as response:
-            if response.is_error:
-                response.read()
-                raise problem(response)
-            yield from wire.parse_events(wire.lines(response.iter_bytes()))
+        return self._events(upgrade_id, after)
 
     def wait(
         self, upgrade_id: str, *, until: str | Collection[str] = "completed", timeout: float | None = None
@@ -631,7 +626,7 @@ class Client:
             TimeoutError: it did not get there in time.
         """
         wanted = {until} if isinstance(until, str) else set(until)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         seen: str | None = None
         while True:
             upgrade = self.upgrade(upgrade_id)
@@ -639,24 +634,51 @@ class Client:
                 return upgrade
             if upgrade["state"] in RESTING:
                 raise UpgradeStoppedError(upgrade)
-            seen = self._next_state(upgrade_id, seen, deadline)
-            if deadline is not None and time.monotonic() > deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise TimeoutError(f"upgrade {upgrade_id} is {upgrade['state']} after {timeout} s")
+            seen = self._next_state(upgrade_id, seen, left)
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
-    def _next_state(self, upgrade_id: str, seen: str | None, deadline: float | None) -> str | None:
-        """Follow events until one tells another state, the stream ends, or the deadline has passed."""
+    def _next_state(self, upgrade_id: str, seen: str | None, left: float) -> str | None:
+        """Follow events until one tells another state, the stream ends, or it is time to look: at the latest in `left` seconds.
+
+        An upgrade that rests sends no events, but a comment now and then. Each comment starts the read timeout again, so
+        the timeout alone would never end the stream: the clock is looked at with every line.
+        """
+        quiet, deadline = min(QUIET_SECONDS, left), time.monotonic() + left
+
+        def in_time() -> bool:
+            return deadline - time.monotonic() > max(0.0, quiet - SLACK_SECONDS)
+
         try:
-            for event in self.events(upgrade_id, after=seen):
+            for event in self._events(upgrade_id, seen, quiet, in_time):
                 seen = event.id or seen
-                if event.name == "state" or (deadline is not None and time.monotonic() > deadline):
+                if event.name == "state":
                     return seen
-        except httpx.TransportError:
-            time.sleep(RECONNECT_SECONDS)  # the service may be starting again
+        except httpx.ReadTimeout:
             return seen
-        time.sleep(RECONNECT_SECONDS)  # the stream ended without news
+        except httpx.TransportError:
+            pass  # the service may be starting again
+        if in_time():
+            time.sleep(min(RECONNECT_SECONDS, max(0.0, deadline - time.monotonic())))
         return seen
+
+    def _events(
+        self, upgrade_id: str, after: str | None, quiet: float = QUIET_SECONDS, go_on: Callable[[], bool] = lambda: True
+    ) -> Generator[Event, None, None]:
+        """Events, as long as something comes within `quiet` seconds and, at each line, the caller wants to go on."""
+        headers = {"accept": "text/event-stream"}
+        if after is not None:
+            headers["last-event-id"] = after
+        timeout = httpx.Timeout(quiet, connect=min(5.0, quiet))
+        url = f"/admin/upgrades/{wire.quoted(upgrade_id)}/events"
+        with self._http.stream("GET", url, headers=headers, timeout=timeout) as response:
+            if response.is_error:
+                response.read()
+                raise problem(response)
+            yield from wire.parse_events(takewhile(lambda _: go_on(), wire.lines(response.iter_bytes())))
 
     def _limit(self, name: str) -> int:
         """One of the service's published limits, asked for once."""

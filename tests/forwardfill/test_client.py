@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,56 @@ def test_waiting_for_what_cannot_come_any_more_is_an_error() -> None:
 def test_waiting_has_a_limit() -> None:
     with client_of(Upgrades("running")) as client, pytest.raises(TimeoutError, match="running"):
         client.wait("01JD", timeout=0.0)
+
+
+class Rests:
+    """An upgrade that rests: its streams send comments, or nothing, and keep the read timeout that they were asked with."""
+
+    def __init__(self, comments: Iterable[bytes] = ()) -> None:
+        self._comments = comments
+        self.timeouts: list[float] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json=upgrade("paused"))
+        self.timeouts.append(request.extensions["timeout"]["read"])
+        return httpx.Response(200, stream=Silence(self._comments))
+
+
+class Silence(httpx.SyncByteStream):
+    """Comments, and then nothing within the read timeout."""
+
+    def __init__(self, comments: Iterable[bytes]) -> None:
+        self._comments = comments
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._comments
+        raise httpx.ReadTimeout("nothing came")
+
+
+def comments() -> Iterator[bytes]:
+    """Comments without an end, though no test should read them for seconds."""
+    patience = time.monotonic() + 5.0
+    while time.monotonic() < patience:
+        yield b": still here\n\n"
+    pytest.fail("was waited on for ever")
+
+
+def test_comments_do_not_prolong_a_wait() -> None:
+    with client_of(Rests(comments())) as client, pytest.raises(TimeoutError, match=r"is paused after 0\.05 s"):
+        client.wait("01JD", timeout=0.05)
+
+
+def test_no_stream_of_a_wait_is_silent_beyond_its_end() -> None:
+    service = Rests()
+    with client_of(service) as client, pytest.raises(TimeoutError, match="paused"):
+        client.wait("01JD", timeout=0.05)
+    assert max(service.timeouts) <= 0.05
+
+
+def test_a_stream_whose_read_timeout_passes_the_end_of_the_wait_is_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forwardfill.client.SLACK_SECONDS", 0.01)
+    service = Rests(comments())
+    with client_of(service) as client, pytest.raises(TimeoutError, match="paused"):
+        client.wait("01JD", timeout=0.05)
+    assert service.timeouts[1] <= service.timeouts[0] - 0.01

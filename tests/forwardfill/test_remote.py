@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from forwardfill.answers import Cutover, MissingSide, Order
 from forwardfill.cli import app
+from forwardfill.client import Client
 from forwardfill.terminal import console
 from service.api.upgrades import UpgradeBody
 from tests.service.world import GALLERY, UNITS, World, opened
@@ -148,3 +149,12 @@ def test_relevant_ids_that_are_none_are_refused_by_line(world: World, lines: lis
     refused = set_probes("--relevant", "relevant.jsonl")
     assert refused.exit_code == 2
     assert told in refused.stderr
+
+
+def test_waiting_for_an_upgrade_that_rests_has_a_limit(world: World) -> None:
+    upgrade = world.upgraded(cutover="manual")
+    with (
+        Client(str(world.client.base_url)) as client,
+        pytest.raises(TimeoutError, match=r"is awaiting_cutover after 0\.2 s"),
+    ):
+        client.wait(upgrade, timeout=0.2)
