@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import httpx
 import orjson
@@ -10,7 +11,19 @@ import orjson
 from forwardfill.answers import Json, Upgrade
 
 
-class ForwardfillError(Exception):
+def _unraised(kind: type[Exception], args: tuple[object, ...]) -> Exception:
+    return kind.__new__(kind, *args)
+
+
+class _Travels(Exception):
+    """Can be copied and pickled: processes of a pool answer so, and one that cannot rebuild an error breaks its pool."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild without the constructor, which does not take the message that Python would call it with."""
+        return _unraised, (type(self), self.args), self.__dict__
+
+
+class ForwardfillError(_Travels):
     """The service refused a request, and says why."""
 
     def __init__(
@@ -35,7 +48,7 @@ class ForwardfillError(Exception):
         self.problem: Json = {}
 
 
-class UpgradeStoppedError(Exception):
+class UpgradeStoppedError(_Travels):
     """An upgrade that was waited for came to rest in another state."""
 
     def __init__(self, upgrade: Upgrade) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
+import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import orjson
 import pytest
 
 from forwardfill.client import Client, ForwardfillError, UpgradeStoppedError
+from forwardfill.errors import problem
 from forwardfill.wire import encoded, parse_events
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -83,6 +86,34 @@ def test_a_stream_of_events_that_is_refused_is_an_error_like_any_other() -> None
     client = client_of(lambda _: httpx.Response(404, json=problem))
     with client, pytest.raises(ForwardfillError, match="upgrade_not_found"):
         list(client.events("01JD"))
+
+
+class Refused(ForwardfillError):
+    """Somebody's own, with a constructor of its own."""
+
+    def __init__(self, why: ForwardfillError, *, at: str) -> None:
+        super().__init__(why.status, why.code, why.detail)
+        self.at = at
+
+
+def raised(error: Exception) -> Exception:
+    """With what a traceback may add to it."""
+    error.add_note("while the photos were written")
+    return error
+
+
+STOPPED = UpgradeStoppedError(upgrade("failed", error="no disk"))  # type: ignore[arg-type]
+PROBLEM = problem(httpx.Response(409, json={"status": 409, "code": "c", "detail": "d", "errors": [{"pointer": "/a"}]}))
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+@pytest.mark.parametrize("error", [PROBLEM, STOPPED, Refused(PROBLEM, at="noon")], ids=lambda each: type(each).__name__)
+def test_an_error_is_the_same_in_another_process(error: Exception, again: Callable[[Exception], Exception]) -> None:
+    found = again(raised(error))
+    assert type(found) is type(error)
+    assert str(found) == str(error)
+    assert found.args == error.args
+    assert vars(found) == vars(error)
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
