@@ -48,4 +48,4 @@ def from_files(ids: Path, embeddings: Path, labels: Path | None) -> bytes:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    return path.read_text(encoding="utf-8-sig").splitlines()  # a byte order mark is no part of the first id

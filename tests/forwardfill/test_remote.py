@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from forwardfill.answers import Cutover, MissingSide, Order
 from forwardfill.cli import app
 from forwardfill.client import Client
+from forwardfill.probes import relevant
 from forwardfill.terminal import console
 from service.api.upgrades import UpgradeBody
 from tests.service.world import GALLERY, UNITS, World, opened
@@ -149,6 +150,11 @@ def test_relevant_ids_that_are_none_are_refused_by_line(world: World, lines: lis
     refused = set_probes("--relevant", "relevant.jsonl")
     assert refused.exit_code == 2
     assert told in refused.stderr
+
+
+def test_relevant_ids_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "relevant.jsonl").write_text('["a"]\n[]\n', encoding="utf-8-sig")
+    assert relevant(tmp_path / "relevant.jsonl", 2) == [["a"], []]
 
 
 def test_waiting_for_an_upgrade_that_rests_has_a_limit(world: World) -> None:
