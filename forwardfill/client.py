@@ -6,8 +6,8 @@ with Client("http://127.0.0.1:8000") as client:
     answer = client.search("photos", "resnet50-v2", query, companions={"resnet18-v1": old_query}, k=10)
 ```
 
-What the service refuses is raised as a `ForwardfillError` that carries the answer's code. What never reached the service,
-or never came back, is raised as httpx raises it.
+What the service refuses is raised as a `ForwardfillError` that carries the answer's code; so is an answer that cannot be the
+service's. What never reached the service, or never came back, is raised as httpx raises it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import orjson
 
 from forwardfill import wire
 from forwardfill.answers import Answer, BatchAnswer, Cutover, Json, MissingSide, Order, Throttle, Upgrade
-from forwardfill.errors import ForwardfillError, UpgradeStoppedError, problem
+from forwardfill.errors import ForwardfillError, UpgradeStoppedError, answered, problem, stranger
 from forwardfill.wire import Event, Vectors
 
 #: what a user of the client needs, wherever it is written
@@ -37,6 +37,7 @@ Metric = Literal["cosine", "inner_product", "euclidean"]
 
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 ARROW = "application/vnd.apache.arrow.stream"
+EVENTS = "text/event-stream"
 #: no event comes from an upgrade that is throttled to less than a segment in this time
 QUIET_SECONDS = 60.0
 RECONNECT_SECONDS = 0.5
@@ -253,8 +254,7 @@ class Client:
         if use_side_information is not None:
             query["use_side_information"] = str(use_side_information).lower()
         headers = {"content-type": ARROW} | ({} if idempotency_key is None else {"idempotency-key": idempotency_key})
-        answer = self._request("POST", "/transformations/fit", content=pairs, query=query, headers=headers)
-        return orjson.loads(answer.content)  # type: ignore[no-any-return]
+        return self._request("POST", "/transformations/fit", content=pairs, query=query, headers=headers)
 
     def fits(self) -> list[Json]:
         """Return all fits."""
@@ -361,8 +361,7 @@ class Client:
         path = f"/galleries/{wire.quoted(gallery)}/items"
         headers = {"content-type": ARROW, "content-length": str(len(stream))}
         # In pieces, because httpx keeps a body that it was handed whole until the garbage collector comes by.
-        answer = self._request("POST", path, content=wire.pieces(stream), query={"model": model}, headers=headers)
-        return orjson.loads(answer.content)  # type: ignore[no-any-return]
+        return self._request("POST", path, content=wire.pieces(stream), query={"model": model}, headers=headers)
 
     def delete_items(self, gallery: str, ids: Sequence[str]) -> Json:
         """Delete items; returns `deleted`, a number, and `missing`, the ids that were not there."""
@@ -669,15 +668,17 @@ class Client:
         self, upgrade_id: str, after: str | None, quiet: float = QUIET_SECONDS, go_on: Callable[[], bool] = lambda: True
     ) -> Generator[Event, None, None]:
         """Events, as long as something comes within `quiet` seconds and, at each line, the caller wants to go on."""
-        headers = {"accept": "text/event-stream"}
+        headers = {"accept": EVENTS}
         if after is not None:
             headers["last-event-id"] = after
         timeout = httpx.Timeout(quiet, connect=min(5.0, quiet))
         url = f"/admin/upgrades/{wire.quoted(upgrade_id)}/events"
         with self._http.stream("GET", url, headers=headers, timeout=timeout) as response:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
                 raise problem(response)
+            if not response.headers.get("content-type", EVENTS).startswith(EVENTS):
+                raise stranger(response)
             yield from wire.parse_events(takewhile(lambda _: go_on(), wire.lines(response.iter_bytes())))
 
     def _limit(self, name: str) -> int:
@@ -720,8 +721,7 @@ class Client:
         if body is not None:
             sent["content-type"] = "application/json"
             content = orjson.dumps(body)
-        answer: Json = orjson.loads(self._request(method, path, content=content, query=query, headers=sent).content)
-        return answer
+        return self._request(method, path, content=content, query=query, headers=sent)
 
     def _request(
         self,
@@ -731,8 +731,5 @@ class Client:
         content: bytes | Iterable[bytes] | None = None,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
-        response = self._http.request(method, path, content=content, params=query, headers=headers)
-        if not response.is_success:
-            raise problem(response)
-        return response
+    ) -> Json:
+        return answered(self._http.request(method, path, content=content, params=query, headers=headers))

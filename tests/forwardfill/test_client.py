@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 import pytest
 
+from forwardfill.answers import Json
 from forwardfill.client import Client, ForwardfillError, UpgradeStoppedError
 from forwardfill.errors import problem
 from forwardfill.wire import encoded, parse_events
@@ -79,6 +80,41 @@ def test_an_error_page_of_something_before_the_service_is_an_error_too() -> None
     with client, pytest.raises(ForwardfillError, match="Bad gateway") as caught:
         client.info()
     assert (caught.value.status, caught.value.code) == (502, "not_a_problem")
+
+
+@pytest.mark.parametrize("body", [{"status": "error", "errors": True}, {"errors": ["no"], "detail": "d"}])
+def test_a_refusal_in_somebody_elses_json_is_an_error_too(body: Json) -> None:
+    client = client_of(lambda _: httpx.Response(502, json=body))
+    with client, pytest.raises(ForwardfillError) as caught:
+        client.info()
+    assert (caught.value.status, caught.value.code, caught.value.errors) == (502, "unknown", [])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Client.info,
+        Client.models,
+        lambda client: client.upload_artifact(Path(__file__)),
+        lambda client: client.delete_gallery("photos"),
+        lambda client: client.upsert_arrow("photos", "old", b""),
+        lambda client: client.start_fit("photos", b"", name="f", target="new"),
+        lambda client: list(client.events("01JD")),
+    ],
+    ids=["info", "a list", "an artifact", "a delete", "an upsert", "a fit", "events"],
+)
+def test_a_success_that_is_not_the_services_is_an_error(call: Callable[[Client], object]) -> None:
+    client = client_of(lambda _: httpx.Response(200, html="<h1>Sign in</h1>"))
+    told = "http://service is no Forwardfill service: it sent text/html"
+    with client, pytest.raises(ForwardfillError, match=told) as caught:
+        call(client)
+    assert (caught.value.status, caught.value.code) == (200, "not_a_problem")
+
+
+def test_json_that_is_no_object_is_not_the_services() -> None:
+    client = client_of(lambda _: httpx.Response(200, json=["hello"]))
+    with client, pytest.raises(ForwardfillError, match="it sent application/json"):
+        client.info()
 
 
 def test_a_stream_of_events_that_is_refused_is_an_error_like_any_other() -> None:
