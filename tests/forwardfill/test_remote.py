@@ -14,7 +14,6 @@ from forwardfill.answers import Cutover, MissingSide, Order
 from forwardfill.cli import app
 from forwardfill.client import Client
 from forwardfill.probes import relevant
-from forwardfill.terminal import console
 from service.api.upgrades import UpgradeBody
 from tests.service.world import GALLERY, UNITS, World, opened
 
@@ -30,7 +29,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         (tmp_path / "relevant.jsonl").write_text("".join(f'["item-{at}"]\n' for at in range(len(UNITS))))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("FORWARDFILL_URL", str(opened_world.client.base_url))
-        monkeypatch.setattr(console, "width", 200)
+        monkeypatch.delenv("COLUMNS", raising=False)
         yield opened_world
 
 

@@ -35,7 +35,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         np.save(tmp_path / "new.npy", np.pad(vectors, ((0, 0), (0, NEW - OLD))))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("FORWARDFILL_URL", str(opened_world.client.base_url))
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.delenv("COLUMNS", raising=False)
         yield opened_world
 
 
