@@ -208,11 +208,11 @@ class Client:
             labels: n labels, for CMC and mAP.
         """
         body: Json = {
-            "source_embeddings": wire.encoded(source_embeddings),
-            "target_embeddings": wire.encoded(target_embeddings),
+            "source_embeddings": wire.encoded(source_embeddings, "source_embeddings"),
+            "target_embeddings": wire.encoded(target_embeddings, "target_embeddings"),
         }
         if side_information is not None:
-            body["side_information"] = wire.encoded(side_information)
+            body["side_information"] = wire.encoded(side_information, "side_information")
         if labels is not None:
             body["labels"] = np.asarray(labels).tolist()
         return self._call("POST", f"/transformations/{wire.quoted(transformation)}/evaluate", body)
@@ -337,7 +337,7 @@ class Client:
             The gallery's version after the last request; all before it is durable. 0 for no items.
 
         Raises:
-            ValueError: lengths differ.
+            ValueError: lengths differ, or vectors are no real numbers.
             ForwardfillError: an item was refused; `errors` points at it, counted within its request.
         """
         rows = wire.Rows(ids, embeddings, side_information, payloads)
@@ -436,10 +436,10 @@ class Client:
             vectors: (n, dimension).
             companions: (n, dimension) by model name.
         """
-        others = {name: wire.matrix(each) for name, each in (companions or {}).items()}
+        others = {name: wire.matrix(each, wire.companion(name)) for name, each in (companions or {}).items()}
         queries = [
             wire.query(row, {name: each[at] for name, each in others.items()})
-            for at, row in enumerate(wire.matrix(vectors))
+            for at, row in enumerate(wire.matrix(vectors, "vectors"))
         ]
         body = {"model": model, "queries": queries, **wire.options(k, filter, include, allow_partial, oversample)}
         answer: Any = self._call("POST", f"/galleries/{wire.quoted(gallery)}/search/batch", body)
@@ -485,7 +485,7 @@ class Client:
             vectors: (n, dimension) by model name: n queries in each model.
             relevant: per query the ids that ought to be found, if known.
         """
-        columns = {name: wire.matrix(each) for name, each in vectors.items()}
+        columns = {name: wire.matrix(each, f"vectors of {name}") for name, each in vectors.items()}
         count = len(next(iter(columns.values()), ()))
         probes: list[Json] = [
             {"vectors": {n: wire.encoded(each[at]) for n, each in columns.items()}} for at in range(count)

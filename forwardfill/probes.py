@@ -44,9 +44,9 @@ def _matrix(path: Path) -> npt.NDArray[Any]:
         found: npt.NDArray[Any] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is not an .npy file of numbers: {error}") from error
-    if found.ndim != 2 or not np.issubdtype(found.dtype, np.number):
+    if found.ndim != 2 or found.dtype.kind not in "fiu":
         raise ValueError(
-            f"{path} has shape {found.shape} of {found.dtype}; queries are numbers of shape (n, dimension)"
+            f"{path} has shape {found.shape} of {found.dtype}; queries are real numbers of shape (n, dimension)"
         )
     return found
 

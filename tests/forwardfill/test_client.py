@@ -19,6 +19,7 @@ import pytest
 from forwardfill.answers import Json
 from forwardfill.client import Client, ForwardfillError, UpgradeStoppedError
 from forwardfill.errors import problem
+from forwardfill.pairs import stream
 from forwardfill.wire import encoded, parse_events
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -196,6 +197,53 @@ def test_an_upsert_is_split_at_the_limit_of_bytes() -> None:
         client.upsert("photos", "old", ids=["a", "b", "c"], embeddings=np.ones((3, 100_000)))
     assert [len(body["items"]) for body in service.bodies] == [1, 1, 1]
     assert all(len(request.content) < LIMITS["limits"]["max_body_bytes"] for request in service.requests)
+
+
+ONE: Any = np.ones((1, 3))
+NOT_REAL: Any = ONE * 1j
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("embeddings", lambda client: client.upsert("photos", "old", ids=["a"], embeddings=NOT_REAL)),
+        (
+            "side_information",
+            lambda client: client.upsert("photos", "old", ids=["a"], embeddings=ONE, side_information=NOT_REAL),
+        ),
+        ("vector", lambda client: client.search("photos", "old", NOT_REAL[0])),
+        ("companions of old", lambda client: client.search("photos", "new", ONE[0], companions={"old": NOT_REAL[0]})),
+        ("vectors", lambda client: client.search_batch("photos", "old", NOT_REAL)),
+        ("companions of old", lambda client: client.search_batch("photos", "new", ONE, companions={"old": NOT_REAL})),
+        ("vectors of old", lambda client: client.set_probes("photos", {"old": NOT_REAL})),
+        (
+            "target_embeddings",
+            lambda client: client.evaluate("t", source_embeddings=ONE, target_embeddings=NOT_REAL),
+        ),
+        ("embeddings", lambda _: stream(["a"], NOT_REAL)),
+    ],
+)
+def test_vectors_that_are_not_real_are_refused_by_the_argument_and_nothing_is_sent(
+    name: str, call: Callable[[Client], object]
+) -> None:
+    service = Recorder({"version": 1})
+    with (
+        client_of(service) as client,
+        pytest.raises(ValueError, match=f"^{name}: vectors are real numbers, not complex"),
+    ):
+        call(client)
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("vector", [[True, False], ["1.5", "2"], np.array([3, 4], "datetime64[s]"), [None, 1.0]])
+def test_what_numpy_would_read_numbers_into_is_no_vector(vector: Any) -> None:
+    with pytest.raises(ValueError, match="real numbers"):
+        encoded(vector)
+
+
+@pytest.mark.parametrize("kind", ["i1", "u8", ">f8", "f2", "g"])
+def test_real_numbers_of_any_type_are_vectors(kind: Any) -> None:
+    assert encoded(np.array([1, 2], kind)) == encoded([1.0, 2.0])
 
 
 def test_an_upsert_of_nothing_sends_nothing() -> None:

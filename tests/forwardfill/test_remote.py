@@ -128,10 +128,12 @@ def test_an_upgrade_below_its_gate_serves_once_that_is_accepted(world: World) ->
 def test_probes_that_do_not_belong_together_are_refused_by_file(world: World, tmp_path: Path) -> None:
     np.save(tmp_path / "new.npy", np.zeros((3, 5)))
     np.save(tmp_path / "flat.npy", UNITS[0])
+    np.save(tmp_path / "complex.npy", UNITS * 1j)
     (tmp_path / "empty.npy").write_bytes(b"")
     for options, told in {
         (): "old.npy has 4, new.npy has 3",
         ("--vectors", "other=flat.npy"): "flat.npy has shape (4,)",
+        ("--vectors", "other=complex.npy"): "complex.npy has shape (4, 4) of complex64",
         ("--vectors", "other=empty.npy"): "empty.npy is not an .npy file",
         ("--vectors", "other=nowhere.npy"): "nowhere.npy: No such file",
         ("--vectors", "old=other.npy"): "each MODEL once",
@@ -139,6 +141,13 @@ def test_probes_that_do_not_belong_together_are_refused_by_file(world: World, tm
         refused = set_probes(*options)
         assert refused.exit_code == 2, refused.output
         assert told in refused.stderr
+
+
+def test_a_query_to_explain_that_is_not_real_is_refused(world: World, tmp_path: Path) -> None:
+    np.save(tmp_path / "query.npy", UNITS[0] * 1j)
+    refused = run("galleries", "explain", GALLERY, "--model", "old", "--vector", "query.npy")
+    assert refused.exit_code == 2, refused.output
+    assert "real numbers, not complex64" in " ".join(refused.stderr.replace("│", "").split())
 
 
 @pytest.mark.parametrize(
