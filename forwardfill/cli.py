@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
 from forwardfill.refusals import refusals
-from forwardfill.terminal import console, refuse, say
+from forwardfill.terminal import refuse, say, show
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.settings import GallerySettings
@@ -209,7 +209,7 @@ def list_keys(data: Data = None) -> None:
     table = Table("name", "scope", "created", "revoked")
     for key in auth.list_keys(_migrated()):
         table.add_row(key.name, key.scope, f"{key.created_at:%Y-%m-%d %H:%M}", f"{key.revoked_at or ''}")
-    console.print(table)
+    show(table)
 
 
 @keys.command("revoke")

@@ -6,15 +6,17 @@ with Client("http://127.0.0.1:8000") as client:
     answer = client.search("photos", "resnet50-v2", query, companions={"resnet18-v1": old_query}, k=10)
 ```
 
-What the service refuses is raised as a `ForwardfillError` that carries the answer's code. What never reached the service,
-or never came back, is raised as httpx raises it.
+What the service refuses is raised as a `ForwardfillError` that carries the answer's code; so is an answer that cannot be the
+service's. What never reached the service, or never came back, is raised as httpx raises it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -25,7 +27,7 @@ import orjson
 
 from forwardfill import wire
 from forwardfill.answers import Answer, BatchAnswer, Cutover, Json, MissingSide, Order, Throttle, Upgrade
-from forwardfill.errors import ForwardfillError, UpgradeStoppedError, problem
+from forwardfill.errors import ForwardfillError, UpgradeStoppedError, answered, problem, stranger
 from forwardfill.wire import Event, Vectors
 
 #: what a user of the client needs, wherever it is written
@@ -35,9 +37,12 @@ Metric = Literal["cosine", "inner_product", "euclidean"]
 
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 ARROW = "application/vnd.apache.arrow.stream"
+EVENTS = "text/event-stream"
 #: no event comes from an upgrade that is throttled to less than a segment in this time
 QUIET_SECONDS = 60.0
 RECONNECT_SECONDS = 0.5
+#: by so much may the read timeout of a stream pass the end of a wait; then the stream is opened anew, with less
+SLACK_SECONDS = 5.0
 #: a fit takes minutes, and tells how far it is once a second
 LOOK_SECONDS = 0.5
 #: states in which an upgrade stays unless a person acts
@@ -203,11 +208,11 @@ class Client:
             labels: n labels, for CMC and mAP.
         """
         body: Json = {
-            "source_embeddings": wire.encoded(source_embeddings),
-            "target_embeddings": wire.encoded(target_embeddings),
+            "source_embeddings": wire.encoded(source_embeddings, "source_embeddings"),
+            "target_embeddings": wire.encoded(target_embeddings, "target_embeddings"),
         }
         if side_information is not None:
-            body["side_information"] = wire.encoded(side_information)
+            body["side_information"] = wire.encoded(side_information, "side_information")
         if labels is not None:
             body["labels"] = np.asarray(labels).tolist()
         return self._call("POST", f"/transformations/{wire.quoted(transformation)}/evaluate", body)
@@ -249,8 +254,7 @@ class Client:
         if use_side_information is not None:
             query["use_side_information"] = str(use_side_information).lower()
         headers = {"content-type": ARROW} | ({} if idempotency_key is None else {"idempotency-key": idempotency_key})
-        answer = self._request("POST", "/transformations/fit", content=pairs, query=query, headers=headers)
-        return orjson.loads(answer.content)  # type: ignore[no-any-return]
+        return self._request("POST", "/transformations/fit", content=pairs, query=query, headers=headers)
 
     def fits(self) -> list[Json]:
         """Return all fits."""
@@ -333,7 +337,7 @@ class Client:
             The gallery's version after the last request; all before it is durable. 0 for no items.
 
         Raises:
-            ValueError: lengths differ.
+            ValueError: lengths differ, or vectors are no real numbers.
             ForwardfillError: an item was refused; `errors` points at it, counted within its request.
         """
         rows = wire.Rows(ids, embeddings, side_information, payloads)
@@ -357,8 +361,7 @@ class Client:
         path = f"/galleries/{wire.quoted(gallery)}/items"
         headers = {"content-type": ARROW, "content-length": str(len(stream))}
         # In pieces, because httpx keeps a body that it was handed whole until the garbage collector comes by.
-        answer = self._request("POST", path, content=wire.pieces(stream), query={"model": model}, headers=headers)
-        return orjson.loads(answer.content)  # type: ignore[no-any-return]
+        return self._request("POST", path, content=wire.pieces(stream), query={"model": model}, headers=headers)
 
     def delete_items(self, gallery: str, ids: Sequence[str]) -> Json:
         """Delete items; returns `deleted`, a number, and `missing`, the ids that were not there."""
@@ -433,10 +436,10 @@ class Client:
             vectors: (n, dimension).
             companions: (n, dimension) by model name.
         """
-        others = {name: wire.matrix(each) for name, each in (companions or {}).items()}
+        others = {name: wire.matrix(each, wire.companion(name)) for name, each in (companions or {}).items()}
         queries = [
             wire.query(row, {name: each[at] for name, each in others.items()})
-            for at, row in enumerate(wire.matrix(vectors))
+            for at, row in enumerate(wire.matrix(vectors, "vectors"))
         ]
         body = {"model": model, "queries": queries, **wire.options(k, filter, include, allow_partial, oversample)}
         answer: Any = self._call("POST", f"/galleries/{wire.quoted(gallery)}/search/batch", body)
@@ -482,7 +485,7 @@ class Client:
             vectors: (n, dimension) by model name: n queries in each model.
             relevant: per query the ids that ought to be found, if known.
         """
-        columns = {name: wire.matrix(each) for name, each in vectors.items()}
+        columns = {name: wire.matrix(each, f"vectors of {name}") for name, each in vectors.items()}
         count = len(next(iter(columns.values()), ()))
         probes: list[Json] = [
             {"vectors": {n: wire.encoded(each[at]) for n, each in columns.items()}} for at in range(count)
@@ -602,16 +605,7 @@ class Client:
             upgrade_id: which.
             after: the id of the last event seen, to go on from there.
         """
-        headers = {"accept": "text/event-stream"}
-        if after is not None:
-            headers["last-event-id"] = after
-        timeout = httpx.Timeout(QUIET_SECONDS, connect=5.0)
-        url = f"/admin/upgrades/{wire.quoted(upgrade_id)}/events"
-        with self._http.stream("GET", url, headers=headers, timeout=timeout) as response:
-            if response.is_error:
-                response.read()
-                raise problem(response)
-            yield from wire.parse_events(wire.lines(response.iter_bytes()))
+        return self._events(upgrade_id, after)
 
     def wait(
         self, upgrade_id: str, *, until: str | Collection[str] = "completed", timeout: float | None = None
@@ -631,7 +625,7 @@ class Client:
             TimeoutError: it did not get there in time.
         """
         wanted = {until} if isinstance(until, str) else set(until)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         seen: str | None = None
         while True:
             upgrade = self.upgrade(upgrade_id)
@@ -639,24 +633,53 @@ class Client:
                 return upgrade
             if upgrade["state"] in RESTING:
                 raise UpgradeStoppedError(upgrade)
-            seen = self._next_state(upgrade_id, seen, deadline)
-            if deadline is not None and time.monotonic() > deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise TimeoutError(f"upgrade {upgrade_id} is {upgrade['state']} after {timeout} s")
+            seen = self._next_state(upgrade_id, seen, left)
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
-    def _next_state(self, upgrade_id: str, seen: str | None, deadline: float | None) -> str | None:
-        """Follow events until one tells another state, the stream ends, or the deadline has passed."""
+    def _next_state(self, upgrade_id: str, seen: str | None, left: float) -> str | None:
+        """Follow events until one tells another state, the stream ends, or it is time to look: at the latest in `left` seconds.
+
+        An upgrade that rests sends no events, but a comment now and then. Each comment starts the read timeout again, so
+        the timeout alone would never end the stream: the clock is looked at with every line.
+        """
+        quiet, deadline = min(QUIET_SECONDS, left), time.monotonic() + left
+
+        def in_time() -> bool:
+            return deadline - time.monotonic() > max(0.0, quiet - SLACK_SECONDS)
+
         try:
-            for event in self.events(upgrade_id, after=seen):
+            for event in self._events(upgrade_id, seen, quiet, in_time):
                 seen = event.id or seen
-                if event.name == "state" or (deadline is not None and time.monotonic() > deadline):
+                if event.name == "state":
                     return seen
-        except httpx.TransportError:
-            time.sleep(RECONNECT_SECONDS)  # the service may be starting again
+        except httpx.ReadTimeout:
             return seen
-        time.sleep(RECONNECT_SECONDS)  # the stream ended without news
+        except httpx.TransportError:
+            pass  # the service may be starting again
+        if in_time():
+            time.sleep(min(RECONNECT_SECONDS, max(0.0, deadline - time.monotonic())))
         return seen
+
+    def _events(
+        self, upgrade_id: str, after: str | None, quiet: float = QUIET_SECONDS, go_on: Callable[[], bool] = lambda: True
+    ) -> Generator[Event, None, None]:
+        """Events, as long as something comes within `quiet` seconds and, at each line, the caller wants to go on."""
+        headers = {"accept": EVENTS}
+        if after is not None:
+            headers["last-event-id"] = after
+        timeout = httpx.Timeout(quiet, connect=min(5.0, quiet))
+        url = f"/admin/upgrades/{wire.quoted(upgrade_id)}/events"
+        with self._http.stream("GET", url, headers=headers, timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+                raise problem(response)
+            if not response.headers.get("content-type", EVENTS).startswith(EVENTS):
+                raise stranger(response)
+            yield from wire.parse_events(takewhile(lambda _: go_on(), wire.lines(response.iter_bytes())))
 
     def _limit(self, name: str) -> int:
         """One of the service's published limits, asked for once."""
@@ -698,8 +721,7 @@ class Client:
         if body is not None:
             sent["content-type"] = "application/json"
             content = orjson.dumps(body)
-        answer: Json = orjson.loads(self._request(method, path, content=content, query=query, headers=sent).content)
-        return answer
+        return self._request(method, path, content=content, query=query, headers=sent)
 
     def _request(
         self,
@@ -709,8 +731,5 @@ class Client:
         content: bytes | Iterable[bytes] | None = None,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
-        response = self._http.request(method, path, content=content, params=query, headers=headers)
-        if not response.is_success:
-            raise problem(response)
-        return response
+    ) -> Json:
+        return answered(self._http.request(method, path, content=content, params=query, headers=headers))

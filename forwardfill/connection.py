@@ -8,10 +8,13 @@ from contextlib import contextmanager
 import httpx
 
 from forwardfill.client import DEFAULT_TIMEOUT, Client, ForwardfillError
+from forwardfill.errors import NOT_A_PROBLEM
 from forwardfill.settings import ClientSettings
 from forwardfill.terminal import refuse
 
 _KEY_HINT = "; set FORWARDFILL_API_KEY to a key that may; `forwardfill keys create` makes one, where the service runs"
+
+_URL_HINT = "; FORWARDFILL_URL should be the service's own address"
 
 
 @contextmanager
@@ -23,7 +26,8 @@ def connected(timeout: httpx.Timeout | float = DEFAULT_TIMEOUT) -> Iterator[Clie
         try:
             yield client
         except ForwardfillError as error:
-            refuse(f"{error}{_KEY_HINT if error.status in (401, 403) else ''}", code=1)
+            hint = _KEY_HINT if error.status in (401, 403) else _URL_HINT if error.code == NOT_A_PROBLEM else ""
+            refuse(f"{error}{hint}", code=1)
         except httpx.TransportError as error:
             shown = httpx.URL(url).copy_with(userinfo=b"")  # there may be a password in it
             refuse(f"no service answers at {shown}: {error}; set FORWARDFILL_URL, or run `forwardfill serve`", code=1)

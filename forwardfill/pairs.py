@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from forwardfill.wire import Vectors
+from forwardfill.wire import Vectors, matrix
 
 
 def stream(ids: Sequence[str], embeddings: Vectors, labels: Sequence[int] | Sequence[str] | None = None) -> bytes:
@@ -22,15 +22,13 @@ def stream(ids: Sequence[str], embeddings: Vectors, labels: Sequence[int] | Sequ
     Raises:
         ValueError: lengths differ, or the embeddings are no matrix of numbers.
     """
-    matrix = np.ascontiguousarray(embeddings, dtype=np.float32)
-    if matrix.ndim != 2:
-        raise ValueError(f"vectors have shape (n, d), not {matrix.shape}")
-    columns = {"id": list(ids), "embedding": pa.FixedSizeListArray.from_arrays(matrix.ravel(), matrix.shape[1])}
+    vectors = matrix(embeddings, "embeddings")
+    columns = {"id": list(ids), "embedding": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])}
     if labels is not None:
         columns["label"] = [str(each) for each in labels]
     for name, column in columns.items():
-        if len(column) != len(matrix):
-            raise ValueError(f"{len(matrix)} embeddings, but {len(column)} of {name}")
+        if len(column) != len(vectors):
+            raise ValueError(f"{len(vectors)} embeddings, but {len(column)} of {name}")
     table, sink = pa.table(columns), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -48,4 +46,4 @@ def from_files(ids: Path, embeddings: Path, labels: Path | None) -> bytes:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    return path.read_text(encoding="utf-8-sig").splitlines()  # a byte order mark is no part of the first id

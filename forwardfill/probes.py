@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def relevant(path: Path, count: int) -> list[list[str]]:
         ValueError: they are not.
         OSError: the file cannot be read.
     """
-    lines = path.read_bytes().splitlines()
+    lines = path.read_bytes().removeprefix(BOM_UTF8).splitlines()
     if len(lines) != count:
         raise ValueError(f"{path} has {len(lines)} lines for {count} queries")
     return [_ids(path, number, line) for number, line in enumerate(lines, 1)]
@@ -43,9 +44,9 @@ def _matrix(path: Path) -> npt.NDArray[Any]:
         found: npt.NDArray[Any] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is not an .npy file of numbers: {error}") from error
-    if found.ndim != 2 or not np.issubdtype(found.dtype, np.number):
+    if found.ndim != 2 or found.dtype.kind not in "fiu":
         raise ValueError(
-            f"{path} has shape {found.shape} of {found.dtype}; queries are numbers of shape (n, dimension)"
+            f"{path} has shape {found.shape} of {found.dtype}; queries are real numbers of shape (n, dimension)"
         )
     return found
 

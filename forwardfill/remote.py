@@ -19,6 +19,7 @@ from forwardfill.connection import connected as _client
 from forwardfill.dry_run import tell as tell_dry_run
 from forwardfill.tables import listed
 from forwardfill.terminal import console, refuse, say
+from forwardfill.wire import real
 from gallery.upgrade.gate import LIMITS
 
 models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
@@ -311,7 +312,7 @@ def _pairs(given: Sequence[str] | None, option: str, form: str) -> dict[str, str
 def _vector(file: Path) -> npt.NDArray[Any]:
     """The one vector of a file, (dimension,) or (1, dimension)."""
     try:
-        found: npt.NDArray[Any] = np.load(file, allow_pickle=False)
+        found = real(np.load(file, allow_pickle=False), "its array")
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{file} is not an .npy file that can be read: {error}") from error
     return found.reshape(-1)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from forwardfill.terminal import console
+from forwardfill.terminal import show
 
 
 def listed(rows: Iterable[Mapping[str, Any]], *columns: str) -> None:
@@ -19,4 +19,4 @@ def listed(rows: Iterable[Mapping[str, Any]], *columns: str) -> None:
         table.add_column(name)
     for row in rows:
         table.add_row(*("" if row[name] is None else str(row[name]) for name in columns))
-    console.print(table)
+    show(table)

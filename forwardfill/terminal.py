@@ -5,10 +5,14 @@ Names, paths and patterns hold brackets, which Rich would take for its markup, o
 
 from __future__ import annotations
 
+import os
 from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.table import Table
+
+_ANY_WIDTH = 1 << 30
 
 console = Console(markup=False, emoji=False, highlight=False)
 errors = Console(markup=False, emoji=False, highlight=False, stderr=True)
@@ -17,6 +21,18 @@ errors = Console(markup=False, emoji=False, highlight=False, stderr=True)
 def say(text: str, *, style: str | None = None) -> None:
     """Print a sentence; it is not broken, so that what a path or an id in it is can be copied."""
     console.print(text, style=style, soft_wrap=True)
+
+
+def show(table: Table) -> None:
+    """Print a table. Where no terminal is, it is as wide as what it holds: whoever reads it there cannot make room.
+
+    COLUMNS is somebody's wish, and is followed anywhere.
+    """
+    if console.is_terminal or os.environ.get("COLUMNS"):
+        console.print(table)
+        return
+    table.width = console.measure(table, options=console.options.update(max_width=_ANY_WIDTH)).maximum
+    console.print(table, crop=False)
 
 
 def refuse(text: str, *, code: int = 2) -> NoReturn:

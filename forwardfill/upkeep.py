@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from forwardfill.terminal import console, say
+from forwardfill.terminal import console, say, show
 from gallery import orphans, repair
 from gallery import verify as checks
 from gallery.catalog.transaction import Catalog
@@ -75,7 +75,7 @@ def collect(catalog: Catalog, data: Path, older_than: float, *, delete: bool) ->
                 sizes[name] = status.st_size
                 table.add_row(name, f"{status.st_size:,}", f"{(time.time() - status.st_mtime) / 3600:.1f} h")
     if sizes:
-        console.print(table)
+        show(table)
     if not delete:
         _count(sizes, "not needed" + ("; repeat with --delete to remove them" if sizes else ""))
         return
@@ -100,7 +100,7 @@ def _tell(found: Mapping[str, Outcome]) -> None:
     for name, (report, mended) in found.items():
         counts = (report.segments, report.items, report.files, report.bytes, len(mended), len(report.problems))
         table.add_row(name, *(f"{count:,}" for count in counts))
-    console.print(table)
+    show(table)
     for name, (report, mended) in found.items():
         for each in mended:
             _tell_one("green", name, each.segment, each.file, f"was damaged; {each.what}")

@@ -32,13 +32,34 @@ class Event(NamedTuple):
     id: str | None
 
 
-def encoded(vectors: Vectors) -> Any:
-    """Encode a vector (d,) as base64 of little-endian float32; an array (n, d) as a list of n such strings."""
-    array = np.asarray(vectors, "<f4")
+def real(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
+    """What is given for an argument, as float32.
+
+    Raises:
+        ValueError: it is not made of real numbers, so that NumPy would leave a part out, or read numbers into it.
+    """
+    array = np.asarray(vectors)
+    # Types that other libraries add, such as bfloat16, have no kind of their own, but can be cast.
+    if array.dtype == bool or not np.can_cast(array.dtype, np.float64, "same_kind"):
+        raise ValueError(f"{name}: vectors are real numbers, not {array.dtype}; convert them to float32")
+    return array.astype("<f4", copy=False)
+
+
+def encoded(vectors: Vectors, name: str = "vector") -> Any:
+    """Encode a vector (d,) as base64 of little-endian float32; an array (n, d) as a list of n such strings.
+
+    Raises:
+        ValueError: what is given for the argument is of another shape, or no real numbers.
+    """
+    array = real(vectors, name)
     if array.ndim == 2:
-        return [encoded(row) for row in array]
+        return [_base64(row) for row in array]
     if array.ndim != 1:
-        raise ValueError(f"a vector has shape (d,) and vectors (n, d), not {array.shape}")
+        raise ValueError(f"{name}: a vector has shape (d,) and vectors (n, d), not {array.shape}")
+    return _base64(array)
+
+
+def _base64(array: npt.NDArray[np.float32]) -> str:
     return base64.b64encode(array.tobytes()).decode()
 
 
@@ -53,8 +74,8 @@ class Rows:
         payloads: Sequence[Json | None] | None,
     ) -> None:
         self.ids = ids
-        self.embeddings = matrix(embeddings)
-        self.side = None if side_information is None else matrix(side_information)
+        self.embeddings = matrix(embeddings, "embeddings")
+        self.side = None if side_information is None else matrix(side_information, "side_information")
         self.payloads = payloads
         for what, column in (("embeddings", self.embeddings), ("side-information", self.side), ("payloads", payloads)):
             if column is not None and len(column) != len(ids):
@@ -70,9 +91,9 @@ class Rows:
         """Items as the contract has them."""
         found = []
         for at in range(start, end):
-            item: Json = {"id": self.ids[at], "embedding": encoded(self.embeddings[at])}
+            item: Json = {"id": self.ids[at], "embedding": _base64(self.embeddings[at])}
             if self.side is not None:
-                item["side_information"] = encoded(self.side[at])
+                item["side_information"] = _base64(self.side[at])
             if self.payloads is not None and self.payloads[at] is not None:
                 item["payload"] = self.payloads[at]
             found.append(item)
@@ -120,11 +141,11 @@ def pieces(content: bytes) -> Iterator[bytes]:
         yield content[start : start + UPLOAD_BLOCK]
 
 
-def matrix(vectors: Vectors) -> npt.NDArray[np.float32]:
-    """Vectors as an array (n, d)."""
-    array = np.asarray(vectors, np.float32)
+def matrix(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
+    """What is given for an argument, as an array (n, d)."""
+    array = real(vectors, name)
     if array.ndim != 2:
-        raise ValueError(f"vectors have shape (n, d), not {array.shape}")
+        raise ValueError(f"{name}: vectors have shape (n, d), not {array.shape}")
     return array
 
 
@@ -132,8 +153,13 @@ def query(vector: Vectors, companions: Mapping[str, Vectors] | None) -> Json:
     """A query's vectors, as a search has them."""
     asked: Json = {"vector": encoded(vector)}
     if companions:
-        asked["companions"] = {name: encoded(each) for name, each in companions.items()}
+        asked["companions"] = {model: encoded(each, companion(model)) for model, each in companions.items()}
     return asked
+
+
+def companion(model: str) -> str:
+    """How a message calls the companions of one model."""
+    return f"companions of {model}"
 
 
 def options(

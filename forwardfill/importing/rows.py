@@ -49,13 +49,16 @@ class Rows:
         return {name: column for name, column in named.items() if column is not None}
 
     def row_bytes(self) -> int:
-        """About how many bytes a row has on its way; payloads by those of the first rows."""
+        """About how many bytes a row has on its way; ids and payloads by those of the first rows."""
         floats = self.dimension + (self.side_dimension or 0 if self.side else 0)
-        payload = 0
+        beside = 16 + len(self.id_prefix.encode())
+        if self.ids is not None:
+            first = texts(next(self.ids.blocks(0, _SAMPLE)), "", self.ids, 0)
+            beside += first.nbytes // len(first)
         if self.payloads is not None:
-            first = next(self.payloads.blocks(0, _SAMPLE))
-            payload = first.nbytes // len(first)
-        return 4 * floats + payload + 16
+            first = payload(next(self.payloads.blocks(0, _SAMPLE)), self.payloads)
+            beside += first.nbytes // len(first)
+        return 4 * floats + beside
 
     def batches(self, start: int, size: int) -> Iterator[Any]:
         """Record batches of `size` rows from row `start` on, as the service takes them; the last may be shorter.

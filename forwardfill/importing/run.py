@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -67,32 +68,76 @@ def run(
     """
     done = state.rows()
     duplicates.refuse(rows)
-    size = batch_rows(client.info()["limits"], rows.row_bytes(), batch)
+    limits = client.info()["limits"]
+    size = batch_rows(limits, rows.row_bytes(), batch)
+    sender = _Sender(client, gallery, model, rows, limits["max_arrow_bytes"], pauses)
     stored(done)
     for each in rows.batches(done, size):
-        _send(client, gallery, model, each, rows, done, pauses)
-        done += len(each)
-        state.save(done)
-        stored(done)
+        for count in sender.send(each, done):
+            done += count
+            state.save(done)
+            stored(done)
     state.remove()
 
 
-def _send(
-    client: Client, gallery: str, model: str, batch: Any, rows: Rows, start: int, pauses: tuple[float, ...]
-) -> None:
-    stream = _encoded(batch)
-    for pause in (*pauses, None):
-        try:
-            client.upsert_arrow(gallery, model, stream)
-        except ForwardfillError as error:
-            if pause is None or error.status not in _OVERLOADED:
-                raise _named(error, rows, start) from error
-        except httpx.TransportError:
-            if pause is None:
-                raise
-        else:
+@dataclass(slots=True)
+class _Sender:
+    """Sends batches, in parts where they turn out too large: how many bytes a row has is an estimate from the first ones."""
+
+    client: Client
+    gallery: str
+    model: str
+    rows: Rows
+    #: bytes of a request; less than the service says once something before it took less
+    most: int
+    pauses: tuple[float, ...]
+    #: who says so
+    limit: str = "max_arrow_bytes, the service's limit"
+
+    def send(self, batch: Any, start: int) -> Iterator[int]:
+        """Yield numbers of rows, in order, each as soon as so many more are stored.
+
+        Raises:
+            BadInput: the service refuses a row, or it is too large by itself.
+        """
+        stream = _encoded(batch)
+        size = len(stream)
+        if size <= self.most and self._taken(stream, start):
+            yield len(batch)
             return
-        time.sleep(pause)
+        del stream  # before its halves are made
+        if len(batch) == 1:
+            raise BadInput(self._too_large(batch, size, start))
+        half = len(batch) // 2
+        yield from self.send(batch.slice(0, half), start)
+        yield from self.send(batch.slice(half), start + half)
+
+    def _taken(self, stream: bytes, start: int) -> bool:
+        """Whether a request is stored; else it is too large."""
+        for pause in (*self.pauses, None):
+            try:
+                self.client.upsert_arrow(self.gallery, self.model, stream)
+            except ForwardfillError as error:
+                if error.status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+                    self.most, self.limit = len(stream) - 1, str(error)
+                    return False
+                if pause is None or error.status not in _OVERLOADED:
+                    raise _named(error, self.rows, start) from error
+            except httpx.TransportError:
+                if pause is None:
+                    raise
+            else:
+                return True
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _too_large(self, row: Any, size: int, start: int) -> str:
+        columns = self.rows.columns()
+        where = columns[max(columns, key=lambda name: row.column(name).nbytes)].where
+        return (
+            f"{where}, row {start}: has {size} bytes on its way, more than the {self.most} that are taken ({self.limit}); "
+            "shorten it or leave it out"
+        )
 
 
 def _encoded(batch: Any) -> bytes:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
-from collections.abc import Callable, Iterator
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,10 @@ import numpy as np
 import orjson
 import pytest
 
+from forwardfill.answers import Json
 from forwardfill.client import Client, ForwardfillError, UpgradeStoppedError
+from forwardfill.errors import problem
+from forwardfill.pairs import stream
 from forwardfill.wire import encoded, parse_events
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -77,11 +83,74 @@ def test_an_error_page_of_something_before_the_service_is_an_error_too() -> None
     assert (caught.value.status, caught.value.code) == (502, "not_a_problem")
 
 
+@pytest.mark.parametrize("body", [{"status": "error", "errors": True}, {"errors": ["no"], "detail": "d"}])
+def test_a_refusal_in_somebody_elses_json_is_an_error_too(body: Json) -> None:
+    client = client_of(lambda _: httpx.Response(502, json=body))
+    with client, pytest.raises(ForwardfillError) as caught:
+        client.info()
+    assert (caught.value.status, caught.value.code, caught.value.errors) == (502, "unknown", [])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Client.info,
+        Client.models,
+        lambda client: client.upload_artifact(Path(__file__)),
+        lambda client: client.delete_gallery("photos"),
+        lambda client: client.upsert_arrow("photos", "old", b""),
+        lambda client: client.start_fit("photos", b"", name="f", target="new"),
+        lambda client: list(client.events("01JD")),
+    ],
+    ids=["info", "a list", "an artifact", "a delete", "an upsert", "a fit", "events"],
+)
+def test_a_success_that_is_not_the_services_is_an_error(call: Callable[[Client], object]) -> None:
+    client = client_of(lambda _: httpx.Response(200, html="<h1>Sign in</h1>"))
+    told = "http://service is no Forwardfill service: it sent text/html"
+    with client, pytest.raises(ForwardfillError, match=told) as caught:
+        call(client)
+    assert (caught.value.status, caught.value.code) == (200, "not_a_problem")
+
+
+def test_json_that_is_no_object_is_not_the_services() -> None:
+    client = client_of(lambda _: httpx.Response(200, json=["hello"]))
+    with client, pytest.raises(ForwardfillError, match="it sent application/json"):
+        client.info()
+
+
 def test_a_stream_of_events_that_is_refused_is_an_error_like_any_other() -> None:
     problem = {"status": 404, "code": "upgrade_not_found", "detail": "no such upgrade"}
     client = client_of(lambda _: httpx.Response(404, json=problem))
     with client, pytest.raises(ForwardfillError, match="upgrade_not_found"):
         list(client.events("01JD"))
+
+
+class Refused(ForwardfillError):
+    """Somebody's own, with a constructor of its own."""
+
+    def __init__(self, why: ForwardfillError, *, at: str) -> None:
+        super().__init__(why.status, why.code, why.detail)
+        self.at = at
+
+
+def raised(error: Exception) -> Exception:
+    """With what a traceback may add to it."""
+    error.add_note("while the photos were written")
+    return error
+
+
+STOPPED = UpgradeStoppedError(upgrade("failed", error="no disk"))  # type: ignore[arg-type]
+PROBLEM = problem(httpx.Response(409, json={"status": 409, "code": "c", "detail": "d", "errors": [{"pointer": "/a"}]}))
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+@pytest.mark.parametrize("error", [PROBLEM, STOPPED, Refused(PROBLEM, at="noon")], ids=lambda each: type(each).__name__)
+def test_an_error_is_the_same_in_another_process(error: Exception, again: Callable[[Exception], Exception]) -> None:
+    found = again(raised(error))
+    assert type(found) is type(error)
+    assert str(found) == str(error)
+    assert found.args == error.args
+    assert vars(found) == vars(error)
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
@@ -128,6 +197,53 @@ def test_an_upsert_is_split_at_the_limit_of_bytes() -> None:
         client.upsert("photos", "old", ids=["a", "b", "c"], embeddings=np.ones((3, 100_000)))
     assert [len(body["items"]) for body in service.bodies] == [1, 1, 1]
     assert all(len(request.content) < LIMITS["limits"]["max_body_bytes"] for request in service.requests)
+
+
+ONE: Any = np.ones((1, 3))
+NOT_REAL: Any = ONE * 1j
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("embeddings", lambda client: client.upsert("photos", "old", ids=["a"], embeddings=NOT_REAL)),
+        (
+            "side_information",
+            lambda client: client.upsert("photos", "old", ids=["a"], embeddings=ONE, side_information=NOT_REAL),
+        ),
+        ("vector", lambda client: client.search("photos", "old", NOT_REAL[0])),
+        ("companions of old", lambda client: client.search("photos", "new", ONE[0], companions={"old": NOT_REAL[0]})),
+        ("vectors", lambda client: client.search_batch("photos", "old", NOT_REAL)),
+        ("companions of old", lambda client: client.search_batch("photos", "new", ONE, companions={"old": NOT_REAL})),
+        ("vectors of old", lambda client: client.set_probes("photos", {"old": NOT_REAL})),
+        (
+            "target_embeddings",
+            lambda client: client.evaluate("t", source_embeddings=ONE, target_embeddings=NOT_REAL),
+        ),
+        ("embeddings", lambda _: stream(["a"], NOT_REAL)),
+    ],
+)
+def test_vectors_that_are_not_real_are_refused_by_the_argument_and_nothing_is_sent(
+    name: str, call: Callable[[Client], object]
+) -> None:
+    service = Recorder({"version": 1})
+    with (
+        client_of(service) as client,
+        pytest.raises(ValueError, match=f"^{name}: vectors are real numbers, not complex"),
+    ):
+        call(client)
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("vector", [[True, False], ["1.5", "2"], np.array([3, 4], "datetime64[s]"), [None, 1.0]])
+def test_what_numpy_would_read_numbers_into_is_no_vector(vector: Any) -> None:
+    with pytest.raises(ValueError, match="real numbers"):
+        encoded(vector)
+
+
+@pytest.mark.parametrize("kind", ["i1", "u8", ">f8", "f2", "g"])
+def test_real_numbers_of_any_type_are_vectors(kind: Any) -> None:
+    assert encoded(np.array([1, 2], kind)) == encoded([1.0, 2.0])
 
 
 def test_an_upsert_of_nothing_sends_nothing() -> None:
@@ -277,3 +393,56 @@ def test_waiting_for_what_cannot_come_any_more_is_an_error() -> None:
 def test_waiting_has_a_limit() -> None:
     with client_of(Upgrades("running")) as client, pytest.raises(TimeoutError, match="running"):
         client.wait("01JD", timeout=0.0)
+
+
+class Rests:
+    """An upgrade that rests: its streams send comments, or nothing, and keep the read timeout that they were asked with."""
+
+    def __init__(self, comments: Iterable[bytes] = ()) -> None:
+        self._comments = comments
+        self.timeouts: list[float] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json=upgrade("paused"))
+        self.timeouts.append(request.extensions["timeout"]["read"])
+        return httpx.Response(200, stream=Silence(self._comments))
+
+
+class Silence(httpx.SyncByteStream):
+    """Comments, and then nothing within the read timeout."""
+
+    def __init__(self, comments: Iterable[bytes]) -> None:
+        self._comments = comments
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._comments
+        raise httpx.ReadTimeout("nothing came")
+
+
+def comments() -> Iterator[bytes]:
+    """Comments without an end, though no test should read them for seconds."""
+    patience = time.monotonic() + 5.0
+    while time.monotonic() < patience:
+        yield b": still here\n\n"
+    pytest.fail("was waited on for ever")
+
+
+def test_comments_do_not_prolong_a_wait() -> None:
+    with client_of(Rests(comments())) as client, pytest.raises(TimeoutError, match=r"is paused after 0\.05 s"):
+        client.wait("01JD", timeout=0.05)
+
+
+def test_no_stream_of_a_wait_is_silent_beyond_its_end() -> None:
+    service = Rests()
+    with client_of(service) as client, pytest.raises(TimeoutError, match="paused"):
+        client.wait("01JD", timeout=0.05)
+    assert max(service.timeouts) <= 0.05
+
+
+def test_a_stream_whose_read_timeout_passes_the_end_of_the_wait_is_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forwardfill.client.SLACK_SECONDS", 0.01)
+    service = Rests(comments())
+    with client_of(service) as client, pytest.raises(TimeoutError, match="paused"):
+        client.wait("01JD", timeout=0.05)
+    assert service.timeouts[1] <= service.timeouts[0] - 0.01

@@ -285,6 +285,75 @@ def test_a_service_that_is_overloaded_or_away_for_a_while_is_asked_again(vectors
     assert run_against([200, 200], rows_of(vectors), state) == [20, 40, 50]
 
 
+class Small:
+    """A service that takes so many bytes, whatever it says; it keeps the ids that it takes, request by request."""
+
+    def __init__(self, takes: int, says: int) -> None:
+        self._takes = takes
+        self._says = says
+        self.ids = list[list[str]]()
+        self.sizes = list[int]()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/info":
+            return httpx.Response(200, json={"limits": {"max_arrow_bytes": self._says, "max_items_per_arrow": 1000}})
+        self.sizes.append(len(request.content))
+        if len(request.content) > self._takes:
+            return httpx.Response(413, html="<h1>Too large</h1>")
+        self.ids.append(pa.ipc.open_stream(request.content).read_all().column("id").to_pylist())
+        return httpx.Response(200, json={})
+
+
+def growing(folder: Path, *, last: int = 2000) -> Rows:
+    """Rows whose payloads are small only at first."""
+    count = 200
+    np.save(folder / "vectors.npy", np.zeros((count, DIMENSION), np.float32))
+    sizes = [2 if row < 100 else 2000 for row in range(count - 1)] + [last]
+    (folder / "payloads.jsonl").write_text("".join(f'{{"t":"{"x" * size}"}}\n' for size in sizes))
+    (embeddings,), (payloads,) = columns(folder / "vectors.npy"), columns(folder / "payloads.jsonl")
+    return Rows(embeddings, DIMENSION, payloads=payloads)
+
+
+def run_small(service: Small, rows: Rows, state: State) -> list[int]:
+    told = list[int]()
+    with Client("http://service", transport=httpx.MockTransport(service)) as client:
+        loop.run(client, "photos", "old", rows, state, stored=told.append)
+    return told
+
+
+@pytest.mark.parametrize("says", [30_000, 1 << 30], ids=["the service", "something before it"])
+def test_rows_that_are_larger_than_the_first_are_sent_in_smaller_requests(tmp_path: Path, says: int) -> None:
+    service = Small(30_000, says)
+    told = run_small(service, growing(tmp_path), State(tmp_path / "state", "x"))
+    assert [each for request in service.ids for each in request] == [str(row) for row in range(200)]
+    assert told == [0, *np.cumsum([len(request) for request in service.ids]).tolist()]
+    refused = [size for size in service.sizes if size > 30_000]
+    assert (refused == []) == (says == 30_000), "what is too large for the service is not sent to it"
+    assert refused == sorted(refused, reverse=True), "no size is tried again that was refused"
+
+
+@pytest.mark.parametrize(
+    ("says", "limit"), [(30_000, "30000 that are taken (max_arrow_bytes"), (1 << 30, "(not_a_problem (413)")]
+)
+def test_a_row_that_is_too_large_by_itself_is_named_and_those_before_it_are_stored(
+    tmp_path: Path, says: int, limit: str
+) -> None:
+    service, state = Small(30_000, says), State(tmp_path / "state", "x")
+    with pytest.raises(BadInput, match=r"payloads.jsonl, row 199: has 9\d{4} bytes on its way") as caught:
+        run_small(service, growing(tmp_path, last=90_000), state)
+    assert limit in str(caught.value)
+    assert state.rows() == 199
+
+
+def test_long_ids_make_requests_of_fewer_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "vectors.npy", np.zeros((50, DIMENSION), np.float32))
+    (tmp_path / "ids.txt").write_text("\n".join(f"{row:0500}" for row in range(50)))
+    (embeddings,), (ids,) = columns(tmp_path / "vectors.npy"), columns(tmp_path / "ids.txt")
+    short = Rows(embeddings, DIMENSION).row_bytes()
+    assert Rows(embeddings, DIMENSION, ids=ids, id_prefix="a/").row_bytes() >= short + 500
+    assert Rows(embeddings, DIMENSION, id_prefix="a" * 100).row_bytes() == short + 100
+
+
 @pytest.mark.parametrize(
     ("row_bytes", "wanted", "expected"),
     [

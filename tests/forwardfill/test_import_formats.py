@@ -127,6 +127,13 @@ def test_ids_are_lines_or_numbers_with_a_prefix(tmp_path: Path) -> None:
         assert found == [f"x/{each}" for each in expected[30:]]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("\r\n".join(IDS), encoding="utf-8-sig")
+    (column,) = columns(tmp_path / "ids.txt")
+    for start in (0, 1):
+        assert [each for block in column.blocks(start, 10) for each in block.to_pylist()] == IDS[start:]
+
+
 def test_a_row_may_lack_side_information_and_payload(tmp_path: Path) -> None:
     side = pa.array([[1.0, 2.0], None, [5.0, 6.0]], pa.list_(pa.float64()))
     vectors = pa.array(VECTORS[:3].tolist())

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from forwardfill.answers import Cutover, MissingSide, Order
 from forwardfill.cli import app
-from forwardfill.terminal import console
+from forwardfill.client import Client
+from forwardfill.probes import relevant
 from service.api.upgrades import UpgradeBody
 from tests.service.world import GALLERY, UNITS, World, opened
 
@@ -28,7 +29,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         (tmp_path / "relevant.jsonl").write_text("".join(f'["item-{at}"]\n' for at in range(len(UNITS))))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("FORWARDFILL_URL", str(opened_world.client.base_url))
-        monkeypatch.setattr(console, "width", 200)
+        monkeypatch.delenv("COLUMNS", raising=False)
         yield opened_world
 
 
@@ -127,10 +128,12 @@ def test_an_upgrade_below_its_gate_serves_once_that_is_accepted(world: World) ->
 def test_probes_that_do_not_belong_together_are_refused_by_file(world: World, tmp_path: Path) -> None:
     np.save(tmp_path / "new.npy", np.zeros((3, 5)))
     np.save(tmp_path / "flat.npy", UNITS[0])
+    np.save(tmp_path / "complex.npy", UNITS * 1j)
     (tmp_path / "empty.npy").write_bytes(b"")
     for options, told in {
         (): "old.npy has 4, new.npy has 3",
         ("--vectors", "other=flat.npy"): "flat.npy has shape (4,)",
+        ("--vectors", "other=complex.npy"): "complex.npy has shape (4, 4) of complex64",
         ("--vectors", "other=empty.npy"): "empty.npy is not an .npy file",
         ("--vectors", "other=nowhere.npy"): "nowhere.npy: No such file",
         ("--vectors", "old=other.npy"): "each MODEL once",
@@ -138,6 +141,13 @@ def test_probes_that_do_not_belong_together_are_refused_by_file(world: World, tm
         refused = set_probes(*options)
         assert refused.exit_code == 2, refused.output
         assert told in refused.stderr
+
+
+def test_a_query_to_explain_that_is_not_real_is_refused(world: World, tmp_path: Path) -> None:
+    np.save(tmp_path / "query.npy", UNITS[0] * 1j)
+    refused = run("galleries", "explain", GALLERY, "--model", "old", "--vector", "query.npy")
+    assert refused.exit_code == 2, refused.output
+    assert "real numbers, not complex64" in " ".join(refused.stderr.replace("│", "").split())
 
 
 @pytest.mark.parametrize(
@@ -148,3 +158,17 @@ def test_relevant_ids_that_are_none_are_refused_by_line(world: World, lines: lis
     refused = set_probes("--relevant", "relevant.jsonl")
     assert refused.exit_code == 2
     assert told in refused.stderr
+
+
+def test_relevant_ids_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "relevant.jsonl").write_text('["a"]\n[]\n', encoding="utf-8-sig")
+    assert relevant(tmp_path / "relevant.jsonl", 2) == [["a"], []]
+
+
+def test_waiting_for_an_upgrade_that_rests_has_a_limit(world: World) -> None:
+    upgrade = world.upgraded(cutover="manual")
+    with (
+        Client(str(world.client.base_url)) as client,
+        pytest.raises(TimeoutError, match=r"is awaiting_cutover after 0\.2 s"),
+    ):
+        client.wait(upgrade, timeout=0.2)

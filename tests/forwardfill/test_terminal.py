@@ -46,6 +46,29 @@ def test_what_is_listed_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None
     assert "[red]a[/red]" in capsys.readouterr().out
 
 
+LONG = [{"id": "01JD", "state": "awaiting_cutover", "error": "a word " * 300}]
+
+
+@pytest.mark.parametrize("columns", [None, ""])
+def test_what_is_listed_where_no_terminal_is_is_whole_and_a_line_for_each_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str | None
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    listed(LONG, "id", "state", "error")
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "01JD" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["01JD", "awaiting_cutover", ("a word " * 300).strip()]
+
+
+def test_what_is_listed_is_as_wide_as_somebody_wants(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    listed(LONG, "id", "state", "error")
+    assert {len(line) for line in capsys.readouterr().out.splitlines()} == {40}
+
+
 def test_whoever_lacks_a_key_is_told_where_to_put_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tmp_path) as world:
         monkeypatch.setenv("FORWARDFILL_URL", str(world.client.base_url))

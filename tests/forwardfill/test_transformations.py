@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from forwardfill.cli import app
-from forwardfill.pairs import stream
+from forwardfill.pairs import from_files, stream
 from tests.service.world import GALLERY, NEW, OLD, World, opened
 from workers.settings import WorkerSettings
 from workers.tasks import Worker
@@ -34,7 +35,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         np.save(tmp_path / "new.npy", np.pad(vectors, ((0, 0), (0, NEW - OLD))))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("FORWARDFILL_URL", str(opened_world.client.base_url))
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.delenv("COLUMNS", raising=False)
         yield opened_world
 
 
@@ -76,3 +77,12 @@ def test_files_that_do_not_belong_together_are_refused_before_anything_is_sent(w
     assert world.get("/transformations/fits")["fits"] == []
     with pytest.raises(ValueError, match="vectors have shape"):
         stream(["a"], np.zeros(3))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_pair(tmp_path: Path) -> None:
+    np.save(tmp_path / "new.npy", np.eye(2))
+    for name in ("ids", "labels"):
+        (tmp_path / name).write_text(f"{name}-0\n{name}-1\n", encoding="utf-8-sig")
+    content = from_files(tmp_path / "ids", tmp_path / "new.npy", tmp_path / "labels")
+    found = pa.ipc.open_stream(content).read_all().to_pydict()
+    assert (found["id"], found["label"]) == (["ids-0", "ids-1"], ["labels-0", "labels-1"])
