@@ -21,6 +21,7 @@ from gallery.catalog import models as model_rows
 from gallery.catalog.fits import COMPLETED, FAILED, Lease
 from gallery.catalog.models import NewTransformation
 from gallery.catalog.tables import FitRow, now
+from gallery.catalog.transaction import in_words
 from gallery.files import PART, adopt
 from gallery.fits import Asked, Fit, Outcome, Tell, end
 from gallery.heartbeat import heartbeat
@@ -68,7 +69,7 @@ def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[],
         _fail(store, held, f"{error.code}: {error}", final=True)
     except Exception as error:  # noqa: BLE001 - the next attempt may be luckier; the last one is recorded
         log.warning("fit_failed", fit=fit_id, error=repr(error))
-        _fail(store, held, f"{type(error).__name__}: {error}", final=False)
+        _fail(store, held, in_words(error), final=False)
     except BaseException:
         _give_back(store, held)
         raise

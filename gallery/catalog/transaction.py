@@ -19,11 +19,15 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from gallery import faults
 
 log = structlog.get_logger()
+#: The database did not answer. That says nothing of what was asked, so whoever meets one of these may do the same again.
+UNANSWERED = (OperationalError, InterfaceError, PoolTimeout)
 _BUSY_TIMEOUT_MS = 30_000  # an Arrow upsert of a million rows may hold SQLite's write lock for many seconds
 # Longer than any transaction that writes waits for its own process; one that reads may open files meanwhile.
 _SUSPENDED_MS = 30_000
@@ -71,6 +75,14 @@ class Catalog:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, for people who see no logs: without the statement and its values, which may be anybody's data."""
+    said = str(error)
+    if isinstance(error, StatementError) and error.orig is not None:
+        said = str(error.orig).partition("\n")[0]
+    return f"{type(error).__name__}: {said}"
 
 
 def _attempt(action: Callable[[], None]) -> None:
