@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
+from gallery.removal import delete_gallery
 from tests.service.world import GALLERY, World, opened
 
 SEARCH = f"/galleries/{GALLERY}/search"
@@ -50,6 +52,39 @@ def test_text_that_it_cannot_hold_is_refused(world: World) -> None:
     world.refused(world.client.post("/galleries", json=index), 422, "invalid_index")
     probes = {"probes": [{"vectors": {"old": [1, 0, 0, 0]}, "relevant": ["\0"]}]}
     world.refused(world.client.put(f"/galleries/{GALLERY}/probes", json=probes), 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/galleries/doomed/probes", {"probes": [{"vectors": {"old": [1, 0, 0, 0]}}]}),
+        ("POST", "/admin/upgrades", {"gallery": "doomed", "transformation": "old-to-new", "dry_run": True}),
+    ],
+)
+def test_a_gallery_that_is_deleted_once_it_was_found_is_not_found(
+    world: World, method: str, path: str, body: object
+) -> None:
+    world.post("/galleries", {"name": "doomed", "model": "old"})
+    deleted = False
+
+    @event.listens_for(world.store.catalog.engine, "after_cursor_execute")
+    def delete(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        nonlocal deleted
+        if not deleted and "FROM galleries" in statement:
+            deleted = True
+            delete_gallery(world.store, "doomed")
+
+    world.refused(world.client.request(method, path, json=body), 404, "gallery_not_found")
+    assert deleted
+
+
+def test_probes_that_several_clients_replace_at_once_are_those_of_one(world: World) -> None:
+    def put(count: int) -> int:
+        probes = {"probes": [{"vectors": {"old": [1, 0, 0, 0]}}] * count}
+        return world.client.put(f"/galleries/{GALLERY}/probes", json=probes).status_code
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(put, range(20, 36))) == {200}
 
 
 def test_of_many_that_make_the_same_thing_at_once_one_makes_it(world: World) -> None:
