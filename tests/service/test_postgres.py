@@ -58,6 +58,7 @@ def test_text_that_it_cannot_hold_is_refused(world: World) -> None:
     ("method", "path", "body"),
     [
         ("PUT", "/galleries/doomed/probes", {"probes": [{"vectors": {"old": [1, 0, 0, 0]}}]}),
+        ("POST", "/admin/galleries/doomed/compact", None),
         ("POST", "/admin/upgrades", {"gallery": "doomed", "transformation": "old-to-new", "dry_run": True}),
     ],
 )
