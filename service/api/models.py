@@ -338,12 +338,13 @@ def evaluate(
     _check_pairs(body, process)
     embeddings = _matrix(body.source_embeddings, source, "/source_embeddings/{row}")
     wanted = _matrix(body.target_embeddings, target, "/target_embeddings/{row}")
-    mapped = process.store.transforms.apply(known, target, embeddings, _side(body, known.side_dimension, source))
     labels = None if body.labels is None else np.unique([str(each) for each in body.labels], return_inverse=True)[1]
-    measured = evaluate_pairs(mapped, wanted, labels, metric=target.metric)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is null in the answer
+        mapped = process.store.transforms.apply(known, target, embeddings, _side(body, known.side_dimension, source))
+        measured = evaluate_pairs(mapped, wanted, labels, metric=target.metric)
+        answers = compared(Tried(mapped), embeddings, wanted)  # by which an upgrade will judge the transformation
     with process.store.catalog.transaction() as tx:
         row = model_rows.transformation_row(tx.session, transformation)
-        answers = compared(Tried(mapped), embeddings, wanted)  # by which an upgrade will judge the transformation
         row.evaluation = {
             **measured,
             "known_answers": answers,

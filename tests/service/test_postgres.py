@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import event
 
 from gallery.removal import delete_gallery
-from tests.service.world import GALLERY, World, opened
+from tests.service.world import GALLERY, World, linear, opened
 
 SEARCH = f"/galleries/{GALLERY}/search"
 
@@ -77,6 +78,14 @@ def test_a_gallery_that_is_deleted_once_it_was_found_is_not_found(
 
     world.refused(world.client.request(method, path, json=body), 404, "gallery_not_found")
     assert deleted
+
+
+def test_an_evaluation_that_overflows_has_nulls(world: World) -> None:
+    world.transformation("huge", "old", "new", "forward", linear(np.eye(5, 4) * 3e38))
+    pairs = {"source_embeddings": (np.eye(4) * 1e10).tolist(), "target_embeddings": np.eye(4, 5).tolist()}
+    told = world.post("/transformations/huge/evaluate", pairs)
+    assert told["evaluation"]["known_answers"]["mean_cosine"] is None
+    assert world.get("/transformations/huge") == told
 
 
 def test_probes_that_several_clients_replace_at_once_are_those_of_one(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sqlalchemy.exc import DataError
 
 from gallery.catalog.galleries import gallery_row
@@ -21,6 +23,14 @@ def test_what_follows_a_commit_and_fails_does_not_undo_it_nor_stop_the_rest(each
     assert followed == ["first", "last"]
     with each_world.store.catalog.reading() as session:
         assert gallery_row(session, GALLERY).version >= 7
+
+
+def test_numbers_that_json_has_not_are_kept_as_null(each_world: World) -> None:
+    report = {"a": [1.5, math.nan, {"b": -math.inf, "c": "NaN"}], "large": 2**70}
+    with each_world.store.catalog.transaction() as tx:
+        gallery_row(tx.session, GALLERY).index = report
+    with each_world.store.catalog.reading() as session:
+        assert gallery_row(session, GALLERY).index == {"a": [1.5, None, {"b": None, "c": "NaN"}], "large": 2**70}
 
 
 def test_what_went_wrong_is_told_without_the_statement_and_its_values() -> None:
