@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import structlog
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from gallery import errors
@@ -181,11 +181,14 @@ def _teller(store: Store, held: Lease, go_on: Callable[[], bool]) -> Tell:
         nonlocal again
         if time.monotonic() < again:
             return
-        if not go_on():
-            raise _Stopped
-        with store.catalog.transaction() as tx:
-            if not fit_rows.renew(tx.session, held, store.settings.lease_seconds, (fraction, method)):
-                raise errors.LeaseLost(f"fit {held.fit_id} is no longer held by {held.owner}")
+        try:
+            if not go_on():
+                raise _Stopped
+            with store.catalog.transaction() as tx:
+                if not fit_rows.renew(tx.session, held, store.settings.lease_seconds, (fraction, method)):
+                    raise errors.LeaseLost(f"fit {held.fit_id} is no longer held by {held.owner}")
+        except SQLAlchemyError as error:  # the training is not lost with a connection; its end checks the fence
+            log.warning("heartbeat_missed", of=f"fit {held.fit_id}", error=repr(error))
         again = time.monotonic() + _TELL_SECONDS
 
     return tell
