@@ -72,7 +72,7 @@ def test_a_gallery_that_is_deleted_once_it_was_found_is_not_found(
     @event.listens_for(world.store.catalog.engine, "after_cursor_execute")
     def delete(_connection: object, _cursor: object, statement: str, *_: object) -> None:
         nonlocal deleted
-        if not deleted and "FROM galleries" in statement:
+        if not deleted and "WHERE galleries.name =" in statement:
             deleted = True
             delete_gallery(world.store, "doomed")
 
