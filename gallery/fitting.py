@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.arrays import Metric
+from gallery.catalog import claims
 from gallery.catalog import fits as fit_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog.fits import COMPLETED, FAILED, Lease
@@ -123,6 +124,7 @@ def _complete(store: Store, held: Lease, outcome: Outcome, warnings: tuple[str, 
     """Register what was made, and end the fit: both or none."""
     with store.catalog.transaction("fit_complete") as tx:
         row = fit_rows.held(tx.session, held)
+        claims.hold(tx.session)
         store.files.claim([artifact_file(outcome.sha256)])
         row.report = {**outcome.report, "warnings": [*warnings, *outcome.report["warnings"]]}
         row.artifact, row.fraction = outcome.sha256, 1.0

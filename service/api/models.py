@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
-from gallery.catalog import audit
+from gallery.catalog import audit, claims
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog.models import NewModel, NewTransformation
@@ -377,6 +377,7 @@ def _keep(
 
     def write() -> tuple[bool, Artifact]:
         with process.store.catalog.transaction() as tx:
+            claims.hold(tx.session)
             process.store.files.claim([artifact_file(upload.sha256)])
             created = model_rows.add_artifact(tx.session, upload.sha256, size=upload.size, architecture=architecture)
             if created:

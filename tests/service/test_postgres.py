@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 from sqlalchemy import event
 
+from gallery import orphans
+from gallery.catalog.transaction import Catalog
 from gallery.removal import delete_gallery
+from gallery.transforms import artifact_file
+from models.artifacts import save
 from tests.service.world import GALLERY, World, linear, opened
 
 SEARCH = f"/galleries/{GALLERY}/search"
@@ -86,6 +91,22 @@ def test_an_evaluation_that_overflows_has_nulls(world: World) -> None:
     told = world.post("/transformations/huge/evaluate", pairs)
     assert told["evaluation"]["known_answers"]["mean_cosine"] is None
     assert world.get("/transformations/huge") == told
+
+
+def test_an_artifact_that_is_swept_before_its_commit_is_there_once_it_is_acknowledged(world: World) -> None:
+    digest = save(world.folder / "file", linear(np.eye(5, 4) * 2))
+    stored, other = world.store.files.path(artifact_file(digest)), Catalog(world.store.settings.database)
+
+    @event.listens_for(world.store.catalog.engine, "commit")
+    def sweep(_: object) -> None:
+        if stored.exists():
+            os.utime(stored, (0, 0))
+            orphans.remove(other, world.store.files, "artifacts", older_than=60)
+
+    answer = world.client.put(f"/artifacts/{digest}", content=(world.folder / "file").read_bytes())
+    other.close()
+    assert answer.status_code == 201
+    assert stored.exists()
 
 
 def test_probes_that_several_clients_replace_at_once_are_those_of_one(world: World) -> None:
