@@ -252,7 +252,7 @@ def _current() -> Catalog:
     catalog = _catalog()
     if not schema.is_current(catalog):
         refuse(
-            "The catalog's database is not of this version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."
+            "The catalog's database is of an older version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."
         )
     return catalog
 

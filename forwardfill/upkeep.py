@@ -16,6 +16,7 @@ from forwardfill.terminal import console, say, show
 from gallery import orphans, repair
 from gallery import verify as checks
 from gallery.catalog.transaction import Catalog
+from gallery.errors import GalleryNotFound
 from gallery.files import Files
 from gallery.repair import Outcome
 from gallery.store import Store
@@ -56,7 +57,12 @@ def _look(catalog: Catalog, files: Files, gallery: str | None, look: Look) -> in
     with Progress(console=console, transient=True) as progress:
         for name in [gallery] if gallery is not None else checks.names(catalog):
             task = progress.add_task(escape(name), total=1.0)
-            found[name] = look(name, partial(_advance, progress, task))
+            try:
+                found[name] = look(name, partial(_advance, progress, task))
+            except GalleryNotFound:
+                if gallery is not None:
+                    raise
+                progress.remove_task(task)  # deleted meanwhile, so nothing of it can be wrong
     _tell(found)
     return sum(len(each.report.problems) for each in found.values())
 

@@ -16,7 +16,7 @@ from ulid import ULID
 
 from gallery import errors
 from gallery.arrays import Metric
-from gallery.catalog import audit, idempotency
+from gallery.catalog import audit, claims, idempotency
 from gallery.catalog import fits as fit_rows
 from gallery.catalog.fits import CANCELLED
 from gallery.catalog.tables import FitRow, TransformationRow
@@ -110,6 +110,7 @@ def start(store: Store, new: NewFit, *, actor: str | None = None) -> Changed:
         accepted = accept_pairs(session, new.gallery, new.target, new.pairs, use_side=new.use_side)
     kept = keep(store.files, accepted)
     with store.catalog.transaction("fit_start") as tx, store.files.unnamed(kept.names):
+        claims.hold(tx.session)
         known = idempotency.started_by(tx.session, FitRow, new.idempotency_key, new.request_sha256)
         if known is not None:
             tx.after.append(lambda: store.files.remove(kept.names))

@@ -11,16 +11,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import structlog
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.arrays import Metric
+from gallery.catalog import claims
 from gallery.catalog import fits as fit_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog.fits import COMPLETED, FAILED, Lease
 from gallery.catalog.models import NewTransformation
 from gallery.catalog.tables import FitRow, now
+from gallery.catalog.transaction import in_words
 from gallery.files import PART, adopt
 from gallery.fits import Asked, Fit, Outcome, Tell, end
 from gallery.heartbeat import heartbeat
@@ -68,7 +70,7 @@ def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[],
         _fail(store, held, f"{error.code}: {error}", final=True)
     except Exception as error:  # noqa: BLE001 - the next attempt may be luckier; the last one is recorded
         log.warning("fit_failed", fit=fit_id, error=repr(error))
-        _fail(store, held, f"{type(error).__name__}: {error}", final=False)
+        _fail(store, held, in_words(error), final=False)
     except BaseException:
         _give_back(store, held)
         raise
@@ -122,6 +124,7 @@ def _complete(store: Store, held: Lease, outcome: Outcome, warnings: tuple[str, 
     """Register what was made, and end the fit: both or none."""
     with store.catalog.transaction("fit_complete") as tx:
         row = fit_rows.held(tx.session, held)
+        claims.hold(tx.session)
         store.files.claim([artifact_file(outcome.sha256)])
         row.report = {**outcome.report, "warnings": [*warnings, *outcome.report["warnings"]]}
         row.artifact, row.fraction = outcome.sha256, 1.0
@@ -180,11 +183,14 @@ def _teller(store: Store, held: Lease, go_on: Callable[[], bool]) -> Tell:
         nonlocal again
         if time.monotonic() < again:
             return
-        if not go_on():
-            raise _Stopped
-        with store.catalog.transaction() as tx:
-            if not fit_rows.renew(tx.session, held, store.settings.lease_seconds, (fraction, method)):
-                raise errors.LeaseLost(f"fit {held.fit_id} is no longer held by {held.owner}")
+        try:
+            if not go_on():
+                raise _Stopped
+            with store.catalog.transaction() as tx:
+                if not fit_rows.renew(tx.session, held, store.settings.lease_seconds, (fraction, method)):
+                    raise errors.LeaseLost(f"fit {held.fit_id} is no longer held by {held.owner}")
+        except SQLAlchemyError as error:  # the training is not lost with a connection; its end checks the fence
+            log.warning("heartbeat_missed", of=f"fit {held.fit_id}", error=repr(error))
         again = time.monotonic() + _TELL_SECONDS
 
     return tell

@@ -2,7 +2,8 @@
 
 Whoever publishes holds the row of its gallery, and makes sure under that lock that its files are there (`Files.unnamed`). A
 gallery's files are therefore removed under the same lock: those that were named meanwhile are known then, and who comes
-later finds the others gone and names nothing. How old they are does not matter for that; it spares others the work.
+later finds the others gone and names nothing. How old they are does not matter for that; it spares others the work. Files of
+no gallery have a lock of their own, `gallery.catalog.claims`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from gallery.catalog import claims
 from gallery.catalog.galleries import free, known_file, known_files
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
@@ -33,7 +35,7 @@ def found(catalog: Catalog, files: Files, folder: str, *, older_than: float) -> 
 
 
 def remove(catalog: Catalog, files: Files, folder: str, *, older_than: float) -> list[str]:
-    """Remove what `found` names; a gallery to which somebody is publishing at this moment is left for the next time.
+    """Remove what `found` names; what somebody is publishing to at this moment is left for the next time.
 
     Returns:
         The names that were removed.
@@ -52,7 +54,7 @@ def _remove(
     catalog: Catalog, files: Files, gallery_id: int | None, names: Sequence[str], older_than: float
 ) -> list[str]:
     with catalog.transaction() as tx:
-        if gallery_id is not None and not free(tx.session, gallery_id):
+        if not (claims.free(tx.session) if gallery_id is None else free(tx.session, gallery_id)):
             return []
         return files.remove_unknown(names, known=known_file(tx.session), older_than=older_than)
 

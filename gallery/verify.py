@@ -206,7 +206,7 @@ def _ids(files: Files, segment: _Segment) -> Iterator[Problem]:
     row = segment.row
     try:
         ids = open_ids(files.path(row.ids_file), row.rows)
-    except errors.Damaged as error:
+    except (errors.Damaged, FileNotFoundError) as error:
         yield Problem(str(error), row.id, row.ids_file)
         return
     for at in range(row.rows):
@@ -249,11 +249,16 @@ def _vectors(
 
 def _index(files: Files, row: SegmentRow, column: ColumnRow, model: EmbeddingModel) -> Iterator[Problem]:
     """The index finds the neighbours of some of the column's own vectors that an exact search finds."""
-    vectors = open_column(files.path(column.file), rows=row.rows, dimension=model.dimension)
     name = column.index_file or ""
+    try:
+        vectors = open_column(files.path(column.file), rows=row.rows, dimension=model.dimension)
+    except (errors.Damaged, FileNotFoundError) as error:
+        yield Problem(str(error), row.id, column.file)
+        return
     try:
         found = _nearest(column.index_kind, vectors, model, files, column)
     except (
+        FileNotFoundError,
         ValueError,
         RuntimeError,
         MemoryError,

@@ -31,7 +31,7 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
         group: this process's place among several behind one port; whoever started them has made all ready.
 
     Raises:
-        OldSchemaError, UnsafeBinding: as `make_ready`.
+        OldSchemaError, NewerSchemaError, UnsafeBinding: as `make_ready`.
     """
     configure_logs()
     faults.arm(os.environ.get(faults.VARIABLE))

@@ -12,7 +12,7 @@ from service.settings import ServiceSettings
 
 
 class OldSchemaError(Exception):
-    """The catalog's database is not of this version; run `forwardfill migrate`."""
+    """The catalog's database is of an older version, or empty; run `forwardfill migrate`."""
 
 
 class UnsafeBinding(ValueError):
@@ -23,7 +23,8 @@ def make_ready(catalog: Catalog, settings: ServiceSettings) -> None:
     """Bring SQLite to the schema of this version, and make sure that the service may start.
 
     Raises:
-        OldSchemaError: a PostgreSQL catalog is not of this version.
+        OldSchemaError: a PostgreSQL catalog is of an older version.
+        NewerSchemaError: the catalog is of a newer version.
         UnsafeBinding: it would listen beyond loopback without a key.
     """
     # SQLite belongs to the service; a database that several share is migrated when an operator says so.

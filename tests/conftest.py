@@ -51,7 +51,7 @@ def compiled_once() -> Iterator[None]:
     """SQLAlchemy compiles each statement once for each engine, which takes longer than to run it, and a test has engines of
     its own. On SQLite they share what is compiled, which they would not share as engines of different databases.
     """
-    usual, shared = transaction._engine, create_engine("sqlite://")
+    usual, shared = transaction._engine, transaction._engine("sqlite://")
     shared.connect().close()
 
     def engine(url: str) -> Engine:

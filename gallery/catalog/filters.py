@@ -7,28 +7,39 @@
 A field that is absent fits no comparison, only `{"exists": false}` and `ne`. Values of different JSON types are never
 equal and never ordered: the type is compared first, so a string in one payload cannot break the filter on another's numbers.
 An integer is compared exactly, any other number in double precision.
+
+A condition costs a millisecond or two, most of it in SQLAlchemy under the interpreter's lock, and SQLite takes no expression
+that is deeper than 1,000; so there is a limit. A value of `in` costs next to nothing: a list is one JSON text, of which the
+database makes a table that it looks up in.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from sqlalchemy import (
+    JSON,
     BigInteger,
     ColumnElement,
     Float,
     Numeric,
+    Select,
     String,
     and_,
     case,
+    cast,
     false,
     func,
     literal,
     not_,
     or_,
+    select,
     true,
     type_coerce,
 )
@@ -40,6 +51,11 @@ from gallery import errors
 from gallery.catalog.tables import ItemRow
 
 _DEPTH = 8
+#: of a filter with all that is nested in it
+MOST_CONDITIONS = 128
+#: of all its lists together
+MOST_VALUES = 10_000
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _ORDER: Mapping[str, Callable[[Any, Any], ColumnElement[bool]]] = {
     "lt": lambda field, value: field < value,
     "lte": lambda field, value: field <= value,
@@ -129,40 +145,68 @@ def compile_filter(given: Mapping[str, Any], dialect: str) -> ColumnElement[bool
         dialect: name of the database's dialect.
 
     Raises:
-        InvalidFilter: an unknown operator, an operand of the wrong type, or too deep a nesting.
+        InvalidFilter: an unknown operator, an operand of the wrong type, too deep a nesting, or too many conditions or values.
     """
-    return _all(given, dialect, "/filter", _DEPTH)
+    return _all(given, _Filter(dialect), "/filter", _DEPTH)
 
 
-def _all(given: Any, dialect: str, pointer: str, depth: int) -> ColumnElement[bool]:
+@dataclass(slots=True)
+class _Filter:
+    """What is being compiled, for which database, and how much of it there may still be."""
+
+    dialect: str
+    conditions: int = MOST_CONDITIONS
+    values: int = MOST_VALUES
+
+    def take_condition(self, pointer: str) -> None:
+        self.conditions -= 1
+        if self.conditions < 0:
+            raise errors.InvalidFilter(
+                f"a filter has at most {MOST_CONDITIONS} conditions: compare a field with many values by one `in`, or ask "
+                "with several filters",
+                pointer=pointer,
+            )
+
+    def take_values(self, count: int, pointer: str) -> None:
+        self.values -= count
+        if self.values < 0:
+            raise errors.InvalidFilter(
+                f"the lists of `in` have at most {MOST_VALUES} values, all those of a filter together: ask with several filters",
+                pointer=pointer,
+            )
+
+
+def _all(given: Any, whole: _Filter, pointer: str, depth: int) -> ColumnElement[bool]:
     if not isinstance(given, Mapping):
         raise errors.InvalidFilter("a filter is an object of fields and conditions", pointer=pointer)
     if depth == 0:
         raise errors.InvalidFilter(f"a filter may be nested {_DEPTH} deep", pointer=pointer)
-    parts = [_part(name, value, dialect, pointer + errors.pointer(name), depth) for name, value in given.items()]
+    if not given:
+        whole.take_condition(pointer)
+    parts = [_part(name, value, whole, pointer + errors.pointer(name), depth) for name, value in given.items()]
     return and_(true(), *parts)
 
 
-def _part(name: str, value: Any, dialect: str, pointer: str, depth: int) -> ColumnElement[bool]:
+def _part(name: str, value: Any, whole: _Filter, pointer: str, depth: int) -> ColumnElement[bool]:
     if name in ("and", "or"):
         if not isinstance(value, list) or not value:
             raise errors.InvalidFilter(f"{name!r} takes a list of filters", pointer=pointer)
-        parts = [_all(inner, dialect, f"{pointer}/{at}", depth - 1) for at, inner in enumerate(value)]
+        parts = [_all(inner, whole, f"{pointer}/{at}", depth - 1) for at, inner in enumerate(value)]
         return and_(*parts) if name == "and" else or_(*parts)
     if name == "not":
-        return not_(func.coalesce(_all(value, dialect, pointer, depth - 1), false()))
+        return not_(func.coalesce(_all(value, whole, pointer, depth - 1), false()))
     _storable(name, pointer)
-    field = _Field(name, dialect)
+    field = _Field(name, whole)
     if not isinstance(value, Mapping):
-        return _operator(field, "eq", value, pointer)
+        return _operator(field, "eq", value, whole, pointer)
     if not value:
         raise errors.InvalidFilter(f"field {name!r} has no condition", pointer=pointer)
-    return and_(*(_operator(field, op, operand, pointer + errors.pointer(op)) for op, operand in value.items()))
+    return and_(*(_operator(field, op, operand, whole, pointer + errors.pointer(op)) for op, operand in value.items()))
 
 
 def _storable(text: str, pointer: str) -> None:
     """No payload holds such text, and a database would stumble over it."""
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if _UNSTORABLE.search(text):
         raise errors.InvalidFilter("text in a filter has no NUL and no lone surrogates", pointer=pointer)
 
 
@@ -181,7 +225,8 @@ def _within_64_bits(value: int, pointer: str) -> int:
     return value
 
 
-def _operator(field: _Field, op: str, operand: Any, pointer: str) -> ColumnElement[bool]:
+def _operator(field: _Field, op: str, operand: Any, whole: _Filter, pointer: str) -> ColumnElement[bool]:
+    whole.take_condition(pointer)
     if op == "exists" and isinstance(operand, bool):
         present = field.kind.is_not(None)
         return present if operand else not_(present)
@@ -190,7 +235,7 @@ def _operator(field: _Field, op: str, operand: Any, pointer: str) -> ColumnEleme
     if op == "ne":
         return not_(func.coalesce(field.equals(operand, pointer), false()))
     if op == "in" and isinstance(operand, list):
-        return or_(false(), *(field.equals(value, pointer) for value in operand))
+        return field.among(operand, pointer)
     if op in _ORDER and isinstance(operand, int | float | str) and not isinstance(operand, bool):
         return field.ordered(_ORDER[op], operand, pointer)
     if op not in _OPERATORS:
@@ -198,10 +243,25 @@ def _operator(field: _Field, op: str, operand: Any, pointer: str) -> ColumnEleme
     raise errors.InvalidFilter(f"{op!r} does not take {type(operand).__name__}", pointer=pointer)
 
 
+def _table(values: Sequence[float | str], kind: Any, dialect: str) -> Select[Any]:
+    """A list as a table of one column. `listed` has its positions too, and executes a statement for each of its parts."""
+    text = literal(orjson.dumps(values).decode(), String)
+    if dialect == "sqlite":
+        return select(func.json_each(text).table_valued("value").c.value)
+    # A table, and no array: PostgreSQL looks a value up in a table by its hash, and compares it with all of an array.
+    return select(cast(func.json_array_elements_text(cast(text, JSON)).column_valued(), kind))
+
+
+def _incomparable(value: Any, pointer: str) -> errors.InvalidFilter:
+    return errors.InvalidFilter(f"a field cannot be compared with {type(value).__name__}", pointer=pointer)
+
+
 class _Field:
     """One top-level field of the payload."""
 
-    def __init__(self, name: str, dialect: str) -> None:
+    def __init__(self, name: str, whole: _Filter) -> None:
+        self._whole = whole
+        dialect = whole.dialect
         if dialect == "postgresql":
             kind, text, key = _Kind, _Text, name
         elif json.dumps(name) == f'"{name}"':
@@ -223,7 +283,33 @@ class _Field:
             return self.ordered(lambda field, number: field == number, value, pointer)
         if isinstance(value, str):
             return self.ordered(lambda field, text: field == text, value, pointer)
-        raise errors.InvalidFilter(f"a field cannot be compared with {type(value).__name__}", pointer=pointer)
+        raise _incomparable(value, pointer)
+
+    def among(self, values: Sequence[Any], pointer: str) -> ColumnElement[bool]:
+        """Whether it equals one of the values: one look at each type's list, however long that is."""
+        self._whole.take_values(len(values), pointer)
+        integers, numbers, texts, few = list[int](), list[float](), list[str](), set[bool | None]()
+        for value in values:
+            if value is None or isinstance(value, bool):
+                few.add(value)
+            elif isinstance(value, int):
+                integers.append(_within_64_bits(value, pointer))
+            elif isinstance(value, float):
+                numbers.append(_finite(value, pointer))
+            elif isinstance(value, str):
+                _storable(value, pointer)
+                texts.append(value)
+            else:
+                raise _incomparable(value, pointer)
+        parts = [self.equals(value, pointer) for value in sorted(few, key=str)]
+        for kind, field, listed, type_ in (
+            ("number", self._exact, integers, Numeric()),
+            ("number", self._float, numbers, Float(53)),
+            ("string", self._text, texts, String()),
+        ):
+            if listed:
+                parts.append(self._when(kind, field.in_(_table(listed, type_, self._whole.dialect))))
+        return or_(false(), *parts)
 
     def ordered(
         self, compare: Callable[[Any, Any], ColumnElement[bool]], value: float | str, pointer: str

@@ -25,6 +25,8 @@ from gallery.catalog.tables import (
     UpgradeSegmentRow,
 )
 
+_DELETED = "the gallery was deleted meanwhile"
+
 
 def gallery_row(session: Session, name: str, *, pointer: str | None = None) -> GalleryRow:
     """The row of a gallery; `pointer` says where in a request its name stands.
@@ -55,8 +57,13 @@ def add_gallery(
 
 
 def lock(session: Session, gallery_id: int) -> None:
-    """Hold off other writers of a gallery without a change that a search could see."""
-    session.execute(select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update())
+    """Hold off other writers of a gallery without a change that a search could see.
+
+    Raises:
+        GalleryNotFound: it was deleted meanwhile.
+    """
+    if session.scalar(select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update()) is None:
+        raise errors.GalleryNotFound(_DELETED)
 
 
 def free(session: Session, gallery_id: int) -> bool:
@@ -84,7 +91,7 @@ def bump(session: Session, gallery_id: int) -> int:
         .execution_options(synchronize_session=False)
     )
     if version is None:
-        raise errors.GalleryNotFound("the gallery was deleted meanwhile")
+        raise errors.GalleryNotFound(_DELETED)
     return version
 
 

@@ -21,7 +21,10 @@ def of_gallery(session: Session, gallery_id: int) -> list[ProbeRow]:
 def replace(
     session: Session, gallery_id: int, probes: Sequence[tuple[Mapping[str, Vectors], Sequence[str] | None]]
 ) -> None:
-    """Replace a gallery's probes: per probe its vector in each model, and the relevant ids if known."""
+    """Replace a gallery's probes: per probe its vector in each model, and the relevant ids if known.
+
+    The gallery's row is locked by then, or of two that do it at once one fails.
+    """
     for row in of_gallery(session, gallery_id):
         session.delete(row)
     session.flush()

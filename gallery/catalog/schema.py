@@ -16,26 +16,47 @@ from gallery.catalog.transaction import Catalog
 _LOCK = 0x0F0F_F111  # any number, as long as every process uses the same
 
 
+class NewerSchemaError(Exception):
+    """The catalog has a schema that this code does not know."""
+
+
 def migrate(catalog: Catalog) -> None:
-    """Apply what is missing. Safe to call from several processes at once, and when nothing is missing."""
+    """Apply what is missing. Safe to call from several processes at once, and when nothing is missing.
+
+    Raises:
+        NewerSchemaError: the database is ahead of this code.
+    """
     with catalog.engine.begin() as connection:
         _alone(connection)
+        _is_current(connection)
         command.upgrade(_config(connection), "head")
 
 
 def is_current(catalog: Catalog) -> bool:
-    """Whether the database has the schema of this code."""
+    """Whether the database has the schema of this code.
+
+    Raises:
+        NewerSchemaError: it is ahead of this code.
+    """
     with catalog.reading() as session:
-        connection = session.connection()
-        config = _config(connection)
-        head = ScriptDirectory.from_config(config).get_current_head()
-        return MigrationContext.configure(connection).get_current_revision() == head
+        return _is_current(session.connection())
 
 
 def revise(catalog: Catalog, message: str) -> None:
     """Write a new migration from the difference between the tables and the database."""
     with catalog.engine.begin() as connection:
         command.revision(_config(connection), message, autogenerate=True)
+
+
+def _is_current(connection: Connection) -> bool:
+    history = ScriptDirectory.from_config(_config(connection))
+    current, head = MigrationContext.configure(connection).get_current_revision(), history.get_current_head()
+    if current is not None and current not in {each.revision for each in history.walk_revisions()}:
+        raise NewerSchemaError(
+            f"the catalog was made by a newer version (its schema is {current}, the newest that this version knows is {head}): "
+            "install that one, or restore a backup"
+        )
+    return current == head
 
 
 def _alone(connection: Connection) -> None:

@@ -10,20 +10,26 @@ a message about a row that was rolled back would be a lie.
 
 from __future__ import annotations
 
+import json
+import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from gallery import faults
 
 log = structlog.get_logger()
+#: The database did not answer. That says nothing of what was asked, so whoever meets one of these may do the same again.
+UNANSWERED = (OperationalError, InterfaceError, PoolTimeout)
 _BUSY_TIMEOUT_MS = 30_000  # an Arrow upsert of a million rows may hold SQLite's write lock for many seconds
 # Longer than any transaction that writes waits for its own process; one that reads may open files meanwhile.
 _SUSPENDED_MS = 30_000
@@ -73,6 +79,14 @@ class Catalog:
         self.engine.dispose()
 
 
+def in_words(error: Exception) -> str:
+    """What went wrong, for people who see no logs: without the statement and its values, which may be anybody's data."""
+    said = str(error)
+    if isinstance(error, StatementError) and error.orig is not None:
+        said = str(error.orig).partition("\n")[0]
+    return f"{type(error).__name__}: {said}"
+
+
 def _attempt(action: Callable[[], None]) -> None:
     """What is committed is done, whatever comes of this: files that stay are swept, and workers look for work unasked."""
     try:
@@ -83,13 +97,29 @@ def _attempt(action: Callable[[], None]) -> None:
 
 def _engine(url: str) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
-        engine = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        engine = create_engine(url, json_serializer=_as_json, pool_pre_ping=True, pool_size=10, max_overflow=20)
         event.listen(engine, "begin", _begin_postgresql)
         return engine
-    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000})
+    engine = create_engine(url, json_serializer=_as_json, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _as_json(value: Any) -> str:
+    """A measure that overflowed is NaN or infinite, which JSON has not: PostgreSQL refuses it, and clients cannot read it."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_with_nulls(value), allow_nan=False)
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _for_reading(engine: Engine) -> Engine:

@@ -103,6 +103,7 @@ def ask(store: Store, gallery: str, *, actor: str | None = None) -> None:
     """
     with store.catalog.transaction() as tx:
         row = gallery_rows.gallery_row(tx.session, gallery)
+        gallery_rows.lock(tx.session, row.id)
         row.compact_asked_at = now()
         audit.record(tx.session, "gallery.compact_asked", gallery=gallery, actor=actor)
 

@@ -12,6 +12,7 @@ from gallery import errors, repair
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, UpgradeRow, now
+from gallery.catalog.transaction import UNANSWERED, in_words
 from gallery.columns import verify
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
@@ -101,8 +102,10 @@ def finish(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: s
         return _set_aside(store, upgrade_id, damaged)
     try:
         compared = live.before_cutover(store, galleries, searcher, upgrade_id)
+    except UNANSWERED:
+        raise  # nothing was found out, so the step is done again
     except Exception as error:  # noqa: BLE001 - whatever cannot be verified is a reason not to complete
-        return fail(store, upgrade_id, State.VERIFYING, f"{type(error).__name__}: {error}")
+        return fail(store, upgrade_id, State.VERIFYING, in_words(error))
     with store.catalog.transaction("cutover") as tx:
         row, gallery = locked(tx.session, upgrade_id)
         if row.state != State.VERIFYING:

@@ -142,11 +142,13 @@ def _tried(store: Store, row: UpgradeRow, sample: Pairs) -> dict[str, Any]:
     def mapped(vectors: Vectors, side: Vectors | None) -> Vectors:
         return store.transforms.apply(transformation, target, vectors, side)
 
-    strange = None
+    own, strange = mapped(sample.source, sample.side), None
+    if not np.isfinite(own).all():
+        raise errors.WrongTransformation(f"{transformation.name} gives no finite vectors from {sample.origin}")
     if sample.side is not None and len(sample.side) >= FEWEST_FOR_SIDE:
         strange = mapped(sample.source, np.roll(sample.side, 1, axis=0))
     back = mapped(sample.target, sample.side) if sample.source.shape == sample.target.shape else None
-    tried = Tried(mapped(sample.source, sample.side), strange, back)
+    tried = Tried(own, strange, back)
     return compared(tried, sample.source, sample.target)
 
 

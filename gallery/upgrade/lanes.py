@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import structlog
 
 from gallery import errors, repair
+from gallery.catalog.transaction import in_words
 from gallery.catalog.upgrades import Lease
 from gallery.store import Store
 from gallery.upgrade import segment
@@ -106,7 +107,7 @@ def _recorded(store: Store, held: Lease, turn: threading.Lock) -> Iterator[None]
         with turn:
             repair.attempt(store, error)
         with suppress(errors.LeaseLost):  # whoever holds the segment now will record its own
-            segment.fail(store, held, f"{type(error).__name__}: {error}")
+            segment.fail(store, held, in_words(error))
     except BaseException:
         with suppress(errors.LeaseLost):  # it may have been published before the process was told to stop
             segment.release(store, held)

@@ -19,6 +19,7 @@ from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ArtifactRow, GalleryRow, UpgradeRow
+from gallery.catalog.transaction import UNANSWERED, in_words
 from gallery.columns import open_column, verify
 from gallery.index.choose import choose
 from gallery.spaces import Transformation
@@ -29,7 +30,7 @@ from gallery.upgrade import known_answers, memory, sources, throttle
 _SAMPLE_ROWS = 1024
 _HEADROOM = 1.1  # index files hold a little more than vectors, and the catalog grows too
 
-#: facts for the report, and what they mean in words; what it raises is a refusal
+#: facts for the report, and what they mean in words; what it raises is a refusal, unless the database did not answer
 Check = Callable[[], tuple[Mapping[str, Any], str]]
 
 
@@ -45,8 +46,10 @@ class Report:
         """Make a check; whether it passed."""
         try:
             facts, detail = check()
+        except UNANSWERED:
+            raise  # nothing was found out, so the step is done again
         except Exception as error:  # noqa: BLE001 - whatever stops the measuring is a reason not to start
-            self.refuse(name, f"{type(error).__name__}: {error}")
+            self.refuse(name, in_words(error))
             self.facts.update(error.details if isinstance(error, errors.GalleryError) else {})
             return False
         self.facts.update(facts)

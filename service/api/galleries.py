@@ -229,6 +229,8 @@ def put_probes(
                 )
                 vectors[name] = accept(vector.reshape(1, -1), model, pointer=place)[0]
             accepted.append((vectors, probe.relevant))
+        # Probes are replaced by one client after the other, and not while the gallery is deleted.
+        gallery_rows.lock(tx.session, row.id)
         probe_rows.replace(tx.session, row.id, accepted)
         audit.record(tx.session, "gallery.probes_replaced", gallery=gallery, actor=caller.name, probes=len(accepted))
     return Probes(probes=len(accepted))

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from gallery.catalog import upgrades as upgrade_rows
-from gallery.catalog.schema import is_current
+from gallery.catalog.schema import NewerSchemaError, is_current
 from service.auth import MaySearch
 from service.documents import documented, problems
 from service.errors import Unavailable
@@ -63,7 +63,7 @@ def ready(process: ProcessDep) -> Health:
     """Whether requests can be served: the catalog answers and has the schema of this version."""
     try:
         current = is_current(process.store.catalog)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, NewerSchemaError) as error:
         raise Unavailable(repr(error)) from error
     if not current or process.closing.is_set():
         raise Unavailable("the catalog has another schema, or the process is being stopped")

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
-from gallery.catalog import audit
+from gallery.catalog import audit, claims
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog.models import NewModel, NewTransformation
@@ -338,12 +338,13 @@ def evaluate(
     _check_pairs(body, process)
     embeddings = _matrix(body.source_embeddings, source, "/source_embeddings/{row}")
     wanted = _matrix(body.target_embeddings, target, "/target_embeddings/{row}")
-    mapped = process.store.transforms.apply(known, target, embeddings, _side(body, known.side_dimension, source))
     labels = None if body.labels is None else np.unique([str(each) for each in body.labels], return_inverse=True)[1]
-    measured = evaluate_pairs(mapped, wanted, labels, metric=target.metric)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is null in the answer
+        mapped = process.store.transforms.apply(known, target, embeddings, _side(body, known.side_dimension, source))
+        measured = evaluate_pairs(mapped, wanted, labels, metric=target.metric)
+        answers = compared(Tried(mapped), embeddings, wanted)  # by which an upgrade will judge the transformation
     with process.store.catalog.transaction() as tx:
         row = model_rows.transformation_row(tx.session, transformation)
-        answers = compared(Tried(mapped), embeddings, wanted)  # by which an upgrade will judge the transformation
         row.evaluation = {
             **measured,
             "known_answers": answers,
@@ -376,6 +377,7 @@ def _keep(
 
     def write() -> tuple[bool, Artifact]:
         with process.store.catalog.transaction() as tx:
+            claims.hold(tx.session)
             process.store.files.claim([artifact_file(upload.sha256)])
             created = model_rows.add_artifact(tx.session, upload.sha256, size=upload.size, architecture=architecture)
             if created:

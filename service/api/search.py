@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from gallery import errors
 from gallery.arrays import Vectors
 from gallery.catalog import items as item_rows
+from gallery.catalog.filters import MOST_CONDITIONS, MOST_VALUES
 from gallery.errors import GalleryError
 from gallery.search.brief import AT_MOST, MOST_HITS, NotBrief
 from gallery.search.request import Answer, Hit, SearchRequest
@@ -59,7 +60,10 @@ class _Options(Body):
     model: Reference = Field(description="The model that embedded the query; it is never guessed.")
     k: int = Field(default=10, ge=1, description="Hits per query; if it is left out, 10 or `max_k`, whichever is less.")
     filter: Filter | None = Field(
-        default=None, description="Condition on the payload.", examples=[{"price": {"lt": 50}}]
+        default=None,
+        description=f"Condition on the payload: at most {MOST_CONDITIONS} conditions, and {MOST_VALUES} values in the lists of "
+        "`in`.",
+        examples=[{"price": {"lt": 50}}],
     )
     include: list[Literal["payload"]] = Field(default_factory=list, max_length=1)
     allow_partial: bool = Field(default=False, description="Answer from the segments that can be reached.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_several_processes_are_not_started_where_the_database_is_away(monkeypatc
     ended = run("serve")
     assert ended.exit_code == 2, ended.exception
     assert "the catalog does not answer" in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["serve --no-worker", "migrate", "verify", "verify --repair", "gc", "keys list"])
+def test_a_catalog_of_a_newer_version_is_refused_in_a_line_that_says_what_helps(command: str, tmp_path: Path) -> None:
+    assert run("migrate").exit_code == 0
+    with sqlite3.connect(tmp_path / "data" / "catalog.sqlite3") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '20991231'")
+    connection.close()
+    ended = run(*command.split())
+    assert ended.exit_code == 2, ended.exception
+    assert "made by a newer version" in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 def test_each_wrong_setting_has_a_line_with_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, event, select, update
 from typer.testing import CliRunner
 
+from forwardfill import upkeep
 from forwardfill.cli import app
-from gallery.catalog.tables import ArtifactRow, Base, ColumnRow, ItemRow
-from gallery.files import digest
+from gallery import verify as checks
+from gallery.catalog.tables import ArtifactRow, Base, ColumnRow, ItemRow, SegmentRow
+from gallery.files import Files, digest
 from gallery.index.registry import backend
+from gallery.removal import delete_gallery
 from gallery.spaces import Space
 from gallery.transforms import artifact_file
 from gallery.upgrade.states import State
@@ -225,6 +228,51 @@ def test_what_cannot_be_verified_is_refused(world: World, tmp_path: Path, monkey
     refused = run("verify")
     assert refused.exit_code == 2
     assert "forwardfill migrate" in refused.output
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_gallery_that_is_deleted_before_its_turn_is_left_out_of_the_report(
+    world: World, capsys: pytest.CaptureFixture[str], repair: bool
+) -> None:
+    world.make("zeta")
+
+    @event.listens_for(world.store.catalog.engine, "after_cursor_execute")
+    def delete(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "ORDER BY galleries.name" in statement:
+            delete_gallery(world.store, "zeta")
+
+    store = world.store
+    assert (upkeep.mend(store, None) if repair else upkeep.verify(store.catalog, store.files.root, None)) == 0
+    told = capsys.readouterr().out
+    assert GALLERY in told
+    assert "zeta" not in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "opened_before"),
+    [("ids", 1), ("column", 1), ("column", 2), ("index", 1)],
+)
+def test_a_gallery_that_is_deleted_while_its_files_are_opened_has_no_problems(
+    world: World, kind: str, opened_before: int
+) -> None:
+    asked = column(world)
+    with world.store.catalog.reading() as session:
+        ids = session.get_one(SegmentRow, asked.segment_id).ids_file
+    name = {"ids": ids, "column": asked.file, "index": asked.index_file}[kind]
+
+    class Leaving(Files):
+        left = opened_before
+
+        def path(self, wanted: str) -> Path:
+            if wanted == name:
+                self.left -= 1
+                if self.left == -1:
+                    delete_gallery(world.store, GALLERY)
+            return super().path(wanted)
+
+    files = Leaving(world.store.files.root)
+    assert checks.gallery(world.store.catalog, files, GALLERY).problems == []
+    assert files.left < 0
 
 
 def test_gc_lists_what_nothing_needs_and_removes_it_only_when_it_is_told_to(world: World) -> None:

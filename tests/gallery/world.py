@@ -7,13 +7,15 @@ every squared distance is exact in float32, whatever the batch: scores are compa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import event
 
 from gallery import ingest
 from gallery.arrays import Metric, Vectors
@@ -281,6 +283,23 @@ class Oracle:
     def scores(self, query: NDArray[Any]) -> dict[str, float]:
         """Euclidean distances of one query, exactly."""
         return {item: distance(query, vector) for item, vector in self.vectors.items()}
+
+
+@contextmanager
+def lost_connection(catalog: Catalog, before: str) -> Iterator[None]:
+    """Once, right before a statement with these words, PostgreSQL ends the connection; whoever asks again is answered."""
+    lost = False
+
+    @event.listens_for(catalog.engine, "before_cursor_execute")
+    def cut(_: Any, cursor: Any, statement: str, *__: Any) -> None:
+        nonlocal lost
+        if not lost and before in statement:
+            lost = True
+            with suppress(Exception):  # it does not live to tell
+                cursor.connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    yield
+    assert lost
 
 
 def work(store: Store, held: Lease) -> None:

@@ -100,6 +100,13 @@ def test_a_catalog_that_does_not_answer_is_not_ready_but_searches_go_on(world: W
 MANY = {**QUERY, "k": 101}
 
 
+def test_beside_a_catalog_of_a_newer_version_it_is_not_ready_and_answers_still(world: World) -> None:
+    with world.store.catalog.transaction() as tx:
+        tx.session.execute(text("UPDATE alembic_version SET version_num = '20991231'"))
+    assert world.client.get("/health/ready").status_code == 503
+    assert world.old_search(1)["hits"]
+
+
 def test_overload_is_refused_and_not_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tmp_path, max_concurrent_searches=2, max_waiting_searches=1) as world:
         world.prepared().filled()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sqlalchemy import event
 
-from tests.service.world import GALLERY, World, opened
+from gallery import orphans
+from gallery.catalog.transaction import Catalog
+from gallery.removal import delete_gallery
+from gallery.transforms import artifact_file
+from models.artifacts import save
+from tests.service.world import GALLERY, World, linear, opened
 
 SEARCH = f"/galleries/{GALLERY}/search"
 
@@ -50,6 +58,64 @@ def test_text_that_it_cannot_hold_is_refused(world: World) -> None:
     world.refused(world.client.post("/galleries", json=index), 422, "invalid_index")
     probes = {"probes": [{"vectors": {"old": [1, 0, 0, 0]}, "relevant": ["\0"]}]}
     world.refused(world.client.put(f"/galleries/{GALLERY}/probes", json=probes), 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/galleries/doomed/probes", {"probes": [{"vectors": {"old": [1, 0, 0, 0]}}]}),
+        ("POST", "/admin/galleries/doomed/compact", None),
+        ("POST", "/admin/upgrades", {"gallery": "doomed", "transformation": "old-to-new", "dry_run": True}),
+    ],
+)
+def test_a_gallery_that_is_deleted_once_it_was_found_is_not_found(
+    world: World, method: str, path: str, body: object
+) -> None:
+    world.post("/galleries", {"name": "doomed", "model": "old"})
+    deleted = False
+
+    @event.listens_for(world.store.catalog.engine, "after_cursor_execute")
+    def delete(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        nonlocal deleted
+        if not deleted and "WHERE galleries.name =" in statement:
+            deleted = True
+            delete_gallery(world.store, "doomed")
+
+    world.refused(world.client.request(method, path, json=body), 404, "gallery_not_found")
+    assert deleted
+
+
+def test_an_evaluation_that_overflows_has_nulls(world: World) -> None:
+    world.transformation("huge", "old", "new", "forward", linear(np.eye(5, 4) * 3e38))
+    pairs = {"source_embeddings": (np.eye(4) * 1e10).tolist(), "target_embeddings": np.eye(4, 5).tolist()}
+    told = world.post("/transformations/huge/evaluate", pairs)
+    assert told["evaluation"]["known_answers"]["mean_cosine"] is None
+    assert world.get("/transformations/huge") == told
+
+
+def test_an_artifact_that_is_swept_before_its_commit_is_there_once_it_is_acknowledged(world: World) -> None:
+    digest = save(world.folder / "file", linear(np.eye(5, 4) * 2))
+    stored, other = world.store.files.path(artifact_file(digest)), Catalog(world.store.settings.database)
+
+    @event.listens_for(world.store.catalog.engine, "commit")
+    def sweep(_: object) -> None:
+        if stored.exists():
+            os.utime(stored, (0, 0))
+            orphans.remove(other, world.store.files, "artifacts", older_than=60)
+
+    answer = world.client.put(f"/artifacts/{digest}", content=(world.folder / "file").read_bytes())
+    other.close()
+    assert answer.status_code == 201
+    assert stored.exists()
+
+
+def test_probes_that_several_clients_replace_at_once_are_those_of_one(world: World) -> None:
+    def put(count: int) -> int:
+        probes = {"probes": [{"vectors": {"old": [1, 0, 0, 0]}}] * count}
+        return world.client.put(f"/galleries/{GALLERY}/probes", json=probes).status_code
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(put, range(20, 36))) == {200}
 
 
 def test_of_many_that_make_the_same_thing_at_once_one_makes_it(world: World) -> None:

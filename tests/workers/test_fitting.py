@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ from gallery.removal import delete_gallery
 from gallery.transforms import artifact_file
 from gallery.upgrade.states import State
 from tests.gallery.crash import Bomb, Killed, Stage
-from tests.gallery.world import BACKWARD, GALLERY, PLAIN, World
+from tests.gallery.world import BACKWARD, GALLERY, PLAIN, World, lost_connection
 from workers.settings import WorkerSettings
 from workers.tasks import Worker
 
@@ -175,6 +175,19 @@ def test_a_worker_that_is_told_to_stop_gives_the_fit_back(world: World) -> None:
     another.work()
     assert row(world, fit).state == "completed"
     assert not another.has_work()
+
+
+@pytest.mark.parametrize("asked", ["FROM upgrades", "fits"])
+def test_a_connection_that_is_lost_between_two_steps_costs_no_training(
+    tmp_path: Path, postgres_url: str, asked: str
+) -> None:
+    with filled(tmp_path / "data", postgres_url) as world, ExitStack() as lost:
+        solver = Solver(between=lambda: lost.enter_context(lost_connection(world.store.catalog, before=asked)))
+        fit = start(world)
+        worker(world, solver).work()
+        found = row(world, fit)
+    assert (found.state, found.attempts, found.error) == ("completed", 1, None)
+    assert len(solver.given) == 1
 
 
 def test_a_fit_that_is_cancelled_meanwhile_registers_nothing(world: World) -> None:

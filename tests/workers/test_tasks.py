@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+from gallery.catalog import probes
 from gallery.catalog.galleries import gallery_row, segments_of
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.compact import merge
@@ -24,7 +25,7 @@ from gallery.files import Files
 from gallery.transforms import Transforms
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
-from tests.gallery.world import WITH_SIDE, Linear, World, load
+from tests.gallery.world import PLAIN, WITH_SIDE, Linear, World, load, lost_connection
 from workers.settings import WorkerSettings
 from workers.tasks import Worker, watch
 
@@ -73,6 +74,27 @@ def test_it_takes_an_upgrade_from_its_start_to_its_end(world: World, worker: Wor
     assert world.state(upgrade) is State.COMPLETED
     assert kinds(world) == {"old": "hnsw", "new": "hnsw"}
     assert not worker.has_work()
+
+
+@pytest.mark.parametrize("at", ["validating", "verifying"])
+def test_a_connection_that_is_lost_while_an_upgrade_is_judged_costs_a_step_and_no_upgrade(
+    tmp_path: Path, postgres_url: str, at: str
+) -> None:
+    world = World.open(tmp_path / "data", postgres_url).prepare(("forward", "old", "new", PLAIN))
+    world.upsert("old", ["a", "b"], np.eye(2, 4))
+    probe = {"old": np.ones(4, np.float32), "new": np.ones(5, np.float32)}
+    with world.store.catalog.transaction() as tx:
+        probes.replace(tx.session, gallery_row(tx.session, "photos").id, [(probe, None)])
+    upgrade = world.start()
+    while at == "verifying" and world.state(upgrade) != at:
+        world.step(upgrade)
+    worker = Worker(world.store, WorkerSettings())
+    with lost_connection(world.store.catalog, before="FROM probes"):
+        worker.work()
+    assert (world.state(upgrade), world.error(upgrade)) == (at, None)
+    worker.work()
+    assert (world.state(upgrade), world.error(upgrade)) == (State.COMPLETED, None)
+    world.close()
 
 
 def test_it_stops_between_two_steps_when_it_is_told_to(world: World, worker: Worker) -> None:

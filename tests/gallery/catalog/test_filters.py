@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gallery import errors
-from gallery.catalog.filters import compile_filter
+from gallery.catalog.filters import MOST_CONDITIONS, MOST_VALUES, compile_filter
 from gallery.catalog.items import matching
 from gallery.catalog.tables import GalleryRow, ItemRow, SegmentRow
 from gallery.catalog.transaction import Catalog
@@ -41,7 +41,7 @@ payloads = st.none() | st.dictionaries(
     | st.dictionaries(names, scalars, max_size=2),
     max_size=4,
 )
-operators = {"eq": scalars, "ne": scalars, "exists": st.booleans(), "in": st.lists(scalars, max_size=3)}
+operators = {"eq": scalars, "ne": scalars, "exists": st.booleans(), "in": st.lists(scalars, max_size=6)}
 conditions = (
     scalars
     | st.fixed_dictionaries({}, optional=operators).filter(bool)
@@ -152,6 +152,8 @@ _LARGE = [{"a": 1234567890123456788}, {"a": 1234567890123456789}, {"a": 2**64 - 
 @example(rows=_LARGE, wanted={"a": 1234567890123456789})
 @example(rows=_LARGE, wanted={"a": {"lt": 1234567890123456789, "gt": 2**53}})
 @example(rows=_LARGE, wanted={"a": {"in": [2**53, 2**63 - 1]}})
+@example(rows=_LARGE, wanted={"a": {"in": [2**53, 1234567890123456789, 2**53 + 1, float(2**64)]}})
+@example(rows=[{"a": 1}, {"a": True}, {"a": "1"}, {"a": 1.0}, {"a": None}, {}], wanted={"a": {"in": [1, "true", None]}})
 @settings(max_examples=250)
 def test_both_databases_agree_with_python(both: list[Items], rows: list[Any], wanted: Any) -> None:
     expected = [at for at, payload in enumerate(rows) if fits(payload, wanted)]
@@ -187,6 +189,42 @@ def test_both_databases_agree_with_python(both: list[Items], rows: list[Any], wa
     ],
 )
 def test_a_filter_that_cannot_be_followed_is_refused_with_its_place(wanted: Any, says: str, pointer: str) -> None:
+    for dialect in ("sqlite", "postgresql"):
+        with pytest.raises(errors.InvalidFilter, match=says) as refused:
+            compile_filter(wanted, dialect)
+        assert refused.value.pointer == pointer
+
+
+def test_a_list_of_as_many_values_as_there_may_be_is_looked_up(both: list[Items]) -> None:
+    every = [*range(0, MOST_VALUES - 4000, 2), *(f"t{n}" for n in range(4000)), *(n + 0.5 for n in range(3000))]
+    rows = [{"a": value} for value in (4, 5, 0.5, "t7", "4", True, None)]
+    for items in both:
+        assert items.matching(rows, {"a": {"in": every}}) == [0, 2, 3]
+        assert items.matching(rows, {"a": {"exists": True}, "not": {"a": {"in": every}}}) == [1, 4, 5, 6]
+
+
+def test_both_databases_take_as_many_conditions_as_there_may_be(both: list[Items]) -> None:
+    rows = [{"a": at} for at in (0, MOST_CONDITIONS - 1, MOST_CONDITIONS)]
+    for items in both:
+        assert items.matching(rows, {"or": [{"a": at} for at in range(MOST_CONDITIONS)]}) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says", "pointer"),
+    [
+        ({f"f{at}": at for at in range(MOST_CONDITIONS + 1)}, "128 conditions", f"/filter/f{MOST_CONDITIONS}"),
+        ({"or": [{}] * (MOST_CONDITIONS + 1)}, "128 conditions.* one `in`", f"/filter/or/{MOST_CONDITIONS}"),
+        (
+            {"and": [{"a": {"gt": at, "lt": at}} for at in range(MOST_CONDITIONS)]},
+            "128 conditions",
+            f"/filter/and/{MOST_CONDITIONS // 2}/a/gt",
+        ),
+        ({"a": {"in": [1] * MOST_VALUES}, "b": {"in": [1]}}, "10000 values.* several filters", "/filter/b/in"),
+    ],
+)
+def test_a_filter_beyond_its_limits_is_refused_with_the_limit_and_the_place(
+    wanted: Any, says: str, pointer: str
+) -> None:
     for dialect in ("sqlite", "postgresql"):
         with pytest.raises(errors.InvalidFilter, match=says) as refused:
             compile_filter(wanted, dialect)

@@ -65,6 +65,15 @@ def test_looking_at_the_schema_waits_for_no_writer(catalog: Catalog) -> None:
         assert is_current(catalog)
 
 
+def test_a_catalog_of_a_newer_version_is_neither_migrated_nor_compared(catalog: Catalog) -> None:
+    migrate(catalog)
+    with catalog.transaction() as tx:
+        tx.session.execute(text("UPDATE alembic_version SET version_num = '20991231'"))
+    for look in (migrate, is_current):
+        with pytest.raises(schema.NewerSchemaError, match=r"20991231.* install that one, or restore a backup"):
+            look(catalog)
+
+
 def test_the_database_itself_keeps_ids_live_once_and_upgrades_alone(catalog: Catalog) -> None:
     migrate(catalog)
     with catalog.engine.connect() as connection:

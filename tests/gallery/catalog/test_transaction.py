@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+from sqlalchemy.exc import DataError
+
 from gallery.catalog.galleries import gallery_row
+from gallery.catalog.transaction import in_words
 from tests.gallery.world import GALLERY, World
 
 
@@ -18,3 +23,17 @@ def test_what_follows_a_commit_and_fails_does_not_undo_it_nor_stop_the_rest(each
     assert followed == ["first", "last"]
     with each_world.store.catalog.reading() as session:
         assert gallery_row(session, GALLERY).version >= 7
+
+
+def test_numbers_that_json_has_not_are_kept_as_null(each_world: World) -> None:
+    report = {"a": [1.5, math.nan, {"b": -math.inf, "c": "NaN"}], "large": 2**70}
+    with each_world.store.catalog.transaction() as tx:
+        gallery_row(tx.session, GALLERY).index = report
+    with each_world.store.catalog.reading() as session:
+        assert gallery_row(session, GALLERY).index == {"a": [1.5, None, {"b": None, "c": "NaN"}], "large": 2**70}
+
+
+def test_what_went_wrong_is_told_without_the_statement_and_its_values() -> None:
+    error = DataError("SELECT mine", {"value": "secret"}, ValueError("no such number\nLINE 1: SELECT mine"))
+    assert in_words(error) == "DataError: no such number"
+    assert in_words(ValueError("one\ntwo")) == "ValueError: one\ntwo"

@@ -155,6 +155,20 @@ def test_probes_catch_a_transformation_that_is_applied_the_wrong_way_round(equal
     assert found(equal, right)["mean_cosine"] == pytest.approx(1, abs=1e-6)
 
 
+def test_answers_that_it_maps_to_no_finite_vectors_are_a_reason_not_to_start(each_world: World) -> None:
+    world = each_world
+    world.register("second", OLD)
+    world.transformation("huge", "old", "second", Linear((np.eye(OLD, dtype=int) * 10**18).tolist()))
+    world.upsert("old", ["a"], vectors(0, OLD, 1))
+    far = {"old": np.full(OLD, 1e30, np.float32), "second": np.ones(OLD, np.float32)}
+    with world.store.catalog.transaction() as tx:
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, [(far, None)] * 2)
+    upgrade = world.start("huge")
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert world.run(upgrade) is State.FAILED
+    assert "huge gives no finite vectors from the gallery's probes" in (world.error(upgrade) or "")
+
+
 def test_without_known_answers_nothing_is_refused_and_the_report_says_so(equal: World) -> None:
     upgrade = equal.start("reversed", dry_run=True)
     assert equal.run(upgrade) is State.COMPLETED
