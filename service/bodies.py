@@ -6,11 +6,13 @@ after the key, and a large one is parsed in a thread.
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
@@ -24,12 +26,13 @@ from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
 from service import pieces
-from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType, invalid
+from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, RequestTimeout, UnsupportedMediaType, invalid
 from service.process import Process, ProcessDep
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 _NAMED = re.compile(NAME)
 _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
+_NOT_COUNTED = 64 * 1024  # bytes of a body: so many wait in each connection anyway
 _NUMBERS = frozenset({int, float})
 
 
@@ -101,28 +104,31 @@ Reference = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
 
 
 class Json(Generic[T]):
-    """A dependency that gives the parsed body."""
+    """A dependency that gives the parsed body; its room is given back when the handler is done."""
 
     def __init__(self, model: type[T], *, optional: bool = False) -> None:
         """Parse into `model`; an empty body stands for `{}` where it is optional."""
         self._model = model
         self._optional = optional
 
-    async def __call__(self, request: Request, process: ProcessDep) -> T:
+    async def __call__(self, request: Request, process: ProcessDep) -> AsyncIterator[T]:
         """Read, and parse where it hurts nobody."""
-        parts = await read(request, process.settings.max_body_bytes)
-        if self._optional and not any(parts):
-            return self._model()
-        require_type(request, "application/json")
-        if sum(map(len, parts)) <= _PARSED_AT_ONCE:
-            return self._parsed(parts)
-        return await run_in_threadpool(self._parsed, parts)
+        async with _read(request, process) as parts:
+            if self._optional and not any(parts):
+                yield self._model()
+                return
+            require_type(request, "application/json")
+            if sum(map(len, parts)) <= _PARSED_AT_ONCE:
+                yield self._parsed(parts)
+            else:
+                yield await run_in_threadpool(self._parsed, parts)
 
-    async def made(self, request: Request, process: Process, make: Callable[[T], R]) -> R:
+    @asynccontextmanager
+    async def made(self, request: Request, process: Process, make: Callable[[T], R]) -> AsyncIterator[R]:
         """Read and parse, and make something of it in the same thread, where then the body is let go of."""
-        parts = await read(request, process.settings.max_body_bytes)
-        require_type(request, "application/json")
-        return await run_in_threadpool(lambda: make(self._parsed(parts)))
+        async with _read(request, process) as parts:
+            require_type(request, "application/json")
+            yield await run_in_threadpool(lambda: make(self._parsed(parts)))
 
     def _parsed(self, parts: list[bytes]) -> T:
         """The parts are put together here, since that takes 20 ms of 64 MB, and let go of."""
@@ -159,20 +165,37 @@ def validated(model: type[T], value: Any) -> T:
         raise invalid([(each["loc"], each["type"], each["msg"]) for each in found], **item) from None
 
 
-async def read(request: Request, limit: int) -> list[bytes]:
-    """The whole body, in the parts in which it came.
+@asynccontextmanager
+async def _read(request: Request, process: Process) -> AsyncIterator[list[bytes]]:
+    """The whole body, in the parts in which it came, and room for it.
+
+    No slot is held meanwhile, so what bounds the memory is that all bodies together have room for as many bytes as the
+    requests at once may send. Room is taken for what has come, not for what was said: who sends slowly takes little from
+    others. The first bytes need none, so that no number of large bodies refuses the small ones.
 
     Raises:
-        BodyTooLarge: it is larger than the limit, said or sent.
+        BodyTooLarge, RequestTimeout, UnsupportedMediaType: as `chunks`.
+        Overloaded: the bodies of others leave no room.
     """
-    return [chunk async for chunk in chunks(request, limit, "max_body_bytes")]
+    parts, size, held = list[bytes](), 0, 0
+    try:
+        async for chunk in chunks(request, process, process.settings.max_body_bytes, "max_body_bytes"):
+            size += len(chunk)
+            if size > _NOT_COUNTED:
+                process.bodies.take(size - _NOT_COUNTED - held)
+                held = size - _NOT_COUNTED
+            parts.append(chunk)
+        yield parts
+    finally:
+        process.bodies.give_back(held)
 
 
-async def chunks(request: Request, limit: int, name: str) -> AsyncIterator[bytes]:
+async def chunks(request: Request, process: Process, limit: int, name: str) -> AsyncIterator[bytes]:
     """The body as it comes, counted.
 
     Raises:
         BodyTooLarge: it is larger than the limit, said or sent.
+        RequestTimeout: nothing came for too long.
         UnsupportedMediaType: it is compressed.
     """
     if request.headers.get("content-encoding", "identity") != "identity":
@@ -181,12 +204,26 @@ async def chunks(request: Request, limit: int, name: str) -> AsyncIterator[bytes
     said = request.headers.get("content-length", "")
     if said.isdecimal() and int(said) > limit:
         raise too_large
-    size = 0
-    async for chunk in request.stream():
+    size, stream = 0, request.stream()
+    while (chunk := await in_time(anext(stream, None), process)) is not None:
         size += len(chunk)
         if size > limit:
             raise too_large
         yield chunk
+
+
+async def in_time(part: Awaitable[R], process: Process) -> R:
+    """Wait for a part of a body.
+
+    Raises:
+        RequestTimeout: it did not come.
+    """
+    seconds = process.settings.body_idle_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            return await part
+    except TimeoutError:
+        raise RequestTimeout(f"nothing of the body came for {seconds:g} s (body_idle_seconds)") from None
 
 
 def require_type(request: Request, *allowed: str) -> str:

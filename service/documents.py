@@ -30,6 +30,7 @@ from service.errors import (
     PageNotFound,
     PointedError,
     Problem,
+    RequestTimeout,
     Unauthenticated,
     Unavailable,
     UnsupportedMediaType,
@@ -51,7 +52,7 @@ _ALWAYS: tuple[type[GalleryError], ...] = (
     Unavailable,
     errors.Damaged,
 )
-_WITH_BODY: tuple[type[GalleryError], ...] = (InvalidJson, BodyTooLarge, UnsupportedMediaType)
+_WITH_BODY: tuple[type[GalleryError], ...] = (InvalidJson, BodyTooLarge, RequestTimeout, UnsupportedMediaType)
 _LOCATION = {"description": "The address of what was made.", "schema": {"type": "string", "format": "uri-reference"}}
 _bodies: set[type[Body]] = set()
 

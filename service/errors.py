@@ -3,7 +3,7 @@
 ServiceError: what only HTTP can refuse
   x Unauthenticated, Forbidden
   x PageNotFound, MethodNotAllowed
-  x InvalidJson, InvalidRequest, UnsupportedMediaType, BodyTooLarge, InvalidArrow
+  x InvalidJson, InvalidRequest, UnsupportedMediaType, BodyTooLarge, RequestTimeout, InvalidArrow
   x NoUncertainty
   x Overloaded, Unavailable, InternalError
 """
@@ -79,6 +79,10 @@ class BodyTooLarge(ServiceError):
     """The body is larger than the published limit."""
 
 
+class RequestTimeout(ServiceError):
+    """The client sent nothing for too long, and the body is not there yet."""
+
+
 class InvalidArrow(ServiceError):
     """The body is not an Arrow IPC stream with the documented columns."""
 
@@ -107,6 +111,7 @@ STATUS: Mapping[type[GalleryError], int] = {
     errors.NotFound: 404,
     PageNotFound: 404,
     MethodNotAllowed: 405,
+    RequestTimeout: 408,
     errors.Conflict: 409,
     NoUncertainty: 409,
     BodyTooLarge: 413,
@@ -121,6 +126,7 @@ STATUS: Mapping[type[GalleryError], int] = {
 #: what comes with a refusal beside the problem
 HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
     Unauthenticated: {"WWW-Authenticate": "Bearer"},
+    RequestTimeout: {"Connection": "close"},  # what comes later would be taken for another request
     Overloaded: {"Retry-After": "1"},
     Unavailable: {"Retry-After": "1"},
 }

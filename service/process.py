@@ -20,7 +20,7 @@ from service.catch_up import CatchUp
 from service.gather import Gatherer
 from service.metrics import Metrics
 from service.settings import ServiceSettings
-from service.slots import Slots
+from service.slots import Room, Slots
 
 if TYPE_CHECKING:
     from service.auth import Keyring
@@ -46,6 +46,10 @@ class Process:
     nudge: Callable[[], None]
     searches: Slots
     requests: Slots
+    #: files that come in; apart from `requests`, so that whoever sends one slowly holds up nothing but other files
+    uploads: Slots
+    #: for the large bodies of all requests
+    bodies: Room
     #: set when the process is asked to stop; streams end then
     closing: threading.Event = field(default_factory=threading.Event)
     _looked: float = 0.0
@@ -91,7 +95,8 @@ async def _request_slot(process: ProcessDep) -> AsyncIterator[None]:
         yield
 
 
-# Given back when the handler is done, not when a slow client has read the answer.
+# Given back when the handler is done, not when a slow client has read the answer. The last of a handler's parameters, once
+# the body is there: while slots are held by those who send, a few slow senders would stop everybody.
 SearchSlot = Annotated[None, Depends(_search_slot, scope="function")]
 RequestSlot = Annotated[None, Depends(_request_slot, scope="function")]
 
