@@ -2,7 +2,7 @@
 
 ServiceError: what only HTTP can refuse
   x Unauthenticated, Forbidden
-  x PageNotFound, MethodNotAllowed
+  x PageNotFound, MethodNotAllowed, HeadersTooLarge
   x InvalidJson, InvalidRequest, UnsupportedMediaType, BodyTooLarge, RequestTimeout, InvalidArrow
   x NoUncertainty
   x Overloaded, Unavailable, InternalError
@@ -63,6 +63,10 @@ class MethodNotAllowed(ServiceError):
     """The path does not take this method."""
 
 
+class HeadersTooLarge(ServiceError):
+    """The request's first line and headers are larger than is read."""
+
+
 class InvalidJson(ServiceError):
     """The body is not JSON."""
 
@@ -120,13 +124,16 @@ STATUS: Mapping[type[GalleryError], int] = {
     InvalidRequest: 422,
     InvalidArrow: 422,
     Overloaded: 429,
+    HeadersTooLarge: 431,
     GalleryError: 500,
     Unavailable: 503,
 }
 #: what comes with a refusal beside the problem
 HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
     Unauthenticated: {"WWW-Authenticate": "Bearer"},
-    RequestTimeout: {"Connection": "close"},  # what comes later would be taken for another request
+    # What comes later would be taken for another request.
+    RequestTimeout: {"Connection": "close"},
+    HeadersTooLarge: {"Connection": "close"},
     Overloaded: {"Retry-After": "1"},
     Unavailable: {"Retry-After": "1"},
 }

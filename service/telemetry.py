@@ -32,6 +32,11 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
+def new_request_id() -> str:
+    """An id for a request whose client gave none."""
+    return f"{_PROCESS}-{next(_numbers)}"
+
+
 class Telemetry:
     """Outermost: names each request, logs it, counts it, and answers what no handler caught."""
 
@@ -46,7 +51,7 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = next(_sane_ids(scope), None) or f"{_PROCESS}-{next(_numbers)}"
+        request_id = next(_sane_ids(scope), None) or new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
         _request_id.set(request_id)
         answer = _Answer(send, request_id)
