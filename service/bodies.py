@@ -33,6 +33,10 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 _NAMED = re.compile(NAME)
 _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
 _NOT_COUNTED = 64 * 1024  # bytes of a body: so many wait in each connection anyway
+_TOLD_APART = 2 * 1024 * 1024  # bytes of which NaN is told from broken JSON at once: it holds the interpreter for 50 ms
+#: what makes a number that is none: a word of Python's and JavaScript's, an exponent of three digits, or as many digits as that
+_NOT_FINITE = re.compile(rb"NaN|Infinity|[eE]\+?0*[1-9]\d{2}|\d{309}")
+_OVERLAP = 512
 _NUMBERS = frozenset({int, float})
 
 
@@ -54,6 +58,8 @@ def _vector(value: object) -> NDArray[Any]:
         numbers = np.array(value, dtype=np.float64)
         value.clear()  # here, since all vectors' numbers freed at once would stop every thread for 30 ms
         return numbers
+    if isinstance(value, np.ndarray):  # in place of a vector that is too long, see `_without_numbers`
+        return value
     if isinstance(value, str):
         try:
             return np.frombuffer(binascii.a2b_base64(value, strict_mode=True), dtype="<f4")
@@ -119,33 +125,39 @@ class Json(Generic[T]):
                 return
             require_type(request, "application/json")
             if sum(map(len, parts)) <= _PARSED_AT_ONCE:
-                yield self._parsed(parts)
+                yield self._parsed(parts, process)
             else:
-                yield await run_in_threadpool(self._parsed, parts)
+                yield await run_in_threadpool(self._parsed, parts, process)
 
     @asynccontextmanager
     async def made(self, request: Request, process: Process, make: Callable[[T], R]) -> AsyncIterator[R]:
         """Read and parse, and make something of it in the same thread, where then the body is let go of."""
         async with _read(request, process) as parts:
             require_type(request, "application/json")
-            yield await run_in_threadpool(lambda: make(self._parsed(parts)))
+            yield await run_in_threadpool(lambda: make(self._parsed(parts, process)))
 
-    def _parsed(self, parts: list[bytes]) -> T:
+    def _parsed(self, parts: list[bytes], process: Process) -> T:
         """The parts are put together here, since that takes 20 ms of 64 MB, and let go of."""
         raw = b"".join(parts)
         parts.clear()
-        return parse(self._model, raw)
+        dimensions = (each.dimension for each in process.galleries.current.registry.models.values())
+        return parse(self._model, raw, max(process.store.settings.max_dimension, *dimensions, 0))
 
 
-def parse(model: type[T], raw: bytes) -> T:
+def parse(model: type[T], raw: bytes, longest: int | None = None) -> T:
     """Parse JSON into a body.
+
+    Args:
+        model: the body's shape.
+        raw: the JSON.
+        longest: numbers of the longest vector that some model has; a longer one need not be parsed to be refused.
 
     Raises:
         InvalidJson: it is not JSON.
         InvalidRequest, InvalidVector, InvalidFilter, InvalidItem: it does not have the documented shape.
     """
     try:
-        value = pieces.loads(raw) if len(raw) > pieces.PIECE else orjson.loads(raw)
+        value = orjson.loads(raw) if len(raw) <= pieces.PIECE else _loaded(model, raw, longest)
     except orjson.JSONDecodeError as error:
         raise _not_json(model, raw, error) from None
     return validated(model, value)
@@ -210,6 +222,24 @@ async def chunks(request: Request, process: Process, limit: int, name: str) -> A
         if size > limit:
             raise too_large
         yield chunk
+
+
+def _loaded(model: type[Body], raw: bytes, longest: int | None) -> Any:
+    """A large body, parsed so that others get their turn."""
+    at = pieces.first_array(raw, "vector") if longest is not None and "vector" in model.model_fields else None
+    if at is None:
+        return pieces.loads(raw)
+    if raw[at : at + 1] not in b"-0123456789":  # refused by its first element
+        return orjson.loads(raw[:at] + b"null]}")
+    end = raw.find(b"]", at)
+    numbers = raw.count(b",", at, end) + 1
+    if end < 0 or numbers <= (longest or 0):
+        return pieces.loads(raw)
+    try:
+        value = orjson.loads(raw[:at] + raw[end:])
+    except orjson.JSONDecodeError:
+        raise InvalidJson(f"the body is not JSON, apart from a vector of {numbers} numbers") from None
+    return {**value, "vector": np.broadcast_to(np.float64(0), numbers)}  # which takes no memory
 
 
 async def in_time(part: Awaitable[R], process: Process) -> R:
@@ -278,8 +308,10 @@ def _not_json(model: type[Body], raw: bytes, error: orjson.JSONDecodeError) -> e
     """JSON has no NaN and no infinity, but many writers make them; tell that apart from broken JSON."""
     if not raw:
         return InvalidJson("the body is empty; send JSON")
+    if not _may_have_not_finite(raw):
+        return InvalidJson(f"the body is not JSON: {error}")
     try:
-        value = json.loads(raw)
+        value = pieces.loads(raw, one=_tolerant)
         where = next(not_finite(value), None)
         if where is not None:
             kind, place, item = _kind(model, where), errors.pointer(*where), _item(value, where)
@@ -289,6 +321,22 @@ def _not_json(model: type[Body], raw: bytes, error: orjson.JSONDecodeError) -> e
     except (ValueError, RecursionError):
         pass
     return InvalidJson(f"the body is not JSON: {error}")
+
+
+def _may_have_not_finite(raw: bytes) -> bool:
+    """Looked for a part at a time, since a pattern holds the interpreter until it is done."""
+    parts = range(0, len(raw), pieces.PIECE)
+    return any(_NOT_FINITE.search(raw, at, at + pieces.PIECE + _OVERLAP) for at in parts)
+
+
+def _tolerant(piece: bytes) -> Any:
+    """JSON as many write it: with numbers that are none."""
+    try:
+        return orjson.loads(piece)
+    except orjson.JSONDecodeError:
+        if len(piece) > _TOLD_APART:
+            raise
+        return json.loads(piece)
 
 
 def _kind(model: type[Body], at: tuple[int | str, ...]) -> type[errors.GalleryError]:
