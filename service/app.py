@@ -128,6 +128,7 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None],
         searches=Slots(settings.max_concurrent_searches, settings.max_waiting_searches),
         requests=Slots(settings.max_concurrent_requests, settings.max_waiting_requests),
         uploads=Slots(settings.max_concurrent_requests, settings.max_waiting_requests),
+        streams=Slots(settings.max_streams, 0),
         bodies=Room(settings.max_concurrent_requests * settings.max_body_bytes),
     )
 
