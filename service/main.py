@@ -18,7 +18,7 @@ from service.app import build_store, create_app
 from service.group import Group
 from service.ready import make_ready
 from service.settings import ServiceSettings
-from service.telemetry import configure_logs
+from service.telemetry import configure_logs, pass_on_libraries
 from workers.app import create_app as create_celery
 from workers.queue import Queue
 from workers.settings import WorkerSettings
@@ -42,6 +42,7 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
         OldSchemaError, UnsafeBinding: as `make_ready`.
     """
     configure_logs()
+    pass_on_libraries()
     faults.arm(os.environ.get(faults.VARIABLE))
     settings, gallery_settings = ServiceSettings(), GallerySettings()
     store = build_store(gallery_settings)
