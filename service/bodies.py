@@ -35,7 +35,7 @@ _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less
 _NOT_COUNTED = 64 * 1024  # bytes of a body: so many wait in each connection anyway
 _TOLD_APART = 2 * 1024 * 1024  # bytes of which NaN is told from broken JSON at once: it holds the interpreter for 50 ms
 #: what makes a number that is none: a word of Python's and JavaScript's, an exponent of three digits, or as many digits as that
-_NOT_FINITE = re.compile(rb"NaN|Infinity|[eE]\+?0*[1-9]\d{2}|\d{309}")
+_NOT_FINITE = re.compile(rb"NaN|Infinity|[eE]\+?0*[1-9]\d{2}|(?<!\d)\d{309}")
 _OVERLAP = 512
 _NUMBERS = frozenset({int, float})
 
