@@ -33,7 +33,7 @@ from service.metrics import Metrics
 from service.process import Process
 from service.refresh import Refresher
 from service.settings import ServiceSettings
-from service.slots import Slots
+from service.slots import Room, Slots
 from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -127,6 +127,9 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None],
         nudge=nudge,
         searches=Slots(settings.max_concurrent_searches, settings.max_waiting_searches),
         requests=Slots(settings.max_concurrent_requests, settings.max_waiting_requests),
+        uploads=Slots(settings.max_concurrent_requests, settings.max_waiting_requests),
+        streams=Slots(settings.max_streams, 0),
+        bodies=Room(settings.max_concurrent_requests * settings.max_body_bytes),
     )
 
 

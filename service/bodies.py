@@ -6,11 +6,13 @@ after the key, and a large one is parsed in a thread.
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
@@ -24,12 +26,17 @@ from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
 from service import pieces
-from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType, invalid
+from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, RequestTimeout, UnsupportedMediaType, invalid
 from service.process import Process, ProcessDep
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 _NAMED = re.compile(NAME)
 _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
+_NOT_COUNTED = 64 * 1024  # bytes of a body: so many wait in each connection anyway
+_TOLD_APART = 2 * 1024 * 1024  # bytes of which NaN is told from broken JSON at once: it holds the interpreter for 50 ms
+#: what makes a number that is none: a word of Python's and JavaScript's, an exponent of three digits, or as many digits as that
+_NOT_FINITE = re.compile(rb"NaN|Infinity|[eE]\+?0*[1-9]\d{2}|(?<!\d)\d{309}")
+_OVERLAP = 512
 _NUMBERS = frozenset({int, float})
 
 
@@ -51,6 +58,8 @@ def _vector(value: object) -> NDArray[Any]:
         numbers = np.array(value, dtype=np.float64)
         value.clear()  # here, since all vectors' numbers freed at once would stop every thread for 30 ms
         return numbers
+    if isinstance(value, np.ndarray):  # in place of a vector that is too long, see `_without_numbers`
+        return value
     if isinstance(value, str):
         try:
             return np.frombuffer(binascii.a2b_base64(value, strict_mode=True), dtype="<f4")
@@ -101,45 +110,54 @@ Reference = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
 
 
 class Json(Generic[T]):
-    """A dependency that gives the parsed body."""
+    """A dependency that gives the parsed body; its room is given back when the handler is done."""
 
     def __init__(self, model: type[T], *, optional: bool = False) -> None:
         """Parse into `model`; an empty body stands for `{}` where it is optional."""
         self._model = model
         self._optional = optional
 
-    async def __call__(self, request: Request, process: ProcessDep) -> T:
+    async def __call__(self, request: Request, process: ProcessDep) -> AsyncIterator[T]:
         """Read, and parse where it hurts nobody."""
-        parts = await read(request, process.settings.max_body_bytes)
-        if self._optional and not any(parts):
-            return self._model()
-        require_type(request, "application/json")
-        if sum(map(len, parts)) <= _PARSED_AT_ONCE:
-            return self._parsed(parts)
-        return await run_in_threadpool(self._parsed, parts)
+        async with _read(request, process) as parts:
+            if self._optional and not any(parts):
+                yield self._model()
+                return
+            require_type(request, "application/json")
+            if sum(map(len, parts)) <= _PARSED_AT_ONCE:
+                yield self._parsed(parts, process)
+            else:
+                yield await run_in_threadpool(self._parsed, parts, process)
 
-    async def made(self, request: Request, process: Process, make: Callable[[T], R]) -> R:
+    @asynccontextmanager
+    async def made(self, request: Request, process: Process, make: Callable[[T], R]) -> AsyncIterator[R]:
         """Read and parse, and make something of it in the same thread, where then the body is let go of."""
-        parts = await read(request, process.settings.max_body_bytes)
-        require_type(request, "application/json")
-        return await run_in_threadpool(lambda: make(self._parsed(parts)))
+        async with _read(request, process) as parts:
+            require_type(request, "application/json")
+            yield await run_in_threadpool(lambda: make(self._parsed(parts, process)))
 
-    def _parsed(self, parts: list[bytes]) -> T:
+    def _parsed(self, parts: list[bytes], process: Process) -> T:
         """The parts are put together here, since that takes 20 ms of 64 MB, and let go of."""
         raw = b"".join(parts)
         parts.clear()
-        return parse(self._model, raw)
+        dimensions = (each.dimension for each in process.galleries.current.registry.models.values())
+        return parse(self._model, raw, max(process.store.settings.max_dimension, *dimensions, 0))
 
 
-def parse(model: type[T], raw: bytes) -> T:
+def parse(model: type[T], raw: bytes, longest: int | None = None) -> T:
     """Parse JSON into a body.
+
+    Args:
+        model: the body's shape.
+        raw: the JSON.
+        longest: numbers of the longest vector that some model has; a longer one need not be parsed to be refused.
 
     Raises:
         InvalidJson: it is not JSON.
         InvalidRequest, InvalidVector, InvalidFilter, InvalidItem: it does not have the documented shape.
     """
     try:
-        value = pieces.loads(raw) if len(raw) > pieces.PIECE else orjson.loads(raw)
+        value = orjson.loads(raw) if len(raw) <= pieces.PIECE else _loaded(model, raw, longest)
     except orjson.JSONDecodeError as error:
         raise _not_json(model, raw, error) from None
     return validated(model, value)
@@ -159,20 +177,37 @@ def validated(model: type[T], value: Any) -> T:
         raise invalid([(each["loc"], each["type"], each["msg"]) for each in found], **item) from None
 
 
-async def read(request: Request, limit: int) -> list[bytes]:
-    """The whole body, in the parts in which it came.
+@asynccontextmanager
+async def _read(request: Request, process: Process) -> AsyncIterator[list[bytes]]:
+    """The whole body, in the parts in which it came, and room for it.
+
+    No slot is held meanwhile, so what bounds the memory is that all bodies together have room for as many bytes as the
+    requests at once may send. Room is taken for what has come, not for what was said: who sends slowly takes little from
+    others. The first bytes need none, so that no number of large bodies refuses the small ones.
 
     Raises:
-        BodyTooLarge: it is larger than the limit, said or sent.
+        BodyTooLarge, RequestTimeout, UnsupportedMediaType: as `chunks`.
+        Overloaded: the bodies of others leave no room.
     """
-    return [chunk async for chunk in chunks(request, limit, "max_body_bytes")]
+    parts, size, held = list[bytes](), 0, 0
+    try:
+        async for chunk in chunks(request, process, process.settings.max_body_bytes, "max_body_bytes"):
+            size += len(chunk)
+            if size > _NOT_COUNTED:
+                process.bodies.take(size - _NOT_COUNTED - held)
+                held = size - _NOT_COUNTED
+            parts.append(chunk)
+        yield parts
+    finally:
+        process.bodies.give_back(held)
 
 
-async def chunks(request: Request, limit: int, name: str) -> AsyncIterator[bytes]:
+async def chunks(request: Request, process: Process, limit: int, name: str) -> AsyncIterator[bytes]:
     """The body as it comes, counted.
 
     Raises:
         BodyTooLarge: it is larger than the limit, said or sent.
+        RequestTimeout: nothing came for too long.
         UnsupportedMediaType: it is compressed.
     """
     if request.headers.get("content-encoding", "identity") != "identity":
@@ -181,12 +216,44 @@ async def chunks(request: Request, limit: int, name: str) -> AsyncIterator[bytes
     said = request.headers.get("content-length", "")
     if said.isdecimal() and int(said) > limit:
         raise too_large
-    size = 0
-    async for chunk in request.stream():
+    size, stream = 0, request.stream()
+    while (chunk := await in_time(anext(stream, None), process)) is not None:
         size += len(chunk)
         if size > limit:
             raise too_large
         yield chunk
+
+
+def _loaded(model: type[Body], raw: bytes, longest: int | None) -> Any:
+    """A large body, parsed so that others get their turn."""
+    at = pieces.first_array(raw, "vector") if longest is not None and "vector" in model.model_fields else None
+    if at is None:
+        return pieces.loads(raw)
+    if raw[at : at + 1] not in b"-0123456789":  # refused by its first element
+        return orjson.loads(raw[:at] + b"null]}")
+    end = raw.find(b"]", at)
+    numbers = raw.count(b",", at, end) + 1
+    if end < 0 or numbers <= (longest or 0):
+        return pieces.loads(raw)
+    try:
+        value = orjson.loads(raw[:at] + raw[end:])
+    except orjson.JSONDecodeError:
+        raise InvalidJson(f"the body is not JSON, apart from a vector of {numbers} numbers") from None
+    return {**value, "vector": np.broadcast_to(np.float64(0), numbers)}  # which takes no memory
+
+
+async def in_time(part: Awaitable[R], process: Process) -> R:
+    """Wait for a part of a body.
+
+    Raises:
+        RequestTimeout: it did not come.
+    """
+    seconds = process.settings.body_idle_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            return await part
+    except TimeoutError:
+        raise RequestTimeout(f"nothing of the body came for {seconds:g} s (body_idle_seconds)") from None
 
 
 def require_type(request: Request, *allowed: str) -> str:
@@ -241,8 +308,10 @@ def _not_json(model: type[Body], raw: bytes, error: orjson.JSONDecodeError) -> e
     """JSON has no NaN and no infinity, but many writers make them; tell that apart from broken JSON."""
     if not raw:
         return InvalidJson("the body is empty; send JSON")
+    if not _may_have_not_finite(raw):
+        return InvalidJson(f"the body is not JSON: {error}")
     try:
-        value = json.loads(raw)
+        value = pieces.loads(raw, one=_tolerant)
         where = next(not_finite(value), None)
         if where is not None:
             kind, place, item = _kind(model, where), errors.pointer(*where), _item(value, where)
@@ -252,6 +321,22 @@ def _not_json(model: type[Body], raw: bytes, error: orjson.JSONDecodeError) -> e
     except (ValueError, RecursionError):
         pass
     return InvalidJson(f"the body is not JSON: {error}")
+
+
+def _may_have_not_finite(raw: bytes) -> bool:
+    """Looked for a part at a time, since a pattern holds the interpreter until it is done."""
+    parts = range(0, len(raw), pieces.PIECE)
+    return any(_NOT_FINITE.search(raw, at, at + pieces.PIECE + _OVERLAP) for at in parts)
+
+
+def _tolerant(piece: bytes) -> Any:
+    """JSON as many write it: with numbers that are none."""
+    try:
+        return orjson.loads(piece)
+    except orjson.JSONDecodeError:
+        if len(piece) > _TOLD_APART:
+            raise
+        return json.loads(piece)
 
 
 def _kind(model: type[Body], at: tuple[int | str, ...]) -> type[errors.GalleryError]:

@@ -22,6 +22,7 @@ from service.errors import (
     TYPE,
     BodyTooLarge,
     Forbidden,
+    HeadersTooLarge,
     InternalError,
     InvalidJson,
     InvalidRequest,
@@ -30,6 +31,7 @@ from service.errors import (
     PageNotFound,
     PointedError,
     Problem,
+    RequestTimeout,
     Unauthenticated,
     Unavailable,
     UnsupportedMediaType,
@@ -47,11 +49,12 @@ _ALWAYS: tuple[type[GalleryError], ...] = (
     MethodNotAllowed,
     InvalidRequest,
     Overloaded,
+    HeadersTooLarge,
     InternalError,
     Unavailable,
     errors.Damaged,
 )
-_WITH_BODY: tuple[type[GalleryError], ...] = (InvalidJson, BodyTooLarge, UnsupportedMediaType)
+_WITH_BODY: tuple[type[GalleryError], ...] = (InvalidJson, BodyTooLarge, RequestTimeout, UnsupportedMediaType)
 _LOCATION = {"description": "The address of what was made.", "schema": {"type": "string", "format": "uri-reference"}}
 _bodies: set[type[Body]] = set()
 

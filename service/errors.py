@@ -2,8 +2,8 @@
 
 ServiceError: what only HTTP can refuse
   x Unauthenticated, Forbidden
-  x PageNotFound, MethodNotAllowed
-  x InvalidJson, InvalidRequest, UnsupportedMediaType, BodyTooLarge, InvalidArrow
+  x PageNotFound, MethodNotAllowed, HeadersTooLarge
+  x InvalidJson, InvalidRequest, UnsupportedMediaType, BodyTooLarge, RequestTimeout, InvalidArrow
   x NoUncertainty
   x Overloaded, Unavailable, InternalError
 """
@@ -63,6 +63,10 @@ class MethodNotAllowed(ServiceError):
     """The path does not take this method."""
 
 
+class HeadersTooLarge(ServiceError):
+    """The request's first line and headers are larger than is read."""
+
+
 class InvalidJson(ServiceError):
     """The body is not JSON."""
 
@@ -77,6 +81,10 @@ class UnsupportedMediaType(ServiceError):
 
 class BodyTooLarge(ServiceError):
     """The body is larger than the published limit."""
+
+
+class RequestTimeout(ServiceError):
+    """The client sent nothing for too long, and the body is not there yet."""
 
 
 class InvalidArrow(ServiceError):
@@ -107,6 +115,7 @@ STATUS: Mapping[type[GalleryError], int] = {
     errors.NotFound: 404,
     PageNotFound: 404,
     MethodNotAllowed: 405,
+    RequestTimeout: 408,
     errors.Conflict: 409,
     NoUncertainty: 409,
     BodyTooLarge: 413,
@@ -115,12 +124,16 @@ STATUS: Mapping[type[GalleryError], int] = {
     InvalidRequest: 422,
     InvalidArrow: 422,
     Overloaded: 429,
+    HeadersTooLarge: 431,
     GalleryError: 500,
     Unavailable: 503,
 }
 #: what comes with a refusal beside the problem
 HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
     Unauthenticated: {"WWW-Authenticate": "Bearer"},
+    # What comes later would be taken for another request.
+    RequestTimeout: {"Connection": "close"},
+    HeadersTooLarge: {"Connection": "close"},
     Overloaded: {"Retry-After": "1"},
     Unavailable: {"Retry-After": "1"},
 }

@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gallery.errors import GalleryError
 from service import auth
 from service.api.search import SearchBody, answered_on_the_loop, router
+from service.bodies import in_time
+from service.errors import RequestTimeout, problem
 from service.process import Process
 
 #: a base64 vector of 8,192 numbers, and as much again for companions; whatever is larger takes its time anyway
@@ -41,7 +43,11 @@ class Express:
             await self._app(scope, receive, send)
             return
         scope["route"] = _ROUTE
-        message = await receive()
+        try:
+            message = await in_time(receive(), self._process)
+        except RequestTimeout as error:
+            await problem(error, scope["state"]["request_id"])(scope, receive, send)
+            return
         body = message.get("body", b"")
         answer = None if message.get("more_body") or not body else await self._answer(gallery, body)
         if answer is None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,16 +18,21 @@ from service.app import build_store, create_app
 from service.group import Group
 from service.ready import make_ready
 from service.settings import ServiceSettings
-from service.telemetry import configure_logs
+from service.telemetry import configure_logs, pass_on_libraries
 from workers.app import create_app as create_celery
 from workers.queue import Queue
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
 
+# In which threads that have nothing to do end.
+_IDLE_SECONDS = 1.0
+
 
 def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, group: Group | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
+
+    Where a request is still at work in a thread when its time is over, this does not return: it ends the process.
 
     Args:
         beside: entered once the catalog is ready, left when the service has ended; the embedded worker.
@@ -34,6 +42,7 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
         OldSchemaError, NewerSchemaError, UnsafeBinding: as `make_ready`.
     """
     configure_logs()
+    pass_on_libraries()
     faults.arm(os.environ.get(faults.VARIABLE))
     settings, gallery_settings = ServiceSettings(), GallerySettings()
     store = build_store(gallery_settings)
@@ -45,3 +54,21 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
             server.run(create_app(store, settings, nudge=queue.nudge, group=group), shared=group is not None)
     finally:
         store.catalog.close()
+    _abandon()
+
+
+def _abandon() -> None:
+    """End the process now if a thread is at work: it cannot be cancelled, and the interpreter would wait for it.
+
+    Nothing that it does was acknowledged, and what is half written is what `kill -9` would leave.
+    """
+    end = time.monotonic() + _IDLE_SECONDS
+    others = [each for each in threading.enumerate() if each is not threading.current_thread() and not each.daemon]
+    for each in others:
+        each.join(max(0.0, end - time.monotonic()))
+    busy = sum(each.is_alive() for each in others)
+    if busy:
+        log.warning("requests_abandoned", threads=busy)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

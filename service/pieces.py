@@ -11,6 +11,8 @@ only if the piece ends between two elements: a cut within a string leaves it ope
 from __future__ import annotations
 
 import re
+import secrets
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -23,50 +25,67 @@ _HEAD = re.compile(
 )
 #: by the first byte of an element, how one may end before another comes
 _ENDS = {b"{": b"},", b"[": b"],", b'"': b'",'}
-#: a name that can be written in one way only, so that it is easy to see whether a body has it
-_REST = b"\\u0000"
 
 
-def loads(raw: bytes, piece: int = PIECE) -> Any:
+def loads(raw: bytes, piece: int = PIECE, one: Callable[[bytes], Any] = orjson.loads) -> Any:
     """What `orjson.loads` gives; a body that cannot be cut is parsed in one piece.
 
     Args:
         raw: the whole body.
         piece: bytes that are parsed at a time, at least; 1 or more.
+        one: parses a piece. It must refuse what is cut within an element, by a ValueError.
 
     Raises:
-        orjson.JSONDecodeError: it is not JSON.
+        orjson.JSONDecodeError: it is not JSON; in the words of one piece. Or what `one` raises.
     """
     head = _HEAD.match(raw)
     end = _ENDS.get(raw[head.end() : head.end() + 1]) if head else None
     if head is None or end is None:
-        return orjson.loads(raw)
+        return one(raw)
     try:
-        return _in_pieces(raw, head, end, piece)
-    except ValueError:  # of which a JSONDecodeError is one; the whole body tells where
-        return orjson.loads(raw)
+        before = one(head[0] + b"]}")
+    except ValueError:  # so early that the whole body is refused in no time
+        return one(raw)
+    name = _name(head[1])
+    elements, at = _elements(raw, head.end(), end, piece, one)
+    # The rest as it stands in the body: in an object, behind another element if there was one. The name is one of which
+    # nobody can know, so what follows cannot have it.
+    ours = secrets.token_hex(16)
+    start = b'{"%b":[%b' % (ours.encode(), b"0," if elements else b"")
+    try:
+        after = one(start + raw[at:])
+    except orjson.JSONDecodeError as error:
+        raise _moved(error, raw, at, start) from None
+    rest = after.pop(ours)[bool(elements) :]
+    return {**before, name: elements + rest, **after}  # of two of a name, the last
 
 
-def _in_pieces(raw: bytes, head: re.Match[bytes], end: bytes, piece: int) -> Any:
-    """Raises ValueError where the pieces might not be the whole."""
-    elements, at = _elements(raw, head.end(), end, piece)
-    last = raw[at:]
-    if _REST in last:
-        raise ValueError("a name like ours")
-    before, after = orjson.loads(head[0] + b"]}"), orjson.loads(b'{"%b":[%b' % (_REST, last))
-    name, rest = orjson.loads(b'"%b"' % head[1]), after.pop("\0")
-    if name in after or (elements and not rest):
-        raise ValueError("the array's name is there again, or a comma with nothing behind it")
-    return {**before, name: elements + rest, **after}
+def first_array(raw: bytes, name: str) -> int | None:
+    """Where the elements of a body's first array begin, if it has this name and only plain values come before it."""
+    head = _HEAD.match(raw)
+    return head.end() if head and head[1] == name.encode() else None
 
 
-def _elements(raw: bytes, at: int, end: bytes, piece: int) -> tuple[list[Any], int]:
+def _name(written: bytes) -> str:
+    name: str = orjson.loads(b'"%b"' % written)
+    return name
+
+
+def _moved(error: orjson.JSONDecodeError, raw: bytes, at: int, start: bytes) -> orjson.JSONDecodeError:
+    """The error of the rest, at its place in the whole body."""
+    if "UTF-8" in error.msg:  # which is looked at first, and said of the beginning
+        return orjson.JSONDecodeError(error.msg, "", 0)
+    text = raw.decode()
+    return orjson.JSONDecodeError(error.msg, text, len(raw[:at].decode()) + error.pos - len(start))
+
+
+def _elements(raw: bytes, at: int, end: bytes, piece: int, one: Callable[[bytes], Any]) -> tuple[list[Any], int]:
     """The elements from `at` on, but for the last ones; and where these begin."""
     view, found, size = memoryview(raw), list[Any](), piece
     while (cut := raw.find(end, at + size)) >= 0:
         try:
-            found += orjson.loads(b"".join((b"[", view[at : cut + 1], b"]")))
-        except orjson.JSONDecodeError:
+            found += one(b"".join((b"[", view[at : cut + 1], b"]")))
+        except ValueError:
             size *= 2  # the cut is within an element, or the array ends before it
         else:
             at, size = cut + len(end), piece

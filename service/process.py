@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from sqlalchemy.exc import IntegrityError
@@ -18,9 +18,10 @@ from gallery.snapshot import Galleries, World
 from gallery.store import Store
 from service.catch_up import CatchUp
 from service.gather import Gatherer
+from service.looks import Looks
 from service.metrics import Metrics
 from service.settings import ServiceSettings
-from service.slots import Slots
+from service.slots import Room, Slots
 
 if TYPE_CHECKING:
     from service.auth import Keyring
@@ -46,6 +47,14 @@ class Process:
     nudge: Callable[[], None]
     searches: Slots
     requests: Slots
+    #: files that come in; apart from `requests`, so that whoever sends one slowly holds up nothing but other files
+    uploads: Slots
+    #: answers that go on for as long as an upgrade
+    streams: Slots
+    #: for the large bodies of all requests
+    bodies: Room
+    #: at upgrades that are followed
+    looks: Looks[Any] = field(default_factory=Looks)
     #: set when the process is asked to stop; streams end then
     closing: threading.Event = field(default_factory=threading.Event)
     _looked: float = 0.0
@@ -91,7 +100,15 @@ async def _request_slot(process: ProcessDep) -> AsyncIterator[None]:
         yield
 
 
-# Given back when the handler is done, not when a slow client has read the answer.
+async def _stream_slot(process: ProcessDep) -> AsyncIterator[None]:
+    async with process.streams.taken():
+        yield
+
+
+#: given back when the client has gone
+StreamSlot = Annotated[None, Depends(_stream_slot, scope="request")]
+# Given back when the handler is done, not when a slow client has read the answer. The last of a handler's parameters, once
+# the body is there: while slots are held by those who send, a few slow senders would stop everybody.
 SearchSlot = Annotated[None, Depends(_search_slot, scope="function")]
 RequestSlot = Annotated[None, Depends(_request_slot, scope="function")]
 

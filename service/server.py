@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from service.group import shared_sockets
 from service.process import Process
+from service.protocol import Protocol
 
 _SWITCH_SECONDS = 0.001
 # A client that sends on a connection in the moment in which it is closed gets no answer, so it is the client that closes
@@ -55,6 +56,7 @@ def configured(app: FastAPI) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
+        http=Protocol,
         access_log=False,  # `Telemetry` logs each request
         log_config=None,
         server_header=False,

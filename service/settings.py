@@ -27,6 +27,10 @@ class ServiceSettings(BaseSettings):
     max_waiting_searches: int = Field(default=64, ge=0, description="Searches that may wait; more are answered 429.")
     max_concurrent_requests: int = Field(default=32, ge=1, description="Requests other than searches at once.")
     max_waiting_requests: int = Field(default=128, ge=0, description="Such requests that may wait.")
+    max_streams: int = Field(default=200, ge=1, description="Event streams at once; more are answered 429.")
+    body_idle_seconds: float = Field(
+        default=30.0, gt=0, description="How long a client may send nothing before its body is there."
+    )
     shutdown_seconds: int = Field(
         default=20, ge=1, description="How long requests under way may take to finish at shutdown."
     )

@@ -1,4 +1,4 @@
-"""How many requests run at once, and how many may wait: overload is refused, never queued without end."""
+"""How many requests run at once, how many may wait, and how much they may hold: overload is refused, never queued without end."""
 
 from __future__ import annotations
 
@@ -32,3 +32,25 @@ class Slots:
                 yield
         finally:
             self._free += 1
+
+
+class Room:
+    """A number of bytes that may be held at once; used from one event loop."""
+
+    def __init__(self, most: int) -> None:
+        """Let `most` bytes be held."""
+        self._free = most
+
+    def take(self, size: int) -> None:
+        """Hold so many more.
+
+        Raises:
+            Overloaded: others hold too many.
+        """
+        if size > self._free:
+            raise Overloaded("the bodies of other requests fill the memory set aside for them; try again in a second")
+        self._free -= size
+
+    def give_back(self, size: int) -> None:
+        """Hold so many less."""
+        self._free += size

@@ -32,6 +32,11 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
+def new_request_id() -> str:
+    """An id for a request whose client gave none."""
+    return f"{_PROCESS}-{next(_numbers)}"
+
+
 class Telemetry:
     """Outermost: names each request, logs it, counts it, and answers what no handler caught."""
 
@@ -46,7 +51,7 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = next(_sane_ids(scope), None) or f"{_PROCESS}-{next(_numbers)}"
+        request_id = next(_sane_ids(scope), None) or new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
         _request_id.set(request_id)
         answer = _Answer(send, request_id)
@@ -131,3 +136,20 @@ def _as_line(logger: Any, level: str, event: MutableMapping[str, Any]) -> bytes:
     if request_id := _request_id.get():
         event["request_id"] = request_id
     return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z)
+
+
+def pass_on_libraries() -> None:
+    """Let what libraries log be lines like ours; nobody else writes it, and it would go to standard error as bare text."""
+    root = logging.getLogger()
+    if not any(isinstance(each, _PassOn) for each in root.handlers):
+        root.addHandler(_PassOn(logging.WARNING))
+
+
+class _PassOn(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            exc_info = {"exc_info": record.exc_info} if record.exc_info else {}
+            level = min(record.levelno // 10 * 10, logging.CRITICAL)
+            log.log(level, "library", logger=record.name, message=record.getMessage(), **exc_info)
+        except Exception:  # noqa: BLE001 - as the standard handlers do: who logs must not fail
+            self.handleError(record)

@@ -16,6 +16,7 @@ from gallery import errors
 from gallery.files import PART, Files, adopt
 from gallery.transforms import ARTIFACTS
 from service.bodies import chunks
+from service.process import Process
 
 _WRITTEN_AT_ONCE = 1 << 20  # fewer hops to a thread than one per chunk
 
@@ -30,34 +31,39 @@ class Upload:
 
 
 @asynccontextmanager
-async def spooled(request: Request, files: Files, limit: int, name: str) -> AsyncIterator[Upload]:
+async def spooled(request: Request, process: Process, limit: int, name: str) -> AsyncIterator[Upload]:
     """Give the body as a file for the length of the block.
 
-    Its name ends as an unfinished file's does, so that after a crash the sweep takes it.
+    Its name ends as an unfinished file's does, so that after a crash the sweep takes it. So many of these files are there at
+    once as there are slots for uploads.
 
     Raises:
         BodyTooLarge: it is larger than `limit`, the setting `name`.
+        RequestTimeout, UnsupportedMediaType: as `bodies.chunks`.
+        Overloaded: too many wait to send one.
     """
-    path = files.path(files.new(ARTIFACTS, PART))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files = process.store.files
     hashed, size, waiting = hashlib.sha256(), 0, bytearray()
-    try:
-        with path.open("xb") as handle:
+    async with process.uploads.taken():
+        path = files.path(files.new(ARTIFACTS, PART))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("xb") as handle:
 
-            def flush() -> None:
-                hashed.update(waiting)
-                handle.write(waiting)
-                waiting.clear()
+                def flush() -> None:
+                    hashed.update(waiting)
+                    handle.write(waiting)
+                    waiting.clear()
 
-            async for chunk in chunks(request, limit, name):
-                size += len(chunk)
-                waiting += chunk
-                if len(waiting) >= _WRITTEN_AT_ONCE:
-                    await run_in_threadpool(flush)
-            await run_in_threadpool(flush)
-        yield Upload(path, hashed.hexdigest(), size)
-    finally:
-        path.unlink(missing_ok=True)
+                async for chunk in chunks(request, process, limit, name):
+                    size += len(chunk)
+                    waiting += chunk
+                    if len(waiting) >= _WRITTEN_AT_ONCE:
+                        await run_in_threadpool(flush)
+                await run_in_threadpool(flush)
+            yield Upload(path, hashed.hexdigest(), size)
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def judged(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from gallery.catalog.tables import EventRow
@@ -30,6 +30,11 @@ def events_after(session: Session, upgrade_id: str, event_id: int) -> list[Event
             select(EventRow).where(EventRow.upgrade_id == upgrade_id, EventRow.id > event_id).order_by(EventRow.id)
         )
     )
+
+
+def newest_event(session: Session, upgrade_id: str) -> int:
+    """The id of an upgrade's newest event; 0 where it has none."""
+    return session.scalar(select(func.max(EventRow.id)).where(EventRow.upgrade_id == upgrade_id)) or 0
 
 
 def asked_by(session: Session, upgrade_id: str, state: str) -> str | None:

@@ -117,10 +117,10 @@ class ExplainAnswer(BaseModel):
 )
 def explain_search(
     _: MayWrite,
-    __: RequestSlot,
     gallery: str,
-    body: Annotated[SearchBody, Depends(Json(SearchBody))],
+    body: Annotated[SearchBody, Depends(Json(SearchBody), scope="function")],
     process: ProcessDep,
+    __: RequestSlot,
 ) -> dict[str, Any]:
     """Do a search and report how: its plan, the time of each step, and its recall against exact search of the whole gallery.
 

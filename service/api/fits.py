@@ -201,15 +201,14 @@ async def _asked(
     request: Request, process: ProcessDep, query: Annotated[FitQuery, Query()]
 ) -> AsyncIterator[tuple[FitOptions, NewPairs]]:
     """What is asked for, from a JSON body or from an Arrow stream and query parameters."""
-    most = process.store.settings.max_fit_pairs
     if media_type(request) != arrow.MEDIA_TYPE:
         require_type(request, "application/json", arrow.MEDIA_TYPE)
-        body = await Json(FitBody)(request, process)
-        within(len(body.pairs), most, "max_fit_pairs", "/pairs")
-        yield body, await run_in_threadpool(_from_json, body, process)
+        async with Json(FitBody).made(request, process, lambda body: (body, _from_json(body, process))) as asked:
+            yield asked
         return
     options, limit = _from_query(query), process.settings.max_arrow_bytes
-    async with uploads.spooled(request, process.store.files, limit, "max_arrow_bytes") as upload:
+    most = process.store.settings.max_fit_pairs
+    async with uploads.spooled(request, process, limit, "max_arrow_bytes") as upload:
         yield options, await run_in_threadpool(arrow.read_pairs, upload.path, max_pairs=most, max_bytes=2 * limit)
 
 
@@ -239,10 +238,10 @@ async def _asked(
 )
 def start_fit(
     caller: MayAdmin,
-    _: RequestSlot,
     asked: Annotated[tuple[FitOptions, NewPairs], Depends(_asked, scope="function")],
     process: ProcessDep,
     response: Response,
+    _: RequestSlot,
     idempotency_key: IdempotencyKey = None,
 ) -> Fit:
     """Fit a transformation on a worker, and register it. `Location` is the address of the fit, where its verdict will be.
@@ -311,6 +310,7 @@ def read_fit(process: Process, fit_id: str) -> Fit:
 
 
 def _from_json(body: FitBody, process: Process) -> NewPairs:
+    within(len(body.pairs), process.store.settings.max_fit_pairs, "max_fit_pairs", "/pairs")
     target = process.seen(lambda world: world.model(body.target, pointer="/target"))
     unlabelled = [at for at, pair in enumerate(body.pairs) if pair.label is None]
     if unlabelled and len(unlabelled) < len(body.pairs):

@@ -120,10 +120,11 @@ async def _new_items(
     settings = process.store.settings
     if media_type(request) != arrow.MEDIA_TYPE:
         require_type(request, "application/json", arrow.MEDIA_TYPE)
-        yield await Json(ItemsBody).made(request, process, lambda body: _from_json(body, process))
+        async with Json(ItemsBody).made(request, process, lambda body: _from_json(body, process)) as items:
+            yield items
         return
     limit = process.settings.max_arrow_bytes
-    async with uploads.spooled(request, process.store.files, limit, "max_arrow_bytes") as upload:
+    async with uploads.spooled(request, process, limit, "max_arrow_bytes") as upload:
         yield await run_in_threadpool(
             arrow.read_items, upload.path, model=model, max_items=settings.max_items_per_arrow, max_bytes=2 * limit
         )
@@ -151,10 +152,10 @@ async def _new_items(
 )
 def upsert_items(
     _: MayWrite,
-    __: RequestSlot,
     gallery: str,
     items: Annotated[NewItems, Depends(_new_items, scope="function")],
     process: ProcessDep,
+    __: RequestSlot,
 ) -> Upserted:
     """Write items. Items with an existing id are replaced. All or nothing: one bad item refuses the request."""
     try:
@@ -172,7 +173,11 @@ def upsert_items(
     **documented(errors.GalleryNotFound, errors.LimitExceeded, takes=IdsBody, example={"ids": ["img-17", "img-18"]}),
 )
 def delete_items(
-    _: MayWrite, __: RequestSlot, gallery: str, body: Annotated[IdsBody, Depends(Json(IdsBody))], process: ProcessDep
+    _: MayWrite,
+    gallery: str,
+    body: Annotated[IdsBody, Depends(Json(IdsBody), scope="function")],
+    process: ProcessDep,
+    __: RequestSlot,
 ) -> Deleted:
     """Delete items by id. Unknown ids are reported, not refused."""
     within(len(body.ids), process.store.settings.max_items_per_upsert, "max_items_per_upsert", "/ids")

@@ -177,10 +177,10 @@ _TRANSFORMATION = {
 )
 def register_model(
     caller: MayAdmin,
-    _: RequestSlot,
-    body: Annotated[ModelBody, Depends(Json(ModelBody))],
+    body: Annotated[ModelBody, Depends(Json(ModelBody), scope="function")],
     process: ProcessDep,
     response: Response,
+    _: RequestSlot,
 ) -> Model:
     """Register a model, and transformations with it: all or nothing. 200 if this very definition is there already."""
     side = None if body.side_information is None else body.side_information.dimension
@@ -238,21 +238,19 @@ def get_model(_: MaySearch, __: RequestSlot, model: str, process: ProcessDep) ->
     ),
 )
 async def put_artifact(
-    caller: MayAdmin, _: RequestSlot, sha256: Sha256, request: Request, process: ProcessDep, response: Response
+    caller: MayAdmin, sha256: Sha256, request: Request, process: ProcessDep, response: Response
 ) -> Artifact:
     """Store a safetensors file of a declared architecture under its digest. 200 if it is there already.
 
     The file is not trusted: nothing is unpickled, and its tensors must be exactly those that its architecture
     implies. The media type is ignored.
     """
-    store = process.store
-    async with uploads.spooled(
-        request, store.files, process.settings.max_artifact_bytes, "max_artifact_bytes"
-    ) as upload:
+    async with uploads.spooled(request, process, process.settings.max_artifact_bytes, "max_artifact_bytes") as upload:
         if upload.sha256 != sha256:
             raise errors.DigestMismatch(f"the body's SHA-256 is {upload.sha256}, not {sha256}", sha256=upload.sha256)
-        architecture = await run_in_threadpool(uploads.judged, upload.path)
-        created, artifact = await run_in_threadpool(_keep, process, upload, architecture, caller.name)
+        async with process.requests.taken():
+            architecture = await run_in_threadpool(uploads.judged, upload.path)
+            created, artifact = await run_in_threadpool(_keep, process, upload, architecture, caller.name)
     _created(response, None, created=created)
     return artifact
 
@@ -274,10 +272,10 @@ async def put_artifact(
 )
 def register_transformation(
     caller: MayAdmin,
-    _: RequestSlot,
-    body: Annotated[TransformationBody, Depends(Json(TransformationBody))],
+    body: Annotated[TransformationBody, Depends(Json(TransformationBody), scope="function")],
     process: ProcessDep,
     response: Response,
+    _: RequestSlot,
 ) -> Transformation:
     """Register a transformation; its artifact must fit both models. 200 if this very definition is there already."""
 
@@ -322,10 +320,10 @@ def get_transformation(_: MaySearch, __: RequestSlot, transformation: str, proce
 )
 def evaluate(
     _: MayAdmin,
-    __: RequestSlot,
     transformation: str,
-    body: Annotated[EvaluationBody, Depends(Json(EvaluationBody))],
+    body: Annotated[EvaluationBody, Depends(Json(EvaluationBody), scope="function")],
     process: ProcessDep,
+    __: RequestSlot,
 ) -> Transformation:
     """Measure a transformation on a paired sample, and keep the result with it.
 

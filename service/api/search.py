@@ -191,7 +191,7 @@ _BATCH = {"model": "resnet50-v2", "queries": [[0.1, 0.2, 0.3], {"vector": [0.4, 
 async def search(
     _: MaySearch,
     gallery: str,
-    body: Annotated[SearchBody, Depends(Json(SearchBody))],
+    body: Annotated[SearchBody, Depends(Json(SearchBody), scope="function")],
     process: ProcessDep,
 ) -> Response:
     """Find the items nearest to a query, at any progress of an upgrade."""
@@ -244,9 +244,8 @@ def _searched(process: Process, gallery: str, body: SearchBody) -> Response:
 def search_batch(
     _: MaySearch,
     gallery: str,
-    body: Annotated[BatchBody, Depends(Json(BatchBody))],
+    body: Annotated[BatchBody, Depends(Json(BatchBody), scope="function")],
     process: ProcessDep,
-    # Last, once the body is there: while slots are held by those who send, a few slow senders would stop every search.
     __: SearchSlot,
 ) -> Response:
     """Answer several queries of one model from one snapshot."""

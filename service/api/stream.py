@@ -20,7 +20,7 @@ from gallery.catalog.tables import EventRow, UpgradeRow
 from gallery.upgrade.states import DRIVEN, TERMINAL, State
 from service.auth import MayAdmin
 from service.documents import documented
-from service.process import Process, ProcessDep
+from service.process import Process, ProcessDep, StreamSlot
 from service.upgrade_documents import progress_document
 
 router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
@@ -36,10 +36,19 @@ _EXAMPLE = 'id: 41\nevent: state\ndata: {"id":"01JD..","state":"running","at":"2
 class _Look:
     """An upgrade at one moment."""
 
-    events: list[EventRow]
+    newest_event: int
     progress: bytes
     state: State
     over: bool
+
+
+def _look(process: Process, upgrade_id: str) -> _Look:
+    """In a thread, since it asks the database."""
+    with process.store.catalog.reading() as session:
+        row = upgrade_rows.upgrade_row(session, upgrade_id)
+        counted = progress_document(session, row)
+        newest = audit.newest_event(session, upgrade_id)
+    return _Look(newest, counted.model_dump_json().encode(), State(row.state), _is_over(row))
 
 
 @dataclass(slots=True)
@@ -53,19 +62,19 @@ class _Follower:
     told: bytes = b""
     told_at: float = field(default_factory=time.monotonic)
 
-    def look(self) -> _Look:
-        """Read what happened since; in a thread, since it asks the database."""
-        with self.process.store.catalog.reading() as session:
-            row = upgrade_rows.upgrade_row(session, self.upgrade_id)
-            counted = progress_document(session, row)
-            events = audit.events_after(session, self.upgrade_id, self.last_id)
-        if events:
-            self.process.galleries.announced()
-        return _Look(events, counted.model_dump_json().encode(), State(row.state), _is_over(row))
+    async def events(self, look: _Look) -> list[EventRow]:
+        """What happened since; asked for where something did."""
+        return await run_in_threadpool(self._events) if look.newest_event > self.last_id else []
 
-    def news(self, look: _Look) -> bytes:
+    def _events(self) -> list[EventRow]:
+        with self.process.store.catalog.reading() as session:
+            events = audit.events_after(session, self.upgrade_id, self.last_id)
+        self.process.galleries.announced()
+        return events
+
+    def news(self, look: _Look, events: list[EventRow]) -> bytes:
         """What the client shall be told now."""
-        sent = b"".join(self._event(event) for event in look.events)
+        sent = b"".join(self._event(event) for event in events)
         if look.progress != self.told or look.state in DRIVEN:
             sent += _message("progress", self.last_id, look.progress)
             self.told = look.progress
@@ -103,38 +112,44 @@ async def follow(
     upgrade: str,
     request: Request,
     process: ProcessDep,
+    __: StreamSlot,
     last_event_id: Annotated[
         str | None, Header(description="The last `id` that was received; later events are sent.", examples=["41"])
     ] = None,
 ) -> Response:
     """Follow an upgrade: `state` on each change, `progress` at least once a second while it moves. It ends with the upgrade."""
     seen = _number(last_event_id)
-    first = await run_in_threadpool(_Follower(process, upgrade, seen or 0).look)
-    if seen is not None and first.over and not first.events:
+    # A newcomer's own, so that it knows of what it was answered before it came.
+    look = await run_in_threadpool(_look, process, upgrade)
+    follower = _Follower(process, upgrade, seen or 0)
+    events = await follower.events(look)
+    if seen is not None and look.over and not events:
         return Response(status_code=204)  # a browser would connect again and again, for nothing
+    if seen is None:
+        # A newcomer is told how it stands, not how it came to it.
+        follower.last_id = events[-1].id if events else 0
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(process, upgrade, request, first, seen), headers=headers, media_type=MEDIA_TYPE)
+    return StreamingResponse(_stream(follower, request, look, events, seen), headers=headers, media_type=MEDIA_TYPE)
 
 
 async def _stream(
-    process: Process, upgrade_id: str, request: Request, first: _Look, seen: int | None
+    follower: _Follower, request: Request, look: _Look, events: list[EventRow], seen: int | None
 ) -> AsyncIterator[bytes]:
-    follower = _Follower(process, upgrade_id, seen or 0)
-    look = first
+    process, upgrade_id = follower.process, follower.upgrade_id
     if seen is None:
-        # A newcomer is told how it stands, not how it came to it.
-        follower.last_id = look.events[-1].id if look.events else 0
-        at = look.events[-1].at if look.events else None
+        at = events[-1].at if events else None
         yield _message("state", follower.last_id, _state(upgrade_id, {"state": look.state, "at": at}))
-        look = _Look([], look.progress, look.state, look.over)
+        events = []
     while True:
-        sent = follower.news(look)
+        sent = follower.news(look, events)
         if sent:
             yield sent
         if look.over or process.closing.is_set() or await request.is_disconnected():
             return
         await asyncio.sleep(_LOOK_SECONDS)
-        look = await run_in_threadpool(follower.look)
+        # One look for all who follow the upgrade: hundreds of them cost the catalog as much as one.
+        look = await process.looks.recent(upgrade_id, _LOOK_SECONDS, lambda: _look(process, upgrade_id))
+        events = await follower.events(look)
 
 
 def _is_over(row: UpgradeRow) -> bool:

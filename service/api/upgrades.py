@@ -58,10 +58,10 @@ router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
 )
 def start_upgrade(
     caller: MayAdmin,
-    _: RequestSlot,
-    body: Annotated[UpgradeBody, Depends(Json(UpgradeBody))],
+    body: Annotated[UpgradeBody, Depends(Json(UpgradeBody), scope="function")],
     process: ProcessDep,
     response: Response,
+    _: RequestSlot,
     idempotency_key: IdempotencyKey = None,
 ) -> Upgrade:
     """Start an upgrade. Workers carry it out while searches go on. `Location` is the address of the upgrade."""
@@ -120,10 +120,10 @@ def get_upgrade(_: MayAdmin, __: RequestSlot, upgrade: str, process: ProcessDep)
 )
 def change_throttle(
     caller: MayAdmin,
-    _: RequestSlot,
     upgrade: str,
-    body: Annotated[ThrottleBody, Depends(Json(ThrottleBody))],
+    body: Annotated[ThrottleBody, Depends(Json(ThrottleBody), scope="function")],
     process: ProcessDep,
+    _: RequestSlot,
 ) -> Upgrade:
     """Change the throttle of a running upgrade. Limits that are not named stay; null removes a limit."""
     with process.store.catalog.reading() as session:
@@ -160,7 +160,7 @@ _VERB = {
         already=Upgrade,
     ),
 }
-_Nothing = Annotated[NothingBody, Depends(Json(NothingBody, optional=True))]
+_Nothing = Annotated[NothingBody, Depends(Json(NothingBody, optional=True), scope="function")]
 _UNDO = {
     "status_code": 202,
     **documented(
@@ -173,12 +173,12 @@ _UNDO = {
         already=Upgrade,
     ),
 }
-_Undo = Annotated[UndoBody, Depends(Json(UndoBody, optional=True))]
+_Undo = Annotated[UndoBody, Depends(Json(UndoBody, optional=True), scope="function")]
 
 
 @router.post("/{upgrade}/pause", **_VERB)
 def pause(
-    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+    caller: MayAdmin, upgrade: str, _: _Nothing, process: ProcessDep, response: Response, __: RequestSlot
 ) -> Upgrade:
     """Pause: no more segments start; those in progress finish. 200 if it is paused already."""
     return _done(process, response, lambda: lifecycle.pause(process.store, upgrade, actor=caller.name))
@@ -186,7 +186,7 @@ def pause(
 
 @router.post("/{upgrade}/resume", **_VERB)
 def resume(
-    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+    caller: MayAdmin, upgrade: str, _: _Nothing, process: ProcessDep, response: Response, __: RequestSlot
 ) -> Upgrade:
     """Continue where it stopped; after a failure, failed segments are tried again. 200 if it runs already.
 
@@ -197,7 +197,7 @@ def resume(
 
 @router.post("/{upgrade}/retry", **_VERB)
 def retry(
-    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+    caller: MayAdmin, upgrade: str, _: _Nothing, process: ProcessDep, response: Response, __: RequestSlot
 ) -> Upgrade:
     """Try the failed segments again, and only those. 200 if none failed."""
     return _done(process, response, lambda: lifecycle.retry(process.store, upgrade, actor=caller.name))
@@ -206,11 +206,11 @@ def retry(
 @router.post("/{upgrade}/cutover", **_CUTOVER)
 def cutover(
     caller: MayAdmin,
-    _: RequestSlot,
     upgrade: str,
-    body: Annotated[CutoverBody, Depends(Json(CutoverBody, optional=True))],
+    body: Annotated[CutoverBody, Depends(Json(CutoverBody, optional=True), scope="function")],
     process: ProcessDep,
     response: Response,
+    _: RequestSlot,
 ) -> Upgrade:
     """Let all transformed segments serve at once, where `cutover` is `manual`. 200 if they do already.
 
@@ -233,7 +233,7 @@ def cutover(
 
 @router.post("/{upgrade}/finalize", **_VERB)
 def finalize(
-    caller: MayAdmin, _: RequestSlot, upgrade: str, __: _Nothing, process: ProcessDep, response: Response
+    caller: MayAdmin, upgrade: str, _: _Nothing, process: ProcessDep, response: Response, __: RequestSlot
 ) -> Upgrade:
     """Delete the older models' columns and free their space. This cannot be undone. 200 if it is finalized already.
 
@@ -244,7 +244,7 @@ def finalize(
 
 @router.post("/{upgrade}/cancel", **_UNDO)
 def cancel(
-    caller: MayAdmin, _: RequestSlot, upgrade: str, body: _Undo, process: ProcessDep, response: Response
+    caller: MayAdmin, upgrade: str, body: _Undo, process: ProcessDep, response: Response, _: RequestSlot
 ) -> Upgrade:
     """Return to the state before the upgrade. Its columns are deleted; items are not. 200 if it is cancelled already."""
     accept = body.accept_unreachable
@@ -257,7 +257,7 @@ def cancel(
 
 @router.post("/{upgrade}/rollback", **_UNDO)
 def rollback(
-    caller: MayAdmin, _: RequestSlot, upgrade: str, body: _Undo, process: ProcessDep, response: Response
+    caller: MayAdmin, upgrade: str, body: _Undo, process: ProcessDep, response: Response, _: RequestSlot
 ) -> Upgrade:
     """Undo a completed upgrade, byte for byte, until it is finalized. 200 if it is rolled back already.
 

@@ -79,10 +79,13 @@ const one = (id) =>
 
 const sorted = (found) => [...found.values()].sort((one, other) => (one.id < other.id ? 1 : -1)); // ids begin with their time
 
+/** Add the next page. A reading that is under way does not know it, so it counts no more, and another begins. */
 async function older() {
   const page = await service.read(`admin/upgrades?page_size=${NEWEST}${service.next(seen.token)}`);
   seen.token = page.next_page_token;
   seen.upgrades = sorted(new Map([...page.upgrades, ...seen.upgrades].map((each) => [each.id, each])));
+  render();
+  look();
 }
 
 const failuresOf = async (upgrade) =>
@@ -222,7 +225,7 @@ function choose(id) {
 
 const ACTIONS = {
   choose: ({ id }) => choose(id),
-  older: () => older().then(render, look),
+  older: () => older().catch(look),
   verb: ({ verb }) => act(verb),
   forget: () => {
     forget();

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import BrowserContext, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Locator, Page, Request, Route, expect, sync_playwright
 
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
@@ -377,3 +377,26 @@ def test_numbers_are_said_as_people_say_them(world: World, visit: Visit) -> None
         == "CMC-1 at least 90.0 %; mAP falls by at most 1.0 points"
     )
     assert said("words.throttle({})") == "none, full speed"
+
+
+def test_older_upgrades_stay_although_a_reading_was_under_way_when_they_were_asked_for(
+    world: World, visit: Visit
+) -> None:
+    world.prepared().filled()
+    for _ in range(22):
+        world.verb(world.start(), "cancel")
+    person = visit(world.client.base_url)
+    rows, older = person.page.locator("#upgrades li.row-card"), person.page.get_by_text("Show older ones")
+    expect(rows).to_have_count(20)
+    held: list[Route] = []
+    person.page.route("**/galleries?*", lambda route: held.append(route))  # noqa: PLW0108 - it marks what it is given
+    with person.page.expect_response("**/admin/upgrades?*"):
+        pass  # the next reading has its upgrades, and waits for its galleries
+    older.click()
+    expect(rows).to_have_count(22)
+    person.page.route("**/galleries?*", lambda route: route.continue_())  # from now on
+    with person.page.expect_request("**/admin/upgrades?*"):  # of the reading after those that waited
+        for route in held:
+            route.continue_()
+    expect(rows).to_have_count(22)
+    expect(older).to_have_count(0)

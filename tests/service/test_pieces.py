@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gallery.errors import GalleryError, InvalidVector
 from service.api.items import ItemsBody
+from service.api.search import SearchBody
 from service.bodies import parse
+from service.errors import InvalidJson, InvalidRequest
 from service.pieces import loads
 
 TEXT = st.text(alphabet='a"\\{}[],: \0é', max_size=8)
@@ -73,7 +78,8 @@ def test_what_looks_like_an_end_of_an_element_is_taken_for_what_it_is(raw: bytes
         assert judged(lambda raw, piece=piece: loads(raw, piece), raw) == judged(orjson.loads, raw)
 
 
-def test_a_large_body_stops_no_other_thread_for_long() -> None:
+@pytest.mark.parametrize("broken", ["", "NaN", "cut", "comma", "long"])
+def test_a_large_body_stops_no_other_thread_for_long(broken: str) -> None:
     """A thread that holds the interpreter's lock stops the event loop as well, so what counts is how long it holds it.
 
     That is told in its own CPU time, since on a busy machine every thread waits for a core. Another thread that is late
@@ -81,22 +87,64 @@ def test_a_large_body_stops_no_other_thread_for_long() -> None:
     """
     vectors = np.random.default_rng(1).normal(size=(4000, 256)).astype(np.float32)
     items = [{"id": str(at), "embedding": vector.tolist()} for at, vector in enumerate(vectors)]
-    raw = orjson.dumps({"model": "old", "items": items})
+    raw = good = orjson.dumps({"model": "old", "items": items})
+    match broken:
+        case "NaN":
+            raw = good.replace(b"}]}", b',"side_information":[NaN]}]}')
+        case "cut":
+            raw = good[:-2]
+        case "comma":
+            raw = good[:-2] + b",]}"
+        case "long":
+            raw = orjson.dumps({"model": "old", "vector": vectors.ravel().tolist(), "k": 1})
     started = time.thread_time()
-    orjson.loads(raw)
+    orjson.loads(good)
     in_one_piece = time.thread_time() - started
-    assert any(_longest_hold(raw) < in_one_piece / 2 for _ in range(8))
+    body = SearchBody if broken == "long" else ItemsBody
+    assert any(_longest_hold(body, raw) < in_one_piece / 2 for _ in range(8))
 
 
-def _longest_hold(raw: bytes) -> float:
+def test_a_vector_that_is_longer_than_any_model_has_is_refused_as_such_without_its_numbers() -> None:
+    """The text says how long it is, whichever model it is of, and what else is wrong with the body is still seen."""
+    body = {"model": "old", "vector": [0.5] * 100_000, "k": 3}
+    assert (len(parse(SearchBody, orjson.dumps(body), longest=8192).vector), body["k"]) == (100_000, 3)
+    with pytest.raises(InvalidRequest, match="/colour"):
+        parse(SearchBody, orjson.dumps({**body, "colour": 1}), longest=8192)
+    with pytest.raises(InvalidJson):
+        parse(SearchBody, orjson.dumps(body)[:-1], longest=8192)
+    with pytest.raises(InvalidVector, match="/vector: a vector is a list of numbers"):
+        parse(SearchBody, orjson.dumps({**body, "vector": [[]] * 100_000}), longest=8192)
+    assert parse(SearchBody, orjson.dumps(body), longest=100_000).vector.tolist() == body["vector"]
+
+
+def test_what_is_wrong_with_a_large_body_is_said_as_of_a_small_one() -> None:
+    """Its place, and the item's id."""
+    items = [{"id": f"item-{at}", "embedding": [0.1, 0.2]} for at in range(20_000)]
+    raw = orjson.dumps({"model": "old", "items": items})
+    with pytest.raises(InvalidVector) as found:
+        parse(ItemsBody, raw[:-4] + b",NaN]}]}")
+    assert (found.value.pointer, found.value.details["item"]) == ("/items/19999/embedding/2", "item-19999")
+    with pytest.raises(orjson.JSONDecodeError) as whole:
+        orjson.loads(raw[:-1])
+    with pytest.raises(InvalidJson, match=re.escape(str(whole.value))):
+        parse(ItemsBody, raw[:-1])
+
+
+def _longest_hold(body: type[ItemsBody | SearchBody], raw: bytes) -> float:
     """CPU seconds of the thread that parses, at most, between two turns of another thread."""
     begin, parsed, leave = threading.Event(), threading.Event(), threading.Event()
-    parser = threading.Thread(target=lambda: (begin.wait(), parse(ItemsBody, raw), parsed.set(), leave.wait()))
+
+    def judge() -> None:
+        with suppress(GalleryError):
+            parse(body, raw, longest=8192)
+
+    parser = threading.Thread(target=lambda: (begin.wait(), judge(), parsed.set(), leave.wait()))
     parser.start()
     clock, turns = time.pthread_getcpuclockid(parser.ident or 0), [0.0]
     begin.set()
     while not parsed.wait(0.0005):  # the lock is let go of, and asked for again
         turns.append(time.clock_gettime(clock))
+    turns.append(time.clock_gettime(clock))  # what is refused is refused at the end
     leave.set()
     parser.join()
-    return float(np.diff([*turns, turns[-1]]).max())
+    return float(np.diff(turns).max())

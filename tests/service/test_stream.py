@@ -5,12 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from contextlib import ExitStack
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.service.world import World, events
+from service.api import stream
+from tests.acceptance.system import wait_for
+from tests.service.world import World, events, opened
 
 
 def follow(world: World, upgrade: str, last: int | None = None) -> httpx.Response:
@@ -139,3 +144,39 @@ def test_a_stream_does_not_hold_up_other_requests(world: World) -> None:
         next(lines)
         other = httpx.get(world.client.base_url.join("/health/live"))
         assert other.json() == {"status": "ok"}
+
+
+def test_followers_of_an_upgrade_look_at_it_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty that each read the catalog by themselves would look twenty times as often as one."""
+    upgrade = world.start(throttle={"items_per_second": 0.001})
+    world.work()
+    looked, count = list[float](), stream.progress_document
+
+    def counted(*given: Any) -> Any:
+        looked.append(time.monotonic())
+        return count(*given)
+
+    with ExitStack() as stack:
+        followers = [
+            stack.enter_context(world.client.stream("GET", f"/admin/upgrades/{upgrade}/events")).iter_lines()
+            for _ in range(20)
+        ]
+        monkeypatch.setattr(stream, "progress_document", counted)
+        told = [sum(line == "event: progress" for line in islice(each, 20)) for each in followers]
+    assert min(told) >= 4  # each is told of it as if it were alone
+    assert len(looked) <= 2 * max(told)
+
+
+def test_streams_beyond_their_number_are_refused_and_hold_up_nobody(tmp_path: Path) -> None:
+    with opened(tmp_path, max_streams=1) as world:
+        path = f"/admin/upgrades/{world.prepared().filled().start()}/events"
+        with world.client.stream("GET", path) as first:
+            next(first.iter_lines())
+            world.refused(world.client.get(path), 429, "overloaded")
+            assert world.get("/health/ready")
+
+        def again() -> bool:
+            with world.client.stream("GET", path) as answer:
+                return answer.status_code == 200
+
+        wait_for(again, 20, lambda: "the place was not given back")

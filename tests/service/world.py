@@ -33,6 +33,7 @@ from gallery.upgrade import drive
 from models.artifacts import save
 from models.transformations import Linear, Transformation, build
 from service.app import build_store, create_app
+from service.protocol import Protocol
 from service.settings import ServiceSettings
 from service.telemetry import configure_logs
 
@@ -210,7 +211,9 @@ def served(app: FastAPI, *, port: int = 0, **config: Any) -> Iterator[str]:
     with closing(socket.socket()) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", **config))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=Protocol, log_config=None, access_log=False, lifespan="on", **config)
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

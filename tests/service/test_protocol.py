@@ -1,0 +1,116 @@
+"""How HTTP is read: a request's head has a limit, whoever sends it, and however it comes in pieces."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+
+import pytest
+
+from service.protocol import MOST_BYTES
+from tests.service.world import GALLERY, UNITS, World, opened
+
+PATIENCE_SECONDS = 20.0
+PIECE = 1 << 13
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with opened(tmp_path_factory.mktemp("shared")) as world:
+        yield world.prepared().filled()
+
+
+def request(world: World, line: str, *headers: bytes, body: bytes = b"") -> bytes:
+    """A whole request."""
+    host = f"Host: {world.client.base_url.host}:{world.client.base_url.port}".encode()
+    return b"\r\n".join((f"{line} HTTP/1.1".encode(), host, b"Content-Length: %d" % len(body), *headers, b"", body))
+
+
+def talk(world: World, sent: Sequence[bytes], expected: int = 1) -> list[tuple[int, bytes]]:
+    """Send on one connection, piece by piece; so many answers, or those until the service closes it."""
+    url = world.client.base_url
+    with closing(socket.create_connection((url.host, url.port or 80), timeout=PATIENCE_SECONDS)) as connection:
+        for piece in sent:
+            connection.sendall(piece)
+        return list(islice(answers(connection), expected))
+
+
+def answers(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
+    """Statuses and bodies."""
+    with connection.makefile("rb") as stream:
+        while line := stream.readline():
+            length = 0
+            while (header := stream.readline()) not in (b"\r\n", b""):
+                if header.lower().startswith(b"content-length:"):
+                    length = int(header.partition(b":")[2])
+            yield int(line.split()[1]), stream.read(length)
+
+
+def long_header(size: int) -> bytes:
+    return b"X-Long: " + b"a" * size
+
+
+def in_pieces(whole: bytes) -> list[bytes]:
+    return [whole[at : at + PIECE] for at in range(0, len(whole), PIECE)]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [[long_header(MOST_BYTES)], [b"X-%d: b" % n for n in range(MOST_BYTES // 5)], [long_header(3 * MOST_BYTES)]],
+    ids=["one", "many", "in one piece"],
+)
+@pytest.mark.parametrize("cut", [in_pieces, lambda whole: [whole]], ids=["pieces", "whole"])
+def test_a_head_that_is_too_large_is_refused_and_the_connection_closed(
+    shared: World, headers: list[bytes], cut: object
+) -> None:
+    assert callable(cut)
+    ((status, body),) = talk(shared, cut(request(shared, "GET /health/live", *headers)))
+    assert (status, json.loads(body)["code"]) == (431, "headers_too_large")
+
+
+def test_a_head_without_an_end_is_refused_before_it_ends(shared: World) -> None:
+    head = request(shared, "GET /health/live", long_header(8 * MOST_BYTES))[:-4]
+    ((status, _),) = talk(shared, in_pieces(head))
+    assert status == 431
+
+
+def test_a_path_that_is_too_long_is_refused(shared: World) -> None:
+    ((status, _),) = talk(shared, in_pieces(request(shared, "GET /" + "a" * MOST_BYTES)))
+    assert status == 431
+
+
+def test_a_large_head_within_the_limit_is_read(shared: World) -> None:
+    whole = request(shared, "GET /health/live", long_header(MOST_BYTES - 200))
+    for pieces in ([whole], in_pieces(whole)):
+        ((status, _),) = talk(shared, pieces)
+        assert status == 200
+
+
+def test_each_request_of_a_connection_has_the_limit_for_itself(shared: World) -> None:
+    whole = request(shared, "GET /health/live", long_header(MOST_BYTES // 2))
+    assert [status for status, _ in talk(shared, in_pieces(whole * 4), 4)] == [200] * 4
+
+
+def test_what_is_no_head_is_not_counted(shared: World) -> None:
+    """Large bodies, and a head that begins in the piece in which one ends."""
+    vector = UNITS[0].tolist()
+    body = json.dumps({"model": "old", "queries": [vector] * 900, "k": 1}).encode() + b" " * (4 * MOST_BYTES)
+    search = request(shared, f"POST /galleries/{GALLERY}/search/batch", body=body)
+    after = request(shared, "GET /health/live", long_header(MOST_BYTES // 2))
+    whole = search + after
+    cut = len(search) + MOST_BYTES // 2 - 1000
+    for pieces in ([whole * 2], in_pieces(whole * 2), [whole[:cut], whole[cut:] + whole]):
+        assert [status for status, _ in talk(shared, pieces, 4)] == [200] * 4
+
+
+def test_a_request_that_is_being_answered_is_answered_before_the_next_is_refused(shared: World) -> None:
+    body = json.dumps({"model": "old", "queries": [UNITS[0].tolist()] * 900, "k": 4}).encode()
+    search = request(shared, f"POST /galleries/{GALLERY}/search/batch", body=body)
+    (status, answer), *rest = talk(
+        shared, [search, request(shared, "GET /health/live", long_header(3 * MOST_BYTES))], 2
+    )
+    assert (status, len(json.loads(answer)["results"])) == (200, 900)
+    assert all(status == 431 for status, _ in rest)  # if there was time for it

@@ -1,0 +1,83 @@
+"""A process that is told to stop ends in its time, whatever is under way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from forwardfill.local_service import free_port
+from service.settings import ServiceSettings
+from tests.acceptance.system import wait_for
+from tests.service.world import GALLERY, UNITS
+
+PATIENCE_SECONDS = 60.0
+#: the service, with a search that says that it has begun, and then takes as long as it is let
+PROGRAM = """
+import time
+from gallery.search.run import Searcher
+from service.main import run
+
+def search(*_, **__):
+    print("SEARCHING", flush=True)
+    time.sleep(600)
+
+Searcher.search = search
+run()
+print("RETURNED", flush=True)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_search_that_takes_longer_than_the_shutdown_may_does_not_keep_the_process(
+    tmp_path: Path, four_items: Path
+) -> None:
+    shutil.copytree(four_items, tmp_path / "data")
+    port, log = free_port(), tmp_path / "log"
+    environment = {
+        **os.environ,
+        "FORWARDFILL_DATA": str(tmp_path / "data"),
+        "FORWARDFILL_PORT": str(port),
+        "FORWARDFILL_SHUTDOWN_SECONDS": "1",
+    }
+    with log.open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=out, stderr=out)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
+
+            def ready() -> bool:
+                assert process.poll() is None, log.read_text()
+                try:
+                    return client.get("/health/ready").is_success
+                except httpx.TransportError:
+                    return False
+
+            def search() -> None:
+                body = {"model": "old", "vector": UNITS[0].tolist(), "k": 101}  # so many that a thread does it
+                with suppress(httpx.TransportError):  # nobody waits for its answer
+                    client.post(f"/galleries/{GALLERY}/search", json=body)
+
+            wait_for(ready, PATIENCE_SECONDS, log.read_text)
+            item = {"id": "late", "embedding": UNITS[0].tolist()}
+            client.post(f"/galleries/{GALLERY}/items", json={"model": "old", "items": [item]}).raise_for_status()
+            searching = threading.Thread(target=search)
+            searching.start()
+            wait_for(lambda: "SEARCHING" in log.read_text(), PATIENCE_SECONDS, log.read_text)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=ServiceSettings().shutdown_seconds) == 0
+            searching.join(PATIENCE_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    said = log.read_text()
+    assert "requests_abandoned" in said
+    assert "RETURNED" not in said
+    assert b"late" in b"".join(file.read_bytes() for file in (tmp_path / "data").glob("catalog.sqlite3*"))
