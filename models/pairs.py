@@ -1,4 +1,4 @@
-"""What the maps on pairs share: two maps, one for each direction, and the moments that a closed form is solved from.
+"""What the maps on pairs share: two maps, one for each direction, solved or trained.
 
 A pair is one item embedded by both frozen models. Under cosine the exported maps normalise what comes in and what goes out,
 so that neither a model's convention nor a stored vector's length matters.
@@ -12,12 +12,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from models.frames import Frame, between
 from models.functional import alignment
 from models.method import Batch, Method, Setting, Transformations, needed
+from models.moments import CHUNK
 from models.plan import Plan, transformation_plan
 from models.transformations import Linear, Mlp, Transformation, build, optional_tensors
 
-CHUNK = 8_192  # rows summed at once in float64: 50 MB at 768 dimensions
 MIN_STEPS = 560  # of Adam: what 80 epochs over 500 pairs make
 
 
@@ -49,11 +50,7 @@ class Scaled(nn.Module):
 
 
 class PairMaps(Method):
-    """A map in each direction, fitted on the same pairs; the two share nothing else.
-
-    A subclass gives the maps, and either solves them in `prepare` or leaves them to the training loop, which minimises the
-    mean `distance` of both.
-    """
+    """A map in each direction, solved from the same pairs by `prepare`; the two share nothing else."""
 
     def __init__(self, setting: Setting, make: Callable[[int, int], Scaled | Transformation]) -> None:
         """Make two fresh maps.
@@ -88,6 +85,36 @@ class PairMaps(Method):
 
     def transformations(self) -> Transformations:
         return Transformations(forward=_plain(self.to_new), backward=_plain(self.to_old))
+
+
+class TrainedPairMaps(PairMaps):
+    """Maps that the training loop brings closer, by the mean `distance` of both.
+
+    Where lengths count, each model's vectors are trained on in their own frame. The loss is then that of the vectors as they
+    are, times a constant; what is reached does not depend on either model's unit.
+    """
+
+    def __init__(self, setting: Setting, make: Callable[[int, int], Scaled | Transformation]) -> None:
+        super().__init__(setting, make)
+        self.old_frame, self.new_frame = Frame(setting.old_dimension), Frame(setting.new_dimension)
+
+    def prepare(self, rows: Batch) -> None:
+        """Check the pairs, and measure the frames."""
+        super().prepare(rows)
+        if self.setting.metric != "cosine":
+            self.old_frame.measure(needed(rows.old, "old"))
+            self.new_frame.measure(needed(rows.new, "new"))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what `PairMaps` returns, in the models' frames."""
+        old, new = needed(batch.old, "old"), needed(batch.new, "new")
+        return super().losses(replace(batch, old=self.old_frame(old), new=self.new_frame(new)))
+
+    def transformations(self) -> Transformations:
+        return Transformations(
+            forward=between(_plain(self.to_new), self.old_frame, self.new_frame),
+            backward=between(_plain(self.to_old), self.new_frame, self.old_frame),
+        )
 
     @classmethod
     def plan(cls, rows: int) -> Plan:
@@ -128,49 +155,6 @@ def check_pairs(rows: Batch, setting: Setting) -> None:
             raise ValueError(f"`{name}` has shape {tuple(vectors.shape)}, the setting says (n, {width})")
         if all(bool((part == vectors[0]).all()) for part in torch.split(vectors, CHUNK)):
             raise ValueError(f"all rows of `{name}` are the same: give pairs of different items, or check that model")
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """Return rows (n, d) made of length 1. A zero row stays zero, and its gradient is finite."""
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return vectors / torch.where(lengths > 0, lengths, 1)
-
-
-def mean_row(vectors: Tensor, *, normalize: bool) -> Tensor:
-    """Return the mean of rows (n, d) in float64, each made a unit vector first if so asked."""
-    total = torch.zeros(vectors.shape[1], dtype=torch.float64)
-    for part in torch.split(vectors, CHUNK):
-        total += _doubles(part, normalize).sum(dim=0)
-    return total / len(vectors)
-
-
-def spread(vectors: Tensor, mean: Tensor, *, normalize: bool) -> float:
-    """Return the sum over rows (n, d) of their squared distance from a mean (d,) float64."""
-    return sum(float((_doubles(part, normalize) - mean).square().sum()) for part in torch.split(vectors, CHUNK))
-
-
-def cross_moment(first: Tensor, second: Tensor, means: tuple[Tensor, Tensor], *, normalize: bool) -> Tensor:
-    """Return the sum over rows i of (first_i - mean)(second_i - mean)^T.
-
-    The means are taken off before products are summed: taken off the sum they would cancel its digits.
-
-    Args:
-        first: (n, a).
-        second: (n, b), row by row the same items.
-        means: (a,) and (b,) float64, what is taken off each.
-        normalize: make each row a unit vector first.
-
-    Returns:
-        (a, b) float64; no copy of size n is made.
-    """
-    total = torch.zeros(first.shape[1], second.shape[1], dtype=torch.float64)
-    for one, other in zip(torch.split(first, CHUNK), torch.split(second, CHUNK), strict=True):
-        total += (_doubles(one, normalize) - means[0]).T @ (_doubles(other, normalize) - means[1])
-    return total
-
-
-def _doubles(part: Tensor, normalize: bool) -> Tensor:
-    return unit(part.double()) if normalize else part.double()
 
 
 def _plain(fitted: Scaled | Transformation) -> Transformation:

@@ -23,6 +23,7 @@ from models.evaluation import Metric, Retrieval, judge_queries, mean_retrieval
 from models.flips import flips
 from models.method import Method, Setting
 from models.methods import METHODS
+from models.methods.fct import Fct
 from models.plan import Plan
 from models.recipes import Recipe, embedded_views
 from models.runtime import Transform
@@ -385,7 +386,7 @@ def started_from(backbone: Encoder, new: Encoder) -> None:
 
 
 def _is_fct(run: Run) -> bool:
-    return run.method in ("fct", "fastfill")
+    return issubclass(METHODS[run.method], Fct)
 
 
 def _figures(judged: npt.NDArray[np.float64]) -> dict[str, float]:

@@ -1,4 +1,8 @@
-"""The methods on one page. A new one is a file here and a line in METHODS; all else follows from that line."""
+"""The methods on one page. A new one is a file here and a line in METHODS.
+
+The tests then take it up, and say where else its name must stand: in the table of docs/methods.md, in the runs of
+the benchmark, and in the schema of the service, which must not import torch to say it.
+"""
 
 from models.method import Method
 from models.methods.affine import Affine

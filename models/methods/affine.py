@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from models.method import Batch, Setting, needed
-from models.pairs import PairMaps, cross_moment, linear_maps, mean_row
+from models.moments import cross_moment, mean_row
+from models.pairs import PairMaps, linear_maps
 
 RIDGES = 10.0 ** torch.arange(-6, 3.5, 0.5, dtype=torch.float64)  # what is tried, in mean eigenvalues
 

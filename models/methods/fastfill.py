@@ -10,7 +10,6 @@ from pytorch_metric_learning.reducers import DoNothingReducer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.functional import alignment
 from models.method import Batch, Setting, needed
 from models.methods.fct import Fct
 
@@ -35,7 +34,8 @@ class FastFill(Fct):
       and the uncertain come first to no avail. At 0.1 both terms are heard;
     - no labels: none.
 
-    The classifier and the uncertainty head read h's output before it is normalised. A classifier was trained on vectors
+    l_sim counts in the new vectors' own deviation, so that it weighs the same beside l_disc whatever that model's unit is. The
+    classifier and the uncertainty head read h's output before it is normalised. A classifier was trained on vectors
     that have a length; and that output is what `Transformation.log_variance` is given when a gallery is ranked.
     """
 
@@ -86,7 +86,8 @@ class FastFill(Fct):
             nn.init.zeros_(self.transformation.get_parameter(name))
 
     def prepare(self, rows: Batch) -> None:
-        """Check that the classifier knows every label."""
+        """Check that the classifier knows every label, and measure the frames."""
+        super().prepare(rows)
         labels, head = rows.labels, self.new_head
         if labels is None or head is None or not len(labels):
             return
@@ -98,9 +99,9 @@ class FastFill(Fct):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return `likelihood` and `uncertainty` over `batch.old`, `new`, `side` where h takes it, `labels` where known."""
-        output = self.transformation.raw(needed(batch.old, "old"), batch.side)
+        output = self.raw(batch)
         row = self.row_losses(output, needed(batch.new, "new"), batch.labels)
-        predicted = limited(self.transformation.log_variance(output))
+        predicted = limited(self.transformation.log_variance(output / self.new_frame.deviation))
         return {
             "likelihood": (0.5 * torch.exp(-predicted) * row).mean(),
             "uncertainty": self.uncertainty * predicted.mean(),
@@ -110,17 +111,17 @@ class FastFill(Fct):
         """Return each row's l.
 
         Args:
-            output: (n, d_new), h's output before it is normalised.
-            new: (n, d_new).
+            output: (n, d_new), what `raw` returns.
+            new: (n, d_new), as the new model stores them.
             labels: (n,) int64, or None.
 
         Returns:
             (n,).
         """
-        row = self.similarity * alignment(self.transformation.finish(output), new, metric=self.setting.metric)
+        row = self.similarity * self.apart(output, new)
         if labels is None:
             return row
-        return row + self.discrimination * self._discrimination(output, new, labels)
+        return row + self.discrimination * self._discrimination(self.new_frame.back(output), new, labels)
 
     def _discrimination(self, output: Tensor, new: Tensor, labels: Tensor) -> Tensor:
         if self.new_head is not None:

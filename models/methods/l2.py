@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from models.method import Setting
-from models.pairs import PairMaps, linear_maps, unit
+from models.moments import unit
+from models.pairs import TrainedPairMaps, linear_maps
 
 
-class L2(PairMaps):
+class L2(TrainedPairMaps):
     """Minimises 10 * mean_i | f(n_i) / |f(n_i)| - o_i / |o_i| |: the norm of the difference, not its square.
 
     There the new backbone itself is trained by it; here both models are frozen and f is linear with a bias. Norms, unlike

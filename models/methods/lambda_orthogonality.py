@@ -15,7 +15,8 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from models.method import Batch, Method, Setting, Transformations, needed
 from models.methods.procrustes import nearest_isometry, relative_scale
-from models.pairs import check_pairs, cross_moment, linear_maps, mean_row, pair_plan, spread, unit
+from models.moments import cross_moment, mean_row, spread, unit
+from models.pairs import check_pairs, linear_maps, pair_plan
 from models.plan import Plan
 from models.transformations import LayerSpec, Mlp, Transformation, build, optional_tensors
 
@@ -32,7 +33,8 @@ class LambdaOrthogonality(Method):
     B strict is exp(A) with A skew-symmetric: a rotation, no bias. B relaxed is affine, W v + b, and then
     L_lambda = sigmoid(alpha (x - lambda)) x with x = |W^T W - I|_F, which is |W W^T - I|_F where W is square. Under the
     Euclidean distance relaxed B sees new vectors multiplied by Procrustes' `scale`, so that a nearly orthogonal W
-    fits them whatever the unit of either model; exported, the factor is in W.
+    fits them whatever the unit of either model; exported, the factor is in W. Where lengths count, all of it is learned in the
+    old vectors' root mean square distance from their mean, element by element, as the unit.
 
     Both are learned in the larger of the two widths, D, old vectors padded with zeros, and a query for the old gallery is
     B(n) cut to d_old: the authors' truncation, of vectors that are turned first. Compared in d_old dimensions alone, B would
@@ -49,10 +51,12 @@ class LambdaOrthogonality(Method):
 
     name: ClassVar[str] = "lambda_orthogonality"
 
-    #: mean square distance of old vectors from their mean
-    variance: Tensor
-    #: multiplies new vectors before they meet B
+    #: divides old vectors
+    unit: Tensor
+    #: multiplies new vectors before they meet B, the unit included
     scale: Tensor
+    #: mean square distance of old vectors, in the unit, from their mean
+    variance: Tensor
 
     def __init__(
         self,
@@ -95,22 +99,26 @@ class LambdaOrthogonality(Method):
         self.shape = Mlp(source_dimension=old, target_dimension=self.width, layers=layers, residual=True)
         self.towards = build(self.shape, optional=("layers.0.bias", "layers.1.bias"))
         self.contrast = SupConLoss(temperature=temperature, reducer=MeanReducer())
-        self.register_buffer("variance", torch.ones(()))
-        self.register_buffer("scale", torch.ones(()))
+        for name in ("unit", "scale", "variance"):
+            self.register_buffer(name, torch.ones(()))
 
     def prepare(self, rows: Batch) -> None:
         """Measure the old space, and start B as the Procrustes solution and F as the identity."""
         check_pairs(rows, self.setting)
         old, new = needed(rows.old, "old"), needed(rows.new, "new")
         old_mean, new_mean = (mean_row(each, normalize=self.cosine) for each in (old, new))
-        self.variance.fill_(spread(old, old_mean, normalize=self.cosine) / len(old))
+        variance = spread(old, old_mean, normalize=self.cosine) / len(old)
+        apart = 1.0 if self.cosine else math.sqrt(variance / old.shape[1])
+        self.unit.fill_(apart)
+        self.variance.fill_(variance / apart**2)
         # A rotation has no bias that could bring the means together: it must align them as it aligns the rest.
         centres = (0 * new_mean, 0 * old_mean) if self.strict else (new_mean, old_mean)
         moment = cross_moment(new, old, centres, normalize=self.cosine)
-        if self.setting.metric == "euclidean" and not self.strict:
-            self.scale.fill_(relative_scale(new, old, centres, nearest_isometry(moment)))
+        scaled = self.setting.metric == "euclidean" and not self.strict
+        scale = relative_scale(new, old, centres, nearest_isometry(moment)) if scaled else 1.0
+        self.scale.fill_(scale / apart)
         turn = nearest_isometry(self._padded(moment)).T
-        centre = self._padded(old_mean) - turn @ new_mean * self.scale.double().cpu()
+        centre = (self._padded(old_mean) - turn @ new_mean * scale) / apart
         self._start(turn.to(self.variance), centre.to(self.variance))
 
     @torch.no_grad()
@@ -133,6 +141,7 @@ class LambdaOrthogonality(Method):
         old, new = needed(batch.old, "old"), needed(batch.new, "new")
         if self.cosine:
             old, new = unit(old), unit(new)
+        old = old / self.unit
         old, back, towards = self._padded(old), self.to_old(self.scale * new), self.towards(old)
         terms = {
             "backward": (back - old).square().sum(dim=1).mean() / self.variance,
@@ -157,8 +166,8 @@ class LambdaOrthogonality(Method):
         return F.pad(old, (0, self.width - self.setting.old_dimension))
 
     def transformations(self) -> Transformations:
-        weight = self.to_old.weight.detach() * self.scale
-        bias = torch.zeros_like(weight[:, 0]) if self.strict else self.to_old.bias.detach()
+        weight = self.to_old.weight.detach() * self.scale * self.unit
+        bias = torch.zeros_like(weight[:, 0]) if self.strict else self.to_old.bias.detach() * self.unit
         old, new = self.setting.old_dimension, self.setting.new_dimension
         backward = linear_maps(self.setting, "bias")(new, old)
         backward.load_state_dict({"weight": weight[:old], "bias": bias[:old]})
@@ -169,6 +178,9 @@ class LambdaOrthogonality(Method):
         """Return W^+ (F(o) - b) as one MLP."""
         inverse = torch.linalg.pinv(weight, rtol=SMALLEST)
         tensors = {name: tensor.detach().double() for name, tensor in self.towards.state_dict().items()}
+        tensors["layers.0.weight"] = tensors["layers.0.weight"] / self.unit
+        for name in ("layers.1.weight", "layers.1.bias"):
+            tensors[name] = tensors[name] * self.unit
         tensors["layers.1.weight"] = inverse @ tensors["layers.1.weight"]
         tensors["layers.1.bias"] = inverse @ (tensors["layers.1.bias"] - bias)
         tensors["skip.weight"] = inverse @ tensors.get("skip.weight", torch.eye(self.width).to(inverse))

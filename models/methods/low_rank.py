@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from models.method import Setting
-from models.pairs import PairMaps, Scaled
+from models.pairs import Scaled, TrainedPairMaps
 from models.transformations import LayerSpec, Mlp
 
 
-class LowRank(PairMaps):
+class LowRank(TrainedPairMaps):
     """LA with DSM: s * (U V^T q + t), trained by `alignment`; exported as two layers without activation, s folded in.
 
     Two layers and not their product: at rank 64 from 768 to 384 that is 74,112 numbers to multiply instead of 295,296.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models.method import Batch, Setting, needed
-from models.pairs import PairMaps, cross_moment, linear_maps, mean_row
+from models.moments import cross_moment, mean_row
+from models.pairs import PairMaps, linear_maps
 
 
 class Procrustes(PairMaps):

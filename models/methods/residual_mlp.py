@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from models.method import Setting
-from models.pairs import PairMaps, Scaled, pair_plan
+from models.pairs import Scaled, TrainedPairMaps, pair_plan
 from models.plan import Plan
 from models.transformations import LayerSpec, Mlp
 
 
-class ResidualMlp(PairMaps):
+class ResidualMlp(TrainedPairMaps):
     """MLP with DSM: s * (skip(q) + W2 GELU(W1 q + b1) + b2), trained by `alignment`; s is folded in at export.
 
     The skip is the identity where the widths are equal, and linear with a bias where they differ. There is no BatchNorm: a

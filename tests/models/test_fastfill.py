@@ -242,7 +242,9 @@ def test_both_terms_train_h_and_none_trains_the_classifier() -> None:
     assert fastfill.new_head is not None
     assert fastfill.new_head.grad is None
     assert len(list(fastfill.parameters())) == len(gradients)
-    assert fastfill.state_dict().keys() == {f"transformation.{name}" for name in fastfill.transformation.state_dict()}
+    kept = {f"transformation.{name}" for name in fastfill.transformation.state_dict()}
+    frames = {f"{name}_frame.{part}" for name in ("old", "new", "side") for part in ("mean", "scale", "deviation")}
+    assert fastfill.state_dict().keys() == kept | frames, "the classifier is no part of what is kept"
 
 
 def test_the_second_half_of_training_is_in_eval_mode_as_in_fct() -> None:
@@ -281,7 +283,10 @@ def test_rows_that_cannot_be_predicted_become_the_uncertain_ones() -> None:
     plan = Plan(epochs=30, batch=100, learning_rate=1e-2, optimizer="adam", schedule="epoch")
     train(fastfill, Batch(old=old[:400], new=new[:400]), plan)
     with torch.no_grad():
-        predicted = fastfill.transformation.log_variance(fastfill.transformation.raw(old[400:]))
+        offered = fastfill.transformations().forward
+        assert offered is not None
+        offered.eval()
+        predicted = offered.log_variance(offered.raw(old[400:]))
     noisy, clean = predicted[noisy[400:]], predicted[~noisy[400:]]
     better = (noisy[:, None] > clean[None]).double().mean()  # by chance: 0.5
     assert better > 0.8
@@ -299,7 +304,9 @@ def test_on_real_embeddings_its_order_beats_random_ones_on_the_same_map() -> Non
     fastfill = FastFill(Setting(old_dimension=128, new_dimension=128, side_dimension=128), hidden=256)
     plan = Plan(epochs=12, batch=128, learning_rate=1e-3, optimizer="adam", schedule="epoch")
     train_transformation(fastfill, **given, plan=plan)
-    transform = Transform(fastfill.transformation)
+    forward = fastfill.transformations().forward
+    assert forward is not None
+    transform = Transform(forward)
     derived, log_variance = transform(old, side), transform.uncertainty(old, side)
     assert log_variance is not None
     orders = [uncertainty_order(log_variance), *(random_order(len(new), seed=seed) for seed in range(3))]

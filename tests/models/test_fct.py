@@ -95,7 +95,7 @@ def test_a_batch_without_what_it_needs_is_refused() -> None:
     rows = batch()
     with pytest.raises(ValueError, match="needs `new`"):
         method().losses(Batch(old=rows.old, side=rows.side))
-    with pytest.raises(ValueError, match="needs side-information"):
+    with pytest.raises(ValueError, match="needs `side`"):
         method().losses(Batch(old=rows.old, new=rows.new))
 
 
@@ -110,7 +110,9 @@ def test_a_short_training_on_real_embeddings_closes_most_of_the_distance() -> No
     fct = Fct(Setting(old_dimension=128, new_dimension=128, side_dimension=128), hidden=256)
     plan = Plan(epochs=12, batch=128, learning_rate=1e-3, optimizer="adam", schedule="epoch")
     train_transformation(fct, **train, plan=plan)
-    upgraded = cross_test(new, Transform(fct.transformation)(old, side), labels)
+    forward = fct.transformations().forward
+    assert forward is not None
+    upgraded = cross_test(new, Transform(forward)(old, side), labels)
     before, best = cross_test(old, old, labels), cross_test(new, new, labels)
     assert fraction_closed(before.cmc1, upgraded.cmc1, best.cmc1) > 0.6
     assert fraction_closed(before.map, upgraded.map, best.map) > 0.6

@@ -18,7 +18,8 @@ from models.methods.l2 import L2
 from models.methods.low_rank import LowRank
 from models.methods.procrustes import Procrustes
 from models.methods.residual_mlp import ResidualMlp
-from models.pairs import CHUNK, PairMaps, cross_moment, mean_row, unit
+from models.moments import CHUNK, cross_moment, mean_row, unit
+from models.pairs import PairMaps
 from models.plan import Plan
 from models.runtime import Transform
 from models.training import train, train_transformation
@@ -261,6 +262,8 @@ class TestDriftAdapter:
         made = fitted(method(setting(rows, metric)), rows)  # a scale that is no longer 1
         state = {name: of(tensor) for name, tensor in made.state_dict().items()}
         old, new = (of(each) for each in both(rows))
+        if metric == "euclidean":  # in the models' frames
+            old, new = ((each - each.mean(axis=0)) / (each - each.mean(axis=0)).std() for each in (old, new))
         losses = made.losses(rows)
         for name, prefix, source, target in (("backward", "to_old", new, old), ("forward", "to_new", old, new)):
             predicted = network(source, state, prefix, metric)
@@ -327,7 +330,8 @@ class TestL2:
         made = fitted(L2(setting(rows)), rows)
         old, new = both(rows)
         predicted = of(maps(made)[0](new))
-        expected = 10 * np.linalg.norm(predicted - of(old), axis=1).mean()
+        unit = np.sqrt(np.square(of(old) - of(old).mean(axis=0)).mean())
+        expected = 10 * np.linalg.norm(predicted - of(old), axis=1).mean() / unit
         assert made.losses(rows)["backward"].item() == pytest.approx(expected, rel=1e-5)
 
     def test_an_error_twice_as_large_costs_twice_as_much(self) -> None:

@@ -1,0 +1,134 @@
+"""Where a model's vectors lie and how far apart they are, so that what is trained does not depend on it.
+
+Adam's steps have a length of their own. In a number of them a map arrives between vectors that differ by about 1, and falls
+short between the same vectors in a tenth of the unit: on CIFAR-100's embeddings, the residual MLP's CMC-1 fell from 0.42 to
+0.31 in an eighth, and to 0.01 in a hundredth.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.moments import mean_row, spread
+from models.transformations import Fct, Linear, Mlp, Transformation, build, optional_tensors
+
+Tensors = dict[str, Tensor]
+
+
+class Frame(nn.Module):
+    """A mean that is taken off, and a scale that is divided by: 0 and 1 until vectors are measured."""
+
+    mean: Tensor
+    scale: Tensor
+    #: the root mean square distance from their mean that vectors have in the frame
+    deviation: Tensor
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dimension))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("deviation", torch.ones(()))
+
+    def measure(self, vectors: Tensor, *, centred: bool = True, deviation: float = 1.0) -> None:
+        """Fit the frame to vectors (n, dimension).
+
+        Args:
+            vectors: if they are all the same, the scale stays 1.
+            centred: take their mean off.
+            deviation: root mean square distance from their mean, over all elements, that they shall have.
+        """
+        mean = mean_row(vectors, normalize=False)
+        found = math.sqrt(spread(vectors, mean, normalize=False) / vectors.numel())
+        self.mean.copy_(mean * centred)
+        self.scale.fill_(found / deviation if found > 0 else 1.0)
+        self.deviation.fill_(deviation)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Bring vectors (n, dimension) into the frame."""
+        return (vectors - self.mean) / self.scale
+
+    def back(self, vectors: Tensor) -> Tensor:
+        """Undo `forward`."""
+        return vectors * self.scale + self.mean
+
+
+def between(module: Transformation, source: Frame, target: Frame, side: Frame | None = None) -> Transformation:
+    """The map of vectors as they are stored, of one that was trained from frame to frame.
+
+    With h the module it is v -> target.back(h(source(v), side(s))), in h's own architecture: frames become parts of its first
+    and last layers.
+
+    Args:
+        module: linear without means, an MLP whose first and last layers have no norm, or FCT's network.
+        source, target: of the embeddings, and of what they are mapped to.
+        side: of the side-information; FCT without it feeds its second branch from the source.
+
+    Returns:
+        A new module on the same device. Frames that were not measured change nothing, and add no tensor.
+    """
+    architecture = module.architecture
+    tensors = {name: tensor.detach().double().clone() for name, tensor in module.state_dict().items()}
+    match architecture:
+        case Linear():
+            _read(tensors, "", source)
+            _written(tensors, "", target)
+        case Mlp():
+            _mlp(tensors, architecture, source, target)
+        case Fct():
+            _fct(tensors, source, target, source if side is None else side)
+        case _:
+            raise TypeError(f"no map of kind {architecture.kind!r} is trained")
+    made = build(architecture, optional=optional_tensors(architecture).keys() & tensors.keys())
+    made.load_state_dict(tensors)
+    return made.to(source.mean.device)
+
+
+def _fct(tensors: Tensors, source: Frame, target: Frame, side: Frame) -> None:
+    for branch, frame in (("old.0", source), ("side.0", side)):
+        weight = tensors[f"{branch}.weight"] / frame.scale
+        tensors[f"{branch}.weight"] = weight
+        tensors[f"{branch}.norm.running_mean"] += weight @ frame.mean.double()
+    _written(tensors, "mixer.2.", target)
+    if "uncertainty.weight" in tensors:  # it reads h's output, which was in the target's frame, at a deviation of 1
+        tensors["uncertainty.weight"] /= target.deviation
+        _read(tensors, "uncertainty.", target)
+
+
+def _mlp(tensors: Tensors, architecture: Mlp, source: Frame, target: Frame) -> None:
+    if architecture.residual and not (_is_plain(source) and _is_plain(target)):
+        # an input that was added as it is goes from frame to frame like any other
+        tensors.setdefault("skip.weight", torch.eye(architecture.target_dimension).to(source.mean).double())
+    _read(tensors, "layers.0.", source)
+    _written(tensors, f"layers.{len(architecture.layers) - 1}.", target)
+    if "skip.weight" in tensors:
+        _read(tensors, "skip.", source)
+        for name in ("skip.weight", "skip.bias"):
+            if name in tensors:
+                tensors[name] *= target.scale
+
+
+def _read(tensors: Tensors, layer: str, frame: Frame) -> None:
+    """W (v - mean) / scale + b = (W / scale) v + (b - W mean / scale)."""
+    weight = tensors[f"{layer}weight"] / frame.scale
+    tensors[f"{layer}weight"] = weight
+    _add(tensors, f"{layer}bias", -weight @ frame.mean.double())
+
+
+def _written(tensors: Tensors, layer: str, frame: Frame) -> None:
+    """(W v + b) scale + mean = (scale W) v + (scale b + mean)."""
+    for name in (f"{layer}weight", f"{layer}bias"):
+        if name in tensors:
+            tensors[name] *= frame.scale
+    _add(tensors, f"{layer}bias", frame.mean.double())
+
+
+def _add(tensors: Tensors, bias: str, what: Tensor) -> None:
+    if bias in tensors or what.any():
+        tensors[bias] = tensors.get(bias, 0) + what
+
+
+def _is_plain(frame: Frame) -> bool:
+    return not frame.mean.any() and frame.scale.item() == 1
