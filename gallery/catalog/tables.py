@@ -274,6 +274,8 @@ class UpgradeRow(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    #: only grows: rows of work go with the segments that are merged, and with the gallery
+    items_transformed: Mapped[int] = mapped_column(BigInteger, default=0)
 
     source: Mapped[ModelRow] = relationship(foreign_keys=[source_id], lazy="joined", innerjoin=True)
     target: Mapped[ModelRow] = relationship(foreign_keys=[target_id], lazy="joined", innerjoin=True)

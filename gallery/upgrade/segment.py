@@ -212,6 +212,7 @@ def _publish(session: Session, held: Lease, derived: Derived, index: Decision) -
     )
     index.record(added)
     row.state, row.owner, row.leased_until, row.error, row.done_at = "done", None, None, None, now()
+    upgrade.items_transformed += row.rows
     seconds = time.monotonic() - derived.begun
     _wait(upgrade, throttle.after_segment(upgrade.throttle, seconds, _waits(upgrade), now()))
 

@@ -134,10 +134,10 @@ _PROBES = {"probes": [{"vectors": {"resnet18-v1": [0.1, 0.2], "resnet50-v2": [0.
 )
 def create_gallery(
     caller: MayAdmin,
-    _: RequestSlot,
-    body: Annotated[GalleryBody, Depends(Json(GalleryBody))],
+    body: Annotated[GalleryBody, Depends(Json(GalleryBody), scope="function")],
     process: ProcessDep,
     response: Response,
+    _: RequestSlot,
 ) -> Gallery:
     """Create a gallery for the vectors of a model."""
     try:
@@ -209,10 +209,10 @@ def compact_gallery(caller: MayAdmin, _: RequestSlot, gallery: str, process: Pro
 )
 def put_probes(
     caller: MayWrite,
-    _: RequestSlot,
     gallery: str,
-    body: Annotated[ProbesBody, Depends(Json(ProbesBody))],
+    body: Annotated[ProbesBody, Depends(Json(ProbesBody), scope="function")],
     process: ProcessDep,
+    _: RequestSlot,
 ) -> Probes:
     """Replace the gallery's probe queries, which measure the quality of its upgrades and decide their gates."""
     within(len(body.probes), process.store.settings.max_queries, "max_queries", "/probes")

@@ -112,7 +112,7 @@ def _shared(process: Process) -> list[Metric]:
     done = CounterMetricFamily("forwardfill_upgrade_items", "Items that upgrades transformed.", labels=["gallery"])
     states = GaugeMetricFamily("forwardfill_upgrades", "Upgrades by state.", labels=["state"])
     with process.store.catalog.reading() as session:
-        for gallery, count in upgrade_rows.items_done(session).items():
+        for gallery, count in upgrade_rows.items_transformed(session).items():
             done.add_metric([gallery], count)
         for state, count in upgrade_rows.by_state(session).items():
             states.add_metric([state], count)

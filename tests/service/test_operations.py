@@ -80,6 +80,16 @@ def test_metrics_count_searches_and_upgraded_items(world: World) -> None:
     assert f'forwardfill_http_requests_total{{method="POST",route="{route}",status="422"}} 1.0' in lines
 
 
+def test_the_count_of_upgraded_items_does_not_fall_with_what_it_counts(world: World) -> None:
+    world.upgraded()
+    world.client.delete(f"/galleries/{GALLERY}")
+    assert 'forwardfill_upgrade_items_total{gallery="photos"} 4.0' in world.client.get("/metrics").text
+    world.post("/galleries", {"name": GALLERY, "model": "old"})
+    world.upsert({"id": "another", "embedding": UNITS[1].tolist()})
+    world.upgraded()
+    assert 'forwardfill_upgrade_items_total{gallery="photos"} 5.0' in world.client.get("/metrics").text
+
+
 def test_a_catalog_that_does_not_answer_is_not_ready_but_searches_go_on(world: World) -> None:
     catalog = world.folder / "data" / "catalog.sqlite3"
     moved = catalog.with_suffix(".away")

@@ -66,6 +66,8 @@ def answered(connection: socket.socket) -> tuple[bytes, dict[str, object]]:
         (f"POST {SEARCH}/batch", JSON),
         (f"POST {SEARCH}/explain", JSON),
         ("POST /models", JSON),
+        ("POST /galleries", JSON),
+        (f"PUT /galleries/{GALLERY}/probes", JSON),
         ("PUT /artifacts/" + "0" * 64, "application/octet-stream"),
         ("POST /transformations", JSON),
         ("POST /transformations/fit", JSON),

@@ -115,6 +115,17 @@ def test_columns_that_were_derived_before_lineages_were_kept_name_their_last_tra
     }
 
 
+def test_what_was_transformed_before_it_was_counted_is_counted(catalog: Catalog) -> None:
+    _step(catalog, command.upgrade, "20261125")
+    with catalog.transaction() as tx:
+        for statement in (*A_SEGMENT, *DERIVED, *TWO_UPGRADES):
+            tx.session.execute(text(statement))
+    migrate(catalog)
+    assert _all(catalog, "SELECT id, items_transformed FROM upgrades ORDER BY id") == [("first", 3), ("second", 0)]
+    _step(catalog, command.downgrade, "20261125")
+    assert _all(catalog, "SELECT id FROM upgrades ORDER BY id") == [("first",), ("second",)]
+
+
 def test_the_history_can_be_taken_back_to_nothing(catalog: Catalog) -> None:
     migrate(catalog)
     _step(catalog, command.downgrade, "base")
@@ -153,6 +164,23 @@ DERIVED = (
     "INSERT INTO columns (segment_id, model_id, origin, transformation_id, published, dtype, file, sha256, bytes,"
     " index_kind, index_parameters, created_at)"
     " VALUES (7, 2, 'derived', 3, true, 'float32', 'other', 'digest', 1, 'flat', '{}', '2026-01-01')",
+)
+
+_AN_UPGRADE = (
+    "INSERT INTO upgrades (id, gallery_name, source_id, target_id, transformation_id, artifact, others, state, state_since,"
+    ' active, cutover, "order", missing_side, dry_run, throttle, gate, quality, report, created_at)'
+    " VALUES ('{id}', 'photos', 1, 2, 3, 'digest', '[]', 'completed', '2026-01-01', false, 'progressive', 'position', 'fail',"
+    " false, '{{}}', '{{}}', '{{}}', '{{}}', '2026-01-01')"
+)
+_ITS_WORK = (
+    "INSERT INTO upgrade_segments (upgrade_id, segment_id, position, rows, state, fence, attempts)"
+    " VALUES ('{id}', 7, 0, 3, '{state}', 1, 1)"
+)
+TWO_UPGRADES = (
+    _AN_UPGRADE.format(id="first"),
+    _AN_UPGRADE.format(id="second"),
+    _ITS_WORK.format(id="first", state="done"),
+    _ITS_WORK.format(id="second", state="pending"),
 )
 
 
