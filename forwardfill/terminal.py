@@ -28,8 +28,9 @@ def show(table: Table) -> None:
 
     COLUMNS is somebody's wish, and is followed anywhere.
     """
-    if console.is_terminal or os.environ.get("COLUMNS"):
-        console.print(table)
+    wished = os.environ.get("COLUMNS", "")
+    if console.is_terminal or wished:
+        console.print(table, width=int(wished) if wished.isdecimal() else None)
         return
     table.width = console.measure(table, options=console.options.update(max_width=_ANY_WIDTH)).maximum
     console.print(table, crop=False)

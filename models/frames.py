@@ -83,7 +83,7 @@ def between(module: Transformation, source: Frame, target: Frame, side: Frame | 
             raise TypeError(f"no map of kind {architecture.kind!r} is trained")
     made = build(architecture, optional=optional_tensors(architecture).keys() & tensors.keys())
     made.load_state_dict(tensors)
-    return made.to(source.mean.device)
+    return made.to(source.mean.device).train(module.training)
 
 
 def _fct(tensors: Tensors, source: Frame, target: Frame, side: Frame) -> None:

@@ -20,7 +20,7 @@ from models.encoders import Classifier, Design, Encoder, embed, residual_network
 from models.method import Setting
 from models.methods.fct import Fct
 from models.plan import Plan
-from models.stages import Places, Stages, drawn_from
+from models.stages import Places, Stages, code_of, drawn_from
 from models.training import OnStep, train_autoencoder, train_classifier, train_simclr, train_transformation
 from models.transformations import Transformation
 
@@ -187,8 +187,9 @@ def train_forward(
         )
 
     with drawn_from(seed, recipe.threads):
-        method, _ = Stages(cache).trained("forward", (recipe, seed), lambda: Fct(widths, hidden=recipe.hidden), fit)
-    return method.transformation
+        depends_on = (recipe, seed, code_of(Fct))
+        method, _ = Stages(cache).trained("forward", depends_on, lambda: Fct(widths, hidden=recipe.hidden), fit)
+    return method.exported()
 
 
 def embedded_views(

@@ -38,6 +38,7 @@ _TOLD_APART = 2 * 1024 * 1024  # bytes of which NaN is told from broken JSON at 
 _NOT_FINITE = re.compile(rb"NaN|Infinity|[eE]\+?0*[1-9]\d{2}|(?<!\d)\d{309}")
 _OVERLAP = 512
 _NUMBERS = frozenset({int, float})
+_IN_NUMBERS = b"-+.0123456789eE, \t\r\nNaInfity"  # NaN and infinity among them
 
 
 class Body(BaseModel):
@@ -58,7 +59,7 @@ def _vector(value: object) -> NDArray[Any]:
         numbers = np.array(value, dtype=np.float64)
         value.clear()  # here, since all vectors' numbers freed at once would stop every thread for 30 ms
         return numbers
-    if isinstance(value, np.ndarray):  # in place of a vector that is too long, see `_without_numbers`
+    if isinstance(value, np.ndarray):  # in place of a vector that is too long, see `_loaded`
         return value
     if isinstance(value, str):
         try:
@@ -225,15 +226,14 @@ async def chunks(request: Request, process: Process, limit: int, name: str) -> A
 
 
 def _loaded(model: type[Body], raw: bytes, longest: int | None) -> Any:
-    """A large body, parsed so that others get their turn."""
+    """A large body, parsed so that others get their turn: the numbers of a vector that is too long are counted only."""
     at = pieces.first_array(raw, "vector") if longest is not None and "vector" in model.model_fields else None
-    if at is None:
+    if at is None or longest is None:
         return pieces.loads(raw)
-    if raw[at : at + 1] not in b"-0123456789":  # refused by its first element
-        return orjson.loads(raw[:at] + b"null]}")
     end = raw.find(b"]", at)
-    numbers = raw.count(b",", at, end) + 1
-    if end < 0 or numbers <= (longest or 0):
+    parts = [(start, min(start + pieces.PIECE, end)) for start in range(at, end, pieces.PIECE)]
+    numbers = 1 + sum(raw.count(b",", *part) for part in parts)
+    if numbers <= longest or any(raw[slice(*part)].translate(None, _IN_NUMBERS) for part in parts):
         return pieces.loads(raw)
     try:
         value = orjson.loads(raw[:at] + raw[end:])

@@ -30,30 +30,56 @@ class Protocol(HttpToolsProtocol):
     _waiting = 0
     _suspect = False
     _refused = False
+    #: whether a piece brought anything but trailers, the headers behind a body that nobody reads; and how many bytes of them came
+    _of_use = False
+    _trailing = 0
 
     def data_received(self, data: bytes) -> None:
         """Read a piece."""
         if self._waiting or len(data) > MOST_BYTES:
             self._received_with_care(data)
             return
+        self._of_use = False
         HttpToolsProtocol.data_received(self, data)
         if self._in_head():
             self._waiting = 1  # the piece may hold the end of a body too
+        elif not self._of_use:
+            self._trail(data)
 
     def _received_with_care(self, data: bytes) -> None:
         if self._refused:
             return
-        before, self._suspect = self.scope, True
+        before, self._suspect, self._of_use = self.scope, True, False
         super().data_received(data)
         self._suspect = False
         if not self._in_head():
             self._waiting = 0
+            if not self._of_use:
+                self._trail(data)
         elif self.scope is before:
             self._waiting += len(data)
         else:  # it began somewhere in this piece
             self._waiting = 1
         if self._waiting > MOST_BYTES and not self._refused:
             self._refuse()
+
+    def _trail(self, data: bytes) -> None:
+        """Count a piece between two parts of a body, or behind the last; what was asked for may have been answered by now."""
+        self._trailing += len(data)
+        if self._trailing > MOST_BYTES and not self._refused:
+            log.warning("headers_too_large", client=self.client and self.client[0])
+            self._refused = True
+            self.transport.close()
+
+    def on_body(self, body: bytes) -> None:
+        """Hand on a part of a body."""
+        self._of_use, self._trailing = True, 0
+        HttpToolsProtocol.on_body(self, body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._of_use, self._trailing = True, 0
+        HttpToolsProtocol.on_message_complete(self)
 
     def _in_head(self) -> bool:
         """Whether a head has begun and is not complete."""

@@ -28,7 +28,7 @@ REQUEST_BYTES = 64 << 20
 REQUEST_ROWS = 100_000
 #: seconds between tries, while the service is overloaded or starts again
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-_OVERLOADED = {429, 503}
+_OVERLOADED = {408, 429, 503}
 
 
 def batch_rows(limits: Mapping[str, int], row_bytes: int, wanted: int | None) -> int:

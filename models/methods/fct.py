@@ -87,5 +87,9 @@ class Fct(Method):
         self.train()
         self.transformation.train(2 * epoch < epochs)
 
+    def exported(self) -> transformations.Transformation:
+        """Return h as a map of vectors as they are stored."""
+        return between(self.transformation, self.old_frame, self.new_frame, self.side_frame)
+
     def transformations(self) -> Transformations:
-        return Transformations(forward=between(self.transformation, self.old_frame, self.new_frame, self.side_frame))
+        return Transformations(forward=self.exported())

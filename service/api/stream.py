@@ -126,8 +126,9 @@ async def follow(
     if seen is not None and look.over and not events:
         return Response(status_code=204)  # a browser would connect again and again, for nothing
     if seen is None:
-        # A newcomer is told how it stands, not how it came to it.
-        follower.last_id = events[-1].id if events else 0
+        # A newcomer is told how it stands, not how it came to it; what happened since that look it is told as it comes.
+        events = [event for event in events if event.id <= look.newest_event]
+        follower.last_id = look.newest_event
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_stream(follower, request, look, events, seen), headers=headers, media_type=MEDIA_TYPE)
 

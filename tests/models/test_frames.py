@@ -60,7 +60,7 @@ def test_the_exported_map_is_the_one_that_was_trained(name: str) -> None:
     source, target, beside = measured(old), measured(new), measured(side)
     trained(source(old), beside(side))  # moves the running statistics of a batch norm
     trained.eval()
-    exported = between(trained, source, target, beside if side_dimension(architecture) else None).eval()
+    exported = between(trained, source, target, beside if side_dimension(architecture) else None)
 
     with torch.no_grad():
         inside, output = trained.raw(source(old), beside(side)), exported.raw(old, side)

@@ -114,3 +114,26 @@ def test_a_request_that_is_being_answered_is_answered_before_the_next_is_refused
     )
     assert (status, len(json.loads(answer)["results"])) == (200, 900)
     assert all(status == 431 for status, _ in rest)  # if there was time for it
+
+
+@pytest.mark.parametrize("path", ["/nope", "/health/live"])
+def test_trailers_without_an_end_close_the_connection(shared: World, path: str) -> None:
+    """They come behind a body, whether the request was answered before or waits for them."""
+    url = shared.client.base_url
+    head = request(shared, f"GET {path}").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    trailers = [b"X-%d: " % n + b"a" * PIECE + b"\r\n" for n in range(64)]
+    with closing(socket.create_connection((url.host, url.port or 80), timeout=PATIENCE_SECONDS)) as connection:
+        connection.sendall(head + b"0\r\n")
+        with pytest.raises(ConnectionError):  # closed while it is written to
+            connection.sendall(b"".join(trailers * 64))
+
+
+def test_a_body_in_many_small_chunks_with_trailers_is_read(shared: World) -> None:
+    body = json.dumps({"model": "old", "vector": UNITS[0].tolist(), "k": 1}).encode() + b" " * 3000
+    head = request(shared, f"POST /galleries/{GALLERY}/search").replace(
+        b"Content-Length: 0", b"Transfer-Encoding: chunked"
+    )
+    chunks = b"".join(b"1;extension=%b\r\n%c\r\n" % (b"e" * 100, byte) for byte in body)
+    whole = head + chunks + b"0\r\n" + long_header(1000) + b"\r\n\r\n"
+    ((status, _),) = talk(shared, in_pieces(whole))
+    assert status == 200

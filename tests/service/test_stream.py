@@ -77,6 +77,22 @@ def test_a_newcomer_is_told_how_it_stands_and_then_every_change(
     assert all(data["id"] == upgrade for _, name, data in found if name == "state")
 
 
+def test_a_change_that_comes_while_a_newcomer_is_told_how_it_stands_is_told_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade, look = world.start(), stream._look
+    cancel = iter([lambda: world.verb(upgrade, "cancel")])
+
+    def then_cancelled(*given: Any) -> Any:
+        found = look(*given)
+        next(cancel, lambda: None)()
+        return found
+
+    monkeypatch.setattr(stream, "_look", then_cancelled)
+    told = states(follow(world, upgrade).text)
+    assert (told[0], told[-1]) == ("pending", "cancelled")
+
+
 def test_what_was_missed_is_sent_after_the_last_event_id(world: World) -> None:
     upgrade = world.upgraded()
     world.verb(upgrade, "rollback")
@@ -171,7 +187,8 @@ def test_streams_beyond_their_number_are_refused_and_hold_up_nobody(tmp_path: Pa
     with opened(tmp_path, max_streams=1) as world:
         path = f"/admin/upgrades/{world.prepared().filled().start()}/events"
         with world.client.stream("GET", path) as first:
-            next(first.iter_lines())
+            lines = first.iter_lines()  # let go of, it would close the stream
+            next(lines)
             world.refused(world.client.get(path), 429, "overloaded")
             assert world.get("/health/ready")
 
