@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 
@@ -64,9 +64,8 @@ def in_pieces(whole: bytes) -> list[bytes]:
 )
 @pytest.mark.parametrize("cut", [in_pieces, lambda whole: [whole]], ids=["pieces", "whole"])
 def test_a_head_that_is_too_large_is_refused_and_the_connection_closed(
-    shared: World, headers: list[bytes], cut: object
+    shared: World, headers: list[bytes], cut: Callable[[bytes], list[bytes]]
 ) -> None:
-    assert callable(cut)
     ((status, body),) = talk(shared, cut(request(shared, "GET /health/live", *headers)))
     assert (status, json.loads(body)["code"]) == (431, "headers_too_large")
 
