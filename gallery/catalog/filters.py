@@ -196,7 +196,7 @@ def _part(name: str, value: Any, whole: _Filter, pointer: str, depth: int) -> Co
     if name == "not":
         return not_(func.coalesce(_all(value, whole, pointer, depth - 1), false()))
     _storable(name, pointer)
-    field = _Field(name, whole)
+    field = _Field(name, whole.dialect)
     if not isinstance(value, Mapping):
         return _operator(field, "eq", value, whole, pointer)
     if not value:
@@ -235,6 +235,7 @@ def _operator(field: _Field, op: str, operand: Any, whole: _Filter, pointer: str
     if op == "ne":
         return not_(func.coalesce(field.equals(operand, pointer), false()))
     if op == "in" and isinstance(operand, list):
+        whole.take_values(len(operand), pointer)
         return field.among(operand, pointer)
     if op in _ORDER and isinstance(operand, int | float | str) and not isinstance(operand, bool):
         return field.ordered(_ORDER[op], operand, pointer)
@@ -259,9 +260,8 @@ def _incomparable(value: Any, pointer: str) -> errors.InvalidFilter:
 class _Field:
     """One top-level field of the payload."""
 
-    def __init__(self, name: str, whole: _Filter) -> None:
-        self._whole = whole
-        dialect = whole.dialect
+    def __init__(self, name: str, dialect: str) -> None:
+        self._dialect = dialect
         if dialect == "postgresql":
             kind, text, key = _Kind, _Text, name
         elif json.dumps(name) == f'"{name}"':
@@ -287,7 +287,6 @@ class _Field:
 
     def among(self, values: Sequence[Any], pointer: str) -> ColumnElement[bool]:
         """Whether it equals one of the values: one look at each type's list, however long that is."""
-        self._whole.take_values(len(values), pointer)
         integers, numbers, texts, few = list[int](), list[float](), list[str](), set[bool | None]()
         for value in values:
             if value is None or isinstance(value, bool):
@@ -308,7 +307,7 @@ class _Field:
             ("string", self._text, texts, String()),
         ):
             if listed:
-                parts.append(self._when(kind, field.in_(_table(listed, type_, self._whole.dialect))))
+                parts.append(self._when(kind, field.in_(_table(listed, type_, self._dialect))))
         return or_(false(), *parts)
 
     def ordered(
