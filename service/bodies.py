@@ -11,13 +11,14 @@ import binascii
 import json
 import math
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 import orjson
-from fastapi import Request
+from fastapi import Depends, Request
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, StringConstraints, ValidationError
 from pydantic import WithJsonSchema as JsonSchema
@@ -141,17 +142,27 @@ class Json(Generic[T]):
         """The parts are put together here, since that takes 20 ms of 64 MB, and let go of."""
         raw = b"".join(parts)
         parts.clear()
-        dimensions = (each.dimension for each in process.galleries.current.registry.models.values())
-        return parse(self._model, raw, max(process.store.settings.max_dimension, *dimensions, 0))
+        return parse(self._model, raw, lambda: _longest(process))
 
 
-def parse(model: type[T], raw: bytes, longest: int | None = None) -> T:
+def parsed(model: type[Body], *, optional: bool = False) -> Any:
+    """The body, for a handler; its room is given back when that is done, not when a slow client has read the answer."""
+    return Depends(Json(model, optional=optional), scope="function")
+
+
+def _longest(process: Process) -> int:
+    """Numbers of the longest vector that some model has, or may have."""
+    models = process.galleries.current.registry.models.values()
+    return max([process.store.settings.max_dimension, *(each.dimension for each in models)])
+
+
+def parse(model: type[T], raw: bytes, longest: Callable[[], int] = lambda: sys.maxsize) -> T:
     """Parse JSON into a body.
 
     Args:
         model: the body's shape.
         raw: the JSON.
-        longest: numbers of the longest vector that some model has; a longer one need not be parsed to be refused.
+        longest: says how many numbers a vector may have; a longer one need not be parsed to be refused.
 
     Raises:
         InvalidJson: it is not JSON.
@@ -225,15 +236,15 @@ async def chunks(request: Request, process: Process, limit: int, name: str) -> A
         yield chunk
 
 
-def _loaded(model: type[Body], raw: bytes, longest: int | None) -> Any:
+def _loaded(model: type[Body], raw: bytes, longest: Callable[[], int]) -> Any:
     """A large body, parsed so that others get their turn: the numbers of a vector that is too long are counted only."""
-    at = pieces.first_array(raw, "vector") if longest is not None and "vector" in model.model_fields else None
-    if at is None or longest is None:
+    at = pieces.first_array(raw, "vector") if "vector" in model.model_fields else None
+    if at is None:
         return pieces.loads(raw)
     end = raw.find(b"]", at)
     parts = [(start, min(start + pieces.PIECE, end)) for start in range(at, end, pieces.PIECE)]
     numbers = 1 + sum(raw.count(b",", *part) for part in parts)
-    if numbers <= longest or any(raw[slice(*part)].translate(None, _IN_NUMBERS) for part in parts):
+    if numbers <= longest() or any(raw[slice(*part)].translate(None, _IN_NUMBERS) for part in parts):
         return pieces.loads(raw)
     try:
         value = orjson.loads(raw[:at] + raw[end:])

@@ -25,7 +25,7 @@ from service.api.search import (
     served_as_json,
 )
 from service.auth import MayWrite
-from service.bodies import Json, validated
+from service.bodies import parsed, validated
 from service.documents import documented
 from service.errors import InvalidRequest
 from service.process import Process, ProcessDep, RequestSlot
@@ -118,7 +118,7 @@ class ExplainAnswer(BaseModel):
 def explain_search(
     _: MayWrite,
     gallery: str,
-    body: Annotated[SearchBody, Depends(Json(SearchBody), scope="function")],
+    body: Annotated[SearchBody, parsed(SearchBody)],
     process: ProcessDep,
     __: RequestSlot,
 ) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -26,7 +26,7 @@ from gallery.index.registry import names
 from gallery.lineage import Step
 from gallery.vectors import accept
 from service.auth import MayAdmin, MaySearch, MayWrite
-from service.bodies import Body, Json, Name, Reference, Text, Vector, within
+from service.bodies import Body, Name, Reference, Text, Vector, parsed, within
 from service.documents import documented
 from service.lineages import LineageStep, steps
 from service.paging import PageDep, fetch
@@ -134,7 +134,7 @@ _PROBES = {"probes": [{"vectors": {"resnet18-v1": [0.1, 0.2], "resnet50-v2": [0.
 )
 def create_gallery(
     caller: MayAdmin,
-    body: Annotated[GalleryBody, Depends(Json(GalleryBody), scope="function")],
+    body: Annotated[GalleryBody, parsed(GalleryBody)],
     process: ProcessDep,
     response: Response,
     _: RequestSlot,
@@ -210,7 +210,7 @@ def compact_gallery(caller: MayAdmin, _: RequestSlot, gallery: str, process: Pro
 def put_probes(
     caller: MayWrite,
     gallery: str,
-    body: Annotated[ProbesBody, Depends(Json(ProbesBody), scope="function")],
+    body: Annotated[ProbesBody, parsed(ProbesBody)],
     process: ProcessDep,
     _: RequestSlot,
 ) -> Probes:

@@ -22,7 +22,7 @@ from gallery.views import SegmentView
 from service import arrow, uploads
 from service.api.search import as_json
 from service.auth import MaySearch, MayWrite
-from service.bodies import Body, Json, Reference, Vector, media_type, require_type, stack, within
+from service.bodies import Body, Json, Reference, Vector, media_type, parsed, require_type, stack, within
 from service.documents import documented
 from service.errors import InvalidArrow, named
 from service.lineages import LineageStep, steps
@@ -175,7 +175,7 @@ def upsert_items(
 def delete_items(
     _: MayWrite,
     gallery: str,
-    body: Annotated[IdsBody, Depends(Json(IdsBody), scope="function")],
+    body: Annotated[IdsBody, parsed(IdsBody)],
     process: ProcessDep,
     __: RequestSlot,
 ) -> Deleted:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,7 +25,7 @@ from gallery.vectors import accept, accept_side
 from models.evaluation import evaluate_pairs
 from service import uploads
 from service.auth import MayAdmin, MaySearch
-from service.bodies import Body, Json, Name, Reference, Text, TransformationName, Vector, stack, within
+from service.bodies import Body, Name, Reference, Text, TransformationName, Vector, parsed, stack, within
 from service.documents import documented
 from service.paging import PageDep, fetch
 from service.process import Process, ProcessDep, RequestSlot, once_more
@@ -177,7 +177,7 @@ _TRANSFORMATION = {
 )
 def register_model(
     caller: MayAdmin,
-    body: Annotated[ModelBody, Depends(Json(ModelBody), scope="function")],
+    body: Annotated[ModelBody, parsed(ModelBody)],
     process: ProcessDep,
     response: Response,
     _: RequestSlot,
@@ -272,7 +272,7 @@ async def put_artifact(
 )
 def register_transformation(
     caller: MayAdmin,
-    body: Annotated[TransformationBody, Depends(Json(TransformationBody), scope="function")],
+    body: Annotated[TransformationBody, parsed(TransformationBody)],
     process: ProcessDep,
     response: Response,
     _: RequestSlot,
@@ -321,7 +321,7 @@ def get_transformation(_: MaySearch, __: RequestSlot, transformation: str, proce
 def evaluate(
     _: MayAdmin,
     transformation: str,
-    body: Annotated[EvaluationBody, Depends(Json(EvaluationBody), scope="function")],
+    body: Annotated[EvaluationBody, parsed(EvaluationBody)],
     process: ProcessDep,
     __: RequestSlot,
 ) -> Transformation:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic import WithJsonSchema as JsonSchema
@@ -26,7 +26,7 @@ from gallery.snapshot import World
 from gallery.spaces import EmbeddingModel
 from gallery.vectors import accept
 from service.auth import MaySearch
-from service.bodies import VECTOR_SCHEMA, Body, Json, Reference, Vector, stack, within
+from service.bodies import VECTOR_SCHEMA, Body, Reference, Vector, parsed, stack, within
 from service.documents import documented
 from service.errors import InvalidRequest
 from service.process import Process, ProcessDep, SearchSlot
@@ -191,7 +191,7 @@ _BATCH = {"model": "resnet50-v2", "queries": [[0.1, 0.2, 0.3], {"vector": [0.4, 
 async def search(
     _: MaySearch,
     gallery: str,
-    body: Annotated[SearchBody, Depends(Json(SearchBody), scope="function")],
+    body: Annotated[SearchBody, parsed(SearchBody)],
     process: ProcessDep,
 ) -> Response:
     """Find the items nearest to a query, at any progress of an upgrade."""
@@ -244,7 +244,7 @@ def _searched(process: Process, gallery: str, body: SearchBody) -> Response:
 def search_batch(
     _: MaySearch,
     gallery: str,
-    body: Annotated[BatchBody, Depends(Json(BatchBody), scope="function")],
+    body: Annotated[BatchBody, parsed(BatchBody)],
     process: ProcessDep,
     __: SearchSlot,
 ) -> Response:

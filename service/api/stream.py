@@ -121,7 +121,8 @@ async def follow(
     seen = _number(last_event_id)
     # A newcomer's own, so that it knows of what it was answered before it came.
     look = await run_in_threadpool(_look, process, upgrade)
-    follower = _Follower(process, upgrade, seen or 0)
+    # Of what was before, a newcomer is told the moment of the last change.
+    follower = _Follower(process, upgrade, max(look.newest_event - 1, 0) if seen is None else seen)
     events = await follower.events(look)
     if seen is not None and look.over and not events:
         return Response(status_code=204)  # a browser would connect again and again, for nothing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from sqlalchemy import select
 
 from gallery import errors
@@ -15,7 +15,7 @@ from gallery.upgrade import drive, lifecycle, refinement
 from gallery.upgrade.lifecycle import Changed, NewUpgrade
 from gallery.upgrade.plan import Order
 from service.auth import MayAdmin
-from service.bodies import Json
+from service.bodies import parsed
 from service.documents import documented
 from service.errors import InvalidRequest, NoUncertainty
 from service.idempotency import IdempotencyKey, fingerprint
@@ -58,7 +58,7 @@ router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
 )
 def start_upgrade(
     caller: MayAdmin,
-    body: Annotated[UpgradeBody, Depends(Json(UpgradeBody), scope="function")],
+    body: Annotated[UpgradeBody, parsed(UpgradeBody)],
     process: ProcessDep,
     response: Response,
     _: RequestSlot,
@@ -121,7 +121,7 @@ def get_upgrade(_: MayAdmin, __: RequestSlot, upgrade: str, process: ProcessDep)
 def change_throttle(
     caller: MayAdmin,
     upgrade: str,
-    body: Annotated[ThrottleBody, Depends(Json(ThrottleBody), scope="function")],
+    body: Annotated[ThrottleBody, parsed(ThrottleBody)],
     process: ProcessDep,
     _: RequestSlot,
 ) -> Upgrade:
@@ -160,7 +160,7 @@ _VERB = {
         already=Upgrade,
     ),
 }
-_Nothing = Annotated[NothingBody, Depends(Json(NothingBody, optional=True), scope="function")]
+_Nothing = Annotated[NothingBody, parsed(NothingBody, optional=True)]
 _UNDO = {
     "status_code": 202,
     **documented(
@@ -173,7 +173,7 @@ _UNDO = {
         already=Upgrade,
     ),
 }
-_Undo = Annotated[UndoBody, Depends(Json(UndoBody, optional=True), scope="function")]
+_Undo = Annotated[UndoBody, parsed(UndoBody, optional=True)]
 
 
 @router.post("/{upgrade}/pause", **_VERB)
@@ -207,7 +207,7 @@ def retry(
 def cutover(
     caller: MayAdmin,
     upgrade: str,
-    body: Annotated[CutoverBody, Depends(Json(CutoverBody, optional=True), scope="function")],
+    body: Annotated[CutoverBody, parsed(CutoverBody, optional=True)],
     process: ProcessDep,
     response: Response,
     _: RequestSlot,

@@ -107,15 +107,15 @@ def test_a_large_body_stops_no_other_thread_for_long(broken: str) -> None:
 def test_a_vector_that_is_longer_than_any_model_has_is_refused_as_such_without_its_numbers() -> None:
     """The text says how long it is, whichever model it is of, and what else is wrong with the body is still seen."""
     body = {"model": "old", "vector": [0.5] * 100_000, "k": 3}
-    parsed = parse(SearchBody, orjson.dumps(body), longest=8192)
+    parsed = parse(SearchBody, orjson.dumps(body), longest=lambda: 8192)
     assert (len(parsed.vector), parsed.k) == (100_000, 3)
     with pytest.raises(InvalidRequest, match="/colour"):
-        parse(SearchBody, orjson.dumps({**body, "colour": 1}), longest=8192)
+        parse(SearchBody, orjson.dumps({**body, "colour": 1}), longest=lambda: 8192)
     with pytest.raises(InvalidJson):
-        parse(SearchBody, orjson.dumps(body)[:-1], longest=8192)
+        parse(SearchBody, orjson.dumps(body)[:-1], longest=lambda: 8192)
     with pytest.raises(InvalidVector, match="/vector: a vector is a list of numbers"):
-        parse(SearchBody, orjson.dumps({**body, "vector": [[]] * 100_000}), longest=8192)
-    assert parse(SearchBody, orjson.dumps(body), longest=100_000).vector.tolist() == body["vector"]
+        parse(SearchBody, orjson.dumps({**body, "vector": [[]] * 100_000}), longest=lambda: 8192)
+    assert parse(SearchBody, orjson.dumps(body), longest=lambda: 100_000).vector.tolist() == body["vector"]
 
 
 @pytest.mark.parametrize("vector", ["[]", '["a"]', '["]", 1]', "[null]", "[NaN, 1]", "[1, NaN]", "[" + " " * 70 + "1]"])
@@ -125,7 +125,7 @@ def test_a_large_body_is_judged_as_a_small_one_whatever_its_vector_is(vector: st
     def judged(padding: int) -> tuple[object, ...]:
         raw = f'{{"vector":{vector},"model":"m","filter":{{"a":"{"x" * padding}"}}}}'.encode()
         try:
-            return tuple(parse(SearchBody, raw, longest=8192).vector.tolist())
+            return tuple(parse(SearchBody, raw, longest=lambda: 8192).vector.tolist())
         except GalleryError as error:
             return type(error), str(error).partition(" line ")[0], error.pointer
 
@@ -151,7 +151,7 @@ def _longest_hold(body: type[ItemsBody | SearchBody], raw: bytes) -> float:
 
     def judge() -> None:
         with suppress(GalleryError):
-            parse(body, raw, longest=8192)
+            parse(body, raw, longest=lambda: 8192)
 
     parser = threading.Thread(target=lambda: (begin.wait(), judge(), parsed.set(), leave.wait()))
     parser.start()

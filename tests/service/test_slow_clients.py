@@ -7,11 +7,16 @@ import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from fastapi.routing import APIRoute
 
+from service import process
+from service.api import audit, explain, fits, galleries, health, items, models, search, stream, upgrades
 from service.arrow import MEDIA_TYPE as ARROW
+from service.bodies import Json
 from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, World, opened
 
@@ -54,6 +59,22 @@ def answered(connection: socket.socket) -> tuple[bytes, dict[str, object]]:
         answer += part
     head, _, body = answer.partition(b"\r\n\r\n")
     return head, json.loads(body)
+
+
+def test_every_route_takes_its_slot_once_the_body_is_there() -> None:
+    """FastAPI asks for what a handler depends on in the order of its parameters."""
+    slots, asked = (process._request_slot, process._search_slot), (items._new_items, fits._asked)
+    judged = 0
+    subjects = (search, items, fits, models, galleries, explain, upgrades, stream, audit, health)
+    for route in chain.from_iterable(subject.router.routes for subject in subjects):
+        assert isinstance(route, APIRoute)
+        calls = [each.call for each in route.dependant.dependencies]
+        bodies = [at for at, call in enumerate(calls) if isinstance(call, Json) or call in asked]
+        taken = [at for at, call in enumerate(calls) if call in slots]
+        if bodies and taken:
+            judged += 1
+            assert bodies[-1] < taken[0], route.path
+    assert judged >= 18
 
 
 @pytest.mark.parametrize(
