@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from forwardfill.wire import matrix
+
 
 def vectors(files: Mapping[str, Path]) -> dict[str, npt.NDArray[Any]]:
     """The queries by model, from an `.npy` file of shape (n, dimension) for each: row by row the same n queries.
@@ -44,11 +46,7 @@ def _matrix(path: Path) -> npt.NDArray[Any]:
         found: npt.NDArray[Any] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is not an .npy file of numbers: {error}") from error
-    if found.ndim != 2 or found.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{path} has shape {found.shape} of {found.dtype}; queries are real numbers of shape (n, dimension)"
-        )
-    return found
+    return matrix(found, str(path))
 
 
 def _ids(path: Path, number: int, line: bytes) -> list[str]:

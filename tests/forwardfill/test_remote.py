@@ -132,8 +132,8 @@ def test_probes_that_do_not_belong_together_are_refused_by_file(world: World, tm
     (tmp_path / "empty.npy").write_bytes(b"")
     for options, told in {
         (): "old.npy has 4, new.npy has 3",
-        ("--vectors", "other=flat.npy"): "flat.npy has shape (4,)",
-        ("--vectors", "other=complex.npy"): "complex.npy has shape (4, 4) of complex64",
+        ("--vectors", "other=flat.npy"): "flat.npy: vectors have shape (n, d), not (4,)",
+        ("--vectors", "other=complex.npy"): "complex.npy: vectors are real numbers, not complex64",
         ("--vectors", "other=empty.npy"): "empty.npy is not an .npy file",
         ("--vectors", "other=nowhere.npy"): "nowhere.npy: No such file",
         ("--vectors", "old=other.npy"): "each MODEL once",
