@@ -1,4 +1,4 @@
-"""What a closed form is solved from: means and products of vectors, summed in float64, in parts that fit the memory."""
+"""Means and products of vectors, summed in float64, in parts that fit the memory: for closed forms and for frames."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The methods on one page. A new one is a file here and a line in METHODS.
-
-The tests then take it up, and say where else its name must stand: in the table of docs/methods.md, in the runs of
-the benchmark, and in the schema of the service, which must not import torch to say it.
-"""
+"""The methods on one page. A new one is a file here and a line in METHODS; CONTRIBUTING.md says what else names it."""
 
 from models.method import Method
 from models.methods.affine import Affine

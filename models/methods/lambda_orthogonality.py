@@ -52,7 +52,7 @@ class LambdaOrthogonality(Method):
     name: ClassVar[str] = "lambda_orthogonality"
 
     #: divides old vectors
-    unit: Tensor
+    old_unit: Tensor
     #: multiplies new vectors before they meet B, the unit included
     scale: Tensor
     #: mean square distance of old vectors, in the unit, from their mean
@@ -99,7 +99,7 @@ class LambdaOrthogonality(Method):
         self.shape = Mlp(source_dimension=old, target_dimension=self.width, layers=layers, residual=True)
         self.towards = build(self.shape, optional=("layers.0.bias", "layers.1.bias"))
         self.contrast = SupConLoss(temperature=temperature, reducer=MeanReducer())
-        for name in ("unit", "scale", "variance"):
+        for name in ("old_unit", "scale", "variance"):
             self.register_buffer(name, torch.ones(()))
 
     def prepare(self, rows: Batch) -> None:
@@ -109,7 +109,7 @@ class LambdaOrthogonality(Method):
         old_mean, new_mean = (mean_row(each, normalize=self.cosine) for each in (old, new))
         variance = spread(old, old_mean, normalize=self.cosine) / len(old)
         apart = 1.0 if self.cosine else math.sqrt(variance / old.shape[1])
-        self.unit.fill_(apart)
+        self.old_unit.fill_(apart)
         self.variance.fill_(variance / apart**2)
         # A rotation has no bias that could bring the means together: it must align them as it aligns the rest.
         centres = (0 * new_mean, 0 * old_mean) if self.strict else (new_mean, old_mean)
@@ -141,7 +141,7 @@ class LambdaOrthogonality(Method):
         old, new = needed(batch.old, "old"), needed(batch.new, "new")
         if self.cosine:
             old, new = unit(old), unit(new)
-        old = old / self.unit
+        old = old / self.old_unit
         old, back, towards = self._padded(old), self.to_old(self.scale * new), self.towards(old)
         terms = {
             "backward": (back - old).square().sum(dim=1).mean() / self.variance,
@@ -166,8 +166,8 @@ class LambdaOrthogonality(Method):
         return F.pad(old, (0, self.width - self.setting.old_dimension))
 
     def transformations(self) -> Transformations:
-        weight = self.to_old.weight.detach() * self.scale * self.unit
-        bias = torch.zeros_like(weight[:, 0]) if self.strict else self.to_old.bias.detach() * self.unit
+        weight = self.to_old.weight.detach() * self.scale * self.old_unit
+        bias = torch.zeros_like(weight[:, 0]) if self.strict else self.to_old.bias.detach() * self.old_unit
         old, new = self.setting.old_dimension, self.setting.new_dimension
         backward = linear_maps(self.setting, "bias")(new, old)
         backward.load_state_dict({"weight": weight[:old], "bias": bias[:old]})
@@ -178,9 +178,9 @@ class LambdaOrthogonality(Method):
         """Return W^+ (F(o) - b) as one MLP."""
         inverse = torch.linalg.pinv(weight, rtol=SMALLEST)
         tensors = {name: tensor.detach().double() for name, tensor in self.towards.state_dict().items()}
-        tensors["layers.0.weight"] = tensors["layers.0.weight"] / self.unit
+        tensors["layers.0.weight"] = tensors["layers.0.weight"] / self.old_unit
         for name in ("layers.1.weight", "layers.1.bias"):
-            tensors[name] = tensors[name] * self.unit
+            tensors[name] = tensors[name] * self.old_unit
         tensors["layers.1.weight"] = inverse @ tensors["layers.1.weight"]
         tensors["layers.1.bias"] = inverse @ (tensors["layers.1.bias"] - bias)
         tensors["skip.weight"] = inverse @ tensors.get("skip.weight", torch.eye(self.width).to(inverse))

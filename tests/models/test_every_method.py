@@ -215,16 +215,16 @@ ON_PAIRS = {name: method for name, method in METHODS.items() if not method.train
 def test_what_it_reaches_does_not_depend_on_the_unit_of_a_model(method: type[Method]) -> None:
     """Powers of two change no digit, so that what frames let through shows."""
     units = {"old": 2.0**-8, "new": 2.0**5, "side": 2.0**-4}
-    rows, given = world(), setting("euclidean")
-    if method is METHODS["fastfill"]:
-        given = replace(given, new_head=None)  # a classifier reads vectors of its own unit
+    rows, given = world(), replace(setting("euclidean"), new_head=None)  # which reads vectors of its own unit
     scaled = replace(rows, **{name: getattr(rows, name) * unit for name, unit in units.items()})
     found = []
-    for each, unit in ((rows, 1.0), (scaled, units["new"])):
+    for each, old, new in ((rows, 1.0, 1.0), (scaled, units["old"], units["new"])):
         task = made(method, given)
         train(task, each, replace(PLAN, epochs=5), seed=3)
         offered = the_method(task).transformations()
-        assert offered.forward is not None
         with torch.no_grad():
-            found.append(offered.forward.eval()(each.old, each.side) / unit)
+            forward = None if offered.forward is None else offered.forward.eval()(each.old, each.side) / new
+            backward = None if offered.backward is None else offered.backward.eval()(each.new) / old
+        found.append([mapped for mapped in (forward, backward) if mapped is not None])
+    assert found[0]
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)

@@ -74,7 +74,7 @@ def formula(method: LambdaOrthogonality, rows: Batch) -> dict[str, float]:
     old, new = (of(each) for each in vectors(rows))
     if method.setting.metric == "cosine":
         old, new = units(old), units(new)
-    old = old / of(method.unit)
+    old = old / of(method.old_unit)
     state = {name: of(tensor) for name, tensor in method.towards.state_dict().items()}
     weight = of(method.to_old.weight)
     back = new * of(method.scale) @ weight.T + (0 if method.strict else of(method.to_old.bias))
@@ -187,7 +187,7 @@ class TestForward:
         method = fitted(rows, metric, strict=True)
         if metric == "cosine":
             old, new = (torch.nn.functional.normalize(each, dim=1) for each in (old, new))
-        stored, one = maps(method)[1](old), method.unit
+        stored, one = maps(method)[1](old), method.old_unit
         towards, back = one * method.towards(old / one), one * method.to_old(new / one)
         if metric == "cosine":
             towards = torch.nn.functional.normalize(towards, dim=1)
@@ -205,7 +205,7 @@ class TestForward:
         old, _ = vectors(rows)
         method = fitted(rows, strict=strict)
         stored = maps(method)[1](old)
-        back, towards = method.to_old(method.scale * stored), method.towards(old / method.unit)
+        back, towards = method.to_old(method.scale * stored), method.towards(old / method.old_unit)
         torch.testing.assert_close(back, towards, atol=1e-3, rtol=1e-3)
 
     def test_into_a_narrower_space_it_is_the_nearest_point_that_a_query_can_reach(self) -> None:
@@ -213,7 +213,7 @@ class TestForward:
         old, _ = vectors(rows)
         method = fitted(rows, strict=True)
         backward, forward = maps(method)
-        towards, reached = method.unit * method.towards(old / method.unit), backward(forward(old))
+        towards, reached = method.old_unit * method.towards(old / method.old_unit), backward(forward(old))
         weight = method.to_old.weight
         torch.testing.assert_close((towards - reached) @ weight, torch.zeros(len(old), 4), atol=1e-3, rtol=0)
 
