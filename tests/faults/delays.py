@@ -8,13 +8,7 @@ import threading
 from tests.acceptance.system import wait_for
 from tests.faults.history import Outcome
 from tests.faults.record import ITEMS, Client
-from tests.faults.shared import (
-    SEVERAL,
-    another_worker,
-    collect,
-    sent_again,
-    waiting_messages,
-)
+from tests.faults.shared import SEVERAL, another_worker, collect, sent_again, waiting_messages
 from tests.faults.stage import SECONDS, Judgement, Stage, Try
 
 

@@ -10,12 +10,7 @@ import httpx
 
 from tests.acceptance.system import wait_for
 from tests.faults.record import ITEMS, Client
-from tests.faults.shared import (
-    SEVERAL,
-    damage,
-    is_completed,
-    repair,
-)
+from tests.faults.shared import SEVERAL, damage, is_completed, repair
 from tests.faults.stage import SECONDS, Judgement, Stage, Try
 
 

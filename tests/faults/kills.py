@@ -8,9 +8,7 @@ import httpx
 
 from tests.acceptance.system import wait_for
 from tests.faults.record import ITEMS, Client
-from tests.faults.shared import (
-    segments_of,
-)
+from tests.faults.shared import segments_of
 from tests.faults.stage import SECONDS, Judgement, Stage, Try
 
 

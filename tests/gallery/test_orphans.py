@@ -16,8 +16,8 @@ from gallery.catalog.transaction import Catalog
 from gallery.pairs import NewPairs
 from gallery.transforms import artifact_file
 from tests.gallery.crash import named_files, stored_files
+from tests.gallery.solver import Solver
 from tests.gallery.world import GALLERY, OLD, PLAIN, SIDE, World
-from tests.workers.test_fitting import Solver
 
 
 @pytest.fixture

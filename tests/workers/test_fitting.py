@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -19,13 +18,13 @@ from gallery.catalog import fits as fit_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog.tables import FitRow, now
 from gallery.catalog.transaction import Transaction
-from gallery.files import digest
 from gallery.fits import Asked, NewFit, Outcome, Tell
 from gallery.pairs import NewPairs, Pairs
 from gallery.removal import delete_gallery
 from gallery.transforms import artifact_file
 from gallery.upgrade.states import State
 from tests.gallery.crash import Bomb, Killed, Stage
+from tests.gallery.solver import Solver
 from tests.gallery.world import BACKWARD, GALLERY, PLAIN, World, lost_connection
 from workers.settings import WorkerSettings
 from workers.tasks import Worker
@@ -49,30 +48,6 @@ def filled(folder: Path, url: str = "") -> Iterator[World]:
 def world(tmp_path: Path) -> Iterator[World]:
     with filled(tmp_path / "data") as opened:
         yield opened
-
-
-class Solver:
-    """Fits exactly, since what it is to find is PLAIN; keeps what it was given, and does something between two steps."""
-
-    def __init__(self, between: Callable[[], None] = lambda: None) -> None:
-        self.between = between
-        self.given: list[tuple[Pairs, Asked]] = []
-
-    def __call__(self, pairs: Pairs, asked: Asked, path: Path, tell: Tell) -> Outcome:
-        self.given.append((pairs, asked))
-        self.between()
-        tell(0.5, "solver")
-        solved = np.linalg.lstsq(pairs.source, pairs.target, rcond=None)[0].round().astype(int)
-        linear = replace(PLAIN, embedding=solved.tolist())
-        path.write_text(json.dumps({"embedding": linear.embedding, "side": None, "head": None}, indent=1))
-        return Outcome(
-            sha256=digest(path),
-            bytes=path.stat().st_size,
-            architecture=linear.architecture,
-            method="solver",
-            evaluation={"cosine": 1.0},
-            report={"method": "solver", "warnings": []},
-        )
 
 
 def start(world: World, name: str = "fitted", **more: object) -> str:
