@@ -118,18 +118,21 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None],
     searcher, metrics = Searcher.of(store), Metrics(group)
     place, commits = Device(store.settings.index_device).place, group.commits() if group else None
     galleries = Galleries(store.catalog, store.files, place, commits)
+    lanes = _lanes(store.settings, settings.processes)
+    searches = Slots(settings.max_concurrent_searches, settings.max_waiting_searches)
+    most = settings.max_concurrent_searches + settings.max_waiting_searches
     return Process(
         store=store,
         galleries=galleries,
         catch_up=CatchUp(galleries),
         searcher=searcher,
-        coalescer=Coalescer(searcher, _lanes(store.settings, settings.processes)),
-        gatherer=Gatherer(searcher, metrics, settings.max_concurrent_searches + settings.max_waiting_searches),
+        coalescer=Coalescer(searcher, lanes),
+        gatherer=Gatherer(searcher, metrics, searches, most=most, lanes=lanes),
         keyring=Keyring(store.catalog),
         metrics=metrics,
         settings=settings,
         nudge=nudge,
-        searches=Slots(settings.max_concurrent_searches, settings.max_waiting_searches),
+        searches=searches,
         requests=Slots(settings.max_concurrent_requests, settings.max_waiting_requests),
         uploads=Slots(settings.max_concurrent_requests, settings.max_waiting_requests),
         streams=Slots(settings.max_streams, 0),
