@@ -37,15 +37,21 @@ class Limits(NamedTuple):
         return min(self._asdict().items(), key=lambda named: named[1])
 
 
-def measured(
-    artifact: Path,
-    folder: Path,
-    *,
-    device: str = "cuda",
-    computed_in: str = "float32",
-    side: int = _SIDE,
-    size: int = _BYTES,
-) -> Limits:
+class Rates(NamedTuple):
+    """What a machine does in a second."""
+
+    #: multiplications and additions of one large matrix product
+    operations: float
+    #: bytes read or written by a copy within the device
+    copied: float
+    #: bytes to the device, and from it
+    sent: float
+    fetched: float
+    #: bytes written to the disk and synced
+    written: float
+
+
+def measured(artifact: Path, folder: Path, *, device: str = "cuda", computed_in: str = "float32") -> Limits:
     """The limits of this machine for an artifact.
 
     Args:
@@ -53,22 +59,36 @@ def measured(
         folder: on the disk that columns are written to.
         device: the GPU.
         computed_in: the number type that upgrades are computed in there.
-        side: of the matrix product.
-        size: bytes that are copied and written.
     """
-    module, dtype = load(artifact), getattr(torch, computed_in)
+    return allowed(artifact, rates(folder, device=device, computed_in=computed_in), computed_in)
+
+
+def allowed(artifact: Path, rates: Rates, computed_in: str) -> Limits:
+    """What a machine of some rates allows at the most. Pure, but for the reading of the artifact."""
+    module = load(artifact)
     declared = module.architecture
     given = (declared.source_dimension + (getattr(declared, "side_dimension", None) or 0)) * _FLOAT32
     made = declared.target_dimension * _FLOAT32
     weights = [tensor for tensor in module.state_dict().values() if tensor.ndim == 2]
     operations = 2 * sum(weight.numel() for weight in weights)
-    moved = sum(sum(weight.shape) for weight in weights) * dtype.itemsize
-    clock = _Clock(torch.device(device))
+    moved = sum(sum(weight.shape) for weight in weights) * getattr(torch, computed_in).itemsize
     return Limits(
-        arithmetic=clock.products(side, dtype) / operations,
-        device_memory=clock.copies(size) / moved,
-        host_copy=1 / max(given / clock.uploads(size), made / clock.downloads(size)),
-        disk=_written(folder, size) / made,
+        arithmetic=rates.operations / operations,
+        device_memory=rates.copied / moved,
+        host_copy=1 / max(given / rates.sent, made / rates.fetched),
+        disk=rates.written / made,
+    )
+
+
+def rates(folder: Path, *, device: str, computed_in: str, side: int = _SIDE, size: int = _BYTES) -> Rates:
+    """Measure this machine, with a matrix product of `side` and copies and a file of `size` bytes."""
+    clock = _Clock(torch.device(device))
+    return Rates(
+        operations=clock.products(side, getattr(torch, computed_in)),
+        copied=clock.copies(size),
+        sent=clock.uploads(size),
+        fetched=clock.downloads(size),
+        written=_written(folder, size),
     )
 
 

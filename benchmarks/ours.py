@@ -23,7 +23,10 @@ from forwardfill.wire import encoded
 from gallery.arrays import Vectors
 from gallery.settings import GallerySettings
 from models import artifacts
+from models.arithmetic import Rule
+from models.runtime import Transform, load_transform
 from models.transformations import Fct, build
+from workers.settings import WorkerSettings
 
 OLD, NEW, FORWARD = "old", "new", "old-to-new"
 #: FCT as published: two layers of 2,048 in the mixer, 5.7 million weights
@@ -58,6 +61,13 @@ def write_artifact(path: Path, hidden: int = HIDDEN) -> Path:
     network = Fct(source_dimension=DIMENSION, target_dimension=DIMENSION, side_dimension=DIMENSION, hidden=hidden)
     artifacts.save(path, build(network))
     return path
+
+
+def bare(artifact: Path, sample: tuple[Vectors, Vectors], device: str = "cpu") -> Transform:
+    """The forward pass alone, in the number type that processes of ours would choose by a sample."""
+    settings = WorkerSettings()
+    exact = load_transform(artifact, device=device, rule=Rule(settings.computed_in, settings.largest_error))
+    return exact.quickest(*sample) or exact
 
 
 def register(client: Client, artifact: Path | None = None) -> None:

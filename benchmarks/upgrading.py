@@ -25,10 +25,8 @@ from gallery.arrays import Vectors
 from gallery.catalog.tables import UpgradeSegmentRow
 from gallery.catalog.transaction import Catalog
 from gallery.settings import GallerySettings
-from models.arithmetic import Rule
 from models.data import cifar100
 from models.encoders import Design, embed, residual_network
-from models.runtime import load_transform
 from workers.settings import WorkerSettings
 
 SMALL, LARGE, SEVERAL = "small", "large", "several"
@@ -181,10 +179,8 @@ class _Bare:
     """The forward pass alone: the same network, device, number type, threads and blocks as the worker's."""
 
     def __init__(self, artifact: Path, sample: tuple[Vectors, Vectors]) -> None:
-        settings = WorkerSettings()
         self.device = _device()
-        exact = load_transform(artifact, device=self.device, rule=Rule(settings.computed_in, settings.largest_error))
-        self._transform = exact.quickest(*sample) or exact
+        self._transform = ours.bare(artifact, sample, self.device)
         self._blocks = [*zip(*(columns.blocks(each, GallerySettings().block_rows) for each in sample), strict=True)]
         self._items = len(sample[0])
 

@@ -71,6 +71,7 @@ class Transforms:
         self._loaded: dict[str, Transform] = {}
         self._in_bulk: dict[str, Bulk] = {}
         self._lock = threading.Lock()
+        self._trying = threading.Lock()
 
     def apply(
         self,
@@ -90,12 +91,10 @@ class Transforms:
         Returns:
             (n, target dimension) float32.
         """
-        faults.reached("transform")
-        mapped = self.get(transformation.artifact)(embeddings, _side(transformation, embeddings, side))
-        return unit(mapped) if target.normalized else mapped
+        return _applied(self.get(transformation.artifact), transformation, target, embeddings, side)
 
     def in_bulk(self, transformation: Transformation, embeddings: NDArray[Any], side: NDArray[Any] | None) -> Transform:
-        """What to map the stored vectors of an upgrade with, decided once, by the first sample that tells.
+        """What to map stored vectors with, decided once, by the first sample that tells.
 
         Args:
             transformation: which.
@@ -107,10 +106,13 @@ class Transforms:
             return loaded
         found = self._in_bulk.get(transformation.artifact)
         if found is None:
-            found = loaded.quickest(embeddings, _side(transformation, embeddings, side))
-            if found is None:
-                return loaded
-            found = self._in_bulk.setdefault(transformation.artifact, found)
+            with self._trying:  # what is timed beside another trial tells nothing
+                found = self._in_bulk.get(transformation.artifact)
+                if found is None:
+                    found = loaded.quickest(embeddings, _side(transformation, embeddings, side))
+                if found is None:
+                    return loaded
+                self._in_bulk[transformation.artifact] = found
         return found
 
     def apply_each(
@@ -131,7 +133,7 @@ class Transforms:
         embeddings: NDArray[Any],
         side: NDArray[Any] | None,
     ) -> Vectors:
-        """Map embeddings by one transformation after the other, each as `apply` does; all are given the same side-information.
+        """Map stored vectors by one transformation after the other, each as an upgrade would, with the same side-information.
 
         Args:
             by: one or more, each of which starts where the one before it leads to.
@@ -143,7 +145,8 @@ class Transforms:
             (n, dimension of the last one's target) float32.
         """
         for transformation in by:
-            embeddings = self.apply(transformation, models[transformation.target], embeddings, side)
+            loaded = self.in_bulk(transformation, embeddings, side)
+            embeddings = _applied(loaded, transformation, models[transformation.target], embeddings, side)
         return embeddings
 
     def uncertainty(
@@ -202,6 +205,18 @@ def no_uncertainty(name: str) -> errors.WrongTransformation:
         "or take the order `stored` or `most_searched`",
         pointer="/order",
     )
+
+
+def _applied(
+    loaded: Transform,
+    transformation: Transformation,
+    target: EmbeddingModel,
+    embeddings: NDArray[Any],
+    side: NDArray[Any] | None,
+) -> Vectors:
+    faults.reached("transform")
+    mapped = loaded(embeddings, _side(transformation, embeddings, side))
+    return unit(mapped) if target.normalized else mapped
 
 
 def _given(transformation: Transformation, blocks: Iterable[Block]) -> Iterator[Block]:

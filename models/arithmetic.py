@@ -54,11 +54,14 @@ def takes_bfloat16(
         near: the same in bfloat16.
         clock: tells seconds.
     """
-    if rule.wanted == "float32" or (rule.wanted == "auto" and not has_bfloat16(device)):
-        return False
-    if error(exact(), near()) > rule.largest_error:
+    if not worth_trying(rule, device) or error(exact(), near()) > rule.largest_error:
         return False
     return rule.wanted == "bfloat16" or _seconds(near, clock) * _FASTER < _seconds(exact, clock)
+
+
+def worth_trying(rule: Rule, device: torch.device) -> bool:
+    """Whether bfloat16 may be taken at all."""
+    return rule.wanted == "bfloat16" or (rule.wanted == "auto" and has_bfloat16(device))
 
 
 def has_bfloat16(device: torch.device) -> bool:

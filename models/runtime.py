@@ -113,6 +113,8 @@ class Transform:
         embeddings, side = embeddings[rows], None if side is None else side[rows]
         if len(embeddings) < arithmetic.FEWEST_ROWS:
             return None
+        if not arithmetic.worth_trying(self._rule, self.device):
+            return self  # without a second copy of the weights
         near = Transform(self._module, device=self.device, block=self._block, rule=self._rule, computed_in="bfloat16")
         tried = (partial(transform, embeddings, side) for transform in (self, near))
         return near if arithmetic.takes_bfloat16(self._rule, self.device, *tried) else self

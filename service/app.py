@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio.to_thread
 from fastapi import FastAPI
@@ -35,6 +36,7 @@ from service.refresh import Refresher
 from service.settings import ServiceSettings
 from service.slots import Room, Slots
 from service.telemetry import Telemetry
+from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from models.runtime import Transform
@@ -43,17 +45,19 @@ _SPARE_THREADS = 8  # for health, and for streams that look at the catalog
 _DESCRIPTION = "A gallery of embeddings that stays searchable while it moves to another embedding model."
 
 
-def build_store(settings: GallerySettings) -> Store:
-    """Where facts are kept, and transformations that run on this process's CPU."""
-    files = Files(settings.data)
-    return Store(Catalog(settings.database), files, Transforms(files, _load), settings)
+def build_store(settings: GallerySettings, workers: WorkerSettings | None = None) -> Store:
+    """Where facts are kept, and transformations that run on this process's CPU, in the number types that `workers` may use."""
+    files, numbers = Files(settings.data), workers or WorkerSettings()
+    load = partial(_load, computed_in=numbers.computed_in, largest_error=numbers.largest_error)
+    return Store(Catalog(settings.database), files, Transforms(files, load), settings)
 
 
-def _load(path: Path) -> Transform:
+def _load(path: Path, computed_in: Literal["auto", "float32", "bfloat16"], largest_error: float) -> Transform:
     """An artifact as a function. PyTorch takes as long to import as all the rest, and only those need it who transform."""
+    from models.arithmetic import Rule  # noqa: PLC0415
     from models.runtime import load_transform  # noqa: PLC0415
 
-    return load_transform(path)
+    return load_transform(path, rule=Rule(computed_in, largest_error))
 
 
 def _import_pytorch() -> None:
@@ -114,18 +118,21 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None],
     searcher, metrics = Searcher.of(store), Metrics(group)
     place, commits = Device(store.settings.index_device).place, group.commits() if group else None
     galleries = Galleries(store.catalog, store.files, place, commits)
+    lanes = _lanes(store.settings, settings.processes)
+    searches = Slots(settings.max_concurrent_searches, settings.max_waiting_searches)
+    most = settings.max_concurrent_searches + settings.max_waiting_searches
     return Process(
         store=store,
         galleries=galleries,
         catch_up=CatchUp(galleries),
         searcher=searcher,
-        coalescer=Coalescer(searcher, _lanes(store.settings, settings.processes)),
-        gatherer=Gatherer(searcher, metrics, settings.max_concurrent_searches + settings.max_waiting_searches),
+        coalescer=Coalescer(searcher, lanes),
+        gatherer=Gatherer(searcher, metrics, searches, most=most, lanes=lanes),
         keyring=Keyring(store.catalog),
         metrics=metrics,
         settings=settings,
         nudge=nudge,
-        searches=Slots(settings.max_concurrent_searches, settings.max_waiting_searches),
+        searches=searches,
         requests=Slots(settings.max_concurrent_requests, settings.max_waiting_requests),
         uploads=Slots(settings.max_concurrent_requests, settings.max_waiting_requests),
         streams=Slots(settings.max_streams, 0),

@@ -3,6 +3,9 @@
 What clients sent while the loop was at work is read at once, so under load a turn of the loop brings several searches. One
 call for all of them costs little more than one for the first. Nothing waits for it: the call is made as soon as what the loop
 had read is parsed. A search that is alone in the process is done on the spot.
+
+Whether candidates have to be transformed shows once they are found. If it would take too long, the search goes on from there in
+a thread, as many at once as there are cores for.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from anyio import CapacityLimiter, to_thread
+
 from gallery.search.brief import AT_MOST, MOST_WEIGHTS, NotBrief
 from gallery.search.coalesce import kind_of, stacked
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.run import Searcher
 from gallery.snapshot import World
 from service.metrics import Metrics
+from service.slots import Slots
 
 
 class Found(NamedTuple):
@@ -38,11 +44,22 @@ class _Asked(NamedTuple):
 class Gatherer:
     """One per application, used from its event loop only."""
 
-    def __init__(self, searcher: Searcher, metrics: Metrics, most: int) -> None:
-        """Ask `searcher`, and count in `metrics`; so many searches may wait."""
+    def __init__(self, searcher: Searcher, metrics: Metrics, slots: Slots, *, most: int, lanes: int) -> None:
+        """Ask `searcher`, and count in `metrics`.
+
+        Args:
+            searcher: does the searches.
+            metrics: counts them.
+            slots: for those that go on in a thread.
+            most: so many may wait for the loop.
+            lanes: so many may go on in threads at once.
+        """
         self._searcher = searcher
         self._metrics = metrics
+        self._slots = slots
         self._most = most
+        self._lanes = CapacityLimiter(lanes)
+        self._under_way = set[asyncio.Task[None]]()  # the loop itself keeps no task alive
         #: whether the server has no other request under way; it says so once it serves
         self.alone: Callable[[], bool] = lambda: False
         self._asked: dict[Any, list[_Asked]] = {}
@@ -58,11 +75,16 @@ class Gatherer:
 
         Raises:
             GalleryError: as `Searcher.search`; never for the sake of another's query.
-            NotBrief: more would have to be transformed than the loop has time for, or too many wait already.
+            NotBrief: too many wait already, or of several that were asked together one failed.
         """
         since = time.perf_counter()
         if self.alone():
-            return self._one(world, gallery, request, since)
+            try:
+                return self._one(world, gallery, request, since)
+            except NotBrief as halted:
+                answer = await self._rest_of(halted)
+            self._metrics.answered([answer], [time.perf_counter() - since])
+            return Found(answer, 0)
         if sum(map(len, self._asked.values())) >= self._most:
             raise NotBrief(f"{self._most} searches wait")
         loop = asyncio.get_running_loop()
@@ -87,14 +109,32 @@ class Gatherer:
         try:
             request = asked[0].request if len(asked) == 1 else stacked([each.request for each in asked])
             answer = self._searcher.search(world, gallery, request, at_most=MOST_WEIGHTS)
-        except NotBrief as error:  # one after the other would hold the loop for as long
-            for each in asked:
-                if not each.found.cancelled():
-                    each.found.set_exception(NotBrief(*error.args))
-            return
+        except NotBrief as halted:
+            going_on = asyncio.get_running_loop().create_task(self._go_on(asked, halted))
+            self._under_way.add(going_on)
+            going_on.add_done_callback(self._under_way.discard)
         except Exception as error:  # noqa: BLE001 - whose fault it is cannot be told, so each finds out alone
             self._failed(world, gallery, asked, error)
-            return
+        else:
+            self._answered(asked, answer)
+
+    async def _go_on(self, asked: Sequence[_Asked], halted: NotBrief) -> None:
+        try:
+            answer = await self._rest_of(halted)
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            for each in asked:
+                if not each.found.cancelled():
+                    each.found.set_exception(error if len(asked) == 1 else NotBrief("asked together"))
+        else:
+            self._answered(asked, answer)
+
+    async def _rest_of(self, halted: NotBrief) -> Answer:
+        if halted.rest is None:
+            raise halted
+        async with self._slots.taken():
+            return await to_thread.run_sync(halted.rest, limiter=self._lanes)
+
+    def _answered(self, asked: Sequence[_Asked], answer: Answer) -> None:
         self._metrics.answered([answer], [time.perf_counter() - each.since for each in asked])
         for query, each in enumerate(asked):
             if not each.found.cancelled():

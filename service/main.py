@@ -44,12 +44,12 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
     configure_logs()
     pass_on_libraries()
     faults.arm(os.environ.get(faults.VARIABLE))
-    settings, gallery_settings = ServiceSettings(), GallerySettings()
-    store = build_store(gallery_settings)
+    settings, gallery_settings, workers = ServiceSettings(), GallerySettings(), WorkerSettings()
+    store = build_store(gallery_settings, workers)
     try:
         if group is None:
             make_ready(store.catalog, settings)
-        queue = Queue(create_celery(WorkerSettings(), gallery_settings.data))
+        queue = Queue(create_celery(workers, gallery_settings.data))
         with beside() if beside else nullcontext():
             server.run(create_app(store, settings, nudge=queue.nudge, group=group), shared=group is not None)
     finally:

@@ -28,7 +28,7 @@ class WorkerSettings(BaseSettings):
     )
     computed_in: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Number type of upgrades: auto tries both, and takes bfloat16 where it is faster and near enough.",
+        description="Number type of upgrades, and of searches' candidates: auto takes bfloat16 where faster and near enough.",
     )
     # The network of FCT is within 0.006. Two vectors that are so far apart have a cosine of 0.99998.
     largest_error: float = Field(

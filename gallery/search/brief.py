@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from gallery.search.request import Answer
 from gallery.search.routes import Plan
 from gallery.snapshot import Snapshot
 
@@ -13,7 +16,13 @@ MOST_HITS = 100
 
 
 class NotBrief(Exception):
-    """A search found that it would have to transform too much; `args` names what by."""
+    """A search found that it would have to transform too much; `args` names what by.
+
+    Attributes:
+        rest: goes on where it stopped, and transforms whatever there is; None where nothing was begun.
+    """
+
+    rest: Callable[[], Answer] | None = None
 
 
 def reads(snapshot: Snapshot, planned: Plan) -> int | None:

@@ -114,11 +114,16 @@ class Searcher:
             GalleryNotFound, ModelNotFound: as they say.
             NoRoute, ModelRetired: no score space reaches every segment.
             InvalidFilter: the filter cannot be compiled.
-            NotBrief: more would have to be transformed.
+            NotBrief: more would have to be transformed; its `rest` does that.
         """
         snapshot = world.snapshot(gallery)
         planned = planned_for(world, snapshot, request)
-        return Run(self, world, snapshot, request, planned, self.filtered(snapshot, request), at_most).answer()
+        run = Run(self, world, snapshot, request, planned, self.filtered(snapshot, request), at_most)
+        try:
+            return run.answer()
+        except NotBrief as halted:
+            halted.rest = run.rest
+            raise
 
     def filtered(self, snapshot: Snapshot, request: SearchRequest) -> Sequence[Mask] | None:
         """Per shelf, the rows that fit the payload filter; None where there is no filter."""
@@ -201,6 +206,13 @@ class Run:
         self.candidates = max((request.oversample or searcher.oversample) * request.k, searcher.min_candidates)
         self._queries: dict[str, Vectors] = {}
         self._assigned: dict[str, Assignments] = {}
+        #: by shelf and model
+        self._asked: dict[tuple[int, str], Part] = {}
+
+    def rest(self) -> Answer:
+        """The answer after all, where it was not to be had with `at_most`; no index is asked again."""
+        self.at_most = math.inf
+        return self.answer()
 
     def answer(self) -> Answer:
         """Ask each shelf, and merge what they found."""
@@ -256,6 +268,12 @@ class Run:
 
     def _ask(self, at: int, model: str, k: int, *, roughly: bool = False) -> Part:
         """The best rows of one shelf in a space that it has columns of; `roughly` where they will be scored again."""
+        part = self._asked.get((at, model))
+        if part is None:
+            part = self._asked[at, model] = self._ask_index(at, model, k, roughly=roughly)
+        return part
+
+    def _ask_index(self, at: int, model: str, k: int, *, roughly: bool) -> Part:
         shelf = self.snapshot.shelves[at]
         assigned = self._assigned.get(model)
         if assigned is None:  # shelves share what one finds out

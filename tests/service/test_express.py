@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gallery.search.mapped import MappedColumns
 from service import auth
 from service.gather import Gatherer
 from tests.acceptance.system import wait_for
@@ -135,6 +137,29 @@ def test_a_search_that_is_not_brief_takes_the_long_way(world: World, gathered: l
     assert told(short) == told(long)
     assert short.status_code == 200
     assert gathered == []
+
+
+def test_a_search_with_much_to_transform_goes_on_in_a_thread_and_is_answered_and_counted_once(
+    world: World, gathered: list[str], count: Callable[[str], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.gather.MOST_WEIGHTS", 0)
+    transforming: list[str] = []
+    take = MappedColumns.take
+
+    def recorded(*given: Any, **named: Any) -> Any:
+        found = take(*given, **named)
+        transforming.append(threading.current_thread().name)
+        return found
+
+    monkeypatch.setattr(MappedColumns, "take", recorded)
+    body = {"model": "new", "vector": [0, 1, 0, 0, 0], "companions": {"old": [0, 1, 0, 0]}}
+    short, long = by_both(world, json.dumps(body).encode())
+    assert told(short) == told(long)
+    assert (short.status_code, short.json()["served"]["routes"]["forward"]) == (200, 4)
+    assert gathered == ["new"]
+    assert len(transforming) == 2
+    assert all("worker" in name.lower() for name in transforming), transforming
+    assert count('forwardfill_searches_total{outcome="answered"}') == 2
 
 
 def test_both_ways_are_counted_as_one_route_and_each_search_once(world: World, count: Callable[[str], float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from prometheus_client import CollectorRegistry
 from gallery.search.brief import AT_MOST, NotBrief
 from gallery.search.request import Answer, SearchRequest
 from gallery.snapshot import World as Seen
+from service.errors import Overloaded
 from service.gather import Found, Gatherer
 from service.metrics import Metrics
+from service.slots import Slots
 from tests.gallery.world import GALLERY, OLD, World
 
 POISON = 1234.5
@@ -42,7 +45,11 @@ class Stage:
         world.upsert("old", ["a", "b", "c", "d"], np.eye(OLD, dtype=np.float32))
         self.seen = world.galleries.refresh()
         self.searcher, self.metrics = Recording(world), Metrics()
-        self.gatherer = Gatherer(self.searcher, self.metrics, 100)  # type: ignore[arg-type]
+        self.slots = Slots(4, 0)
+        self.gatherer = self.gathering(most=100)
+
+    def gathering(self, *, most: int, lanes: int = 1) -> Gatherer:
+        return Gatherer(self.searcher, self.metrics, self.slots, most=most, lanes=lanes)  # type: ignore[arg-type]
 
     def ask(self, axis: int, *, reads: int = 1, k: int = 1, poisoned: bool = False) -> asyncio.Future[Found]:
         vector = np.full((1, OLD), POISON, np.float32) if poisoned else np.eye(OLD, dtype=np.float32)[axis : axis + 1]
@@ -150,7 +157,7 @@ def test_who_went_away_is_not_answered_and_the_others_are(stage: Stage) -> None:
 
 
 def test_where_as_many_wait_as_may_the_next_is_told_at_once(stage: Stage) -> None:
-    stage.gatherer = Gatherer(stage.searcher, stage.metrics, 2)  # type: ignore[arg-type]
+    stage.gatherer = stage.gathering(most=2)
 
     async def together() -> list[Any]:
         return await asyncio.gather(*(stage.ask(axis) for axis in range(3)), return_exceptions=True)
@@ -160,15 +167,93 @@ def test_where_as_many_wait_as_may_the_next_is_told_at_once(stage: Stage) -> Non
     assert isinstance(third, NotBrief)
 
 
-def test_what_is_too_much_to_transform_together_is_not_begun_one_by_one(stage: Stage) -> None:
-    def search(*_: Any, **__: Any) -> Answer:
-        stage.searcher.calls.append(0)
-        raise NotBrief("old-to-new")
+class Halting(Recording):
+    """A searcher that never has the time; what is left of its searches is done when, and as, the test says."""
 
-    stage.searcher.search = search  # type: ignore[method-assign]
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.may_end = threading.Event()
+        self.failure: Exception | None = None
+        self.rests = self.most_at_once = self._at_once = 0
+        self._lock = threading.Lock()
 
-    async def together() -> list[Any]:
-        return await asyncio.gather(stage.ask(0), stage.ask(1), return_exceptions=True)
+    def search(self, seen: Seen, gallery: str, request: SearchRequest, *, at_most: float) -> Answer:
+        answer = super().search(seen, gallery, request, at_most=at_most)
+        halted = NotBrief("old-to-new")
+        halted.rest = lambda: self._rest(answer)
+        raise halted
 
-    assert [type(each) for each in asyncio.run(together())] == [NotBrief, NotBrief]
-    assert len(stage.searcher.calls) == 1
+    def _rest(self, answer: Answer) -> Answer:
+        with self._lock:
+            self.rests += 1
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        self.may_end.wait(30)
+        with self._lock:
+            self._at_once -= 1
+        if self.failure is not None:
+            raise self.failure
+        return answer
+
+
+@pytest.fixture
+def halting(stage: Stage) -> Halting:
+    stage.searcher = Halting(stage.searcher.world)
+    stage.gatherer = stage.gathering(most=100)
+    return stage.searcher
+
+
+def test_what_the_loop_has_no_time_for_goes_on_in_a_thread_and_the_loop_goes_on_too(
+    stage: Stage, halting: Halting
+) -> None:
+    async def together() -> list[str]:
+        asked = [stage.ask(axis) for axis in (2, 0)]
+        asyncio.get_running_loop().call_later(0, halting.may_end.set)  # by the loop, which must not wait for it
+        return [stage.id(each) for each in await asyncio.gather(*asked)]
+
+    assert asyncio.run(together()) == ["c", "a"]
+    assert (halting.calls, halting.rests) == ([2], 1), "nothing was begun again"
+    assert stage.counted("answered") == 2
+
+
+def test_a_search_that_is_alone_goes_on_in_a_thread_too(stage: Stage, halting: Halting) -> None:
+    stage.gatherer.alone = lambda: True
+    halting.may_end.set()
+
+    async def alone() -> str:
+        return stage.id(await stage.ask(3))
+
+    assert asyncio.run(alone()) == "d"
+    assert (halting.calls, halting.rests, stage.counted("answered")) == ([1], 1, 1)
+
+
+def test_no_more_go_on_at_once_than_there_are_lanes_and_slots_for_the_others_to_wait_in(
+    stage: Stage, halting: Halting
+) -> None:
+    async def one_by_one() -> list[Any]:
+        asked = [stage.ask(0, k=k) for k in (1, 2, 3, 4, 5, 6)]  # of six kinds
+        loop = asyncio.get_running_loop()
+        while halting.rests < 2 or len(halting.calls) < 6:
+            await asyncio.sleep(0)
+        loop.call_soon(halting.may_end.set)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    stage.gatherer = stage.gathering(most=100, lanes=2)
+    found = asyncio.run(one_by_one())
+    assert halting.most_at_once == 2
+    assert [type(each) for each in found].count(Overloaded) == 2, "four have slots"
+    assert stage.counted("answered") == 4
+
+
+def test_one_that_fails_later_fails_alone_and_several_are_to_be_asked_one_by_one(
+    stage: Stage, halting: Halting
+) -> None:
+    halting.failure = MemoryError("later")
+    halting.may_end.set()
+
+    async def together(*axes: int) -> list[Any]:
+        return await asyncio.gather(*map(stage.ask, axes), return_exceptions=True)
+
+    assert [type(each) for each in asyncio.run(together(0))] == [MemoryError]
+    assert [type(each) for each in asyncio.run(together(0, 1))] == [NotBrief, NotBrief]
+    assert stage.counted("answered") == 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,8 +101,27 @@ def test_a_search_that_would_have_to_transform_too_much_says_so_instead(world: W
     expected = asked(world, math.inf)
     forgetful = replace(world.searcher, mapped=MappedColumns(world.store.transforms, 0))
     world.searcher, kept = forgetful, world.searcher
-    with pytest.raises(NotBrief):
+    with pytest.raises(NotBrief) as halted:
         asked(world, 5 * weights - 1)
+    assert halted.value.rest is not None
+    assert [hit.id for hit in halted.value.rest().hits(0)] == expected
     assert asked(world, 5 * weights) == expected
     world.searcher = kept
     assert asked(world, 0) == expected, "what is known already need not be transformed"
+
+
+def test_a_search_that_goes_on_asks_no_index_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen(world)
+    times: list[int] = []
+    search = FlatIndex.search
+
+    def counted(index: FlatIndex, *given: Any) -> Any:
+        times.append(1)
+        return search(index, *given)
+
+    monkeypatch.setattr(FlatIndex, "search", counted)
+    with pytest.raises(NotBrief) as halted:
+        asked(world, 0)
+    assert halted.value.rest is not None
+    assert len(halted.value.rest().hits(0)) == 3
+    assert len(times) == 1

@@ -117,5 +117,58 @@ def test_many_threads_get_the_right_rows(transforms: Transforms, forward: Transf
         assert all(pool.map(take, range(64)))
 
 
+class Quick(Doubling):
+    """An artifact in another number type: one more than the exact one, so that it shows."""
+
+    computed_in = "doubles"
+
+    def __call__(self, embeddings: Any, side: Any = None) -> Any:
+        return super().__call__(embeddings, side) + 1
+
+    def quickest(self, embeddings: Any, side: Any = None) -> Any:
+        raise AssertionError("the exact one is asked")
+
+    def each(self, blocks: Any) -> Any:
+        raise AssertionError("blocks are for upgrades")
+
+
+class Exact(Quick):
+    """One that is `Quick` once it saw ten rows."""
+
+    computed_in = "float32"
+
+    def __init__(self, quick: Quick) -> None:
+        super().__init__()
+        self.samples: list[int] = []
+        self._quick = quick
+
+    def __call__(self, embeddings: Any, side: Any = None) -> Any:
+        return Doubling.__call__(self, embeddings, side)
+
+    def quickest(self, embeddings: Any, side: Any = None) -> Quick | None:
+        self.samples.append(len(embeddings))
+        return self._quick if len(embeddings) >= 10 else None
+
+
+def test_candidates_are_mapped_in_what_an_upgrade_would_take_once_a_sample_tells(
+    tmp_path: Path, forward: Transformation
+) -> None:
+    exact = Exact(Quick())
+    mapped, one = MappedColumns(Transforms(Files(tmp_path), lambda _: exact), 0), column(1, 50)
+    for count, more in ((9, 0), (10, 1), (20, 1), (2, 1)):
+        rows = np.arange(count)
+        assert np.array_equal(mapped.take([asked(one, rows)], [forward], MODELS), 2 * one.vectors[rows] + more)
+    assert exact.samples == [9, 10], "it is found out once"
+
+
+def test_many_threads_find_out_once_in_what_to_map_candidates(tmp_path: Path, forward: Transformation) -> None:
+    exact = Exact(Quick())
+    mapped, one = MappedColumns(Transforms(Files(tmp_path), lambda _: exact), 0), column(1, 50)
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda _: mapped.take([asked(one, range(20))], [forward], MODELS), range(64)))
+    assert all(np.array_equal(each, 2 * one.vectors[:20] + 1) for each in taken)
+    assert exact.samples == [20]
+
+
 def test_nothing_asked_gives_no_rows(transforms: Transforms, forward: Transformation) -> None:
     assert MappedColumns(transforms, 8).take([], [forward], MODELS).shape == (0, WIDTH)
