@@ -98,7 +98,7 @@ class PqIndex(_ivf.IvfIndex):
         self.files = files
         self.probes = probes
         self.rerank = rerank
-        read = self.nprobe * len(vectors) // len(self.quantizer)
+        read = self.nprobe * len(vectors) // max(1, len(self.quantizer))
         self._farthest = effort.reach if read >= _CHOOSY_ROWS else inf
         self.joins = Joins((files[0].key, space), JOINED_ROWS)
         self._by_distance = _exact.rough_metric(space) == faiss.METRIC_L2

@@ -106,7 +106,7 @@ def test_the_inner_product_of_vectors_of_any_length_is_no_matter_of_distance(clu
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_far_lists_are_left_out_but_a_few_are_always_read(metric: Metric) -> None:
     far = np.arange(1, 13, dtype=np.float32)[None] / 10
-    scores: Vectors = far if metric == "euclidean" else (1 - far * far / 2).astype(np.float32)
+    scores = (far if metric == "euclidean" else 1 - far * far / 2).astype(np.float32)
     near = Nearest(scores, np.arange(12)[None] + 100)
     space = Space(metric, normalized=True)
     assert _reach.within(near, 10.05, space).lists.tolist() == [[*range(100, 110), -1, -1]]
