@@ -10,7 +10,7 @@ Large native segments are searched exactly until a worker has come by; an upgrad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +28,9 @@ from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow
 from gallery.centroids import Unindexed
 from gallery.columns import open_column
 from gallery.files import Written, written
-from gallery.index._recall import Sample, recall, sample
-from gallery.index.base import JOINED, ListsBackend, Trained
+from gallery.index import _reach
+from gallery.index._recall import K, Sample, recall, sample
+from gallery.index.base import JOINED, REACH, ListsBackend, Trained
 from gallery.index.choose import EXACT, Choice, choose
 from gallery.index.quantizer import digest
 from gallery.index.registry import backend
@@ -182,17 +183,45 @@ def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Pat
     else:
         chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0])
     faults.reached("build_index")
-    found, joined = 0.0, dict[str, Any]()
+    found, joined = 0.0, None
     for parameters in choice.efforts:
         index = chosen.open(vectors, space=space, path=path, parameters=parameters)
         share = recall(index, asked)
         found = round(share.ten, 4)
+        if index.joins and joined is None and share.nearest >= choice.enough:
+            joined = parameters
         if found >= choice.enough:
-            told = {} if trained is None else {QUANTIZER: digest(trained.centroids)}
-            return {**parameters, **told, **joined, MEASURED: found}
-        if index.joins and not joined and share.nearest >= choice.enough:
-            joined = {JOINED: parameters}
+            told: dict[str, Any] = {} if trained is None else {QUANTIZER: digest(trained.centroids)}
+            alone = _reaching(choice, trained, column, asked, parameters, neighbours=K)
+            if alone is not parameters:  # it misses no neighbour that was found, but that is for the index to prove
+                index = chosen.open(vectors, space=space, path=path, parameters=alone)
+                again = round(recall(index, asked).ten, 4)
+                alone, found = (alone, again) if again >= choice.enough else (parameters, found)
+            if joined is not None:
+                joined = _reaching(choice, trained, column, asked, joined, neighbours=1)
+                told |= {JOINED: joined} if joined != alone else {}
+            return {**alone, **told, MEASURED: found}
     raise _FindsTooLittle(found)
+
+
+def _reaching(
+    choice: Choice,
+    trained: Trained | None,
+    column: Unindexed,
+    asked: Sample,
+    effort: Mapping[str, Any],
+    *,
+    neighbours: int,
+) -> Mapping[str, Any]:
+    """The same parameters, with how far lists may be to be read where that spares enough of them.
+
+    An index that was asked for by name is not steered.
+    """
+    chosen = backend(choice.kind)
+    if trained is None or not choice.enough or not isinstance(chosen, ListsBackend) or not chosen.reaches:
+        return effort
+    reach = _reach.measured(trained.centroids, column.vectors, asked, neighbours=neighbours, nprobe=effort["nprobe"])
+    return effort if reach is None else {**effort, REACH: reach}
 
 
 def wanting(store: Store, limit: int = 16) -> list[int]:

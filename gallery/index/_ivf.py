@@ -56,6 +56,9 @@ class IvfIndex(_faiss.FaissIndex):
 
     def _near(self, assigned: Assignments, effort: float) -> Nearest | None:
         """The lists that a search reads; None where FAISS may as well find them, since they are the usual number."""
+        return self._lists_near(assigned, effort)
+
+    def _lists_near(self, assigned: Assignments, effort: float) -> Nearest:
         return assigned.of(self.quantizer, min(ceil(self.nprobe * effort), len(self.quantizer)))
 
     def _within(self, queries: Vectors, k: int, near: Nearest, selected: Selected, *, roughly: bool) -> Found:
@@ -124,6 +127,7 @@ class Lists(ABC):
     """
 
     name: ClassVar[str]
+    reaches: ClassVar[bool] = False
     parameters: ClassVar[Mapping[str, Whole]] = PARAMETERS
 
     def build(

@@ -24,12 +24,14 @@ class Sample(NamedTuple):
         space: decides the score.
         queries: (queries, dimension) float32.
         own: (queries,) the row that each query is; it is no neighbour of itself.
-        scores: (queries, neighbours) float32, best first: K of them, or as many as there are.
+        rows: (queries, neighbours) int64, best first: K of them, or as many as there are.
+        scores: (queries, neighbours) float32, theirs.
     """
 
     space: Space
     queries: Vectors
     own: Rows
+    rows: Rows
     scores: Vectors
 
 
@@ -38,8 +40,9 @@ def sample(vectors: Stored, space: Space) -> Sample:
     total = len(vectors)
     own = np.sort(np.random.default_rng(2).choice(total, min(ROWS, total), replace=False)).astype(np.int64)
     queries = _exact.prepared(vectors[own], space)
-    found = _exact.search_column(queries, vectors, K + 1, space, None)
-    return Sample(space, queries, own, _without_own(found, own, space.metric)[:, : min(K, total - 1)])
+    found = _without_own(_exact.search_column(queries, vectors, K + 1, space, None), own, space.metric)
+    count = min(K, total - 1)
+    return Sample(space, queries, own, found.rows[:, :count], found.scores[:, :count])
 
 
 class Recall(NamedTuple):
@@ -56,7 +59,7 @@ def recall(index: Index, asked: Sample) -> Recall:
     wanted = asked.scores.shape[1]
     if not wanted:
         return Recall(1.0, 1.0)
-    scores = _without_own(index.search(asked.queries, K + 1), asked.own, asked.space.metric)
+    scores = _without_own(index.search(asked.queries, K + 1), asked.own, asked.space.metric).scores
     return Recall(*(_share(scores[:, :n], asked.scores[:, n - 1 : n], asked.space.metric) for n in (wanted, 1)))
 
 
@@ -65,7 +68,8 @@ def _share(scores: Vectors, last: Vectors, metric: Metric) -> float:
     return float((scores <= last if metric == "euclidean" else scores >= last).mean())
 
 
-def _without_own(found: Found, own: Rows, metric: Metric) -> Vectors:
-    """The scores of the rows that were found, best first, that of the query's own row moved to the end."""
+def _without_own(found: Found, own: Rows, metric: Metric) -> Found:
+    """The rows that were found, best first, the query's own row moved to the end, with the worst score."""
     scores = np.where(found.rows == own[:, None], np.float32(worst(metric)), found.scores)
-    return np.take_along_axis(scores, better_first_order(scores, metric), axis=1)
+    order = better_first_order(scores, metric)
+    return Found(*(np.take_along_axis(each, order, axis=1) for each in (scores, found.rows)))

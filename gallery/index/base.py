@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: beside an index's parameters: others, that suffice where it is a small part of what it is joined with
 JOINED = "joined"
+#: beside them, of an index of lists: how many times as far as the nearest list those may be that are read
+REACH = "reach"
 
 
 class Found(NamedTuple):
@@ -101,7 +103,7 @@ class Backend(Protocol):
             space: the one it was built for.
             path: what `build` wrote; None where `build` returned False.
             parameters: as `check` returned them; those that steer a search (`nprobe`, `ef_search`) may differ from
-                those at build time, and what was measured of the index may stand beside them, such as `JOINED`.
+                those at build time, and what was measured of the index may stand beside them: `JOINED`, `REACH`.
         """
 
     def efforts(self, rows: int, total: int | None = None) -> Sequence[Mapping[str, Any]]:
@@ -138,6 +140,9 @@ class Trained(NamedTuple):
 @runtime_checkable
 class ListsBackend(Backend, Protocol):
     """A backend that puts rows into lists by trained centroids, which the segments of a gallery can share."""
+
+    #: whether its indexes heed `REACH`
+    reaches: bool
 
     def build(
         self,

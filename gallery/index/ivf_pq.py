@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from statistics import median_high
 from typing import Any, ClassVar, NamedTuple
@@ -17,10 +18,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from gallery.arrays import Mask, Space, Stored, Vectors
-from gallery.index import _exact, _faiss, _ivf
+from gallery.index import _exact, _faiss, _ivf, _reach
 from gallery.index._library import faiss
 from gallery.index._parameters import Whole
-from gallery.index.base import JOINED, Found, Index, Joins, Trained
+from gallery.index.base import JOINED, REACH, Found, Index, Joins, Trained
 from gallery.index.quantizer import THOROUGH, Assignments, Nearest, digest, train
 from gallery.index.scores import cut
 from gallery.index.selection import Selected
@@ -42,29 +43,44 @@ _MORE = 108
 # How many times what codes are usually wrong by, a row may be wrong by and not be missed. Of vectors of independent noise,
 # which are all about equally far, 2 missed one in 16 of the best ten, and 3 one in 500.
 _SPREADS = 3
+# How far lists may be was measured by the ten nearest of all rows. For more they may be as many times as far, and for more than
+# so many times as many, all are read.
+_HARDER = 2
+# To choose lists takes as long as to compare codes of a few thousand rows, so it pays where several times that are read.
+_CHOOSY_ROWS = 1 << 15
 # How FAISS goes through the lists: query by query, so that no answer depends on the batch, and with a reservoir: for 128
 # candidates that took 39 us where a heap took 50, for 508 it took 49 where the heap took 120.
 _QUERY_BY_QUERY = 11
 
 
+class Effort(NamedTuple):
+    """Which lists to read."""
+
+    #: so many
+    nprobe: int
+    #: no farther than so many times as far as the nearest of them
+    reach: float
+
+
 class Probes(NamedTuple):
-    """How many lists to read of an index."""
+    """Which lists to read of an index."""
 
     #: of the column that it was built from
     rows: int
     #: by itself
-    alone: int
+    alone: Effort
     #: where it is at most a tenth of what is searched with it
-    joined: int
+    joined: Effort
 
 
-def _probes(parts: Sequence[Probes]) -> int:
-    """How many lists suffice for half of the parts.
+def _probes(parts: Sequence[Probes]) -> Effort:
+    """How many lists suffice for half of the parts, and how far ones.
 
     Each was measured by the neighbours of its own rows. The nearest among the rows of all are nearer, and in fewer lists.
     """
     total = sum(part.rows for part in parts)
-    return median_high(part.joined if _TEN * part.rows <= total else part.alone for part in parts)
+    efforts = [part.joined if _TEN * part.rows <= total else part.alone for part in parts]
+    return Effort(median_high(each.nprobe for each in efforts), median_high(each.reach for each in efforts))
 
 
 class PqIndex(_ivf.IvfIndex):
@@ -77,10 +93,13 @@ class PqIndex(_ivf.IvfIndex):
     def __init__(
         self, files: Sequence[_File], *, probes: Sequence[Probes], rerank: int, vectors: Stored | Stack, space: Space
     ) -> None:
-        super().__init__("ivf_pq", files[0].centroids, nprobe=_probes(probes), vectors=vectors, space=space)
+        effort = _probes(probes)
+        super().__init__("ivf_pq", files[0].centroids, nprobe=effort.nprobe, vectors=vectors, space=space)
         self.files = files
         self.probes = probes
         self.rerank = rerank
+        read = self.nprobe * len(vectors) // max(1, len(self.quantizer))
+        self._farthest = effort.reach if read >= _CHOOSY_ROWS else inf
         self.joins = Joins((files[0].key, space), JOINED_ROWS)
         self._by_distance = _exact.rough_metric(space) == faiss.METRIC_L2
 
@@ -122,12 +141,27 @@ class PqIndex(_ivf.IvfIndex):
         """FAISS finds them within its one call where nobody else is asked: of few queries, by the very comparisons."""
         if assigned.alone and effort == 1 and len(assigned.queries) < _exact.PRODUCT_QUERIES:
             return None
-        return super()._near(assigned, effort)
+        return self._lists_near(assigned, effort)
 
     def _found(self, assigned: Assignments, k: int, count: int, effort: float, selected: Selected | None) -> Found:
         if assigned.roughly:
             return super()._found(assigned, k, count, effort, selected)
-        return self._proven(assigned.queries, k, count, self._near(assigned, effort), None, selected)
+        harder = effort * max(1.0, k / _TEN)
+        if self._farthest == inf or harder > _HARDER:
+            return self._proven(assigned.queries, k, count, self._near(assigned, effort), None, selected)
+        near = self._lists_near(assigned, effort)
+        return self._reached(assigned.queries, k, count, near, harder * self._farthest, selected)
+
+    def _reached(
+        self, queries: Vectors, k: int, count: int, near: Nearest, reach: float, selected: Selected | None
+    ) -> Found:
+        """As `_proven`, of those lists only that are not too far, unless there are too few rows in these."""
+        found = self._proven(queries, k, count, _reach.within(near, reach, self.space), None, selected)
+        short = np.flatnonzero(found.rows[:, -1] < 0)
+        if len(short):
+            all_ = near.part(short, slice(None))
+            found.scores[short], found.rows[short] = self._proven(queries[short], k, count, all_, None, selected)
+        return found
 
     def _within(self, queries: Vectors, k: int, near: Nearest, selected: Selected, *, roughly: bool) -> Found:
         if roughly:
@@ -228,6 +262,7 @@ class Pq(_ivf.Lists):
     """Lists that hold codes."""
 
     name: ClassVar[str] = "ivf_pq"
+    reaches: ClassVar[bool] = True
     parameters: ClassVar[Mapping[str, Whole]] = {
         **_ivf.PARAMETERS,
         "rerank": Whole(default=2, low=1, high=64),
@@ -238,8 +273,7 @@ class Pq(_ivf.Lists):
         found = _faiss.mapped(self.name, path, faiss.IO_FLAG_MMAP, vectors)
         assert path is not None  # noqa: S101 - `mapped` refuses None
         file = _File(path, _ivf.centroids_of(found), _codebook_of(found))
-        alone = parameters["nprobe"]
-        probes = Probes(len(vectors), alone, parameters.get(JOINED, {}).get("nprobe", alone))
+        probes = Probes(len(vectors), _effort(parameters), _effort(parameters.get(JOINED, parameters)))
         return PqIndex([file], probes=[probes], rerank=parameters["rerank"], vectors=vectors, space=space)
 
     def _most(self, lists: int, rows: int) -> int:
@@ -265,6 +299,10 @@ class Pq(_ivf.Lists):
         faiss.copy_array_to_vector(trained.codebook.reshape(-1), index.pq.centroids)
         index.is_trained = True
         return index
+
+
+def _effort(parameters: Mapping[str, Any]) -> Effort:
+    return Effort(parameters["nprobe"], parameters.get(REACH, inf))
 
 
 def _parts(dimension: int) -> int:

@@ -11,8 +11,8 @@ from gallery.catalog import segments as segment_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.segments import MEASURED, REFUSED
 from gallery.catalog.tables import ColumnRow
-from gallery.index import _ivf, choose
-from gallery.index.base import JOINED
+from gallery.index import _ivf, _reach, choose
+from gallery.index.base import JOINED, REACH
 from gallery.indexing import index_column, wanting
 from gallery.upgrade.states import State
 from tests.gallery.world import GALLERY, OLD, World
@@ -116,3 +116,31 @@ def test_an_index_that_was_asked_for_by_name_is_measured_and_kept(world: World) 
     (column,) = wanting(world.store)
     assert index_column(world.store, column)
     assert 0.1 < row(world, column).index_parameters[MEASURED] < choose.RECALL
+
+
+def test_how_far_lists_may_be_stands_with_an_index_of_which_that_leaves_out_many(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ivf, "_FIRST_PROBES", 30)
+    monkeypatch.setattr(_reach, "FEWEST", 1)  # four dimensions need no more than a few lists
+    world.store.settings.exact_below = 100
+    rng = np.random.default_rng(0)
+    centres = 10 * rng.standard_normal((40, OLD))
+    vectors = centres[rng.integers(40, size=4000)] + rng.standard_normal((4000, OLD))
+    world.upsert("old", [f"i{row}" for row in range(len(vectors))], vectors)
+    (column,) = wanting(world.store)
+    assert index_column(world.store, column)
+    made = row(world, column).index_parameters
+    assert made["nprobe"] == 30
+    assert 1 <= made[JOINED][REACH] < made[REACH]
+    assert made[MEASURED] >= choose.RECALL
+
+
+def test_an_index_that_was_asked_for_by_name_reads_all_the_lists_it_was_told_to(world: World) -> None:
+    world.store.settings.exact_below = 100
+    world.make("named", index={"kind": "ivf_pq", "nprobe": 30})
+    vectors = np.random.default_rng(0).standard_normal((1000, OLD))
+    world.upsert("old", [f"i{row}" for row in range(len(vectors))], vectors, gallery="named")
+    (column,) = wanting(world.store)
+    assert index_column(world.store, column)
+    assert REACH not in row(world, column).index_parameters

@@ -1,0 +1,59 @@
+"""How much farther than the nearest list of a query another may be to be worth reading, measured on the column's own rows."""
+
+from __future__ import annotations
+
+from math import ceil
+
+import numpy as np
+
+from gallery.arrays import Space, Stored, Vectors
+from gallery.index import _exact
+from gallery.index._recall import Sample
+from gallery.index.quantizer import Nearest, shared
+
+# So many lists are read however far they are.
+FEWEST = 8
+# Where it leaves out a smaller share of the lists, it is not worth the choosing.
+_WORTH = 0.25
+
+
+def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, neighbours: int, nprobe: int) -> float | None:
+    """How many times as far as the nearest list another may be, at least 1; None where that spares too little.
+
+    As far as the farthest list, of those that are read without it, that holds a neighbour: so none is missed for it.
+
+    Args:
+        centroids: (lists, dimension) float32.
+        vectors: the column.
+        asked: some of its rows, with their neighbours.
+        neighbours: so many of them count.
+        nprobe: how many lists are read without it.
+    """
+    if asked.space.metric == "inner_product" and not asked.space.normalized:
+        return None  # no matter of distance
+    near = shared(centroids, asked.space.metric).nearest(asked.queries, nprobe)
+    rows = asked.rows[:, :neighbours]
+    there = _exact.prepared(vectors[rows.ravel()], asked.space)
+    own = _exact.search(there, centroids, 1, "euclidean").rows.reshape(*rows.shape, 1)
+    places = near.lists[:, None, :] == own  # (queries, neighbours, lists)
+    far = distances(near.scores, asked.space)
+    needed = far / np.maximum(far[:, :1].astype(np.float64), np.finfo(np.float32).tiny)
+    needed[:, :FEWEST] = 1
+    farthest = float(np.broadcast_to(needed[:, None, :], places.shape)[places].max(initial=1))
+    return ceil(100 * farthest) / 100 if (needed > farthest).mean() >= _WORTH else None
+
+
+def within(near: Nearest, reach: float, space: Space) -> Nearest:
+    """The same lists, -1 for those that are too far; for each query whatever else is in the batch."""
+    far = distances(near.scores, space)
+    lists = np.where(far <= far[:, :1] * np.float32(reach), near.lists, -1)
+    lists[:, :FEWEST] = near.lists[:, :FEWEST]
+    return Nearest(near.scores, lists)
+
+
+def distances(scores: Vectors, space: Space) -> Vectors:
+    """How far lists are whose centroids have these scores.
+
+    By inner product, of vectors of unit length: the root of the mean square of the distances to the rows in the list.
+    """
+    return scores if space.metric == "euclidean" else np.sqrt(np.maximum(2 - 2 * scores, 0))
