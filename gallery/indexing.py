@@ -28,8 +28,8 @@ from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow
 from gallery.centroids import Unindexed
 from gallery.columns import open_column
 from gallery.files import Written, written
-from gallery.index._recall import Sample, recall, sample
-from gallery.index.base import JOINED, ListsBackend, Trained
+from gallery.index._recall import Sample, held, recall, sample
+from gallery.index.base import JOINED, ListsBackend, Steered, Trained
 from gallery.index.choose import EXACT, Choice, choose
 from gallery.index.quantizer import digest
 from gallery.index.registry import backend
@@ -183,8 +183,17 @@ def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Pat
         chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0])
     faults.reached("build_index")
     found, joined = 0.0, dict[str, Any]()
+    index = chosen.open(vectors, space=space, path=path, parameters=choice.efforts[0])
+    places = index.places(asked.queries, asked.rows) if isinstance(index, Steered) else None
     for parameters in choice.efforts:
-        index = chosen.open(vectors, space=space, path=path, parameters=parameters)
+        if parameters is not choice.efforts[-1] and places is not None:
+            share = held(places, parameters["nprobe"])
+            if share.ten < choice.enough and (joined or share.nearest < choice.enough):
+                continue  # they are not in the lists that it reads, and a search would only confirm that
+        if isinstance(index, Steered):
+            index = index.steered(parameters)
+        elif parameters is not choice.efforts[0]:
+            index = chosen.open(vectors, space=space, path=path, parameters=parameters)
         share = recall(index, asked)
         found = round(share.ten, 4)
         if found >= choice.enough:

@@ -25,12 +25,14 @@ class Sample(NamedTuple):
         queries: (queries, dimension) float32.
         own: (queries,) the row that each query is; it is no neighbour of itself.
         scores: (queries, neighbours) float32, best first: K of them, or as many as there are.
+        rows: (queries, neighbours) the neighbours.
     """
 
     space: Space
     queries: Vectors
     own: Rows
     scores: Vectors
+    rows: Rows
 
 
 def sample(vectors: Stored, space: Space) -> Sample:
@@ -39,7 +41,9 @@ def sample(vectors: Stored, space: Space) -> Sample:
     own = np.sort(np.random.default_rng(2).choice(total, min(ROWS, total), replace=False)).astype(np.int64)
     queries = _exact.prepared(vectors[own], space)
     found = _exact.search_column(queries, vectors, K + 1, space, None)
-    return Sample(space, queries, own, _without_own(found, own, space.metric)[:, : min(K, total - 1)])
+    neighbours = _without_own(found, own, space.metric)
+    wanted = slice(min(K, total - 1))
+    return Sample(space, queries, own, neighbours.scores[:, wanted], neighbours.rows[:, wanted])
 
 
 class Recall(NamedTuple):
@@ -56,8 +60,21 @@ def recall(index: Index, asked: Sample) -> Recall:
     wanted = asked.scores.shape[1]
     if not wanted:
         return Recall(1.0, 1.0)
-    scores = _without_own(index.search(asked.queries, K + 1), asked.own, asked.space.metric)
+    scores = _without_own(index.search(asked.queries, K + 1), asked.own, asked.space.metric).scores
     return Recall(*(_share(scores[:, :n], asked.scores[:, n - 1 : n], asked.space.metric) for n in (wanted, 1)))
+
+
+def held(places: Rows, nprobe: int) -> Recall:
+    """The share of true neighbours in the lists that are read, which is known without a search.
+
+    A search finds no others, unless so few rows are in those lists that it reads all there are: no effort should count on that.
+
+    Args:
+        places: (queries, neighbours) of a sample, as an index tells them.
+        nprobe: how many lists are read.
+    """
+    read = places < nprobe
+    return Recall(float(read.mean()), float(read[:, :1].mean())) if read.size else Recall(1.0, 1.0)
 
 
 def _share(scores: Vectors, last: Vectors, metric: Metric) -> float:
@@ -65,7 +82,8 @@ def _share(scores: Vectors, last: Vectors, metric: Metric) -> float:
     return float((scores <= last if metric == "euclidean" else scores >= last).mean())
 
 
-def _without_own(found: Found, own: Rows, metric: Metric) -> Vectors:
-    """The scores of the rows that were found, best first, that of the query's own row moved to the end."""
+def _without_own(found: Found, own: Rows, metric: Metric) -> Found:
+    """The rows that were found, best first, the query's own row moved to the end."""
     scores = np.where(found.rows == own[:, None], np.float32(worst(metric)), found.scores)
-    return np.take_along_axis(scores, better_first_order(scores, metric), axis=1)
+    order = better_first_order(scores, metric)
+    return Found(*(np.take_along_axis(each, order, axis=1) for each in (scores, found.rows)))
