@@ -292,8 +292,7 @@ def _codebook(rows: Vectors) -> Vectors:
     pq.cp.seed = 1
     pq.cp.min_points_per_centroid = 1  # few rows are no reason to print a warning
     pq.cp.max_points_per_centroid = _ROWS_PER_CODE
-    sample = np.resize(rows, (max(len(rows), CODES), dimension))  # fewer than codes are repeated
-    pq.train(sample)
+    pq.train(rows if len(rows) >= CODES else np.resize(rows, (CODES, dimension)))  # fewer than codes are repeated
     return _codebook_of_quantizer(pq)
 
 

@@ -166,9 +166,8 @@ def training_rows(columns: Sequence[Stored], space: Space, lists: int, each: int
     chosen = np.sort(np.random.default_rng(1).choice(total, min(count, total), replace=False))
     parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
     starts = ends - [len(column) for column in columns]
-    return np.concatenate(
-        [
-            _exact.prepared(column[part - start], space)
-            for column, part, start in zip(columns, parts, starts, strict=True)
-        ]
-    )
+    rows, at = np.empty((len(chosen), columns[0].shape[1]), np.float32), 0
+    for column, part, start in zip(columns, parts, starts, strict=True):
+        rows[at : at + len(part)] = _exact.prepared(column[part - start], space)  # so that no more than one is there twice
+        at += len(part)
+    return rows
