@@ -168,6 +168,8 @@ def training_rows(columns: Sequence[Stored], space: Space, lists: int, each: int
     starts = ends - [len(column) for column in columns]
     rows, at = np.empty((len(chosen), columns[0].shape[1]), np.float32), 0
     for column, part, start in zip(columns, parts, starts, strict=True):
-        rows[at : at + len(part)] = _exact.prepared(column[part - start], space)  # so that no more than one is there twice
+        rows[at : at + len(part)] = _exact.prepared(
+            column[part - start], space
+        )  # so that no more than one is there twice
         at += len(part)
     return rows
