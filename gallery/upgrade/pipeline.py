@@ -62,7 +62,7 @@ class Made:
 class Turn:
     """How columns that are made one after the other overlap: the next is read while the last blocks of this are transformed."""
 
-    #: is called, by the thread that reads, when all is read
+    #: is called when all is read, and the last block is about to be transformed
     read: Callable[[], None]
     #: is held while blocks are transformed, which one column's are at a time
     transforming: AbstractContextManager[Any]
@@ -83,7 +83,7 @@ def derive(store: Store, work: Work, turn: Turn = NO_TURN) -> Made:
         Damaged: what it would be made from is not what was stored. Nothing is left of it then.
         InvalidVector: the transformation gives numbers that cannot be stored; its detail `row` says for which row.
     """
-    read, transforms = ahead(_read(store, work, turn)), store.transforms
+    read, transforms = ahead(_read(store, work)), store.transforms
     try:
         with closing(read):
             first = next(read)
@@ -104,7 +104,7 @@ def derive(store: Store, work: Work, turn: Turn = NO_TURN) -> Made:
     return Made(column, computed_in(loaded))
 
 
-def _read(store: Store, work: Work, turn: Turn) -> Generator[Block]:
+def _read(store: Store, work: Work) -> Generator[Block]:
     """What is made of damaged bytes would get a digest that says it is right: the last block comes with the judgement."""
     source, *sides = (
         read_blocks(
@@ -121,13 +121,18 @@ def _read(store: Store, work: Work, turn: Turn) -> Generator[Block]:
         yield embeddings, next(sides[0]) if sides else None
     for side in sides:
         next(side, None)
-    turn.read()
 
 
 def _alone(blocks: Iterable[Block], turn: Turn) -> Generator[Block]:
     """The blocks; the next is asked for once one is transformed, so none of two columns is transformed at the same time."""
+    coming = iter(blocks)
     with turn.transforming:
-        yield from blocks
+        following = next(coming, None)
+        while (block := following) is not None:
+            following = next(coming, None)
+            if following is None:
+                turn.read()  # not before this one is transformed, so that no more than one other is held meanwhile
+            yield block
 
 
 def _inputs(work: Work) -> list[Input]:

@@ -143,9 +143,9 @@ def test_a_segment_is_leased_while_the_last_block_of_the_one_before_it_is_transf
 
     def see(number: float) -> None:
         deadline = time.monotonic() + 20
-        while (leased := states(world, upgrade).get("leased", 0)) < 2 and time.monotonic() < deadline:
+        while number == 1 and states(world, upgrade).get("leased", 0) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        seen.setdefault(number, leased)
+        seen.setdefault(number, states(world, upgrade).get("leased", 0))
 
     other = process(world, see, segments_at_once=2)
     assert lanes(other, upgrade).run()
@@ -208,7 +208,7 @@ def test_a_lane_that_waits_holds_no_lease(world: World) -> None:
     other = process(world, see, segments_at_once=3, exact_below=100)
     assert lanes(other, upgrade).run()
     assert len(most) == SEGMENTS
-    assert most[0] == 1, "the others wait for their turn, and other workers may have these segments"
+    assert most[0] <= 2, "beside the next, the others wait for their turn, and other workers may have these segments"
     other.close()
 
 
