@@ -10,7 +10,7 @@ Large native segments are searched exactly until a worker has come by; an upgrad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +29,8 @@ from gallery.centroids import Unindexed
 from gallery.columns import open_column
 from gallery.files import Written, written
 from gallery.index import _reach
-from gallery.index._recall import K, Sample, recall, sample
-from gallery.index.base import JOINED, REACH, ListsBackend, Trained
+from gallery.index._recall import K, Recall, Sample, held, recall, sample
+from gallery.index.base import JOINED, REACH, Index, ListsBackend, Steered, Trained
 from gallery.index.choose import EXACT, Choice, choose
 from gallery.index.quantizer import digest
 from gallery.index.registry import backend
@@ -183,24 +183,47 @@ def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Pat
     else:
         chosen.build(vectors, space=space, path=path, parameters=choice.efforts[0])
     faults.reached("build_index")
+    opened = chosen.open(vectors, space=space, path=path, parameters=choice.efforts[0])
+
+    def measured(effort: Mapping[str, Any]) -> Recall:
+        """By a search: nothing else proves it."""
+        if isinstance(opened, Steered):
+            return recall(opened.steered(effort), asked)
+        return recall(chosen.open(vectors, space=space, path=path, parameters=effort), asked)
+
+    alone, joined, found = _enough(choice, opened, asked, measured)
+    told: dict[str, Any] = {} if trained is None else {QUANTIZER: digest(trained.centroids)}
+    nearer = _reaching(choice, trained, column, asked, alone, neighbours=K)
+    if nearer is not alone:  # it misses no neighbour that was found, but that is for the index to prove
+        again = round(measured(nearer).ten, 4)
+        alone, found = (nearer, again) if again >= choice.enough else (alone, found)
+    if joined is not None:
+        joined = _reaching(choice, trained, column, asked, joined, neighbours=1)
+        told |= {JOINED: joined} if joined != alone else {}
+    return {**alone, **told, MEASURED: found}
+
+
+def _enough(
+    choice: Choice, opened: Index, asked: Sample, measured: Callable[[Mapping[str, Any]], Recall]
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, float]:
+    """The first effort that finds enough, the first that finds the nearest often enough where it can be joined, and what is found.
+
+    Raises:
+        _FindsTooLittle: none does.
+    """
+    places = opened.places(asked.queries, asked.rows) if isinstance(opened, Steered) else None
     found, joined = 0.0, None
-    for parameters in choice.efforts:
-        index = chosen.open(vectors, space=space, path=path, parameters=parameters)
-        share = recall(index, asked)
+    for effort in choice.efforts:
+        if places is not None and effort is not choice.efforts[-1]:
+            there = held(places, effort["nprobe"])
+            if max(there.ten, there.nearest if joined is None else 0) < choice.enough:
+                continue  # they are not in the lists that it reads, and a search would only confirm that
+        share = measured(effort)
         found = round(share.ten, 4)
-        if index.joins and joined is None and share.nearest >= choice.enough:
-            joined = parameters
+        if opened.joins and joined is None and share.nearest >= choice.enough:
+            joined = effort
         if found >= choice.enough:
-            told: dict[str, Any] = {} if trained is None else {QUANTIZER: digest(trained.centroids)}
-            alone = _reaching(choice, trained, column, asked, parameters, neighbours=K)
-            if alone is not parameters:  # it misses no neighbour that was found, but that is for the index to prove
-                index = chosen.open(vectors, space=space, path=path, parameters=alone)
-                again = round(recall(index, asked).ten, 4)
-                alone, found = (alone, again) if again >= choice.enough else (parameters, found)
-            if joined is not None:
-                joined = _reaching(choice, trained, column, asked, joined, neighbours=1)
-                told |= {JOINED: joined} if joined != alone else {}
-            return {**alone, **told, MEASURED: found}
+            return effort, joined, found
     raise _FindsTooLittle(found)
 
 

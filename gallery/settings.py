@@ -48,7 +48,7 @@ class GallerySettings(BaseSettings):
     segments_at_once: int = Field(
         default=2,
         ge=1,
-        description="Segments that a worker has under way: one is transformed while the others are indexed and published.",
+        description="Segments that a worker transforms or indexes at once; one more may wait for its index on disk.",
     )
     quality_share: float = Field(
         default=0.05,

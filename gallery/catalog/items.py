@@ -189,21 +189,11 @@ def only_native_in(session: Session, gallery_id: int, model_id: int) -> int:
 
 def without_side(session: Session, gallery_id: int, model_id: int) -> int:
     """Live items that have neither side-information nor a column of a model."""
-    column = exists().where(ColumnRow.segment_id == ItemRow.segment_id, ColumnRow.model_id == model_id)
-    return (
-        session.scalar(
-            select(func.count())
-            .select_from(ItemRow)
-            .join(SegmentRow, SegmentRow.id == ItemRow.segment_id)
-            .where(
-                ItemRow.gallery_id == gallery_id,
-                ItemRow.deleted_version.is_(None),
-                SegmentRow.side_file.is_(None),
-                ~column,
-            )
-        )
-        or 0
-    )
+    column = exists().where(ColumnRow.segment_id == SegmentRow.id, ColumnRow.model_id == model_id)
+    # Asked by segment, of which few lack anything: by gallery, all of a million items were looked at in a third of a second.
+    lacking = select(SegmentRow.id).where(SegmentRow.gallery_id == gallery_id, SegmentRow.side_file.is_(None), ~column)
+    live = select(func.count()).select_from(ItemRow).where(ItemRow.deleted_version.is_(None))
+    return session.scalar(live.where(ItemRow.segment_id.in_(lacking))) or 0
 
 
 def any_live(session: Session, segment_id: int) -> bool:

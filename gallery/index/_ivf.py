@@ -51,6 +51,17 @@ class IvfIndex(_faiss.FaissIndex):
         lists, (rows, dimension) = max(1, len(self.quantizer)), self._column.shape
         return int(dimension * (lists + rows * self.nprobe // lists))
 
+    def places(self, queries: Vectors, rows: Rows) -> Rows:
+        """At which place among the lists of each query those of rows (queries, n) are read, the first at 0."""
+        centroids, metric = self.quantizer.centroids, self.space.metric
+        vectors = _exact.prepared(_exact.taken(self._column, rows.reshape(-1)), self.space)
+        _, lists = by_distance(centroids).search(vectors, 1)
+        near = queries @ centroids.T
+        if metric == "euclidean":
+            near -= np.einsum("ld,ld->l", centroids, centroids) / 2
+        own = np.take_along_axis(near, lists.reshape(rows.shape), axis=1)
+        return np.stack([(near > own[:, at, None]).sum(axis=1) for at in range(rows.shape[1])], axis=1)
+
     def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:
         return self._read(assigned.queries, count, self._near(assigned, effort), None).rows
 

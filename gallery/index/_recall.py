@@ -63,6 +63,19 @@ def recall(index: Index, asked: Sample) -> Recall:
     return Recall(*(_share(scores[:, :n], asked.scores[:, n - 1 : n], asked.space.metric) for n in (wanted, 1)))
 
 
+def held(places: Rows, nprobe: int) -> Recall:
+    """The share of true neighbours in the lists that are read, which is known without a search.
+
+    A search finds no others, unless so few rows are in those lists that it reads all there are: no effort should count on that.
+
+    Args:
+        places: (queries, neighbours) of a sample, as an index tells them.
+        nprobe: how many lists are read.
+    """
+    read = places < nprobe
+    return Recall(float(read.mean()), float(read[:, :1].mean())) if read.size else Recall(1.0, 1.0)
+
+
 def _share(scores: Vectors, last: Vectors, metric: Metric) -> float:
     """The share of scores (queries, n) that are no worse than the last (queries, 1) that is wanted."""
     return float((scores <= last if metric == "euclidean" else scores >= last).mean())

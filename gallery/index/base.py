@@ -80,6 +80,17 @@ class Index(Protocol):
         """One index over its own rows and those of `others`, in turn, whose `joins` have the same key."""
 
 
+@runtime_checkable
+class Steered(Index, Protocol):
+    """An index of which fewer or more lists can be read, without opening it again."""
+
+    def steered(self, parameters: Mapping[str, Any]) -> Index:
+        """The same index, searched by other parameters of its backend's `efforts`."""
+
+    def places(self, queries: Vectors, rows: Rows) -> Rows:
+        """At which place among the lists of each query those of rows (queries, n) are read: (queries, n), the first at 0."""
+
+
 class Backend(Protocol):
     """A way to build an index file from a column and to open it for reading."""
 

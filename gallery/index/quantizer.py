@@ -33,8 +33,9 @@ class Care(NamedTuple):
     rounds: int
 
 
-# More rows or more rounds do not make better lists.
-THOROUGH = Care(64, 10)
+# More rows or more rounds do not make better lists: with ten rounds, rows that were not trained with lie 0.3 to 0.6 % nearer to
+# their centroids, and as many lists hold the neighbours. The first index of an upgrade waits for them all.
+THOROUGH = Care(64, 5)
 # Says how much of so many lists must be read: of 200,000 rows in 1,789 lists 9 of 100, where thorough ones say 8 and take
 # 17 times as long.
 ROUGH = Care(8, 4)
@@ -166,9 +167,9 @@ def training_rows(columns: Sequence[Stored], space: Space, lists: int, each: int
     chosen = np.sort(np.random.default_rng(1).choice(total, min(count, total), replace=False))
     parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
     starts = ends - [len(column) for column in columns]
-    return np.concatenate(
-        [
-            _exact.prepared(column[part - start], space)
-            for column, part, start in zip(columns, parts, starts, strict=True)
-        ]
-    )
+    rows, at = np.empty((len(chosen), columns[0].shape[1]), np.float32), 0
+    for column, part, start in zip(columns, parts, starts, strict=True):
+        # One after the other, so that no more than one is there twice.
+        rows[at : at + len(part)] = _exact.prepared(column[part - start], space)
+        at += len(part)
+    return rows

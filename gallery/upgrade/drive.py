@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 from sqlalchemy import select
@@ -181,9 +182,12 @@ def _damaged(store: Store, upgrade_id: str) -> dict[int, str]:
     with store.catalog.reading() as session:
         columns = list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == upgrade_id)))
     found: dict[int, str] = {}
-    for column in columns:
+    # The network has nothing to do any more: digests may have the processors that it had.
+    with ThreadPoolExecutor(store.settings.segments_at_once, thread_name_prefix="verify") as threads:
+        read = [(column, threads.submit(verify, store.files, column.file, column.sha256)) for column in columns]
+    for column, verified in read:
         try:
-            verify(store.files, column.file, column.sha256)
+            verified.result()
         except errors.Damaged as error:
             log.warning("column_damaged", upgrade=upgrade_id, segment=column.segment_id, error=str(error))
             if not repair.attempt(store, error):

@@ -2,7 +2,9 @@
 
 A lane is a thread that does one segment after the other, each with a lease, a heartbeat and a fence of its own. To everybody
 else it is one more worker, and what holds for several workers holds for it. Only one lane at a time has the turn, in which a
-segment is leased and its column is made: two transformations would share the processor, and a lane that waits holds no lease.
+segment is leased and read: a lane that waits for it holds no lease. It goes on when the segment is read to its end, so that the
+next is there when the last block of this one is transformed, and the network waits neither for the catalog nor until the disk
+has all of a column. Two transformations would share the processor, so only one goes on at a time.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ from gallery.catalog.transaction import in_words
 from gallery.catalog.upgrades import Lease
 from gallery.store import Store
 from gallery.upgrade import segment
+from gallery.upgrade.pipeline import Turn
 
 log = structlog.get_logger()
+# Lanes beyond those that are busy at once. Where an index takes longer than usual, as the first does, whose lists are trained,
+# the column after it waits for its turn on disk, and the one after that is transformed meanwhile.
+_WAITING = 1
 
 
 class Lanes:
@@ -49,8 +55,10 @@ class Lanes:
         self._owner = owner
         self._published = published
         self._more = more
-        self._lanes = 1 if more is None else store.settings.segments_at_once
-        self._turn, self._after = threading.Lock(), threading.Lock()
+        busy = 1 if more is None else store.settings.segments_at_once
+        self._lanes = busy + _WAITING if busy > 1 else 1
+        self._busy = _Busy(busy)
+        self._turn, self._network, self._after = threading.Lock(), threading.Lock(), threading.Lock()
         self._under_way = threading.Semaphore(self._lanes)
         self._over = False
 
@@ -76,7 +84,9 @@ class Lanes:
     def _segment(self) -> bool:
         """Do one segment; False if there is none to lease now."""
         with ExitStack() as under_way:
-            with self._turn:
+            with ExitStack() as turn:
+                turn.enter_context(self._turn)
+                turn.enter_context(self._busy.transforming())
                 held = segment.lease(self._store, self._upgrade_id, self._owner)
                 if held is None:
                     return False
@@ -84,12 +94,58 @@ class Lanes:
                 under_way.enter_context(segment.kept(self._store, held))
                 for _ in range(self._lanes if held.alone else 1):
                     under_way.enter_context(self._under_way)
-                derived = segment.derive(self._store, held)
+                derived = segment.derive(self._store, held, Turn(turn.close, self._network))
             if derived is not None:
-                segment.publish(self._store, held, derived)
+                with self._busy.indexing():
+                    segment.publish(self._store, held, derived)
         with self._after:
             self._published()
         return True
+
+
+class _Busy:
+    """How many lanes transform and index at once, which is what memory and processors are for; the others wait.
+
+    Whoever transforms goes first. The first index is built alone: those beside it would train lists of their own, in place of
+    taking its.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._changed = threading.Condition()
+        self._transforming = self._indexing = 0
+        self._indexed = False
+
+    @contextmanager
+    def transforming(self) -> Iterator[None]:
+        """While a segment is transformed. It is counted while it waits, too, so that no index is begun before it."""
+        with self._changed:
+            self._transforming += 1
+            self._changed.wait_for(lambda: self._indexing < self._most)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._transforming -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def indexing(self) -> Iterator[None]:
+        """While a column is indexed and published."""
+        with self._changed:
+            self._changed.wait_for(self._may_index)
+            self._indexing += 1
+        try:
+            yield
+            self._indexed = True
+        finally:
+            with self._changed:
+                self._indexing -= 1
+                self._changed.notify_all()
+
+    def _may_index(self) -> bool:
+        most = max(1, self._most - self._transforming) if self._indexed else 1
+        return self._indexing < most
 
 
 @contextmanager

@@ -8,10 +8,11 @@ file and no digest, and memory holds a few blocks of `FORWARDFILL_BLOCK_ROWS` ro
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from gallery import errors
 from gallery.ahead import ahead
@@ -57,8 +58,26 @@ class Made:
     computed_in: str
 
 
-def derive(store: Store, work: Work) -> Made:
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How columns that are made one after the other overlap: the next is read while the last blocks of this are transformed."""
+
+    #: is called when all is read, and the last block is about to be transformed
+    read: Callable[[], None]
+    #: is held while blocks are transformed, which one column's are at a time
+    transforming: AbstractContextManager[Any]
+
+
+NO_TURN = Turn(lambda: None, nullcontext())
+
+
+def derive(store: Store, work: Work, turn: Turn = NO_TURN) -> Made:
     """Make the column; nothing names it yet.
+
+    Args:
+        store: where the files are.
+        work: what is to be made.
+        turn: where others make columns beside it.
 
     Raises:
         Damaged: what it would be made from is not what was stored. Nothing is left of it then.
@@ -69,8 +88,10 @@ def derive(store: Store, work: Work) -> Made:
         with closing(read):
             first = next(read)
             loaded = transforms.in_bulk(work.transformation, *first)
-            blocks = chain([first], read)
-            with closing(ahead(transforms.apply_each(loaded, work.transformation, work.target, blocks))) as mapped:
+            with (
+                closing(_alone(chain([first], read), turn)) as blocks,
+                closing(ahead(transforms.apply_each(loaded, work.transformation, work.target, blocks))) as mapped,
+            ):
                 stored = mapped if work.unseen is None else with_stand_ins(mapped, work.unseen, work.dtype)
                 column = write_blocks(
                     store.files, work.folder, stored, rows=work.rows, dimension=work.target.dimension, dtype=work.dtype
@@ -100,6 +121,18 @@ def _read(store: Store, work: Work) -> Generator[Block]:
         yield embeddings, next(sides[0]) if sides else None
     for side in sides:
         next(side, None)
+
+
+def _alone(blocks: Iterable[Block], turn: Turn) -> Generator[Block]:
+    """The blocks; the next is asked for once one is transformed, so none of two columns is transformed at the same time."""
+    coming = iter(blocks)
+    with turn.transforming:
+        following = next(coming, None)
+        while (block := following) is not None:
+            following = next(coming, None)
+            if following is None:
+                turn.read()  # not before this one is transformed, so that no more than one other is held meanwhile
+            yield block
 
 
 def _inputs(work: Work) -> list[Input]:

@@ -29,7 +29,7 @@ from gallery.indexing import Decision, build
 from gallery.spaces import Transformation
 from gallery.store import Store, columns_folder
 from gallery.upgrade import pipeline, sources, throttle
-from gallery.upgrade.pipeline import Input, Made, Work
+from gallery.upgrade.pipeline import NO_TURN, Input, Made, Turn, Work
 from gallery.upgrade.states import PUBLISHING, State
 
 
@@ -86,8 +86,13 @@ def hold(session: Session, upgrade: UpgradeRow) -> tuple[str, str] | None:
     return throttle.held_back(upgrade.throttle, _waits(upgrade), now(), p99)
 
 
-def derive(store: Store, held: Lease) -> Derived | None:
+def derive(store: Store, held: Lease, turn: Turn = NO_TURN) -> Derived | None:
     """Make the column of a leased segment; None if the segment is skipped.
+
+    Args:
+        store: where it is.
+        held: its lease.
+        turn: where others are derived beside it.
 
     Raises:
         LeaseLost: another worker has the segment now, or the upgrade no longer wants it; nothing was changed.
@@ -98,17 +103,17 @@ def derive(store: Store, held: Lease) -> Derived | None:
         _skip(store, held)
         return None
     faults.reached("read")
-    return Derived(job, _made(store, held.segment_id, job.work), begun)
+    return Derived(job, _made(store, held.segment_id, job.work, turn), begun)
 
 
-def _made(store: Store, segment_id: int, work: Work) -> Made:
+def _made(store: Store, segment_id: int, work: Work, turn: Turn) -> Made:
     """The column. What the transformation makes of a deleted item is of no interest, and fails nothing.
 
     Raises:
         InvalidVector: it gives numbers that cannot be stored for an item that is live; the message names it.
     """
     try:
-        return pipeline.derive(store, work)
+        return pipeline.derive(store, work, turn)
     except errors.InvalidVector as error:
         row = error.details["row"]
         with store.catalog.reading() as session:
@@ -117,7 +122,7 @@ def _made(store: Store, segment_id: int, work: Work) -> Made:
             raise errors.InvalidVector(f"item {item!r}: {error}; delete it or store it anew, then retry") from error
         if work.unseen is not None:
             raise
-    return _made(store, segment_id, replace(work, unseen=deleted))
+    return _made(store, segment_id, replace(work, unseen=deleted), turn)
 
 
 def publish(store: Store, held: Lease, derived: Derived) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gallery import indexing
 from gallery.catalog import segments as segment_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.segments import MEASURED, REFUSED
 from gallery.catalog.tables import ColumnRow
 from gallery.index import _ivf, _reach, choose
+from gallery.index._recall import Recall
 from gallery.index.base import JOINED, REACH
 from gallery.indexing import index_column, wanting
 from gallery.upgrade.states import State
@@ -58,6 +60,31 @@ def test_fewer_lists_are_recorded_for_where_it_is_a_small_part_of_what_is_search
     assert index_column(world.store, column)
     made = row(world, column).index_parameters
     assert made[JOINED]["nprobe"] < made["nprobe"]
+
+
+def test_lists_that_cannot_hold_enough_are_not_searched_and_the_rest_is_measured_as_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ivf, "_FIRST_PROBES", 1)
+    world.store.settings.exact_below = 100
+    vectors = np.random.default_rng(0).standard_normal((4000, OLD))
+    world.upsert("old", [f"i{row}" for row in range(len(vectors))], vectors)
+    (column,) = wanting(world.store)
+    searched, measure = list[int](), indexing.recall
+
+    def counted(*given: Any) -> Any:
+        searched.append(1)
+        return measure(*given)
+
+    monkeypatch.setattr(indexing, "recall", counted)
+    assert index_column(world.store, column)
+    few, made = len(searched), row(world, column).index_parameters
+    with world.store.catalog.transaction() as tx:
+        tx.session.get_one(ColumnRow, column).index_file = None
+    monkeypatch.setattr(indexing, "held", lambda *_: Recall(1.0, 1.0))
+    assert index_column(world.store, column)
+    assert row(world, column).index_parameters == made
+    assert few < len(searched) - few
 
 
 def test_where_nothing_finds_enough_the_column_is_searched_exactly_and_says_why(

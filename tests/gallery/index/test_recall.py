@@ -9,7 +9,8 @@ import pytest
 
 from gallery.arrays import Mask, Metric, Space, Vectors
 from gallery.index import _exact
-from gallery.index._recall import recall, sample
+from gallery.index._ivf import IvfIndex
+from gallery.index._recall import held, recall, sample
 from gallery.index.base import Found
 from gallery.index.selection import Selected
 from tests.gallery.index.conftest import best, build, reference, unit_length
@@ -73,3 +74,17 @@ def test_the_recall_of_the_nearest_stands_beside_that_of_ten(clustered: Vectors)
     order = np.argsort(reference(clustered[asked.own], clustered, "euclidean"), axis=1)
     nearest = [next(row for row in line if row != own) for line, own in zip(order.tolist(), asked.own, strict=True)]
     assert recall(Blind(clustered, space, seen), asked).nearest == pytest.approx(seen[nearest].mean(), abs=0.006)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_what_so_many_lists_hold_is_known_without_a_search(metric: Metric, clustered: Vectors, tmp_path: Path) -> None:
+    space = Space(metric, normalized=False)
+    asked = sample(clustered, space)
+    for nprobe in (1, 2, 5, len(clustered)):
+        index = build("ivf", clustered, space, tmp_path, nprobe=nprobe)
+        assert isinstance(index, IvfIndex)
+        found, there = recall(index, asked), held(index.places(asked.queries, asked.rows), nprobe)
+        for one, other in zip(found, there, strict=True):
+            assert one >= other - 0.003
+            # By inner product some of the nearest lists are all but empty, and then all rows are read.
+            assert metric == "inner_product" or one == pytest.approx(other, abs=0.003)
