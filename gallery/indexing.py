@@ -206,7 +206,7 @@ def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Pat
 def _enough(
     choice: Choice, opened: Index, asked: Sample, measured: Callable[[Mapping[str, Any]], Recall]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, float]:
-    """The first effort that finds enough, the first that finds the nearest often enough where it can be joined, and what is found.
+    """The first effort that finds enough, the first that finds the nearest where it can be joined, and what share is found.
 
     Raises:
         _FindsTooLittle: none does.
