@@ -179,9 +179,11 @@ class _Child:
         return code
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        # A session of its own: Ctrl-C in a terminal reaches the parent only, which then tells its children in good order.
+        # A process group of its own: Ctrl-C in a terminal reaches the parent only, which then tells its children in good order.
+        # No session of its own: Linux shares the processors between sessions first (sched(7), autogroup), so that a worker's low
+        # priority would count for nothing against the API.
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", "forwardfill.cli", *self.words, "--parent", str(os.getpid())],
             env={**os.environ, **self.environment},
-            start_new_session=True,
+            process_group=0,
         )
