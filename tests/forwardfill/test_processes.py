@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,6 +40,14 @@ def test_one_that_worked_is_started_again_whatever_it_ends_with(
     with _kept([_Child("again", ["no-such-command"], works=worked.exists, failed=ended.put)]):
         wait_for(lambda: len(started) >= 3, 60, lambda: f"started {len(started)} times")
     assert ended.empty()
+
+
+def test_one_is_out_of_reach_of_the_terminal_but_shares_the_processors_with_those_that_started_it() -> None:
+    """A session of its own would have as large a share as the API's, however low its priority within it: sched(7), autogroup."""
+    started = _Child("one", ["no-such-command"])._spawn()
+    assert os.getpgid(started.pid) == started.pid, "Ctrl-C is for the foreground's process group"
+    assert os.getsid(started.pid) == os.getsid(0)
+    assert started.wait(60) == UNKNOWN
 
 
 def test_one_that_cannot_be_started_for_lack_of_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
