@@ -76,8 +76,8 @@ def cases() -> Iterator[Case]:
     yield from _worker_kills()
     yield from _api_kills()
     for point in ("read", "transform", "write_column", "rename", "build_index"):
-        # Its other lane may be in a transaction, whose locks PostgreSQL takes away after a while. SQLite cannot.
-        alone = point != "build_index"
+        # Once a segment is read another lane may be in a transaction, whose locks PostgreSQL takes away after a while. SQLite cannot.
+        alone = point == "read"
         yield Case("a worker is frozen", point, partial(worker_freezes, point=f"{point}:stop:1"), embedded=alone)
         frozen = partial(worker_freezes, point=f"{point}:stop:2")
         yield Case("a worker is frozen", f"{point}, at its second segment", frozen, embedded=False)

@@ -20,7 +20,7 @@ PART: dict[str, Play] = {
     "an API process is killed after the commit of an upsert": partial(
         writing_api_dies, point="upsert.committed:kill:1"
     ),
-    "a worker is frozen past its lease": partial(worker_freezes, point="rename:stop:1"),
+    "a worker is frozen past its lease": partial(worker_freezes, point="read:stop:1"),
     "two start an upgrade at once": two_start_at_once,
     "a derived column is damaged before all is done": derived_column_is_damaged,
     "an API process is frozen and its files are collected": partial(
