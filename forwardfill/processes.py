@@ -81,6 +81,8 @@ def become_child(parent: int, niceness: int = 0) -> None:
         SystemExit: the parent has ended already.
     """
     os.nice(niceness)
+    # In the terminal's background: where that stops who writes to it (`stty tostop`), this one writes in spite of it.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the line above

@@ -211,11 +211,11 @@ def _enough(
     Raises:
         _FindsTooLittle: none does.
     """
-    places = opened.places(asked.queries, asked.rows) if isinstance(opened, Steered) else None
+    places = opened.places(asked.queries, asked.rows) if isinstance(opened, Steered) and asked.rows.size else None
     found, joined = 0.0, None
     for effort in choice.efforts:
         if places is not None and effort is not choice.efforts[-1]:
-            there = held(places, effort["nprobe"])
+            there = held(places, asked, effort["nprobe"])
             if max(there.ten, there.nearest if joined is None else 0) < choice.enough:
                 continue  # they are not in the lists that it reads, and a search would only confirm that
         share = measured(effort)
@@ -244,7 +244,7 @@ def _reaching(
     if trained is None or not choice.enough or not isinstance(chosen, ListsBackend) or not chosen.reaches:
         return effort
     reach = _reach.measured(trained.centroids, column.vectors, asked, neighbours=neighbours, nprobe=effort["nprobe"])
-    return effort if reach is None else {**effort, REACH: reach}
+    return effort if reach is None else {**effort, REACH: reach._asdict()}
 
 
 def wanting(store: Store, limit: int = 16) -> list[int]:

@@ -69,7 +69,7 @@ class Transforms:
         self._files = files
         self._load = load
         self._loaded: dict[str, Transform] = {}
-        self._in_bulk: dict[str, Bulk] = {}
+        self._in_bulk: dict[str, Transform] = {}
         self._lock = threading.Lock()
         self._trying = threading.Lock()
 
@@ -101,18 +101,19 @@ class Transforms:
             embeddings: (n, source dimension), some of what is to be mapped.
             side: (n, side dimension), or None as for `apply`.
         """
-        loaded = self.get(transformation.artifact)
-        if not isinstance(loaded, Bulk):
-            return loaded
         found = self._in_bulk.get(transformation.artifact)
-        if found is None:
-            with self._trying:  # what is timed beside another trial tells nothing
-                found = self._in_bulk.get(transformation.artifact)
-                if found is None:
+        if found is not None:
+            return found
+        loaded = self.get(transformation.artifact)
+        with self._trying:  # what is timed beside another trial tells nothing
+            found = self._in_bulk.get(transformation.artifact)
+            if found is None:
+                found = loaded
+                if isinstance(loaded, Bulk):
                     found = loaded.quickest(embeddings, _side(transformation, embeddings, side))
-                if found is None:
-                    return loaded
-                self._in_bulk[transformation.artifact] = found
+            if found is None:
+                return loaded
+            self._in_bulk[transformation.artifact] = found
         return found
 
     def apply_each(
@@ -132,6 +133,7 @@ class Transforms:
         models: Mapping[str, EmbeddingModel],
         embeddings: NDArray[Any],
         side: NDArray[Any] | None,
+        sample: Callable[[], Block],
     ) -> Vectors:
         """Map stored vectors by one transformation after the other, each as an upgrade would, with the same side-information.
 
@@ -140,14 +142,30 @@ class Transforms:
             models: their targets, by name.
             embeddings: (n, dimension of the first one's source).
             side: (n, side dimension) or None.
+            sample: gives some of all that may be mapped so, by which is decided how. What is mapped now may be no sample: the
+                nearest to one query are alike.
 
         Returns:
             (n, dimension of the last one's target) float32.
         """
+        if any(each.artifact not in self._in_bulk for each in by):
+            self._decide(by, models, *sample())
         for transformation in by:
-            loaded = self.in_bulk(transformation, embeddings, side)
+            loaded = self._in_bulk.get(transformation.artifact) or self.get(transformation.artifact)
             embeddings = _applied(loaded, transformation, models[transformation.target], embeddings, side)
         return embeddings
+
+    def _decide(
+        self,
+        by: Sequence[Transformation],
+        models: Mapping[str, EmbeddingModel],
+        embeddings: NDArray[Any],
+        side: NDArray[Any] | None,
+    ) -> None:
+        for transformation in by:
+            loaded = self.in_bulk(transformation, embeddings, side)
+            if transformation is not by[-1]:
+                embeddings = _applied(loaded, transformation, models[transformation.target], embeddings, side)
 
     def uncertainty(
         self, transformation: Transformation, embeddings: NDArray[Any], side: NDArray[Any] | None
@@ -168,8 +186,17 @@ class Transforms:
         return predicted
 
     def weights(self, by: Sequence[Transformation]) -> float:
-        """How many weights are applied to each row, one transformation after the other; infinite where nobody knows yet."""
-        return sum(getattr(self._loaded.get(each.artifact), "weights", math.inf) for each in by)
+        """How many weights are applied to each row, one transformation after the other; infinite where nobody knows yet.
+
+        Nobody does while it is found out what is quickest: whoever applied them now would wait for that.
+        """
+        trying = self._trying.locked()
+        return sum(
+            math.inf
+            if trying and each.artifact not in self._in_bulk
+            else getattr(self._loaded.get(each.artifact), "weights", math.inf)
+            for each in by
+        )
 
     def get(self, sha256: str) -> Transform:
         """The function of an artifact.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from anyio import CapacityLimiter, to_thread
 
-from gallery.search.brief import AT_MOST, MOST_WEIGHTS, NotBrief
+from gallery.search.brief import AT_MOST, MOST_CANDIDATES, MOST_WEIGHTS, NotBrief
 from gallery.search.coalesce import kind_of, stacked
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.run import Searcher
@@ -93,7 +93,9 @@ class Gatherer:
         waiting = self._asked.get(kind)
         if waiting is None:
             self._asked[kind] = [asked]
-            loop.call_soon(self._answer, kind, world, gallery, max(1, AT_MOST // max(1, reads)))
+            candidates = request.k * (request.oversample or self._searcher.oversample)
+            at_once = max(1, min(AT_MOST // max(1, reads), MOST_CANDIDATES // candidates))
+            loop.call_soon(self._answer, kind, world, gallery, at_once)
         else:
             waiting.append(asked)
         return await asked.found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from math import ceil
+from collections.abc import Mapping
+from math import ceil, inf
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,10 +17,30 @@ from gallery.index.quantizer import Nearest, shared
 FEWEST = 8
 # Where it leaves out a smaller share of the lists, it is not worth the choosing.
 _WORTH = 0.25
+# A query that happens to lie near a centroid has its neighbours no nearer for that. As near as this part of the rows that reach
+# was measured by, no query counts as nearer.
+_NEAREST = 0.25
 
 
-def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, neighbours: int, nprobe: int) -> float | None:
-    """How many times as far as the nearest list another may be, at least 1; None where that spares too little.
+class Reach(NamedTuple):
+    """How far lists may be."""
+
+    #: as the nearest one
+    times: float
+    #: as which that one counts at the least
+    nearest: float
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any] | None) -> Reach:
+        """As it stands with an index's parameters; of any distance where nothing does."""
+        return EVERYWHERE if stored is None else cls(stored["times"], stored["nearest"])
+
+
+EVERYWHERE = Reach(inf, 0.0)
+
+
+def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, neighbours: int, nprobe: int) -> Reach | None:
+    """How far lists may be, at least as far as the nearest one; None where that spares too little.
 
     As far as the farthest list, of those that are read without it, that holds a neighbour: so none is missed for it.
 
@@ -37,16 +59,17 @@ def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, neighbours: 
     own = _exact.search(there, centroids, 1, "euclidean").rows.reshape(*rows.shape, 1)
     places = near.lists[:, None, :] == own  # (queries, neighbours, lists)
     far = distances(near.scores, asked.space)
-    needed = far / np.maximum(far[:, :1].astype(np.float64), np.finfo(np.float32).tiny)
+    nearest = float(np.quantile(far[:, 0], _NEAREST))
+    needed = far / np.maximum(far[:, :1].astype(np.float64), max(nearest, float(np.finfo(np.float32).tiny)))
     needed[:, :FEWEST] = 1
     farthest = float(np.broadcast_to(needed[:, None, :], places.shape)[places].max(initial=1))
-    return ceil(100 * farthest) / 100 if (needed > farthest).mean() >= _WORTH else None
+    return Reach(ceil(100 * farthest) / 100, nearest) if (needed > farthest).mean() >= _WORTH else None
 
 
-def within(near: Nearest, reach: float, space: Space) -> Nearest:
+def within(near: Nearest, reach: Reach, space: Space) -> Nearest:
     """The same lists, -1 for those that are too far; for each query whatever else is in the batch."""
     far = distances(near.scores, space)
-    lists = np.where(far <= far[:, :1] * np.float32(reach), near.lists, -1)
+    lists = np.where(far <= np.maximum(far[:, :1], np.float32(reach.nearest)) * np.float32(reach.times), near.lists, -1)
     lists[:, :FEWEST] = near.lists[:, :FEWEST]
     return Nearest(near.scores, lists)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gallery.arrays import Metric, Rows, Space, Stored, Vectors
+from gallery.arrays import Mask, Metric, Rows, Space, Stored, Vectors
 from gallery.index import _exact
 from gallery.index.base import Found, Index
 from gallery.index.scores import better_first_order, worst
@@ -26,6 +26,7 @@ class Sample(NamedTuple):
         own: (queries,) the row that each query is; it is no neighbour of itself.
         rows: (queries, neighbours) int64, best first: K of them, or as many as there are.
         scores: (queries, neighbours) float32, theirs.
+        tied: (queries, neighbours) True where the row after it has the same score: then another may be found in its place.
     """
 
     space: Space
@@ -33,6 +34,7 @@ class Sample(NamedTuple):
     own: Rows
     rows: Rows
     scores: Vectors
+    tied: Mask
 
 
 def sample(vectors: Stored, space: Space) -> Sample:
@@ -40,9 +42,10 @@ def sample(vectors: Stored, space: Space) -> Sample:
     total = len(vectors)
     own = np.sort(np.random.default_rng(2).choice(total, min(ROWS, total), replace=False)).astype(np.int64)
     queries = _exact.prepared(vectors[own], space)
-    found = _without_own(_exact.search_column(queries, vectors, K + 1, space, None), own, space.metric)
+    found = _without_own(_exact.search_column(queries, vectors, K + 2, space, None), own, space.metric)
     count = min(K, total - 1)
-    return Sample(space, queries, own, found.rows[:, :count], found.scores[:, :count])
+    tied = found.scores[:, :count] == found.scores[:, 1 : count + 1]
+    return Sample(space, queries, own, found.rows[:, :count], found.scores[:, :count], tied)
 
 
 class Recall(NamedTuple):
@@ -63,17 +66,18 @@ def recall(index: Index, asked: Sample) -> Recall:
     return Recall(*(_share(scores[:, :n], asked.scores[:, n - 1 : n], asked.space.metric) for n in (wanted, 1)))
 
 
-def held(places: Rows, nprobe: int) -> Recall:
-    """The share of true neighbours in the lists that are read, which is known without a search.
+def held(places: Rows, asked: Sample, nprobe: int) -> Recall:
+    """The most that a search can find in the lists that it reads, which is known without one.
 
-    A search finds no others, unless so few rows are in those lists that it reads all there are: no effort should count on that.
+    A search finds no more, unless so few rows are in those lists that it reads all there are: no effort should count on that.
 
     Args:
-        places: (queries, neighbours) of a sample, as an index tells them.
+        places: (queries, neighbours) of the sample, as an index tells them.
+        asked: the sample.
         nprobe: how many lists are read.
     """
     read = places < nprobe
-    return Recall(float(read.mean()), float(read[:, :1].mean())) if read.size else Recall(1.0, 1.0)
+    return Recall(*(float((read[:, :n] | asked.tied[:, n - 1 : n]).mean()) for n in (read.shape[1], 1)))
 
 
 def _share(scores: Vectors, last: Vectors, metric: Metric) -> float:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: beside an index's parameters: others, that suffice where it is a small part of what it is joined with
 JOINED = "joined"
-#: beside them, of an index of lists: how many times as far as the nearest list those may be that are read
+#: beside them, of an index of lists: how far those may be that are read, see `gallery.index._reach`
 REACH = "reach"
 
 

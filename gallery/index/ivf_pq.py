@@ -21,6 +21,7 @@ from gallery.arrays import Mask, Space, Stored, Vectors
 from gallery.index import _exact, _faiss, _ivf, _reach
 from gallery.index._library import faiss
 from gallery.index._parameters import Whole
+from gallery.index._reach import EVERYWHERE, Reach
 from gallery.index.base import JOINED, REACH, Found, Index, Joins, Trained
 from gallery.index.quantizer import THOROUGH, Assignments, Nearest, digest, train
 from gallery.index.scores import cut
@@ -58,8 +59,8 @@ class Effort(NamedTuple):
 
     #: so many
     nprobe: int
-    #: no farther than so many times as far as the nearest of them
-    reach: float
+    #: no farther ones
+    reach: Reach
 
 
 class Probes(NamedTuple):
@@ -99,7 +100,7 @@ class PqIndex(_ivf.IvfIndex):
         self.probes = probes
         self.rerank = rerank
         read = self.nprobe * len(vectors) // max(1, len(self.quantizer))
-        self._farthest = effort.reach if read >= _CHOOSY_ROWS else inf
+        self._reach = effort.reach if read >= _CHOOSY_ROWS else EVERYWHERE
         self.joins = Joins((files[0].key, space), JOINED_ROWS)
         self._by_distance = _exact.rough_metric(space) == faiss.METRIC_L2
 
@@ -159,13 +160,15 @@ class PqIndex(_ivf.IvfIndex):
         if assigned.roughly:
             return super()._found(assigned, k, count, effort, selected)
         harder = effort * max(1.0, k / _TEN)
-        if self._farthest == inf or harder > _HARDER:
+        if self._reach.times == inf or harder > _HARDER:
             return self._proven(assigned.queries, k, count, self._near(assigned, effort), None, selected)
         near = self._lists_near(assigned, effort)
-        return self._reached(assigned.queries, k, count, near, harder * self._farthest, selected)
+        return self._reached(
+            assigned.queries, k, count, near, self._reach._replace(times=harder * self._reach.times), selected
+        )
 
     def _reached(
-        self, queries: Vectors, k: int, count: int, near: Nearest, reach: float, selected: Selected | None
+        self, queries: Vectors, k: int, count: int, near: Nearest, reach: Reach, selected: Selected | None
     ) -> Found:
         """As `_proven`, of those lists only that are not too far, unless there are too few rows in these."""
         found = self._proven(queries, k, count, _reach.within(near, reach, self.space), None, selected)
@@ -315,7 +318,7 @@ class Pq(_ivf.Lists):
 
 
 def _effort(parameters: Mapping[str, Any]) -> Effort:
-    return Effort(parameters["nprobe"], parameters.get(REACH, inf))
+    return Effort(parameters["nprobe"], Reach.of(parameters.get(REACH)))
 
 
 def _parts(dimension: int) -> int:

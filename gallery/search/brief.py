@@ -13,6 +13,8 @@ AT_MOST = 1 << 22
 #: weights that are applied to candidates and queries: some 0.5 ms
 MOST_WEIGHTS = 1 << 23
 MOST_HITS = 100
+#: candidates of one call, which are in memory together: queries times hits times oversample
+MOST_CANDIDATES = 1 << 20
 
 
 class NotBrief(Exception):

@@ -11,6 +11,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,9 @@ from gallery.search.brief import NotBrief
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.transforms import Transforms
 from gallery.views import Column
+
+# By which is decided what candidates are computed in; more do not tell more.
+_SAMPLE_ROWS = 1024
 
 #: one or more transformations, each of which starts where the one before it leads to
 By = tuple[Transformation, ...]
@@ -132,8 +136,19 @@ class MappedColumns:
                 continue
             sides = [side[asked[at].rows] for at in chosen if with_side and (side := asked[at].side) is not None]
             vectors = np.concatenate([asked[at].column.vectors[asked[at].rows] for at in chosen])
-            result = self._transforms.apply_all(by, models, vectors, np.concatenate(sides) if sides else None)
+            sample = partial(_sample, max((asked[at] for at in chosen), key=_rows), with_side=with_side)
+            result = self._transforms.apply_all(by, models, vectors, np.concatenate(sides) if sides else None, sample)
             ends = np.cumsum([len(asked[at].rows) for at in chosen])
             for at, part in zip(chosen, np.split(result, ends[:-1]), strict=True):
                 mapped[at] = part
         return mapped
+
+
+def _rows(asked: Asked) -> int:
+    return len(asked.column.vectors)
+
+
+def _sample(asked: Asked, *, with_side: bool) -> tuple[Vectors, Vectors | None]:
+    """Rows from all over a column, with their side-information."""
+    rows = np.unique(np.linspace(0, _rows(asked) - 1, _SAMPLE_ROWS).astype(np.int64))
+    return asked.column.vectors[rows], asked.side[rows] if with_side and asked.side is not None else None

@@ -78,26 +78,29 @@ class Lanes:
         while not self._over and self._segment():
             moved = True
             if self._more is None or not self._more():
-                break
+                self._over = True  # a lane that waits for the turn begins nothing
         return moved
 
     def _segment(self) -> bool:
         """Do one segment; False if there is none to lease now."""
-        with ExitStack() as under_way:
-            with ExitStack() as turn:
-                turn.enter_context(self._turn)
-                turn.enter_context(self._busy.transforming())
-                held = segment.lease(self._store, self._upgrade_id, self._owner)
-                if held is None:
-                    return False
-                under_way.enter_context(_recorded(self._store, held, self._turn))
-                under_way.enter_context(segment.kept(self._store, held))
-                for _ in range(self._lanes if held.alone else 1):
-                    under_way.enter_context(self._under_way)
-                derived = segment.derive(self._store, held, Turn(turn.close, self._network))
+        with ExitStack() as under_way, ExitStack() as turn:
+            turn.enter_context(self._turn)
+            turn.enter_context(self._busy.transforming())
+            held = None if self._over else segment.lease(self._store, self._upgrade_id, self._owner)
+            if held is None:
+                return False
+            under_way.enter_context(_recorded(self._store, held, self._turn, self._network))
+            under_way.enter_context(segment.kept(self._store, held))
+            for _ in range(self._lanes if held.alone else 1):
+                under_way.enter_context(self._under_way)
+            # Who is alone keeps the turn to its end: another would be leased meanwhile, and tried as well if this one kills us.
+            turn_over: Callable[[], None] = _nothing if held.alone else turn.close
+            derived = segment.derive(self._store, held, Turn(turn_over, self._network))
+            turn_over()
             if derived is not None:
                 with self._busy.indexing():
-                    segment.publish(self._store, held, derived)
+                    if segment.publish(self._store, held, derived):
+                        self._busy.indexed = True
         with self._after:
             self._published()
         return True
@@ -106,15 +109,16 @@ class Lanes:
 class _Busy:
     """How many lanes transform and index at once, which is what memory and processors are for; the others wait.
 
-    Whoever transforms goes first. The first index is built alone: those beside it would train lists of their own, in place of
-    taking its.
+    Whose last block is transformed counts no more. Whoever transforms goes first. The first index is built alone: those beside it
+    would train lists of their own, in place of taking its.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._changed = threading.Condition()
         self._transforming = self._indexing = 0
-        self._indexed = False
+        #: whether an index was built or tried
+        self.indexed = False
 
     @contextmanager
     def transforming(self) -> Iterator[None]:
@@ -137,19 +141,22 @@ class _Busy:
             self._indexing += 1
         try:
             yield
-            self._indexed = True
         finally:
             with self._changed:
                 self._indexing -= 1
                 self._changed.notify_all()
 
     def _may_index(self) -> bool:
-        most = max(1, self._most - self._transforming) if self._indexed else 1
+        most = max(1, self._most - self._transforming) if self.indexed else 1
         return self._indexing < most
 
 
+def _nothing() -> None:
+    """Keep the turn."""
+
+
 @contextmanager
-def _recorded(store: Store, held: Lease, turn: threading.Lock) -> Iterator[None]:
+def _recorded(store: Store, held: Lease, turn: threading.Lock, network: threading.Lock) -> Iterator[None]:
     """What goes wrong with a segment is recorded on its row, and must not stop the others.
 
     What it is made from may have been derived itself, and is made anew first, in turn, so that the next attempt finds it.
@@ -160,7 +167,7 @@ def _recorded(store: Store, held: Lease, turn: threading.Lock) -> Iterator[None]
         pass
     except Exception as error:  # noqa: BLE001 - whatever one segment does, the rest goes on
         log.warning("segment_failed", upgrade=held.upgrade_id, segment=held.segment_id, error=repr(error))
-        with turn:
+        with turn, network:
             repair.attempt(store, error)
         with suppress(errors.LeaseLost):  # whoever holds the segment now will record its own
             segment.fail(store, held, in_words(error))

@@ -32,9 +32,9 @@ def needed(
     """
     source, side, target = dimensions
     widest = max([source + (side or 0), target, *_widths(architecture)])
-    # Blocks that are read, wait and are computed with; what comes out of one layer and into the next; and the results of blocks
-    # that are computed, wait and are written.
-    transformed = block * (3 * (source + (side or 0)) + 2 * widest + 3 * target) * _FLOAT32
+    # Blocks that are read, wait and are computed with, and two of the segment that is next; what comes out of one layer and into
+    # the next; and the results of blocks that are computed, wait and are written.
+    transformed = block * (5 * (source + (side or 0)) + 2 * widest + 3 * target) * _FLOAT32
     return transformed + segments * indexed_rows * (target * _FLOAT32 + _LINKS)
 
 

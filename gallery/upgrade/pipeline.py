@@ -124,7 +124,10 @@ def _read(store: Store, work: Work) -> Generator[Block]:
 
 
 def _alone(blocks: Iterable[Block], turn: Turn) -> Generator[Block]:
-    """The blocks; the next is asked for once one is transformed, so none of two columns is transformed at the same time."""
+    """The blocks; on a CPU the next is asked for once one is transformed, so none of two columns is transformed at the same time.
+
+    A GPU is handed some ahead, and has the last blocks of one column and the first of the next under way together.
+    """
     coming = iter(blocks)
     with turn.transforming:
         following = next(coming, None)

@@ -125,8 +125,8 @@ def _made(store: Store, segment_id: int, work: Work, turn: Turn) -> Made:
     return _made(store, segment_id, replace(work, unseen=deleted), turn)
 
 
-def publish(store: Store, held: Lease, derived: Derived) -> None:
-    """Index a column, and name both.
+def publish(store: Store, held: Lease, derived: Derived) -> bool:
+    """Index a column, and name both; whether it has an index, or one was tried.
 
     Raises:
         LeaseLost: as for `derive`.
@@ -136,6 +136,7 @@ def publish(store: Store, held: Lease, derived: Derived) -> None:
     index = build(store, derived.job.gallery, vectors, work.target)
     with store.catalog.transaction("publish") as tx, store.files.unnamed([column.name, *index.files]):
         _publish(tx.session, held, derived, index)
+    return index.built is not None or bool(index.refused)
 
 
 def release(store: Store, held: Lease) -> None:

@@ -19,7 +19,7 @@ from gallery.arrays import Vectors
 from gallery.catalog import items as item_rows
 from gallery.catalog.filters import MOST_CONDITIONS, MOST_VALUES
 from gallery.errors import GalleryError
-from gallery.search.brief import AT_MOST, MOST_HITS, NotBrief
+from gallery.search.brief import AT_MOST, MOST_CANDIDATES, MOST_HITS, NotBrief
 from gallery.search.request import Answer, Hit, SearchRequest
 from gallery.search.run import planned_for
 from gallery.snapshot import World
@@ -32,9 +32,6 @@ from service.errors import InvalidRequest
 from service.process import Process, ProcessDep, SearchSlot
 
 router = APIRouter(tags=["search"])
-
-# Candidates of one call: queries times hits times oversample. A larger batch is asked in parts, all of one snapshot.
-_CANDIDATES_AT_ONCE = 1 << 20
 
 
 def _storable(value: Any, depth: int = 16) -> Any:
@@ -318,7 +315,7 @@ def _answers(process: Process, gallery: str, body: _Options, queries_of: Callabl
     def ask(world: World) -> list[Answer]:
         world.snapshot(gallery)  # a gallery that is not there is said before a model that is not
         queries = queries_of(world)
-        at_once = max(1, _CANDIDATES_AT_ONCE // (body.k * (body.oversample or process.searcher.oversample)))
+        at_once = max(1, MOST_CANDIDATES // (body.k * (body.oversample or process.searcher.oversample)))
         at_once = min(at_once, process.store.settings.max_queries)
         requests = (
             request_for(body, queries, slice(at, at + at_once)) for at in range(0, len(queries.vectors), at_once)

@@ -76,7 +76,7 @@ def cases() -> Iterator[Case]:
     yield from _worker_kills()
     yield from _api_kills()
     for point in ("read", "transform", "write_column", "rename", "build_index"):
-        # Once a segment is read another lane may be in a transaction, whose locks PostgreSQL takes away after a while. SQLite cannot.
+        # Once a segment is read another lane may be in a transaction. PostgreSQL takes its locks away in time, SQLite cannot.
         alone = point == "read"
         yield Case("a worker is frozen", point, partial(worker_freezes, point=f"{point}:stop:1"), embedded=alone)
         frozen = partial(worker_freezes, point=f"{point}:stop:2")

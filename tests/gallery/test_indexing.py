@@ -145,6 +145,28 @@ def test_an_index_that_was_asked_for_by_name_is_measured_and_kept(world: World) 
     assert 0.1 < row(world, column).index_parameters[MEASURED] < choose.RECALL
 
 
+def test_a_segment_of_one_row_has_an_index_where_that_is_asked_for(world: World) -> None:
+    world.store.settings.exact_below = 0
+    world.upsert("old", ["a"], np.ones((1, OLD)))
+    (column,) = wanting(world.store)
+    assert index_column(world.store, column)
+    assert row(world, column).index_file is not None
+
+
+def test_columns_with_many_rows_alike_read_no_more_lists_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where scores are equal a search may find others than the exact one named, in lists that are nearer."""
+    world.store.settings.exact_below = 100
+    world.upsert("old", [f"i{row}" for row in range(3000)], np.random.default_rng(0).integers(0, 3, (3000, OLD)))
+    (column,) = wanting(world.store)
+    assert index_column(world.store, column)
+    made = row(world, column).index_parameters
+    with world.store.catalog.transaction() as tx:
+        tx.session.get_one(ColumnRow, column).index_file = None
+    monkeypatch.setattr(indexing, "held", lambda *_: Recall(1.0, 1.0))
+    assert index_column(world.store, column)
+    assert row(world, column).index_parameters == made
+
+
 def test_how_far_lists_may_be_stands_with_an_index_of_which_that_leaves_out_many(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +181,8 @@ def test_how_far_lists_may_be_stands_with_an_index_of_which_that_leaves_out_many
     assert index_column(world.store, column)
     made = row(world, column).index_parameters
     assert made["nprobe"] == 30
-    assert 1 <= made[JOINED][REACH] < made[REACH]
+    assert 1 <= made[JOINED][REACH]["times"] < made[REACH]["times"]
+    assert made[JOINED][REACH]["nearest"] == made[REACH]["nearest"] > 0
     assert made[MEASURED] >= choose.RECALL
 
 

@@ -29,6 +29,7 @@ class Recording:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.oversample = world.searcher.oversample
         self.calls: list[int] = []
 
     def search(self, seen: Seen, gallery: str, request: SearchRequest, *, at_most: float) -> Answer:

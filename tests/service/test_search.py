@@ -132,7 +132,7 @@ def test_a_large_batch_is_answered_in_parts_of_one_snapshot(world: World, monkey
     queries = UNITS.tolist() * 5
     body = {"model": "old", "queries": queries, "k": 2}
     whole = world.post(f"{SEARCH}/batch", body)
-    monkeypatch.setattr("service.api.search._CANDIDATES_AT_ONCE", 3 * 2 * 10)
+    monkeypatch.setattr("service.api.search.MOST_CANDIDATES", 3 * 2 * 10)
     parts = world.post(f"{SEARCH}/batch", body)
     assert parts["results"] == whole["results"]
     assert len(parts["results"]) == len(queries)

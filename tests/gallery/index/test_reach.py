@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gallery.arrays import Metric, Space, Vectors
 from gallery.index import _exact, _reach, ivf_pq, registry
+from gallery.index._reach import Reach
 from gallery.index._recall import K, Sample, sample
 from gallery.index.base import JOINED, REACH, Index, ListsBackend
 from gallery.index.ivf_pq import PqIndex
@@ -38,14 +40,18 @@ def column_of(vectors: Vectors, space: Space) -> Vectors:
     return _exact.prepared(vectors, Space("cosine", normalized=True)) if space.normalized else vectors
 
 
-def opened(vectors: Vectors, space: Space, folder: Path, reach: float | None, nprobe: int = PROBES) -> PqIndex:
+def told(times: float) -> dict[str, Any]:
+    return {REACH: {"times": times, "nearest": 0.0}}
+
+
+def opened(vectors: Vectors, space: Space, folder: Path, times: float | None, nprobe: int = PROBES) -> PqIndex:
     backend = registry.backend("ivf_pq")
     assert isinstance(backend, ListsBackend)
     parameters = backend.check({"nprobe": nprobe, "nlist": LISTS})
     path = folder / "index"
     if not path.exists():
         backend.build(vectors, space=space, path=path, parameters=parameters)
-    index = backend.open(vectors, space=space, path=path, parameters=parameters | ({REACH: reach} if reach else {}))
+    index = backend.open(vectors, space=space, path=path, parameters=parameters | (told(times) if times else {}))
     assert isinstance(index, PqIndex)
     return index
 
@@ -65,7 +71,7 @@ def reading(index: PqIndex) -> Iterator[list[int]]:
         yield counts
 
 
-def measured(vectors: Vectors, space: Space, asked: Sample, neighbours: int = K) -> float | None:
+def measured(vectors: Vectors, space: Space, asked: Sample, neighbours: int = K) -> Reach | None:
     return _reach.measured(centroids(vectors, space), vectors, asked, neighbours=neighbours, nprobe=PROBES)
 
 
@@ -90,7 +96,7 @@ def test_no_neighbour_that_was_found_is_missed_for_it(space: Space, clustered: V
     assert (left >= 0).mean() < 0.75
     nearest = measured(vectors, space, asked, 1)
     assert nearest is not None
-    assert 1 <= nearest <= reach
+    assert 1 <= nearest.times <= reach.times
 
 
 def test_it_is_not_measured_where_it_would_spare_little() -> None:
@@ -109,9 +115,27 @@ def test_far_lists_are_left_out_but_a_few_are_always_read(metric: Metric) -> Non
     scores = (far if metric == "euclidean" else 1 - far * far / 2).astype(np.float32)
     near = Nearest(scores, np.arange(12)[None] + 100)
     space = Space(metric, normalized=True)
-    assert _reach.within(near, 10.05, space).lists.tolist() == [[*range(100, 110), -1, -1]]
-    assert _reach.within(near, 1, space).lists.tolist() == [[*range(100, 108), -1, -1, -1, -1]]
+    assert _reach.within(near, Reach(10.05, 0.0), space).lists.tolist() == [[*range(100, 110), -1, -1]]
+    assert _reach.within(near, Reach(1.0, 0.1), space).lists.tolist() == [[*range(100, 108), -1, -1, -1, -1]]
+    assert _reach.within(near, Reach(2.0, 0.5), space).lists.tolist() == [[*range(100, 110), -1, -1]], (
+        "as if 0.5 were the nearest"
+    )
     assert near.lists.tolist() == [list(range(100, 112))]  # others may use them
+
+
+def test_a_query_that_lies_near_a_centroid_reads_no_fewer_lists_for_that(
+    clustered: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_reach, "FEWEST", 1)
+    space = SPACES[0]
+    asked, own = sample(clustered, space), centroids(clustered, space)
+    reach = measured(clustered, space, asked)
+    assert reach is not None
+    near = shared(own, space.metric).nearest(np.concatenate([asked.queries, own]), PROBES)
+    read = (_reach.within(near, reach, space).lists >= 0).sum(axis=1)
+    rows, centres = read[: len(asked.queries)], read[len(asked.queries) :]
+    assert centres.mean() >= np.quantile(rows, 0.1)
+    assert centres.mean() > 1, "as near as it is to that list, no other would be within reach"
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -173,13 +197,15 @@ def test_joined_indexes_read_as_far_as_suffices_for_half_of_them(clustered: Vect
         for at, part in enumerate(np.array_split(clustered, parts)):
             path = tmp_path / f"{parts}-{at}"
             backend.build(part, space=space, path=path, parameters=parameters, trained=trained)
-            told = {**parameters, REACH: 3.0, JOINED: {**parameters, REACH: reaches[at]}}
-            without = {name: value for name, value in told.items() if name not in (REACH, JOINED)}
-            made = backend.open(part, space=space, path=path, parameters=told if reaches[at] else without)
+            times = reaches[at]
+            reaching = (
+                parameters if times is None else {**parameters, **told(3.0), JOINED: {**parameters, **told(times)}}
+            )
+            made = backend.open(part, space=space, path=path, parameters=reaching)
             indexes.append(made)
         whole = indexes[0].join(indexes[1:])
         assert isinstance(whole, PqIndex)
-        return whole._farthest
+        return whole._reach.times
 
     assert joined(12, [1.1, 1.2, 1.3, 1.4, 1.5, 1.6] * 2) == 1.4  # each is less than a tenth
     assert joined(3, [1.1, 1.2, 1.3]) == 3.0

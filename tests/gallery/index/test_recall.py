@@ -83,7 +83,7 @@ def test_what_so_many_lists_hold_is_known_without_a_search(metric: Metric, clust
     for nprobe in (1, 2, 5, len(clustered)):
         index = build("ivf", clustered, space, tmp_path, nprobe=nprobe)
         assert isinstance(index, IvfIndex)
-        found, there = recall(index, asked), held(index.places(asked.queries, asked.rows), nprobe)
+        found, there = recall(index, asked), held(index.places(asked.queries, asked.rows), asked, nprobe)
         for one, other in zip(found, there, strict=True):
             assert one >= other - 0.003
             # By inner product some of the nearest lists are all but empty, and then all rows are read.

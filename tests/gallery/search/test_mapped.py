@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,7 +140,11 @@ class Exact(Quick):
 
     def __init__(self, quick: Quick) -> None:
         super().__init__()
+        self.weights = 4
         self.samples: list[int] = []
+        self.sampled: Any = None
+        self.meanwhile: Callable[[], float] = float
+        self.seen: list[float] = []
         self._quick = quick
 
     def __call__(self, embeddings: Any, side: Any = None) -> Any:
@@ -147,18 +152,41 @@ class Exact(Quick):
 
     def quickest(self, embeddings: Any, side: Any = None) -> Quick | None:
         self.samples.append(len(embeddings))
+        self.sampled = embeddings
+        self.seen.append(self.meanwhile())
         return self._quick if len(embeddings) >= 10 else None
 
 
-def test_candidates_are_mapped_in_what_an_upgrade_would_take_once_a_sample_tells(
+def test_candidates_are_mapped_in_what_an_upgrade_would_take_once_a_sample_of_their_column_tells(
     tmp_path: Path, forward: Transformation
 ) -> None:
     exact = Exact(Quick())
-    mapped, one = MappedColumns(Transforms(Files(tmp_path), lambda _: exact), 0), column(1, 50)
-    for count, more in ((9, 0), (10, 1), (20, 1), (2, 1)):
-        rows = np.arange(count)
-        assert np.array_equal(mapped.take([asked(one, rows)], [forward], MODELS), 2 * one.vectors[rows] + more)
-    assert exact.samples == [9, 10], "it is found out once"
+    mapped = MappedColumns(Transforms(Files(tmp_path), lambda _: exact), 0)
+    few, many = column(1, 9), column(2, 50)
+    for one, rows, more in ((few, [1, 2], 0), (many, [3], 1), (few, [1, 2], 1), (many, range(30), 1)):
+        taken = mapped.take([asked(one, rows)], [forward], MODELS)
+        assert np.array_equal(taken, 2 * one.vectors[list(rows)] + more)
+    assert exact.samples == [9, 50], "it is found out once, by the whole column and not by what a query is near to"
+
+
+def test_a_column_of_many_rows_is_sampled_from_its_beginning_to_its_end(
+    tmp_path: Path, forward: Transformation
+) -> None:
+    exact, one = Exact(Quick()), column(1, 5000)
+    MappedColumns(Transforms(Files(tmp_path), lambda _: exact), 0).take([asked(one, [7])], [forward], MODELS)
+    assert exact.samples == [1024]
+    assert np.array_equal(exact.sampled[[0, -1]], one.vectors[[0, -1]])
+
+
+def test_while_it_is_found_out_what_is_quickest_nobody_knows_how_long_it_takes(
+    tmp_path: Path, forward: Transformation
+) -> None:
+    exact = Exact(Quick())
+    transforms = Transforms(Files(tmp_path), lambda _: exact)
+    exact.meanwhile = lambda: transforms.weights([forward])
+    MappedColumns(transforms, 0).take([asked(column(1, 50), [7])], [forward], MODELS)
+    assert exact.seen == [math.inf], "who would have to wait for it does something else"
+    assert transforms.weights([forward]) == 4
 
 
 def test_many_threads_find_out_once_in_what_to_map_candidates(tmp_path: Path, forward: Transformation) -> None:
@@ -167,7 +195,7 @@ def test_many_threads_find_out_once_in_what_to_map_candidates(tmp_path: Path, fo
     with ThreadPoolExecutor(8) as pool:
         taken = list(pool.map(lambda _: mapped.take([asked(one, range(20))], [forward], MODELS), range(64)))
     assert all(np.array_equal(each, 2 * one.vectors[:20] + 1) for each in taken)
-    assert exact.samples == [20]
+    assert exact.samples == [50]
 
 
 def test_nothing_asked_gives_no_rows(transforms: Transforms, forward: Transformation) -> None:
