@@ -110,11 +110,12 @@ def die(world: World, upgrade: str) -> Lease:
     return held
 
 
-def test_a_segment_is_transformed_while_the_one_before_it_is_published(world: World) -> None:
+@pytest.mark.parametrize("later", [2, 3], ids=["the next segment", "the one after it, whose forerunner waits on disk"])
+def test_a_later_segment_is_transformed_while_the_first_is_indexed_and_published(world: World, later: int) -> None:
     upgrade = running(world)
 
     def see(number: float) -> None:
-        if number == 2:
+        if number == later:
             waiting.something.set()
 
     other = process(world, see, catalog=Waiting, segments_at_once=2)
@@ -123,21 +124,6 @@ def test_a_segment_is_transformed_while_the_one_before_it_is_published(world: Wo
     assert lanes(other, upgrade).run()
     assert waiting.happened == [True] * SEGMENTS
     assert states(world, upgrade) == {"done": SEGMENTS}
-    other.close()
-
-
-def test_the_network_goes_on_while_a_column_waits_for_the_index_before_it(world: World) -> None:
-    upgrade = running(world)
-
-    def see(number: float) -> None:
-        if number == 3:
-            waiting.something.set()
-
-    other = process(world, see, catalog=Waiting, segments_at_once=2)
-    waiting = other.store.catalog
-    assert isinstance(waiting, Waiting)
-    assert lanes(other, upgrade).run()
-    assert waiting.happened == [True] * SEGMENTS
     other.close()
 
 
