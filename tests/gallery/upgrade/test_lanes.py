@@ -287,7 +287,7 @@ def test_lanes_end_with_the_segments_that_they_are_at_when_no_more_are_wanted(wo
     other = process(world, lambda _: None, segments_at_once=2)
     assert lanes(other, upgrade, more=lambda: False).run()
     done = states(world, upgrade)["done"]
-    assert done <= 2
+    assert 1 <= done <= 3, "as many lanes as segments at once, and one whose column waits for its index"
     assert states(world, upgrade) == {"done": done, "pending": SEGMENTS - done}
     assert lanes(other, upgrade, more=None).run()
     assert states(world, upgrade) == {"done": done + 1, "pending": SEGMENTS - done - 1}
