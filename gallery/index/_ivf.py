@@ -55,11 +55,10 @@ class IvfIndex(_faiss.FaissIndex):
         """At which place among the lists of each query those of rows (queries, n) are read, the first at 0."""
         centroids, metric = self.quantizer.centroids, self.space.metric
         vectors = _exact.prepared(_exact.taken(self._column, rows.reshape(-1)), self.space)
-        _, lists = by_distance(centroids).search(vectors, 1)
         near = queries @ centroids.T
         if metric == "euclidean":
             near -= np.einsum("ld,ld->l", centroids, centroids) / 2
-        own = np.take_along_axis(near, lists.reshape(rows.shape), axis=1)
+        own = np.take_along_axis(near, self.quantizer.holding(vectors).reshape(rows.shape), axis=1)
         return np.stack([(near > own[:, at, None]).sum(axis=1) for at in range(rows.shape[1])], axis=1)
 
     def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:

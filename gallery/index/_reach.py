@@ -53,10 +53,9 @@ def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, neighbours: 
     """
     if asked.space.metric == "inner_product" and not asked.space.normalized:
         return None  # no matter of distance
-    near = shared(centroids, asked.space.metric).nearest(asked.queries, nprobe)
-    rows = asked.rows[:, :neighbours]
-    there = _exact.prepared(vectors[rows.ravel()], asked.space)
-    own = _exact.search(there, centroids, 1, "euclidean").rows.reshape(*rows.shape, 1)
+    quantizer, rows = shared(centroids, asked.space.metric), asked.rows[:, :neighbours]
+    near = quantizer.nearest(asked.queries, nprobe)
+    own = quantizer.holding(_exact.prepared(vectors[rows.ravel()], asked.space)).reshape(*rows.shape, 1)
     places = near.lists[:, None, :] == own  # (queries, neighbours, lists)
     far = distances(near.scores, asked.space)
     nearest = float(np.quantile(far[:, 0], _NEAREST))

@@ -83,6 +83,10 @@ class Quantizer:
             return Nearest(np.sqrt(found.scores) if self._metric == "euclidean" else found.scores, found.rows)
         return Nearest(*_exact.search(queries, self.centroids, count, self._metric, longest=self._longest))
 
+    def holding(self, rows: Vectors) -> Rows:
+        """The list (rows,) that each of some prepared rows is in: the nearest by distance, whatever the metric."""
+        return _exact.search(rows, self.centroids, 1, "euclidean").rows[:, 0]
+
 
 _open: WeakValueDictionary[tuple[Metric, str], Quantizer] = WeakValueDictionary()
 _opening = Lock()
