@@ -20,6 +20,8 @@ from gallery.spaces import EmbeddingModel, Transformation
 
 Load = Callable[[Path], "Transform"]
 ARTIFACTS = "artifacts"
+#: rows by which is decided how to map all of a column, and measured how fast that is; more do not tell more
+SAMPLE_ROWS = 1024
 
 
 class Transform(Protocol):

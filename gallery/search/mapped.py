@@ -21,11 +21,8 @@ from gallery.index.base import Index
 from gallery.index.registry import backend
 from gallery.search.brief import NotBrief
 from gallery.spaces import EmbeddingModel, Transformation
-from gallery.transforms import Transforms
+from gallery.transforms import SAMPLE_ROWS, Transforms
 from gallery.views import Column
-
-# By which is decided what candidates are computed in; more do not tell more.
-_SAMPLE_ROWS = 1024
 
 #: one or more transformations, each of which starts where the one before it leads to
 By = tuple[Transformation, ...]
@@ -150,5 +147,5 @@ def _rows(asked: Asked) -> int:
 
 def _sample(asked: Asked, *, with_side: bool) -> tuple[Vectors, Vectors | None]:
     """Rows from all over a column, with their side-information."""
-    rows = np.unique(np.linspace(0, _rows(asked) - 1, _SAMPLE_ROWS).astype(np.int64))
+    rows = np.unique(np.linspace(0, _rows(asked) - 1, SAMPLE_ROWS).astype(np.int64))
     return asked.column.vectors[rows], asked.side[rows] if with_side and asked.side is not None else None

@@ -24,10 +24,9 @@ from gallery.columns import open_column, verify
 from gallery.index.choose import choose
 from gallery.spaces import Transformation
 from gallery.store import Store
-from gallery.transforms import artifact_file, computed_in
+from gallery.transforms import SAMPLE_ROWS, artifact_file, computed_in
 from gallery.upgrade import known_answers, memory, sources, throttle
 
-_SAMPLE_ROWS = 1024
 _HEADROOM = 1.1  # index files hold a little more than vectors, and the catalog grows too
 
 #: facts for the report, and what they mean in words; what it raises is a refusal, unless the database did not answer
@@ -128,8 +127,8 @@ class _Work:
         vectors = open_column(path(made_from.column.file), rows=segment.rows, dimension=made_from.dimension)
         side = None
         if segment.side_file is not None and by.side_dimension is not None:
-            side = open_column(path(segment.side_file), rows=segment.rows, dimension=by.side_dimension)[:_SAMPLE_ROWS]
-        vectors = vectors[:_SAMPLE_ROWS]
+            side = open_column(path(segment.side_file), rows=segment.rows, dimension=by.side_dimension)[:SAMPLE_ROWS]
+        vectors = vectors[:SAMPLE_ROWS]
         rate, number_type = self._measured(by, vectors, side)
         seconds = throttle.predicted_seconds(self.row.throttle, self.items, rate)
         facts = {

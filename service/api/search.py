@@ -198,7 +198,7 @@ async def search(
 
 
 async def answered_on_the_loop(process: Process, gallery: str, body: SearchBody) -> bytes | None:
-    """Answer a search on the event loop, as JSON; None where it is plain before it begins that it is better done in a thread.
+    """Answer a search that begins on the event loop, as JSON; None where it is better done in a thread from the beginning.
 
     Raises:
         GalleryError: it is refused; nothing was counted yet.
