@@ -30,7 +30,9 @@ def experiment() -> Experiment:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("every-method")
-    with LocalService(folder / "data", folder / "log", {}) as service, Client(service.url) as client:
+    # As the library computes: of small maps it would be chance which number type is faster.
+    settings = {"COMPUTED_IN": "float32"}
+    with LocalService(folder / "data", folder / "log", settings) as service, Client(service.url) as client:
         yield client
 
 
