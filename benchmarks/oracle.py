@@ -58,6 +58,8 @@ class Revision:
 class Oracle:
     """The history of a gallery that one process writes to; it may be asked from any thread."""
 
+    #: by space: how far a vector may be from ours where another number type is computed in, as a part of its length
+    apart: Mapping[str, float] = field(default_factory=dict)
     _items: dict[str, list[Revision]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -106,7 +108,8 @@ class Oracle:
         with self._lock:
             looked_at = self._items.keys() if whole else {hit.id for hit in hits} & self._items.keys()
             items = {item: list(self._items[item]) for item in looked_at}
-        found = [_judged(hit, items.get(hit.id, []), space, query, asked, answered) for hit in hits]
+        apart = self.apart.get(space, 0.0)
+        found = [_judged(hit, items.get(hit.id, []), space, query, asked, answered, apart) for hit in hits]
         wrongs = [wrong for wrong in found if wrong is not None]
         ids = [hit.id for hit in hits]
         if len(set(ids)) < len(ids):
@@ -126,12 +129,17 @@ def _end(revisions: Sequence[Revision], now: float) -> None:
 
 
 def _judged(
-    hit: Hit, revisions: Sequence[Revision], space: str, query: Vectors, asked: float, answered: float
+    hit: Hit, revisions: Sequence[Revision], space: str, query: Vectors, asked: float, answered: float, apart: float
 ) -> str | None:
     possible = [each for each in revisions if each.perhaps(asked, answered)]
     if not possible:
         return f"{hit.id} was found, and is deleted or was never written"
-    scores = [float(np.linalg.norm(each.vectors[space] - query)) for each in possible]
-    if not any(abs(score - hit.score) <= TOLERANCE * max(1.0, score) for score in scores):
-        return f"{hit.id} has the score {hit.score}, not one of {scores}"
-    return None
+    scores = []
+    for vector in (each.vectors[space] for each in possible):
+        score = float(np.linalg.norm(vector - query))
+        off = abs(score - hit.score) - TOLERANCE * max(1.0, score)
+        # a vector that is so far from ours is at most so much nearer to the query, or farther from it
+        if off <= 0 or off <= apart * float(np.linalg.norm(vector)):
+            return None
+        scores.append(score)
+    return f"{hit.id} has the score {hit.score}, not one of {scores}"

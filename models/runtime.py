@@ -24,6 +24,8 @@ Vectors = npt.NDArray[Any]
 
 # Rows. The widest layer of the shipped FCT network then holds 16 MB, and with more rows it takes no less time for each.
 DEFAULT_BLOCK = 2_048
+#: rows of one tile of a processor's matrix instructions
+_TILE = 16
 
 
 class Transform:
@@ -63,6 +65,7 @@ class Transform:
         self._block = block
         self._rule = rule
         self._dtype = getattr(torch, computed_in)
+        self._compiled = self.device.type == "cpu" and computed_in != "float32"
         self._module = folded(module.to(self.device, torch.float32)).to(self._dtype)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # blocks are computed in streams of their own, which wait for no other
@@ -156,8 +159,18 @@ class Transform:
         return self._module.finish(raw.float())
 
     def _compute(self, read: Callable[[Tensor], Tensor], embeddings: Tensor, side: Tensor | None) -> Tensor:
-        raw = self._module.raw(embeddings.to(self._dtype), None if side is None else side.to(self._dtype))
-        return read(raw)
+        raw = self._module.raw(self._taken(embeddings), None if side is None else self._taken(side))
+        return read(raw)[: len(embeddings)]
+
+    def _taken(self, given: Tensor) -> Tensor:
+        """In the number type that is computed in, with rows of zeros after the last where that many are computed at once."""
+        rows = few_counts(len(given)) if self._compiled else len(given)
+        if rows == len(given):
+            return given.to(self._dtype)
+        taken = given.new_empty((rows, given.shape[1]), dtype=self._dtype)
+        taken[: len(given)] = given
+        taken[len(given) :] = 0
+        return taken
 
     def _check(self, embeddings: Vectors, side: Vectors | None) -> Vectors | None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.source_dimension:
@@ -171,6 +184,17 @@ class Transform:
         if side.shape != (len(embeddings), self.side_dimension):
             raise ValueError(f"side must have shape ({len(embeddings)}, {self.side_dimension}), not {side.shape}")
         return side
+
+
+def few_counts(rows: int) -> int:
+    """As many rows or up to a quarter more, so that few counts of rows are ever computed with. Pure.
+
+    oneDNN, which computes in bfloat16, compiles a kernel for each number of rows that it meets, and keeps it. Of 200 rows of a
+    network like FCT's it took 12 ms for the first time and 4 ms after that, and each such number cost 1 to 12 MB: a search finds
+    ever another number of candidates, so without this hardly any found its kernel, and the process grew for hours.
+    """
+    step = max(_TILE, (1 << (rows - 1).bit_length()) // 8)
+    return -(-rows // step) * step
 
 
 def load_transform(

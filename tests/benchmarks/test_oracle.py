@@ -65,6 +65,14 @@ def test_what_is_lost_doubled_out_of_order_or_unknown_is_wrong(oracle: Oracle) -
     assert wrongs(oracle, [("a", 1), ("c", 1), ("b", 2)], 3, 4) == ["c was found, and is deleted or was never written"]
 
 
+def test_a_score_may_be_off_by_the_stated_error_of_a_vector_and_no_more(oracle: Oracle) -> None:
+    stated = Oracle({"new": 0.01}, oracle._items)
+    assert wrongs(oracle, [("a", 2.015), ("b", 3)], 3, 4, "new") != []
+    assert wrongs(stated, [("a", 2.015), ("b", 3)], 3, 4, "new") == []
+    assert wrongs(stated, [("a", 2.03), ("b", 3)], 3, 4, "new") != []
+    assert wrongs(stated, [("a", 1.015), ("b", 2)], 3, 4, "old") != [], "what is stored is not computed"
+
+
 def test_of_the_few_best_nothing_is_missing_but_every_score_counts(oracle: Oracle) -> None:
     hits = [Hit("a", 1.0)]
     assert oracle.wrongs("old", QUERY, hits, 3, 4, whole=False) == []

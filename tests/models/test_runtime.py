@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.arithmetic import Rule, error
 from models.artifacts import UnsafeArtifact, save
-from models.runtime import Transform, load_transform
+from models.runtime import Transform, few_counts, load_transform
 from models.transformations import Fct, Linear, build
 
 UNCERTAINTY = ("uncertainty.weight", "uncertainty.bias")
@@ -87,8 +89,8 @@ def test_no_rows_give_no_rows(artifact: Path) -> None:
 def test_blocks_that_are_handed_in_give_what_calls_give(artifact: Path) -> None:
     transform = load_transform(artifact)
     pairs = [pair(rows) for rows in (7, 7, 3, 0)]
-    for made, given in zip(transform.each(pairs), pairs, strict=True):
-        np.testing.assert_array_equal(made, transform(*given))
+    for made, each in zip(transform.each(pairs), pairs, strict=True):
+        np.testing.assert_array_equal(made, transform(*each))
 
 
 def test_what_is_asked_for_in_bfloat16_is_so_within_the_stated_error(artifact: Path) -> None:
@@ -102,6 +104,31 @@ def test_what_is_asked_for_in_bfloat16_is_so_within_the_stated_error(artifact: P
     assert 0 < error(expected, made) < 0.05
     assert exact.computed_in == "float32", "what is given out does not change"
     np.testing.assert_array_equal(exact(embeddings, side), expected)
+
+
+def test_any_numbers_of_rows_are_computed_as_few(artifact: Path) -> None:
+    """A kernel is compiled and kept for each number of rows that bfloat16 is computed with."""
+    embeddings, side = pair(500)
+    quick = load_transform(artifact, rule=Rule("bfloat16", largest_error=0.05)).quickest(embeddings, side)
+    assert quick is not None
+    met = set[int]()
+    for layer in quick._module.modules():
+        layer.register_forward_hook(lambda module, taken, made: met.add(len(made)))
+    whole = quick(embeddings, side)
+    for rows in range(1, 501, 7):
+        made = quick(embeddings[:rows], side[:rows])
+        assert made.shape == (rows, 4)
+        np.testing.assert_allclose(made, whole[:rows], atol=0.05)
+    uncertain = quick.uncertainty(embeddings[:77], side[:77])
+    assert uncertain is not None
+    assert uncertain.shape == (77,)
+    assert 0 < len(met) <= 16
+
+
+@given(st.integers(0, 10_000))
+def test_few_counts_are_at_most_a_quarter_more(rows: int) -> None:
+    assert rows <= few_counts(rows) <= max(rows * 5 / 4, rows + 15)
+    assert few_counts(few_counts(rows)) == few_counts(rows)
 
 
 def test_bfloat16_is_refused_where_vectors_lie_so_far_from_zero_that_nothing_of_them_would_be_left() -> None:
