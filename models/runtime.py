@@ -16,6 +16,7 @@ from models import arithmetic
 from models.arithmetic import NumberType, Rule
 from models.artifacts import load
 from models.folding import folded
+from models.packing import packed
 from models.staging import Floats, staged
 from models.transformations import Transformation, side_dimension
 
@@ -67,6 +68,8 @@ class Transform:
         self._dtype = getattr(torch, computed_in)
         self._compiled = self.device.type == "cpu" and computed_in != "float32"
         self._module = folded(module.to(self.device, torch.float32)).to(self._dtype)
+        if self._compiled:
+            packed(self._module, block)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # blocks are computed in streams of their own, which wait for no other
         self.has_uncertainty = module.has_uncertainty
