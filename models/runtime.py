@@ -25,8 +25,8 @@ Vectors = npt.NDArray[Any]
 
 # Rows. The widest layer of the shipped FCT network then holds 16 MB, and with more rows it takes no less time for each.
 DEFAULT_BLOCK = 2_048
-#: rows of one tile of a processor's matrix instructions
-_TILE = 16
+# Rows of two tiles of a processor's matrix instructions: fewer take as long.
+_FEWEST_ROWS = 32
 
 
 class Transform:
@@ -190,13 +190,13 @@ class Transform:
 
 
 def few_counts(rows: int) -> int:
-    """As many rows or up to a quarter more, so that few counts of rows are ever computed with. Pure.
+    """As many rows or up to half as many more, so that few counts of rows are ever computed with. Pure.
 
-    oneDNN, which computes in bfloat16, compiles a kernel for each number of rows that it meets, and keeps it. Of 200 rows of a
-    network like FCT's it took 12 ms for the first time and 4 ms after that, and each such number cost 1 to 12 MB: a search finds
-    ever another number of candidates, so without this hardly any found its kernel, and the process grew for hours.
+    oneDNN, which computes in bfloat16, compiles a kernel for each layer and number of rows that it meets, and keeps it. Of 200
+    rows of a network like FCT's it took 12 ms for the first time and 4 ms after that, and each such number cost 4 MB or more: a
+    search finds ever another number of candidates, so without this hardly any found its kernel, and the process grew for hours.
     """
-    step = max(_TILE, (1 << (rows - 1).bit_length()) // 8)
+    step = max(_FEWEST_ROWS, (1 << (rows - 1).bit_length()) // 4)
     return -(-rows // step) * step
 
 
