@@ -187,15 +187,16 @@ class Transforms:
             raise no_uncertainty(transformation.name)
         return predicted
 
-    def weights(self, by: Sequence[Transformation]) -> float:
+    def weights(self, by: Sequence[Transformation], *, stored: bool) -> float:
         """How many weights are applied to each row, one transformation after the other; infinite where nobody knows yet.
 
-        Nobody does while it is found out what is quickest: whoever applied them now would wait for that.
+        Args:
+            by: which.
+            stored: whether stored vectors are to be mapped. What is quickest for these has to be found out first, and takes long.
         """
-        trying = self._trying.locked()
         return sum(
             math.inf
-            if trying and each.artifact not in self._in_bulk
+            if stored and each.artifact not in self._in_bulk
             else getattr(self._loaded.get(each.artifact), "weights", math.inf)
             for each in by
         )

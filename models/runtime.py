@@ -48,7 +48,7 @@ class Transform:
         """Put a module to use.
 
         Args:
-            module: the transformation; it is put into eval mode.
+            module: the transformation, in float32; it is copied.
             device: where to compute. A CUDA device is first touched here, never at import.
             block: rows computed at once.
             rule: when `quickest` computes in another number type.
@@ -67,7 +67,7 @@ class Transform:
         self._rule = rule
         self._dtype = getattr(torch, computed_in)
         self._compiled = self.device.type == "cpu" and computed_in != "float32"
-        self._module = folded(module.to(self.device, torch.float32)).to(self._dtype)
+        self._module = folded(module).to(self.device, self._dtype)
         if self._compiled:
             packed(self._module, block)
         if self.device.type == "cuda":
@@ -115,6 +115,8 @@ class Transform:
         Returns:
             None if there are too few rows to tell.
         """
+        if self.computed_in != "float32":
+            return self  # was found to be so
         rows = slice(0, arithmetic.SAMPLE_ROWS)
         embeddings, side = embeddings[rows], None if side is None else side[rows]
         if len(embeddings) < arithmetic.FEWEST_ROWS:

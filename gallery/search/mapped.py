@@ -82,7 +82,7 @@ class MappedColumns:
         wanted = [
             each.rows if known is None else known.missing(each.rows) for each, known in zip(asked, places, strict=True)
         ]
-        if at_most < math.inf and sum(map(len, wanted)) * self._transforms.weights(by) > at_most:
+        if at_most < math.inf and sum(map(len, wanted)) * self._transforms.weights(by, stored=True) > at_most:
             raise NotBrief(by[-1].name)
         mapped = self._map([each._replace(rows=rows) for each, rows in zip(asked, wanted, strict=True)], by, models)
         taken = []

@@ -254,7 +254,7 @@ class Run:
         if model in self.request.companions:
             return self.request.companions[model]
         transformation = self.plan.query_by[model]
-        if len(self.request.vectors) * self.searcher.transforms.weights([transformation]) > self.at_most:
+        if len(self.request.vectors) * self.searcher.transforms.weights([transformation], stored=False) > self.at_most:
             raise NotBrief(transformation.name)
         return self.searcher.transforms.apply(transformation, self.models[model], self.request.vectors, None)
 

@@ -22,7 +22,7 @@ NETWORKS: dict[str, tuple[Architecture, tuple[str, ...]]] = {
     "mlp": (Mlp(source_dimension=16, target_dimension=24, layers=EVERY_LAYER), BIASES),
     "mlp without a bias": (Mlp(source_dimension=16, target_dimension=24, layers=EVERY_LAYER), ()),
     "residual": (Mlp(source_dimension=16, target_dimension=24, layers=EVERY_LAYER, residual=True), ("skip.bias",)),
-    "linear": (Linear(source_dimension=16, target_dimension=24), ("bias",)),
+    "linear, which has no layers": (Linear(source_dimension=16, target_dimension=24), ("bias",)),
 }
 
 pytestmark = pytest.mark.skipif(not packing._can_pack(), reason="this PyTorch or processor has no packed bfloat16")
@@ -58,3 +58,19 @@ def test_where_it_cannot_be_done_the_network_stays_as_it_is(
     monkeypatch.setattr(packing, "_can_pack", lambda: False)
     before = [*network.modules()]
     assert [*packed(network, 64).modules()] == before
+
+
+def test_operators_that_are_there_and_do_something_else_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def others(*_: object) -> torch.Tensor:
+        raise TypeError("takes 7 arguments")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", others)
+    assert not packing._can_pack.__wrapped__()
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda values, *_: torch.zeros_like(values))
+    assert not packing._can_pack.__wrapped__()
+
+
+def test_whether_it_can_be_done_is_found_out_without_anybodys_random_numbers() -> None:
+    before = torch.random.get_rng_state()
+    packing._can_pack.__wrapped__()
+    assert torch.equal(torch.random.get_rng_state(), before)

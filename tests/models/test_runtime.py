@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.arithmetic import Rule, error
-from models.artifacts import UnsafeArtifact, save
+from models.artifacts import UnsafeArtifact, load, save
 from models.runtime import Transform, few_counts, load_transform
 from models.transformations import Fct, Linear, build
 
@@ -143,6 +144,14 @@ def test_bfloat16_is_refused_where_vectors_lie_so_far_from_zero_that_nothing_of_
     assert quick is not None
     assert quick.computed_in == "bfloat16"
     assert transform.quickest(around + 1000) is transform
+
+
+def test_what_computes_in_bfloat16_is_tried_no_more_and_no_module_is_changed_by_it(artifact: Path) -> None:
+    module = load(artifact)
+    before = copy.deepcopy(module.state_dict())
+    quick = Transform(module, rule=Rule("bfloat16", largest_error=0.05), computed_in="bfloat16")
+    assert quick.quickest(*pair(500)) is quick
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
 def test_too_few_rows_are_no_sample(artifact: Path) -> None:

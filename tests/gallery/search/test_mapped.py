@@ -15,6 +15,7 @@ import pytest
 from gallery.arrays import Space
 from gallery.files import Files, digest
 from gallery.index.registry import backend
+from gallery.search.brief import NotBrief
 from gallery.search.mapped import Asked, MappedColumns
 from gallery.snapshot import Column
 from gallery.spaces import EmbeddingModel, Transformation
@@ -178,15 +179,21 @@ def test_a_column_of_many_rows_is_sampled_from_its_beginning_to_its_end(
     assert np.array_equal(exact.sampled[[0, -1]], one.vectors[[0, -1]])
 
 
-def test_while_it_is_found_out_what_is_quickest_nobody_knows_how_long_it_takes(
+def test_until_it_is_found_out_what_is_quickest_nobody_knows_how_long_it_takes_to_map_what_is_stored(
     tmp_path: Path, forward: Transformation
 ) -> None:
     exact = Exact(Quick())
     transforms = Transforms(Files(tmp_path), lambda _: exact)
-    exact.meanwhile = lambda: transforms.weights([forward])
-    MappedColumns(transforms, 0).take([asked(column(1, 50), [7])], [forward], MODELS)
-    assert exact.seen == [math.inf], "who would have to wait for it does something else"
-    assert transforms.weights([forward]) == 4
+    transforms.get(forward.artifact)  # by a write, which maps what is not stored yet
+    assert (transforms.weights([forward], stored=True), transforms.weights([forward], stored=False)) == (math.inf, 4)
+    exact.meanwhile = lambda: transforms.weights([forward], stored=True)
+    mapped = MappedColumns(transforms, 0)
+    with pytest.raises(NotBrief):  # who would have to wait for the trial does something else
+        mapped.take([asked(column(1, 50), [7])], [forward], MODELS, at_most=1e9)
+    mapped.take([asked(column(1, 50), [7])], [forward], MODELS)
+    assert exact.seen == [math.inf]
+    assert transforms.weights([forward], stored=True) == 4
+    mapped.take([asked(column(1, 50), [7])], [forward], MODELS, at_most=4)
 
 
 def test_many_threads_find_out_once_in_what_to_map_candidates(tmp_path: Path, forward: Transformation) -> None:
