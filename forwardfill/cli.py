@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -119,6 +119,10 @@ def worker(
     configure_logs()
     if parent is not None:
         become_child(parent, nice)
+    catalog = _catalog()
+    with suppress(OperationalError):  # a server that does not answer yet will; what is no catalog at all never will
+        schema.is_current(catalog)
+    catalog.close()
     run()
 
 
@@ -249,7 +253,10 @@ def _migrated() -> Catalog:
 
 def _current() -> Catalog:
     """The catalog, as it stands: who looks for damage must not change anything first."""
-    catalog = _catalog()
+    settings = GallerySettings()
+    if not settings.data.is_dir():
+        refuse(f"FORWARDFILL_DATA: there is no folder {settings.data}")
+    catalog = Catalog(settings.database)
     if not schema.is_current(catalog):
         refuse(
             "The catalog's database is of an older version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."

@@ -23,7 +23,6 @@ from typing import Any, Literal, Self
 
 import httpx
 import numpy as np
-import orjson
 
 from forwardfill import wire
 from forwardfill.answers import Answer, BatchAnswer, Cutover, Json, MissingSide, Order, Throttle, Upgrade
@@ -720,7 +719,7 @@ class Client:
         content = None
         if body is not None:
             sent["content-type"] = "application/json"
-            content = orjson.dumps(body)
+            content = wire.as_json(body)
         return self._request(method, path, content=content, query=query, headers=sent)
 
     def _request(

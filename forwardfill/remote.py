@@ -284,6 +284,9 @@ def _throttle(items_per_second: float | None, duty_cycle: float | None, max_sear
         "max_search_p99_ms": max_search_p99_ms,
     }
     wanted: Any = {name: value for name, value in given.items() if value is not None}
+    for name, value in wanted.items():
+        if not math.isfinite(value):
+            raise typer.BadParameter(f"--{name.replace('_', '-')} {value}: a finite number")
     return wanted  # type: ignore[no-any-return]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,32 @@ def real(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
     if array.dtype == bool or not np.can_cast(array.dtype, np.float64, "same_kind"):
         raise ValueError(f"{name}: vectors are real numbers, not {array.dtype}; convert them to float32")
     return array.astype("<f4", copy=False)
+
+
+def as_json(body: Json) -> bytes:
+    """A body as JSON.
+
+    Raises:
+        ValueError: it holds NaN or infinity. JSON has neither, and `null`, which would be sent, is something else: of a throttle,
+            for instance, it takes the limit away.
+    """
+    content = orjson.dumps(body)
+    if b"null" in content:  # which is also what is meant by None, and may be a part of a text
+        for place, number in _numbers(body, ""):
+            if not math.isfinite(number):
+                raise ValueError(f"{place}: {number} is no number in JSON; leave it out, or send another")
+    return content
+
+
+def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _numbers(each, f"{place}/{name}")
+    elif isinstance(value, list | tuple):
+        for at, each in enumerate(value):
+            yield from _numbers(each, f"{place}/{at}")
 
 
 def encoded(vectors: Vectors, name: str = "vector") -> Any:

@@ -70,6 +70,21 @@ def accept_side(side: NDArray[Any], dimension: int, *, pointer: str) -> Vectors:
     return accepted
 
 
+def scoreable(mapped: Vectors) -> Vectors:
+    """Stored vectors as a transformation gave them, each with a finite score: an item that has none would never be found.
+
+    One that is too long is as long as can be, and one that is none, with NaN or infinity, lies at zero. An upgrade refuses both.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.vecdot(mapped, mapped)
+    if (squares <= _LARGEST_SQUARE).all():
+        return mapped
+    mapped = np.where(np.isfinite(mapped).all(axis=1, keepdims=True), mapped, np.float32(0))
+    long = ~(squares <= _LARGEST_SQUARE)
+    mapped[long] = unit(mapped[long]) * np.float32(0.99 * math.sqrt(_LARGEST_SQUARE))
+    return mapped
+
+
 def as_query(vectors: Vectors, model: EmbeddingModel) -> Vectors:
     """What an index of the model's space is asked with: of unit length under cosine."""
     if model.metric == "cosine" and not model.normalized:

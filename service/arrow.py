@@ -40,7 +40,7 @@ def read_items(path: Path, *, model: str | None, max_items: int, max_bytes: int)
         InvalidItem, InvalidVector, DimensionMismatch: an item cannot be stored; the pointer names it.
     """
     table = _table(path, _COLUMNS, ("max_items_per_arrow", max_items), max_bytes)
-    model = model if model is not None else _model(table.schema)
+    model = _model(table.schema, model)
     ids = _ids(table, "/items")
     try:
         embeddings = _vectors(_column(table, "embedding"), np.arange(len(table)), "/items/{row}/embedding")
@@ -163,13 +163,19 @@ def _check_columns(names: list[str], known: tuple[str, ...]) -> None:
             raise InvalidArrow(f"the column {name!r} is missing")
 
 
-def _model(schema: Any) -> str:
-    named = (schema.metadata or {}).get(b"model")
+def _model(schema: Any, asked: str | None) -> str:
+    """By the query parameter or by the stream itself; both may say it, and must say the same."""
+    metadata = (schema.metadata or {}).get(b"model")
+    named = asked if metadata is None else str(metadata.decode(errors="replace"))
     if named is None:
         raise InvalidArrow(
             "name the model: with the query parameter `model`, or in the schema's metadata under `model`"
         )
-    return str(named.decode(errors="replace"))
+    if asked not in (None, named):
+        raise InvalidArrow(
+            f"the query parameter `model` says {asked}, and the schema's metadata {named}: whose vectors are they?"
+        )
+    return named
 
 
 def _column(table: Any, name: str) -> Any:

@@ -100,7 +100,7 @@ class Overloaded(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """The catalog does not answer, or no longer knows what a search was about; try again later."""
+    """The service stops, the catalog does not answer or no longer knows what a search was about; try again later."""
 
 
 class InternalError(ServiceError):

@@ -70,7 +70,8 @@ def _after(given: str) -> Any:
         key = orjson.loads(base64.urlsafe_b64decode(given + "=" * (-len(given) % 4)))
     except (ValueError, binascii.Error):
         raise _bad_token() from None
-    if not (isinstance(key, str) and "\0" not in key) and not (isinstance(key, int) and abs(key) < 1 << 63):
+    # `true` is an int for Python, and no key
+    if not (isinstance(key, str) and "\0" not in key) and not (type(key) is int and abs(key) < 1 << 63):
         raise _bad_token()
     return key
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from itertools import count
@@ -17,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
-from service.errors import InternalError, PageNotFound, problem
+from service.errors import InternalError, PageNotFound, Unavailable, problem
 
 if TYPE_CHECKING:
     from service.metrics import Counts
@@ -67,6 +69,10 @@ class Telemetry:
                 await problem(PageNotFound("there is nothing at this path"), answer.request_id)(scope, receive, answer)
                 return
             await self._app(scope, receive, answer)
+        except asyncio.CancelledError:  # the process stops, and waits for this request no longer
+            if not answer.status:
+                await problem(Unavailable(""), answer.request_id)(scope, receive, answer)
+            raise
         except ClientDisconnect:
             answer.status = answer.status or 499  # nobody is left to hear it
         except Exception as error:
@@ -123,8 +129,19 @@ def configure_logs() -> None:
     structlog.configure(
         processors=[_as_line],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.BytesLoggerFactory(),
+        logger_factory=lambda *_: _Lines(),
     )
+
+
+class _Lines(structlog.BytesLogger):
+    """Writes to standard output. Where that is a full disk, or nobody reads it any more, lines are lost, and nothing else."""
+
+    def msg(self, message: bytes) -> None:
+        with suppress(OSError, ValueError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
 
 
 def _as_line(logger: Any, level: str, event: MutableMapping[str, Any]) -> bytes:

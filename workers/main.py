@@ -53,6 +53,15 @@ def run() -> None:
     signals.worker_ready.connect(started, weak=False)
     signals.worker_shutting_down.connect(stopping, weak=False)
     # Solo: tasks run in this very process, which is the one that may touch a GPU and the one that holds the leases.
+    # Quiet: it would print a banner, which is no line of a log, and end where there is no place for it.
     app.worker_main(
-        ["worker", "--pool=solo", "--loglevel=WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        [
+            "--quiet",
+            "worker",
+            "--pool=solo",
+            "--loglevel=WARNING",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+        ]
     )

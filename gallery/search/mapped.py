@@ -22,6 +22,7 @@ from gallery.index.registry import backend
 from gallery.search.brief import NotBrief
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.transforms import SAMPLE_ROWS, Transforms
+from gallery.vectors import scoreable
 from gallery.views import Column
 
 #: one or more transformations, each of which starts where the one before it leads to
@@ -134,7 +135,8 @@ class MappedColumns:
             sides = [side[asked[at].rows] for at in chosen if with_side and (side := asked[at].side) is not None]
             vectors = np.concatenate([asked[at].column.vectors[asked[at].rows] for at in chosen])
             sample = partial(_sample, max((asked[at] for at in chosen), key=_rows), with_side=with_side)
-            result = self._transforms.apply_all(by, models, vectors, np.concatenate(sides) if sides else None, sample)
+            side = np.concatenate(sides) if sides else None
+            result = scoreable(self._transforms.apply_all(by, models, vectors, side, sample))
             ends = np.cumsum([len(asked[at].rows) for at in chosen])
             for at, part in zip(chosen, np.split(result, ends[:-1]), strict=True):
                 mapped[at] = part

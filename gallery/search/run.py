@@ -31,7 +31,7 @@ from gallery.search.routes import Known, Plan, Reach, Route, plan
 from gallery.snapshot import Snapshot, World
 from gallery.store import Store
 from gallery.transforms import Transforms
-from gallery.vectors import as_query
+from gallery.vectors import accept, as_query
 from gallery.views import SegmentView
 
 _ROW_BITS = 32  # a segment has fewer rows than this holds
@@ -256,7 +256,11 @@ class Run:
         transformation = self.plan.query_by[model]
         if len(self.request.vectors) * self.searcher.transforms.weights([transformation], stored=False) > self.at_most:
             raise NotBrief(transformation.name)
-        return self.searcher.transforms.apply(transformation, self.models[model], self.request.vectors, None)
+        mapped = self.searcher.transforms.apply(transformation, self.models[model], self.request.vectors, None)
+        try:
+            return accept(mapped, self.models[model], pointer="")
+        except errors.InvalidVector as error:
+            raise errors.InvalidVector(f"mapped by {transformation.name}, {error}; ask in {model} itself") from error
 
     def _selected(self, at: int) -> Selected | None:
         """Rows of a shelf that are live and fit the filter."""

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 SEARCH_P99 = "search_p99_above_limit"
+_LONGEST = timedelta(days=3650).total_seconds()  # nobody waits for more, and a moment after the year 9999 is none
 _SKEW = timedelta(minutes=1)  # by which the clocks of two hosts may differ
 
 
@@ -44,7 +45,7 @@ def before_segment(
         return not_before
     if rows is None:
         return None
-    return max(now, not_before or now) + timedelta(seconds=rows / rate)
+    return max(now, not_before or now) + _wait(rows / rate)
 
 
 def after_segment(
@@ -54,7 +55,7 @@ def after_segment(
     duty = throttle.get("duty_cycle")
     if not duty or duty >= 1 or not is_due(throttle, not_before):
         return not_before
-    return max(not_before or now, now + timedelta(seconds=seconds * (1 / duty - 1)))
+    return max(not_before or now, now + _wait(seconds * (1 / duty - 1)))
 
 
 def after_change(
@@ -93,3 +94,9 @@ def held_back(
         wait = (not_before - now).total_seconds()
         return reason, f"{reason} is {throttle.get(reason, 1):g}: the next segment starts in {wait:.1f} s"
     return None
+
+
+def _wait(seconds: float) -> timedelta:
+    return timedelta(
+        seconds=min(_LONGEST, seconds)
+    )  # in this order it is the longest for what is no number, too: 0 by infinity

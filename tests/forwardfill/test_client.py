@@ -446,3 +446,23 @@ def test_a_stream_whose_read_timeout_passes_the_end_of_the_wait_is_opened_anew(m
     with client_of(service) as client, pytest.raises(TimeoutError, match="paused"):
         client.wait("01JD", timeout=0.05)
     assert service.timeouts[1] <= service.timeouts[0] - 0.01
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_json_does_not_have_is_refused_by_its_place_and_nothing_is_sent(number: float) -> None:
+    recorder = Recorder({})
+    with client_of(recorder) as client:
+        for place, call in {
+            "/items/1/payload/price": lambda: client.upsert(
+                "g", "m", ids=["a", "b"], embeddings=[[1], [2]], payloads=[{"price": None}, {"price": number}]
+            ),
+            "/filter/price/in/0": lambda: client.search("g", "m", [1], filter={"price": {"in": [number]}}),
+            "/throttle/items_per_second": lambda: client.start_upgrade(
+                "g", transformation="t", throttle={"items_per_second": number}
+            ),
+        }.items():
+            with pytest.raises(ValueError, match=place):
+                call()
+        assert recorder.requests == []
+        client.search("g", "m", [1], filter={"price": None, "name": "null"})
+    assert recorder.bodies[0]["filter"] == {"price": None, "name": "null"}

@@ -111,3 +111,13 @@ def test_a_fault_of_ours_is_no_refusal() -> None:
     ours = (ValueError("x"), KeyError("x"), ModuleNotFoundError("x", name="gallery.x"), statement, raised.value)
     assert [in_words(each) for each in ours] == [None] * len(ours)
     assert in_words(BrokenPipeError()) is None, "whoever read the output wants no more"
+
+
+@pytest.mark.parametrize("command", ["worker", "verify", "gc", "keys list"])
+def test_a_file_that_is_no_catalog_is_one_line_too(command: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "catalog.sqlite3").write_bytes(b"something else " * 1000)
+    ended = run(*command.split())
+    assert ended.exit_code == 2, ended.exception
+    assert "file is not a database" in ended.stderr
+    assert ended.stderr.count("\n") == 1

@@ -225,6 +225,12 @@ def test_what_cannot_be_verified_is_refused(world: World, tmp_path: Path, monkey
     assert "no gallery is named 'nowhere'" in run("verify", "nowhere").output
     assert run("verify", "nowhere").exit_code == 2
     monkeypatch.setenv("FORWARDFILL_DATA", str(tmp_path / "nothing"))
+    for command in ("verify", "gc"):
+        refused = run(command)
+        assert refused.exit_code == 2
+        assert "there is no folder" in refused.output
+    assert not (tmp_path / "nothing").exists(), "who looks changes nothing"
+    (tmp_path / "nothing").mkdir()
     refused = run("verify")
     assert refused.exit_code == 2
     assert "forwardfill migrate" in refused.output

@@ -251,3 +251,11 @@ def test_limits_of_a_stream_are_held_and_named(tmp_path: Path, vectors: Any) -> 
         content = stream({"id": ids[:99], "embedding": fixed(vectors[:99]), "payload": shared})
         assert len(content) < 10_000
         assert world.refused(send(world, content), 422, "limit_exceeded")["limit"] == "max_arrow_bytes"
+
+
+def test_a_stream_and_a_parameter_that_name_different_models_are_refused(empty: World, vectors: Any) -> None:
+    empty.prepared()
+    columns = {"id": ["a"], "embedding": fixed(vectors[:1])}
+    problem = empty.refused(send(empty, stream(columns, model="new"), "old"), 422, "invalid_arrow")
+    assert "the query parameter `model` says old, and the schema's metadata new" in problem["detail"]
+    assert send(empty, stream(columns, model="old"), "old").json()["upserted"] == 1

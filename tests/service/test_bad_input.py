@@ -482,6 +482,9 @@ def test_what_is_not_there_is_said_in_the_same_way(unchanged: World) -> None:
 def test_a_page_token_that_no_list_gave_is_refused(unchanged: World) -> None:
     for token in ("x", "bnVsbA", "NQ", "Ilx1MDAwMCI"):
         unchanged.refused(unchanged.client.get("/models", params={"page_token": token}), 422, "invalid_request")
+    for token in ("dHJ1ZQ", "ZmFsc2U", "MS41"):  # true, false, 1.5
+        answer = unchanged.client.get("/admin/events", params={"page_token": token})
+        unchanged.refused(answer, 422, "invalid_request")
 
 
 def test_nothing_that_was_sent_comes_back_in_a_refusal(unchanged: World) -> None:

@@ -8,12 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from forwardfill.client import Client
 from forwardfill.local_service import free_port
-from tests.acceptance.system import wait_for
+from models import artifacts
+from models.transformations import Linear, build
+from tests.acceptance.system import System, running, wait_for
+from tests.acceptance.test_several_processes import children, command
 
 PATIENCE_SECONDS = 60.0
 
@@ -46,3 +52,51 @@ def test_what_the_http_server_says_is_json_too_and_said_once_and_repeats_nothing
     (line,) = (each for each in said if "Invalid HTTP request" in str(each))
     assert (line["event"], line["logger"], line["level"]) == ("library", "uvicorn.error", "warning")
     assert "SECRET" not in log.read_text()
+
+
+FULL = Path("/dev/full")
+
+
+def without_a_place_to_write(
+    arguments: Sequence[str], environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    log.touch()
+    with FULL.open("wb", buffering=0) as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "forwardfill.cli", *arguments],
+            env=environment,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+@pytest.mark.timeout(240)
+def test_a_log_that_cannot_be_written_loses_lines_and_nothing_else(tmp_path: Path) -> None:
+    """No request fails for it, a worker starts, and one that is killed is started again."""
+    artifacts.save(tmp_path / "forward.safetensors", build(Linear(source_dimension=4, target_dimension=4)))
+    vectors = np.eye(4, dtype=np.float32)
+    with running(System(tmp_path, spawn=without_a_place_to_write)) as system:
+        api = system.add_api()
+
+        def worker() -> int | None:
+            return next((pid for pid in children(api.popen.pid) if "\0worker\0" in command(pid)), None)
+
+        with Client(str(api.http.base_url)) as client:
+            for name in ("old", "new"):
+                client.register_model(name, dimension=4, metric="euclidean")
+            digest = client.upload_artifact(tmp_path / "forward.safetensors")
+            client.register_transformation("forward", source="old", target="new", artifact=digest, method="affine")
+            client.create_gallery("photos", "old")
+            client.upsert("photos", "old", ids=["a", "b", "c", "d"], embeddings=vectors)
+            for turn in range(40):
+                found = client.search(
+                    "photos", "old", vectors[turn % 4], k=1, filter=None if turn % 2 else {"none": {"exists": False}}
+                )
+                assert found["hits"][0]["id"] == "abcd"[turn % 4]
+            first = wait_for(worker, 60, lambda: "no worker was started")
+            os.kill(first, signal.SIGKILL)
+            wait_for(lambda: worker() not in (None, first), 60, lambda: "no worker was started again")
+            started = client.start_upgrade("photos", transformation="forward")["id"]
+            assert client.wait(started, timeout=120)["state"] == "completed"

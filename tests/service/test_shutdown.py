@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -81,3 +82,43 @@ def test_a_search_that_takes_longer_than_the_shutdown_may_does_not_keep_the_proc
     assert "requests_abandoned" in said
     assert "RETURNED" not in said
     assert b"late" in b"".join(file.read_bytes() for file in (tmp_path / "data").glob("catalog.sqlite3*"))
+
+
+@pytest.mark.timeout(120)
+def test_a_request_that_is_not_waited_for_any_longer_is_told_so_as_every_refusal_is(tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    environment = {
+        **os.environ,
+        "FORWARDFILL_DATA": str(tmp_path / "data"),
+        "FORWARDFILL_PORT": str(port),
+        "FORWARDFILL_SHUTDOWN_SECONDS": "1",
+    }
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from service.main import run; run()"], env=environment, stdout=out, stderr=out
+        )
+
+    def connected() -> socket.socket | None:
+        assert process.poll() is None, log.read_text()
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+        except ConnectionRefusedError:
+            return None
+
+    try:
+        with wait_for(connected, PATIENCE_SECONDS, log.read_text) as connection:
+            head = (
+                b"POST /models HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+            )
+            connection.sendall(head + b"Expect: 100-continue\r\n\r\n")
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100 ")  # so it is under way
+            process.send_signal(signal.SIGTERM)
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        assert process.wait(PATIENCE_SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+    lines = answer.lower().split(b"\r\n")
+    assert lines[0].startswith(b"http/1.1 503 "), answer
+    assert b"content-type: application/problem+json" in lines
+    assert any(line.startswith(b"retry-after: ") for line in lines)

@@ -36,6 +36,16 @@ def test_leases_never_exceed_the_rate_however_many_workers_share_it(rows: list[i
         assert (moment - NOW).total_seconds() == pytest.approx(leased / rate, abs=1e-4)
 
 
+@given(number=st.floats(min_value=5e-324, max_value=0.99), rows=st.integers(1, 10**9), seconds=st.floats(0, 1e9))
+def test_however_small_a_limit_is_there_is_a_moment_for_it(number: float, rows: int, seconds: float) -> None:
+    for moment in (
+        before_segment({"items_per_second": number}, rows, None, NOW),
+        after_segment({"duty_cycle": number}, seconds, None, NOW),
+    ):
+        assert moment is not None
+        assert NOW <= moment <= NOW + timedelta(days=3650)
+
+
 def test_the_first_segment_waits_for_its_items_too() -> None:
     assert not is_due({"items_per_second": 10}, None)
     assert is_due({"items_per_second": 10}, later(0))
