@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +125,23 @@ def _in_processes(where: Where, jobs: int, tell: Tell) -> None:
     # backbones first: the longest must not start last
     names = [run.name for run in sorted(where.runs, key=lambda run: not METHODS[run.method].trains_backbone)]
     names += [XBT] if where.has_texts else []
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         for wave in (LONGEST_FIRST, [f"vectors of {role}" for role in LONGEST_FIRST], names):
             for done in as_completed([pool.submit(_stage, where, name) for name in wave]):
                 name, seconds = done.result()
                 tell(f"{name}: {seconds:.0f} s")
+
+
+def _end_with_parent() -> None:
+    """Train for nobody once the process that would take the result was killed; the stage goes on from its checkpoint."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stage(where: Where, name: str) -> tuple[str, float]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,3 +171,29 @@ def test_a_backbone_starts_from_the_independent_model_wherever_the_shapes_agree(
         kept += same
         np.testing.assert_array_equal(tensor.numpy(), (known if same else fresh[name]).numpy())
     assert 0 < kept < len(fresh)
+
+
+#: says which process it gave a task to, which then takes long
+POOL = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from models.benchmark.benchmark import _end_with_parent
+
+with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_no_stage_goes_on_without_the_process_that_was_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", POOL], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+        assert child.exists()
+        parent.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 60
+    while child.exists() and ") Z " not in child.read_text():
+        assert time.monotonic() < end, "the stage goes on"
+        time.sleep(0.02)
