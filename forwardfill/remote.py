@@ -196,6 +196,8 @@ def throttle(
 ) -> None:
     """Change how fast an upgrade may go, while it runs."""
     given = _throttle(items_per_second, duty_cycle, max_search_p99_ms)
+    if not given:
+        raise typer.BadParameter("name a limit: --items-per-second, --duty-cycle or --max-search-p99-ms")
     wanted: Any = {name: value or None for name, value in given.items()}
     with _client() as client:
         _tell(client.set_throttle(upgrade_id, wanted))

@@ -60,6 +60,19 @@ def fetch(
     return rows[: page.size], token(getattr(rows[page.size - 1], key.key)) if len(rows) > page.size else None
 
 
+def position(page: Page) -> int:
+    """Where a page begins in a list that no column orders: its tokens are positions.
+
+    Raises:
+        InvalidRequest: the token is of another list.
+    """
+    if page.after is None:
+        return 0
+    if not isinstance(page.after, int) or page.after < 0:
+        raise _bad_token()
+    return page.after
+
+
 def token(key: Any) -> str:
     """An opaque token that stands for a key."""
     return base64.urlsafe_b64encode(orjson.dumps(key)).decode().rstrip("=")

@@ -19,7 +19,7 @@ from service.bodies import parsed
 from service.documents import documented
 from service.errors import InvalidRequest, NoUncertainty
 from service.idempotency import IdempotencyKey, fingerprint
-from service.paging import PageDep, fetch, token
+from service.paging import PageDep, fetch, position, token
 from service.process import Process, ProcessDep, RequestSlot, once_more
 from service.refinement import least_certain
 from service.upgrade_documents import (
@@ -292,7 +292,7 @@ def get_refinement(_: MayAdmin, __: RequestSlot, upgrade: str, page: PageDep, pr
     with process.store.catalog.reading() as session:
         row = upgrade_rows.upgrade_row(session, upgrade)
         counted = refinement.refined(session, row)
-    start = page.after if isinstance(page.after, int) else 0
+    start = position(page)
     end = start + page.size
     listed = least_certain(process, row, slice(start, end))
     return refinement_document(row, counted, listed, token(end) if end < listed.total else None)

@@ -94,6 +94,18 @@ def test_what_an_upgrade_is_told_reaches_the_service(world: World) -> None:
     assert upgrade["throttle"] == {"duty_cycle": 0.5}
 
 
+@pytest.mark.parametrize(
+    "options", [[], ["--items-per-second", "nan"], ["--duty-cycle", "inf"], ["--max-search-p99-ms", "-inf"]]
+)
+def test_a_throttle_that_says_nothing_is_refused_and_takes_no_limit_away(world: World, options: list[str]) -> None:
+    world.app.state.process.nudge = lambda: None
+    upgrade = start("--no-watch", "--items-per-second", "10").stdout.split()[-1]
+    refused = run("upgrade", "throttle", upgrade, *options)
+    assert refused.exit_code == 2
+    assert world.upgrade(upgrade)["throttle"] == {"items_per_second": 10}
+    assert start("--no-watch", *(options or ["--duty-cycle", "nan"])).exit_code == 2
+
+
 @pytest.mark.parametrize("limit", ["min_cmc1", "min_cmc1=", "min_cmc1=nan", "min_cmc=0.9"])
 def test_a_limit_that_is_none_is_refused_before_anything_starts(world: World, limit: str) -> None:
     refused = start("--gate", limit)

@@ -471,6 +471,9 @@ def test_the_refinement_list_puts_the_least_certain_first(world: World) -> None:
     rest = world.get(f"/admin/upgrades/{upgrade}/refinement", params={"page_token": page["next_page_token"]})
     assert page["ids"] + rest["ids"] == expected
     assert rest["next_page_token"] is None
+    for token in ("Im8i", "LTU"):  # "o", -5
+        answer = world.client.get(f"/admin/upgrades/{upgrade}/refinement", params={"page_token": token})
+        world.refused(answer, 422, "invalid_request")
     assert (page["native_items"], page["derived_items"], page["fraction"]) == (0, 3, 0.0)
     left = page["predicted_variance_left"]
     assert (left, left[0], left[-1]) == (sorted(left, reverse=True), 1.0, pytest.approx(0.0))
