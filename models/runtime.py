@@ -66,9 +66,9 @@ class Transform:
         self._block = block
         self._rule = rule
         self._dtype = getattr(torch, computed_in)
-        self._compiled = self.device.type == "cpu" and computed_in != "float32"
+        self._in_few_counts = self.device.type == "cpu" and computed_in != "float32"
         self._module = folded(module).to(self.device, self._dtype)
-        if self._compiled:
+        if self._in_few_counts:
             packed(self._module, block)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # blocks are computed in streams of their own, which wait for no other
@@ -169,7 +169,7 @@ class Transform:
 
     def _taken(self, given: Tensor) -> Tensor:
         """In the number type that is computed in, with rows of zeros after the last where that many are computed at once."""
-        rows = few_counts(len(given)) if self._compiled else len(given)
+        rows = few_counts(len(given)) if self._in_few_counts else len(given)
         if rows == len(given):
             return given.to(self._dtype)
         taken = given.new_empty((rows, given.shape[1]), dtype=self._dtype)
