@@ -37,20 +37,25 @@ print("RETURNED", flush=True)
 """
 
 
+def started(program: str, folder: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+    """A service that waits a second for requests under way when it is told to stop."""
+    environment = {
+        **os.environ,
+        "FORWARDFILL_DATA": str(folder / "data"),
+        "FORWARDFILL_PORT": str(port),
+        "FORWARDFILL_SHUTDOWN_SECONDS": "1",
+    }
+    with log.open("wb") as out:
+        return subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=out, stderr=out)
+
+
 @pytest.mark.timeout(120)
 def test_a_search_that_takes_longer_than_the_shutdown_may_does_not_keep_the_process(
     tmp_path: Path, four_items: Path
 ) -> None:
     shutil.copytree(four_items, tmp_path / "data")
     port, log = free_port(), tmp_path / "log"
-    environment = {
-        **os.environ,
-        "FORWARDFILL_DATA": str(tmp_path / "data"),
-        "FORWARDFILL_PORT": str(port),
-        "FORWARDFILL_SHUTDOWN_SECONDS": "1",
-    }
-    with log.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=out, stderr=out)
+    process = started(PROGRAM, tmp_path, port, log)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
 
@@ -87,16 +92,7 @@ def test_a_search_that_takes_longer_than_the_shutdown_may_does_not_keep_the_proc
 @pytest.mark.timeout(120)
 def test_a_request_that_is_not_waited_for_any_longer_is_told_so_as_every_refusal_is(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
-    environment = {
-        **os.environ,
-        "FORWARDFILL_DATA": str(tmp_path / "data"),
-        "FORWARDFILL_PORT": str(port),
-        "FORWARDFILL_SHUTDOWN_SECONDS": "1",
-    }
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from service.main import run; run()"], env=environment, stdout=out, stderr=out
-        )
+    process = started("from service.main import run; run()", tmp_path, port, log)
 
     def connected() -> socket.socket | None:
         assert process.poll() is None, log.read_text()
