@@ -71,7 +71,7 @@ def accept_side(side: NDArray[Any], dimension: int, *, pointer: str) -> Vectors:
 
 
 def scoreable(mapped: Vectors) -> Vectors:
-    """Stored vectors as a transformation gave them, each with a finite score: an item that has none would never be found.
+    """Vectors (n, dimension) that a transformation gave, each with a finite score: an item that has none would never be found.
 
     One that is too long is as long as can be, and one that is none, with NaN or infinity, lies at zero. An upgrade refuses both.
     """

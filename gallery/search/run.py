@@ -31,7 +31,7 @@ from gallery.search.routes import Known, Plan, Reach, Route, plan
 from gallery.snapshot import Snapshot, World
 from gallery.store import Store
 from gallery.transforms import Transforms
-from gallery.vectors import accept, as_query
+from gallery.vectors import as_query, scoreable
 from gallery.views import SegmentView
 
 _ROW_BITS = 32  # a segment has fewer rows than this holds
@@ -257,10 +257,11 @@ class Run:
         if len(self.request.vectors) * self.searcher.transforms.weights([transformation], stored=False) > self.at_most:
             raise NotBrief(transformation.name)
         mapped = self.searcher.transforms.apply(transformation, self.models[model], self.request.vectors, None)
-        try:
-            return accept(mapped, self.models[model], pointer="")
-        except errors.InvalidVector as error:
-            raise errors.InvalidVector(f"mapped by {transformation.name}, {error}; ask in {model} itself") from error
+        if not np.isfinite(mapped).all():
+            raise errors.InvalidVector(
+                f"{transformation.name} maps the query beyond float32: ask with a vector of {model}"
+            )
+        return scoreable(mapped)
 
     def _selected(self, at: int) -> Selected | None:
         """Rows of a shelf that are live and fit the filter."""

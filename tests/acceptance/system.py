@@ -160,6 +160,20 @@ def running(system: System) -> Iterator[System]:
         system.stop()
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process started, whichever of its threads did."""
+    lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for each in lists for child in each.split()]
+
+
+def command(pid: int) -> str:
+    """The words with which a process was started, with a null after each."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except FileNotFoundError:
+        return ""
+
+
 def wait_for(condition: Callable[[], Any], seconds: float, what: Callable[[], str], *, every: float = 0.02) -> Any:
     """Wait until a condition holds; its value. One that costs the service something is better not asked for all the time.
 

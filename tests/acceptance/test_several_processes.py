@@ -16,7 +16,7 @@ import pytest
 
 from forwardfill.client import Client, ForwardfillError
 from forwardfill.local_service import free_port
-from tests.acceptance.system import Api, Process, System, running, wait_for
+from tests.acceptance.system import Api, Process, System, children, command, running, wait_for
 
 GALLERY, MODEL, DIMENSION = "photos", "old", 8
 PROCESSES = 2
@@ -154,20 +154,6 @@ def ended(started: list[int], port: int) -> None:
     wait_for(lambda: not any(alive(pid) for pid in started), 30, lambda: f"of {started} one goes on")
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
         pass
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process started, whichever of its threads did."""
-    lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for each in lists for child in each.split()]
-
-
-def command(pid: int) -> str:
-    """The words with which a process was started, with a null after each."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except FileNotFoundError:
-        return ""
 
 
 def alive(pid: int) -> bool:

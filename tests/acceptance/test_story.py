@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from tests.acceptance.forks import Nursery
 from tests.acceptance.gallery_world import Traffic, World
-from tests.acceptance.system import Process, System, ok, running, wait_for
+from tests.acceptance.system import Process, System, children, ok, running, wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
@@ -312,13 +312,6 @@ def writing(system: System) -> list[Process]:
     """
     newest = max((system.data / "columns").iterdir(), key=lambda folder: int(folder.name))
     return list(system.workers) if list(newest.glob("*.part")) else []
-
-
-def children(pid: int) -> list[int]:
-    path = Path(f"/proc/{pid}/task")
-    if not path.exists():
-        return []
-    return [int(child) for task in path.iterdir() for child in (task / "children").read_text().split()]
 
 
 def alive(pid: int) -> bool:

@@ -18,8 +18,7 @@ from forwardfill.client import Client
 from forwardfill.local_service import free_port
 from models import artifacts
 from models.transformations import Linear, build
-from tests.acceptance.system import System, running, wait_for
-from tests.acceptance.test_several_processes import children, command
+from tests.acceptance.system import System, children, command, running, wait_for
 
 PATIENCE_SECONDS = 60.0
 

@@ -32,8 +32,16 @@ def test_every_item_is_found_once_with_a_number_as_its_score(world: World) -> No
     assert hits[0]["id"] in ("item-1", "item-0")
 
 
+def test_a_query_that_is_mapped_to_zero_or_too_far_is_answered_all_the_same(world: World) -> None:
+    world.transformation("backward", "new", "old", "backward", linear(np.diag([1e15, 0, 0, 0])))
+    for vector in (UNITS[1], 1e10 * UNITS[0]):
+        hits = world.search(vector, "new")["hits"]
+        assert sorted(hit["id"] for hit in hits) == [f"item-{at}" for at in range(4)]
+        assert all(math.isfinite(hit["score"]) for hit in hits)
+
+
 def test_a_query_that_has_no_place_in_the_gallerys_space_is_refused(world: World) -> None:
     world.transformation("backward", "new", "old", "backward", linear(1e30 * np.eye(OLD)))
     body = {"model": "new", "vector": (1e18 * UNITS[0]).tolist(), "k": 10}
     problem = world.refused(world.client.post(f"/galleries/{GALLERY}/search", json=body), 422, "invalid_vector")
-    assert "mapped by backward" in problem["detail"]
+    assert "backward maps the query beyond float32" in problem["detail"]
