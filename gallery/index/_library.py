@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -12,3 +14,14 @@ faiss: Any = import_module("faiss")
 # it rounds otherwise, nobody shall get it unasked: a selector, if only one of everything, asks for one by one.
 faiss.cvar.distance_compute_blas_threshold = 1024
 ONE_BY_ONE: Any = faiss.IDSelectorAll()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let FAISS work with one thread, whatever the calling thread is allowed; OpenMP keeps that number for each thread."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

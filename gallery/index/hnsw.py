@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from gallery.arrays import Rows, Space, Stored
 from gallery.index import _exact, _faiss, _parameters
 from gallery.index._filtering import EXACT_ROWS_PER_PROPOSED
-from gallery.index._library import faiss
+from gallery.index._library import faiss, one_thread
 from gallery.index._parameters import Whole
 from gallery.index.quantizer import Assignments
 
@@ -56,7 +55,9 @@ class Hnsw:
         """Add the column row by row and write the graph; the same column gives the same bytes."""
         index = faiss.IndexHNSWFlat(vectors.shape[1], parameters["m"], _exact.faiss_metric(space.metric))
         index.hnsw.efConstruction = parameters["ef_construction"]
-        with _one_thread():
+        # Building a segment twice must equal building it once, so nothing may race for links. FAISS 1.15 gave the same bytes, no
+        # sooner, with 1, 2 and 4 threads; it does not promise that, and releases before it add in parallel under locks.
+        with one_thread():
             for block in _faiss.blocks(vectors, space):
                 index.add(block)
         faiss.write_index(index, str(path))
@@ -78,21 +79,6 @@ class Hnsw:
         while seen[-1] * 2 <= last:
             seen.append(seen[-1] * 2)
         return [self.check({"ef_search": ef_search}) for ef_search in seen]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Building a segment twice must equal building it once, so nothing may race for links.
-
-    FAISS 1.15 gave the same bytes, no sooner, with 1, 2 and 4 threads; it does not promise that, and the releases
-    before it add in parallel under locks. OpenMP keeps the number for each calling thread: searches are not slowed.
-    """
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 BACKEND = Hnsw()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -84,3 +89,24 @@ def test_cut_keeps_the_best_and_pads_to_k() -> None:
     scores, rows = cut(np.array([[-np.inf, 5, 7]], np.float32), np.array([[-1, 4, 2]]), "inner_product", 4)
     assert rows.tolist() == [[2, 4, -1, -1]]
     assert scores.tolist() == [[7, 5, -np.inf, -np.inf]]
+
+
+_THREADS = """
+import os
+import numpy as np
+from gallery.index.scores import score
+def started(queries):
+    before = len(os.listdir("/proc/self/task"))
+    score(np.ones((queries, 8), np.float32), np.ones((queries, 100, 8), np.float32), "METRIC")
+    return len(os.listdir("/proc/self/task")) - before
+print(started(1), started(4))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists a process's threads")
+@pytest.mark.parametrize("metric", ["inner_product", "euclidean"])
+def test_no_threads_are_gathered_for_a_lone_query(metric: Metric) -> None:
+    several = {**os.environ, "OMP_NUM_THREADS": "4"}
+    words = [sys.executable, "-c", _THREADS.replace("METRIC", metric)]
+    ran = subprocess.run(words, env=several, check=True, capture_output=True, text=True)
+    assert ran.stdout.split() == ["0", "3"]
