@@ -83,7 +83,7 @@ def lacking(
     wanting = {*(each.upgrade for each in given.derive), given.queue}
     made = {model.name: 0}
     for upgrade in stack:
-        if upgrade.id not in wanting:
+        if upgrade.id not in wanting or _refused(upgrade):
             continue
         by = choose(upgrade, pinned[upgrade.id], made, side_dimension)
         if by is not None:
@@ -91,6 +91,11 @@ def lacking(
         elif upgrade.missing_side != "skip":
             return upgrade
     return None
+
+
+def _refused(upgrade: UpgradeRow) -> bool:
+    """Whether validation refused it: if it is tried again, what lacks then is counted again."""
+    return upgrade.state == State.FAILED and upgrade.started_at is None
 
 
 def _reachable(

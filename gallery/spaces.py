@@ -53,6 +53,16 @@ class Transformation:
     evaluation: Mapping[str, Any] | None = field(compare=False)
     created_at: datetime
 
+    @property
+    def advised(self) -> bool:
+        """Whether it is used where nobody names it: not if the fit that made it found that vectors gain nothing by it.
+
+        A map of queries is used even so: whoever asks by the new model alone is not answered without it.
+        """
+        verdict = (self.evaluation or {}).get("verdict")
+        stay = isinstance(verdict, Mapping) and verdict.get("decision") == "stay"
+        return self.direction == "backward" or not stay
+
     def takes(self, side_dimension: int | None) -> bool:
         """Whether a segment with side-information of this width (null: none) can go through it."""
         return self.side_dimension is None or self.side_dimension == side_dimension
@@ -69,11 +79,12 @@ class Registry:
     def between(
         self, source: str, target: str, direction: Direction, pinned: Mapping[tuple[str, str], str]
     ) -> Transformation | None:
-        """The transformation to use between two models: the one an upgrade is pinned to, else the latest.
+        """The transformation to use between two models: the one an upgrade is pinned to, else the latest that is advised.
 
         Derived columns and candidates that are transformed at query time must come from the same transformation, or
         their scores would not compare; so what an upgrade was started with wins.
         """
         fitting = [t for t in self.transformations if (t.source, t.target, t.direction) == (source, target, direction)]
         wanted = pinned.get((source, target))
-        return next((t for t in fitting if t.name == wanted), fitting[-1] if fitting else None)
+        latest = next((t for t in reversed(fitting) if t.advised), None)
+        return next((t for t in fitting if t.name == wanted), latest)

@@ -117,13 +117,15 @@ def active_of(session: Session, gallery_id: int) -> UpgradeRow | None:
 def pins(session: Session, gallery_id: int, *, also: str | None = None) -> Pins:
     """Which transformation each pair of models is pinned to, and which models are retired.
 
-    A dry run pins nothing, unless it is asked what would be if `also` this one were no dry run.
+    An upgrade pins its own once it passed validation, and a dry run never; unless it is asked what would be if `also` this
+    one ran.
     """
     pinned: dict[tuple[str, str], str] = {}
     retired: set[str] = set()
     zeros_for: set[str] = set()
-    supposed = [row] if also is not None and (row := upgrade_row(session, also)).dry_run else []
-    for row in [*of_gallery(session, gallery_id), *supposed]:
+    supposed = [upgrade_row(session, also)] if also is not None else []
+    begun = [row for row in of_gallery(session, gallery_id) if row.started_at is not None and row.id != also]
+    for row in [*begun, *supposed]:
         if row.state in ("cancelled", "rolled_back"):
             continue
         for each in transformations(session, row):
@@ -250,8 +252,8 @@ def items_transformed(session: Session) -> Mapping[str, int]:
 
 
 def by_state(session: Session) -> Mapping[str, int]:
-    """Number of upgrades in each state that one is in."""
-    rows = session.execute(select(UpgradeRow.state, func.count()).group_by(UpgradeRow.state))
+    """Number of upgrades in each state that one is in; dry runs, of which a failed one is nothing to mend, are left out."""
+    rows = session.execute(select(UpgradeRow.state, func.count()).where(~UpgradeRow.dry_run).group_by(UpgradeRow.state))
     return dict(rows.all())
 
 

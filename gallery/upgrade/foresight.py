@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from sqlalchemy import select
 
-from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeRow
 from gallery.snapshot import Snapshot, World
 from gallery.store import Store
+from gallery.upgrade import sources
 from gallery.views import SegmentView, open_searchable
 
 
@@ -32,9 +32,12 @@ def upgraded(store: Store, world: World, row: UpgradeRow) -> World:
     The columns of the target are not there yet: their rows are mapped when they are asked for.
     """
     seen = running(store, world, row)
+    with store.catalog.reading() as session:
+        pinned = upgrade_rows.transformations(session, row)
 
     def comes(view: SegmentView) -> bool:
-        return row.missing_side != "skip" or model_rows.as_transformation(row.transformation).takes(view.side_dimension)
+        made = {model: len(column.lineage) for model, column in view.columns.items()}
+        return row.missing_side != "skip" or sources.choose(row, pinned, made, view.side_dimension) is not None
 
     return _reached(seen, row, comes)
 

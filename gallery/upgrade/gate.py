@@ -94,7 +94,7 @@ def _missed(limit: Limit, asked: float, before: Mapping[str, Any], after: Mappin
     name, value, earlier = limit.measure, after.get(limit.measure), before.get(limit.measure)
     if value is None or (limit.kind == "drop" and earlier is None):
         return f"the gate asks for {_asked(limit, asked)}, but there are no probes {_wanted(limit)} to measure it with"
-    if limit.kind == "floor" and value < asked:
+    if limit.kind == "floor" and value < asked - _ROUNDING:
         missing = f"{asked - value:.4f} short"
         return f"the gate asks for {_asked(limit, asked)}, and {value:.4f} is {what} ({missing})"
     if limit.kind == "ceiling" and value > asked:

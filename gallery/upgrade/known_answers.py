@@ -1,4 +1,4 @@
-"""Does the transformation map this gallery's vectors where the target model puts them? Asked before the first write.
+"""Does a transformation map this gallery's vectors where the target model puts them? Asked before the first write.
 
 A map that is applied the wrong way round, or to another model's vectors of the same width, gives finite vectors of the
 right dimension: nothing but a known answer tells it from the right one. Answers are known where the same thing was embedded
@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, aliased
 
 from gallery import errors
 from gallery.arrays import Vectors
 from gallery.catalog import models as model_rows
-from gallery.catalog.tables import ColumnRow, ItemRow, ProbeRow, SegmentRow, UpgradeRow
+from gallery.catalog.tables import ColumnRow, ItemRow, ModelRow, ProbeRow, SegmentRow, UpgradeRow
 from gallery.columns import open_column
 from gallery.index.scores import unit
+from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store
 from gallery.upgrade import quality
 
@@ -43,6 +43,14 @@ _SAME = 1e-6  # differences of cosines that float32 makes
 
 #: (n,) of n pairs
 Cosines = NDArray[np.float64]
+
+
+class Between(NamedTuple):
+    """A transformation that an upgrade is pinned to, with the models at its ends."""
+
+    transformation: Transformation
+    source: ModelRow
+    target: ModelRow
 
 
 class Pairs(NamedTuple):
@@ -97,48 +105,74 @@ def compared(tried: Tried, source: Vectors, target: Vectors) -> dict[str, Any]:
     }
 
 
-def check(store: Store, row: UpgradeRow) -> tuple[dict[str, Any], str]:
-    """Try the transformation of an upgrade on every known answer there is.
+def check(store: Store, row: UpgradeRow, used: Sequence[Transformation]) -> tuple[dict[str, Any], str]:
+    """Try the transformations of an upgrade on every known answer there is.
+
+    Args:
+        store: where they are.
+        row: the upgrade.
+        used: those that its columns will be made by, all of which are pinned.
 
     Returns:
         What was found, for the report, and in words.
 
     Raises:
-        WrongTransformation: it is not the right one by some of them.
+        WrongTransformation: one is not the right one by some of them.
     """
-    with store.catalog.reading() as session:
-        samples = [*_embedded_again(store, session, row), *_of_probes(quality.stored(session, row), row)]
-    told = [{"from": each.origin, **_tried(store, row, each)} for each in samples]
-    evaluated = (row.transformation.evaluation or {}).get("known_answers")
-    if evaluated is not None:
-        told.append({"from": "the sample that the transformation was evaluated with", **evaluated})
-    wrong = [f"{each['wrong']} ({each['pairs']} pairs: {each['from']})" for each in told if each["wrong"]]
+    told: list[dict[str, Any]] = []
+    for transformation in used:
+        told += _answered(store, row, transformation)
+    wrong: dict[str, list[str]] = {}
+    for each in told:
+        if each["wrong"]:
+            wrong.setdefault(each["transformation"], []).append(
+                f"{each['wrong']} ({each['pairs']} pairs: {each['from']})"
+            )
     if wrong:
+        ends = {each.name: f"{each.source} to {each.target}" for each in used}
         raise errors.WrongTransformation(
-            f"{row.transformation.name} does not map {row.source.name} to {row.target.name}: {'; '.join(wrong)}; are "
-            "source and target exchanged, or is it that of other models?",
+            "; ".join(f"{name} does not map {ends[name]}: {'; '.join(reasons)}" for name, reasons in wrong.items())
+            + "; are source and target exchanged, or is it that of other models?",
             known_answers=told,
         )
-    return {"known_answers": told}, _in_words(row, told)
+    return {"known_answers": told}, _in_words(used, told)
 
 
-def _in_words(row: UpgradeRow, told: Sequence[dict[str, Any]]) -> str:
+def _answered(store: Store, row: UpgradeRow, transformation: Transformation) -> list[dict[str, Any]]:
+    """What one makes of each sample of known answers."""
+    with store.catalog.reading() as session:
+        ends = (model_rows.model_row(session, name) for name in (transformation.source, transformation.target))
+        way = Between(transformation, *ends)
+        samples = [
+            *_embedded_again(store, session, row, way),
+            *_of_probes(quality.stored(session, row), transformation),
+        ]
+        target = model_rows.as_model(way.target)
+    told = [{"from": each.origin, **_tried(store, transformation, target, each)} for each in samples]
+    evaluated = (transformation.evaluation or {}).get("known_answers")
+    if evaluated is not None:
+        told.append({"from": "the sample that the transformation was evaluated with", **evaluated})
+    return [{"transformation": transformation.name, **each} for each in told]
+
+
+def _in_words(used: Sequence[Transformation], told: Sequence[dict[str, Any]]) -> str:
+    return "; ".join(_of_one(each, [one for one in told if one["transformation"] == each.name]) for each in used)
+
+
+def _of_one(transformation: Transformation, told: Sequence[dict[str, Any]]) -> str:
     judged = [each for each in told if each["pairs"] >= FEWEST]
     if judged:
         means = ", ".join(
             f"{each['mean_cosine']:.3f} (by chance {each['mean_cosine_of_others']:.3f})" for each in judged
         )
-        return f"mean cosine of a mapped vector and its known answer: {means}"
+        return f"mean cosine of a vector that {transformation.name} maps and its known answer: {means}"
     return (
-        f"not checked: fewer than {FEWEST} answers are known; probes with vectors of {row.source.name} and "
-        f"{row.target.name}, or an evaluation of the transformation, would tell"
+        f"{transformation.name} not checked: fewer than {FEWEST} answers are known; probes with vectors of "
+        f"{transformation.source} and {transformation.target}, or an evaluation of the transformation, would tell"
     )
 
 
-def _tried(store: Store, row: UpgradeRow, sample: Pairs) -> dict[str, Any]:
-    transformation = replace(model_rows.as_transformation(row.transformation), artifact=row.artifact)
-    target = model_rows.as_model(row.target)
-
+def _tried(store: Store, transformation: Transformation, target: EmbeddingModel, sample: Pairs) -> dict[str, Any]:
     def mapped(vectors: Vectors, side: Vectors | None) -> Vectors:
         return store.transforms.apply(transformation, target, vectors, side)
 
@@ -148,15 +182,17 @@ def _tried(store: Store, row: UpgradeRow, sample: Pairs) -> dict[str, Any]:
     if sample.side is not None and len(sample.side) >= FEWEST_FOR_SIDE:
         strange = mapped(sample.source, np.roll(sample.side, 1, axis=0))
     back = mapped(sample.target, sample.side) if sample.source.shape == sample.target.shape else None
-    tried = Tried(own, strange, back)
-    return compared(tried, sample.source, sample.target)
+    return compared(Tried(own, strange, back), sample.source, sample.target)
 
 
 def _reasons(own: Cosines, others: Cosines, rivals: Mapping[str, Cosines | None]) -> Iterator[str]:
     """Why the transformation cannot be the right one, the most telling first, with the numbers that say so."""
     mine = own.mean()
     if not _exceeds(own, others) or mine - others.mean() < _SHARE * (1 - others.mean()):
-        yield f"its vectors are as near to the answers of others ({others.mean():.3f}) as to their own ({mine:.3f})"
+        yield (
+            f"its vectors are no nearer to their own answers ({mine:.3f}) than to those of others ({others.mean():.3f}), by "
+            "more than chance"
+        )
     strange = rivals["with_others_side"]
     # A map that makes nothing of side-information claims nothing of it.
     used = strange is not None and not np.allclose(own, strange, rtol=0, atol=_SAME)
@@ -187,22 +223,32 @@ def _unit(vectors: Vectors) -> NDArray[np.float64]:
     return unit(vectors).astype(np.float64)
 
 
-def _of_probes(probes: Sequence[ProbeRow], row: UpgradeRow) -> list[Pairs]:
+def _of_probes(probes: Sequence[ProbeRow], transformation: Transformation) -> list[Pairs]:
     """Queries have no side-information, so they say nothing of a transformation that needs it."""
-    found = quality.pairs(probes, row.source.name, row.target.name)
-    if found is None or row.transformation.side_dimension is not None:
+    found = quality.pairs(probes, transformation.source, transformation.target)
+    if found is None or transformation.side_dimension is not None:
         return []
     return [Pairs("the gallery's probes", found[0][:_MOST], found[1][:_MOST], None)]
 
 
-def _embedded_again(store: Store, session: Session, row: UpgradeRow) -> list[Pairs]:
-    """Items that came again in the target model: the row that they were in before still has the source model's vector."""
+def _embedded_again(store: Store, session: Session, row: UpgradeRow, way: Between) -> list[Pairs]:
+    """Items that came again in the target model: the row that they were in before still has the source model's vector.
+
+    The last such row, if there are several: what an item was before that may have been something else.
+    """
     was, became = aliased(ItemRow), aliased(ItemRow)
-    target = list(session.scalars(_native(row, row.target_id)))
+    target = list(session.scalars(_native(row, way.target.id)))
     if not target:
         return []  # so it is in nearly every gallery, and the join below is never made
-    places = session.execute(
-        select(was.segment_id, was.row, became.segment_id, became.row)
+    latest = func.row_number().over(partition_by=was.item_id, order_by=was.deleted_version.desc())
+    rows = (
+        select(
+            was.segment_id.label("segment"),
+            was.row.label("row"),
+            became.segment_id.label("new_segment"),
+            became.row.label("new_row"),
+            latest.label("age"),
+        )
         .join(
             became,
             and_(became.gallery_id == was.gallery_id, became.item_id == was.item_id, became.deleted_version.is_(None)),
@@ -210,13 +256,18 @@ def _embedded_again(store: Store, session: Session, row: UpgradeRow) -> list[Pai
         .where(
             was.gallery_id == row.gallery_id,
             was.deleted_version.is_not(None),
-            was.segment_id.in_(_native(row, row.source_id)),
+            was.segment_id.in_(_native(row, way.source.id)),
             became.segment_id.in_(target),
         )
-        .order_by(was.segment_id, was.row)
+        .subquery()
+    )
+    places = session.execute(
+        select(rows.c.segment, rows.c.row, rows.c.new_segment, rows.c.new_row)
+        .where(rows.c.age == 1)
+        .order_by(rows.c.segment, rows.c.row)
         .limit(_MOST)
     ).all()
-    needed = row.transformation.side_dimension
+    needed = way.transformation.side_dimension
     with_side = {each.id: each for each in _segments(session, {place[0] for place in places}) if each.side_file}
     if needed is not None:
         places = [place for place in places if place[0] in with_side and with_side[place[0]].side_dimension == needed]
@@ -229,9 +280,9 @@ def _embedded_again(store: Store, session: Session, row: UpgradeRow) -> list[Pai
         side = _taken(store, files, old, needed)
     return [
         Pairs(
-            f"items that {row.target.name} embedded again",
-            _taken(store, _column_files(session, old, row.source_id), old, row.source.dimension),
-            _taken(store, _column_files(session, new, row.target_id), new, row.target.dimension),
+            f"items that {way.target.name} embedded again",
+            _taken(store, _column_files(session, old, way.source.id), old, way.source.dimension),
+            _taken(store, _column_files(session, new, way.target.id), new, way.target.dimension),
             side,
         )
     ]

@@ -234,8 +234,9 @@ def move(session: Session, row: UpgradeRow, then: State, *, actor: str | None = 
     Raises:
         InvalidStateTransition: the step is not allowed.
     """
+    # `rolling_back` is passed through within one transaction: it never holds the gallery.
     step(State(row.state), then)
-    row.state, row.active, row.state_since = then, then in ACTIVE and not _ends(row, then), now()
+    row.state, row.active, row.state_since = then, then in ACTIVE - {State.ROLLING_BACK} and not _ends(row, then), now()
     if then is State.RUNNING and row.started_at is None:
         row.started_at = now()
     if not row.active:
@@ -373,7 +374,8 @@ def _undo(
             )
         move(session, row, steps[0], actor=actor, accept_unreachable=accept_unreachable)
         drop(store, tx, list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == row.id))))
-        gallery.model_id = row.source_id
+        if not row.dry_run:
+            gallery.model_id = row.source_id
         move(session, row, steps[1], actor=actor)
     return Changed(row.id, changed=True)
 

@@ -6,6 +6,7 @@ hits: a relevant item that is not among them counts as not found.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -73,4 +74,4 @@ def _overlap(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> f
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return math.fsum(values) / len(values) if values else None

@@ -73,7 +73,7 @@ def preflight(store: Store, row: UpgradeRow) -> Report:
     """Check an upgrade against its artifact, the gallery, the disk and the memory."""
     report, work = Report(), _Work(store, row)
     if report.make("artifact", work.artifact) and report.make("transformation", work.sample):
-        report.make("known_answers", lambda: known_answers.check(store, row))
+        report.make("known_answers", lambda: known_answers.check(store, row, work.used))
     report.make("side_information", work.side_information)
     report.make("disk", work.disk)
     report.make("memory", work.memory)
@@ -97,6 +97,13 @@ class _Work:
             self.items = sum(upgrade_rows.counts(session, row.id).items.values())
 
     @property
+    def used(self) -> list[Transformation]:
+        """What columns will be made by, and what was asked for anyway, first."""
+        chosen = {made_from.transformation.name for _, made_from in self.segments if made_from is not None}
+        main, *others = self.transformations
+        return [main, *(each for each in others if each.name in chosen)]
+
+    @property
     def indexed(self) -> list[int]:
         """Rows of the segments whose new columns get an index file."""
         rows = [segment.rows for segment, _ in self.segments]
@@ -105,7 +112,8 @@ class _Work:
 
     def artifact(self) -> tuple[Mapping[str, Any], str]:
         """The bytes are those that were registered, and they are of this direction and these dimensions."""
-        verify(self.store.files, artifact_file(self.row.artifact), self.row.artifact)
+        for each in self.used:
+            verify(self.store.files, artifact_file(each.artifact), each.artifact)
         row, declared = self.row, self.architecture
         ends = [declared["source_dimension"], declared["target_dimension"]]
         if row.transformation.direction != "forward" or ends != [row.source.dimension, row.target.dimension]:

@@ -43,6 +43,8 @@ class Pinned(NamedTuple):
 def pin(session: Session, gallery: GalleryRow, transformation: str | None, target: str | None) -> Pinned:
     """The transformations to a target: the one that was named, and for the other models the latest one of each.
 
+    Only who names it gets one that its own fit advised against.
+
     Args:
         session: of the transaction that starts the upgrade.
         gallery: which to upgrade; its row is locked.
@@ -59,12 +61,19 @@ def pin(session: Session, gallery: GalleryRow, transformation: str | None, targe
     to = named.target if named is not None else model_rows.model_row(session, target or "", pointer="/target_model")
     pointer = "/target_model" if named is None else "/transformation"
     _elsewhere(session, gallery, to, pointer)
-    latest = {row.source_id: row for row in _forward_to(session, to.id) if row.source_id in held}
+    leading = [row for row in _forward_to(session, to.id) if row.source_id in held]
+    latest = {row.source_id: row for row in leading if model_rows.as_transformation(row).advised}
     if named is not None:
         latest[named.source_id] = named
     if gallery.model_id not in latest:
+        unadvised = [row.name for row in leading if row.source_id == gallery.model_id]
+        but = (
+            f" but {', '.join(unadvised)}, of which the fit said that it gains nothing: name it to use it"
+            if unadvised
+            else ""
+        )
         raise errors.WrongTransformation(
-            f"no forward transformation from {gallery.model.name} to {to.name} is registered", pointer=pointer
+            f"no forward transformation from {gallery.model.name} to {to.name} is registered{but}", pointer=pointer
         )
     main = latest.pop(gallery.model_id)
     return Pinned(main, sorted(latest.values(), key=lambda row: row.id))

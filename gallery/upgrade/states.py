@@ -66,6 +66,7 @@ DRIVEN = frozenset({S.PENDING, S.VALIDATING, S.RUNNING, S.VERIFYING})
 #: the holder of a lease may still publish; a paused upgrade lets the segment under way finish
 PUBLISHING = frozenset({S.RUNNING, S.PAUSED})
 TERMINAL = frozenset({S.FINALIZED, S.CANCELLED, S.ROLLED_BACK})
+_DRY_RUN_IS_OVER = frozenset({S.COMPLETED, S.FAILED})
 
 _FROM: Mapping[Verb, frozenset[State]] = {
     Verb.PAUSE: frozenset({S.PENDING, S.VALIDATING, S.RUNNING}),
@@ -107,7 +108,7 @@ def allowed(now: State, *, dry_run: bool = False, above: Collection[State] = (),
         above: the states of the open upgrades that started on top of this one.
         deleted: its gallery is.
     """
-    if deleted or (dry_run and now is S.COMPLETED):
+    if deleted or (dry_run and now in _DRY_RUN_IS_OVER):
         return []
     return [verb.value for verb in Verb if now in _FROM[verb] and verb not in _covered(above)]
 
@@ -121,8 +122,10 @@ def wants(
         InvalidStateTransition: the state does not allow it, or what started on top of it, or there is no gallery any more;
             `allowed` names what they do allow.
     """
-    if dry_run and now is S.COMPLETED:
-        raise errors.InvalidStateTransition("a dry run changed nothing, so there is nothing to do", allowed=[])
+    if dry_run and now in _DRY_RUN_IS_OVER:
+        raise errors.InvalidStateTransition(
+            "a dry run changed nothing, so there is nothing to do; start another", allowed=[]
+        )
     if deleted and now not in _ALREADY[verb]:
         raise errors.InvalidStateTransition(
             f"the gallery of this upgrade was deleted, so it takes no {verb} any more", allowed=[]

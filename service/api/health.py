@@ -110,7 +110,7 @@ def _shared(process: Process) -> list[Metric]:
         items.add_metric([name], snapshot.live)
         segments.add_metric([name], len(snapshot.segments))
     done = CounterMetricFamily("forwardfill_upgrade_items", "Items that upgrades transformed.", labels=["gallery"])
-    states = GaugeMetricFamily("forwardfill_upgrades", "Upgrades by state.", labels=["state"])
+    states = GaugeMetricFamily("forwardfill_upgrades", "Upgrades by state, without dry runs.", labels=["state"])
     with process.store.catalog.reading() as session:
         for gallery, count in upgrade_rows.items_transformed(session).items():
             done.add_metric([gallery], count)

@@ -343,8 +343,10 @@ def evaluate(
         answers = compared(Tried(mapped), embeddings, wanted)  # by which an upgrade will judge the transformation
     with process.store.catalog.transaction() as tx:
         row = model_rows.transformation_row(tx.session, transformation)
+        verdict = (row.evaluation or {}).get("verdict")
         row.evaluation = {
             **measured,
+            **({} if verdict is None else {"verdict": verdict}),  # of the fit, which stands
             "known_answers": answers,
             "pairs": len(embeddings),
             "at": now().isoformat().replace("+00:00", "Z"),

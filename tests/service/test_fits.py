@@ -225,3 +225,19 @@ def test_the_methods_that_are_offered_are_those_that_pairs_are_enough_for() -> N
     from models.fitting import AUTO, trainable
 
     assert get_args(Method) == (AUTO, *trainable())
+
+
+def test_what_a_fit_advises_against_is_used_only_where_it_is_named(world: World) -> None:
+    asked = {"model": "new", "vector": NEW_VECTORS[0].tolist()}
+    unrelated = np.random.default_rng(9).normal(size=NEW_VECTORS.shape).astype("<f4")
+    sent = [{**pair, "embedding": row.tolist()} for pair, row in zip(pairs(), unrelated, strict=True)]
+    done = world.post(FIT, body(name="useless", pairs=sent))["id"]
+    work(world)
+    assert world.get(f"/transformations/fits/{done}")["verdict"]["decision"] == "stay"
+    world.refused(world.client.post(f"/galleries/{GALLERY}/search", json=asked), 409, "no_route")
+    started = world.client.post("/admin/upgrades", json={"gallery": GALLERY, "target_model": "new"})
+    assert (
+        "useless, of which the fit said that it gains nothing"
+        in world.refused(started, 422, "wrong_transformation")["detail"]
+    )
+    world.post("/admin/upgrades", {"gallery": GALLERY, "transformation": "useless"})

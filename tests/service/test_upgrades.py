@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sqlalchemy import select
@@ -16,7 +17,7 @@ from gallery.catalog.tables import SegmentRow
 from models.transformations import Fct, build
 from service import refresh
 from tests.acceptance.system import wait_for
-from tests.service.world import GALLERY, NEW, OLD, UNITS, World, backward, opened
+from tests.service.world import GALLERY, NEW, OLD, SIDE, UNITS, World, backward, forward, linear, opened
 from workers.settings import WorkerSettings
 from workers.tasks import Worker
 
@@ -333,6 +334,59 @@ def test_a_dry_run_reports_and_changes_nothing(world: World) -> None:
     assert world.everything()["files"] == files
     assert world.get(f"/galleries/{GALLERY}")["model"] == "old"
     world.refused(world.client.post(f"/admin/upgrades/{upgrade}/finalize"), 409, "invalid_state_transition")
+
+
+def test_a_dry_run_that_failed_is_over_and_touches_no_upgrade_that_came_after_it(world: World) -> None:
+    body = {"probes": [{"vectors": {"old": UNITS[0].tolist(), "new": [0, *UNITS[0].tolist()]}, "relevant": ["none"]}]}
+    world.client.put(f"/galleries/{GALLERY}/probes", json=body).raise_for_status()
+    dry = world.start(dry_run=True, gate={"min_cmc1": 1.0})
+    world.work()
+    assert (world.upgrade(dry)["state"], world.upgrade(dry)["allowed"]) == ("failed", [])
+    assert 'forwardfill_upgrades{state="failed"}' not in world.client.get("/metrics").text
+    world.upgraded()
+    for verb in ("resume", "cancel", "retry"):
+        answer = world.client.post(f"/admin/upgrades/{dry}/{verb}")
+        assert "start another" in world.refused(answer, 409, "invalid_state_transition")["detail"]
+    assert world.get(f"/galleries/{GALLERY}")["model"] == "new"
+
+
+def test_a_rollback_goes_through_while_a_dry_run_waits_and_its_end_changes_nothing(world: World) -> None:
+    world.model("newest", NEW)
+    world.transformation("onward", "new", "newest", "forward", linear(np.eye(NEW)))
+    upgrade = world.upgraded()
+    dry = world.start(transformation="onward", dry_run=True)
+    assert world.verb(upgrade, "rollback")["state"] == "rolled_back"
+    assert world.verb(dry, "cancel")["state"] == "cancelled"
+    assert world.get(f"/galleries/{GALLERY}")["model"] == "old"
+
+
+def test_what_validation_refuses_changes_no_search_and_no_write(empty: World) -> None:
+    empty.prepared()
+    bare = {"id": "bare", "embedding": UNITS[0].tolist()}
+    empty.upsert(bare)
+    network = build(Fct(source_dimension=OLD, target_dimension=NEW, side_dimension=SIDE, hidden=4))
+    empty.model("sided", OLD, side_information={"dimension": SIDE})
+    empty.post("/galleries", {"name": "sided", "model": "sided"})
+    empty.post("/galleries/sided/items", {"model": "sided", "items": [bare]})
+    empty.transformation("needs-side", "sided", "new", "forward", network)
+    refused = empty.start(gallery="sided", transformation="needs-side")
+    empty.work()
+    assert (empty.upgrade(refused)["state"], empty.upgrade(refused)["started_at"]) == ("failed", None)
+    empty.post("/galleries/sided/items", {"model": "sided", "items": [bare]})  # as before
+
+    def first() -> str:
+        return str(empty.new_search(0)["hits"][0]["id"])
+
+    empty.upsert({"id": "other", "embedding": UNITS[1].tolist()})
+    before = first()
+    wrong = linear(np.vstack([np.zeros((1, OLD)), np.eye(OLD)[[1, 0, 2, 3]]]))
+    empty.transformation("wrong", "old", "new", "forward", wrong)
+    empty.transformation("right", "old", "new", "forward", forward())  # the latest, which searches use
+    upgrade = empty.start(transformation="wrong", gate={"min_cmc1": 1.0})
+    assert first() == before == "bare"
+    empty.work()
+    assert empty.upgrade(upgrade)["state"] == "failed"
+    assert first() == before
 
 
 def test_a_dry_run_of_an_empty_gallery_reports_what_one_of_a_filled_gallery_does(empty: World) -> None:

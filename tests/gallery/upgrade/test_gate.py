@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gallery.upgrade import gate
+from gallery.upgrade.measures import measures
 
 BEFORE = {"cmc1": 0.6, "recall_at_10": 0.5, "map": 0.4, "negative_flips": None, "overlap_at_10": None}
 AFTER = {"cmc1": 0.5, "recall_at_10": 0.5, "map": 0.45, "negative_flips": 7, "overlap_at_10": 0.3}
@@ -29,6 +30,13 @@ def test_each_limit_is_met_or_missed_by_so_much(limit: str, met: float, missed: 
     assert found.limit == limit
     assert by in found.detail
     assert gate.LIMITS[limit].measure in found.detail
+
+
+def test_a_limit_that_is_met_exactly_is_met_however_the_mean_was_rounded() -> None:
+    of_ten = [[str(hit) for hit in range(8)] for _ in range(100)]
+    after = measures(of_ten, [[str(item) for item in range(10)]] * 100)
+    assert gate.shortfalls({"min_recall_at_10": 0.8}, None, after, gate.NOW) == []
+    assert gate.shortfalls({"min_recall_at_10": 0.1 + 0.2}, None, {**after, "recall_at_10": 0.3}, gate.NOW) == []
 
 
 def test_every_limit_that_is_missed_is_told() -> None:

@@ -63,9 +63,9 @@ def found(world: World, upgrade: str) -> dict[str, Any]:
     [
         (lambda x: x @ turned(1), None),
         (lambda x: x @ turned(1) + vectors(9, WIDE), None),  # far from exact, and yet the right one
-        (lambda x: x @ turned(1).T, "answers of others"),  # the wrong way round
-        (lambda x: x @ turned(2), "answers of others"),  # of other models
-        (np.ones_like, "answers of others"),  # everything becomes one
+        (lambda x: x @ turned(1).T, "those of others"),  # the wrong way round
+        (lambda x: x @ turned(2), "those of others"),  # of other models
+        (np.ones_like, "those of others"),  # everything becomes one
     ],
 )
 def test_the_right_map_is_told_from_others(mapping: Map, wrong: str | None) -> None:
@@ -193,3 +193,40 @@ def test_items_that_were_embedded_again_catch_it_too_with_their_side_information
     assert world.run(right) is State.COMPLETED, world.error(right)
     assert found(world, right)["mean_cosine"] == pytest.approx(1, abs=1e-6)
     assert found(world, right)["mean_cosine_with_others_side"] < 0.99
+
+
+def test_of_items_that_changed_before_they_were_embedded_again_only_what_they_were_last_is_known(equal: World) -> None:
+    ids = [f"changing{row}" for row in range(FEWEST)]
+    for seed in range(10, 16):
+        last = vectors(seed, OLD, FEWEST)
+        equal.upsert("old", ids, last)
+    first = equal.start("right")
+    equal.upsert("second", ids, last @ TURN)
+    lifecycle.cancel(equal.store, first, accept_unreachable=True)
+    upgrade = equal.start("right", dry_run=True)
+    assert equal.run(upgrade) is State.COMPLETED, equal.error(upgrade)
+    assert (found(equal, upgrade)["pairs"], found(equal, upgrade)["mean_cosine"]) == (
+        FEWEST,
+        pytest.approx(1, abs=1e-6),
+    )
+
+
+def test_a_transformation_that_nobody_named_is_tried_too_where_it_will_be_used(equal: World) -> None:
+    equal.register("third", OLD)
+    equal.transformation("onward", "second", "third", square(TURN), "forward")
+    equal.transformation("shortcut", "old", "third", square(TURN.T @ TURN.T))  # the wrong way round
+    queries = vectors(5, OLD)
+    with equal.store.catalog.transaction() as tx:
+        embedded = {"old": queries, "second": queries @ TURN, "third": queries @ TURN @ TURN}
+        probes = [({name: of[row] for name, of in embedded.items()}, None) for row in range(len(queries))]
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, probes)
+    first = equal.start("right")
+    assert equal.run(first) is State.COMPLETED, equal.error(first)
+    second = equal.start("onward")
+    assert equal.run(second) is State.FAILED
+    assert "shortcut does not map old to third" in (equal.error(second) or "")
+    assert "onward does not map" not in (equal.error(second) or "")
+    lifecycle.cancel(equal.store, second)
+    equal.transformation("mended", "old", "third", square(TURN @ TURN))
+    third = equal.start("onward")
+    assert equal.run(third) is State.COMPLETED, equal.error(third)
