@@ -89,11 +89,11 @@ def look(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str
     started = time.monotonic()
     try:
         world = galleries.refresh()
-        before, after = quality.compare(searcher, row, probes, before=world, after=world).measured()
+        measured = quality.compare(searcher, row, probes, before=world, after=world).measured()
     except errors.GalleryError as error:
         log.warning("quality_not_measured", upgrade=upgrade_id, error=repr(error))
         return
-    _record(store, upgrade_id, before, after, fraction, time.monotonic() - started)
+    _record(store, upgrade_id, measured, fraction, time.monotonic() - started)
 
 
 def before_cutover(
@@ -115,15 +115,15 @@ def verified(row: UpgradeRow, compared: quality.Comparison | None, at: datetime)
 
     Until searches see those columns, that is what is expected after the upgrade.
     """
-    before, after = compared.measured() if compared is not None else (None, None)
+    measured = quality.Measured() if compared is None else compared.measured()
     found = dict(row.quality)
     if compared is not None:
-        found |= {"before": before}
+        found |= {"before": measured.before}
         if row.cutover == "progressive":
-            found = _seen(found, after, 1.0, at, 0.0)
+            found = _seen(found, measured.after, 1.0, at, 0.0)
         else:
-            found |= {"expected_after": after}
-    return gate.judged(found, gate.shortfalls(row.gate, before, after, gate.UPGRADED), text(at))
+            found |= {"expected_after": measured.after}
+    return gate.judged(found, measured.shortfalls(row.gate, gate.UPGRADED), text(at))
 
 
 def served(row: UpgradeRow) -> dict[str, Any]:
@@ -132,21 +132,14 @@ def served(row: UpgradeRow) -> dict[str, Any]:
     return dict(row.quality) if row.cutover == "progressive" or expected is None else {**row.quality, "now": expected}
 
 
-def _record(
-    store: Store,
-    upgrade_id: str,
-    before: Mapping[str, Any] | None,
-    after: Mapping[str, Any] | None,
-    fraction: float,
-    seconds: float,
-) -> None:
+def _record(store: Store, upgrade_id: str, measured: quality.Measured, fraction: float, seconds: float) -> None:
     with store.catalog.transaction() as tx:
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
         if row.state != State.RUNNING:
             return
         moment = now()
-        missed = gate.shortfalls(row.gate, before, after, gate.NOW)
-        found = _seen({**row.quality, "before": before}, after, fraction, moment, seconds)
+        missed = measured.shortfalls(row.gate, gate.NOW)
+        found = _seen({**row.quality, "before": measured.before}, measured.after, fraction, moment, seconds)
         row.quality = gate.judged(found, missed, text(moment))
         if gate.stops(row.quality):
             move(tx.session, row, State.PAUSED, error=gate.in_words(missed))

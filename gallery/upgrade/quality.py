@@ -7,7 +7,7 @@ Items that come and go meanwhile thus change both sides of every comparison.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from gallery.catalog.tables import ProbeRow, UpgradeRow
 from gallery.search.request import SearchRequest
 from gallery.search.run import Searcher
 from gallery.snapshot import World
+from gallery.upgrade import gate
 from gallery.upgrade.measures import K, measures
 from gallery.upgrade.thresholds import Scored, carried_over, unknown
 
@@ -43,6 +44,19 @@ class Found(NamedTuple):
         return [probe.relevant or () for probe in self.probes]
 
 
+class Measured(NamedTuple):
+    """The measures of the source model's and of the target model's answers; None where there are no answers."""
+
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+    #: both are of the same probes
+    paired: bool = False
+
+    def shortfalls(self, limits: Mapping[str, float], what: str) -> list[gate.Shortfall]:
+        """The limits of a gate that are missed (`gallery.upgrade.gate`); only the same probes can tell a drop."""
+        return gate.shortfalls(limits, self.before if self.paired else None, self.after, what)
+
+
 class Comparison(NamedTuple):
     """The same probes asked in both models; None where a model's could not be asked."""
 
@@ -51,13 +65,14 @@ class Comparison(NamedTuple):
     #: both are the answers of the same probes
     paired: bool
 
-    def measured(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """The measures of the source model's and of the target model's answers."""
+    def measured(self) -> Measured:
+        """How good both are."""
         before, after = self.before, self.after
         earlier = before.ids if before is not None and self.paired else None
-        return (
+        return Measured(
             None if before is None else measures(before.ids, before.relevant),
             None if after is None else measures(after.ids, after.relevant, earlier),
+            self.paired,
         )
 
 

@@ -88,7 +88,7 @@ class Refinements:
             return False
         try:
             world = self._galleries.refresh()
-            _, found = quality.compare(self._searcher, row, probes, before=world, after=world).measured()
+            found = quality.compare(self._searcher, row, probes, before=world, after=world).measured().after
         except errors.GalleryError as error:
             log.warning("refinement_not_measured", upgrade=upgrade_id, error=repr(error))
             found = None

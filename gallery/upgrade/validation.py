@@ -94,13 +94,13 @@ def _gated(
     world = galleries.refresh()
     seen, upgraded = foresight.running(store, world, row), foresight.upgraded(store, world, row)
     expected = quality.compare(searcher, row, probes, before=seen, after=upgraded, oversample=quality.THOROUGH)
-    before, after = expected.measured()
+    measured = expected.measured()
     if probes:
-        now_ = quality.compare(searcher, row, probes, before=seen, after=seen).measured()[1]
-        found.quality = {"before": before, "now": now_, "expected_after": after}
+        now_ = quality.compare(searcher, row, probes, before=seen, after=seen).measured().after
+        found.quality = {"before": measured.before, "now": now_, "expected_after": measured.after}
         if row.cutover == "progressive":
             found.quality |= live.begun(now_, now())
-    missed = gate.shortfalls(row.gate, before, after, gate.EXPECTED)
+    missed = measured.shortfalls(row.gate, gate.EXPECTED)
     if missed:
         found.report.refuse("gate", gate.in_words(missed))
     thresholds = quality.thresholds(world, row, asked, expected)

@@ -148,6 +148,37 @@ def test_a_gate_without_probes_that_can_judge_is_a_reason_not_to_start(world: Wo
     assert "no probes with relevant ids" in (world.error(upgrade) or "")
 
 
+@pytest.mark.parametrize("cutover", ["progressive", "manual"])
+def test_a_drop_is_not_told_from_one_probe_of_the_source_and_another_of_the_target(
+    world_both_ways: World, cutover: str
+) -> None:
+    """The backward transformation lets the target be asked by its own probes at any time."""
+    world = world_both_ways
+    fill(world, segments=2)
+    upgrade = world.start(gate={"max_cmc1_drop": 1.0}, cutover=cutover)
+    alone = [({"old": OLD[0]}, ["i0"]), ({"new": NEW[1]}, ["i1"])]
+    with world.store.catalog.transaction() as tx:
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, alone)
+    assert world.run(upgrade) is State.FAILED
+    assert "no probes with relevant ids and vectors of both models" in (world.error(upgrade) or "")
+    found = read(world, upgrade).quality
+    assert (found["before"]["cmc1"], found["expected_after"]["cmc1"]) == (1.0, 1.0)
+
+
+def test_a_drop_is_not_told_from_probes_that_are_unrelated_since_the_upgrade_began(measured_often: World) -> None:
+    world = measured_often
+    world.transformation("backward", "new", "old", BACKWARD)
+    fill(world, segments=4)
+    upgrade = world.start(gate={"max_cmc1_drop": 1.0})
+    world.step(upgrade)
+    alone = [({"old": OLD[0]}, ["i0"]), ({"new": NEW[1]}, ["i1"])]
+    with world.store.catalog.transaction() as tx:
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, alone)
+    world.step(upgrade)
+    assert world.state(upgrade) is State.PAUSED
+    assert "no probes with relevant ids and vectors of both models" in told(world, upgrade)["gate_closed"].detail
+
+
 # --- the gate, while it runs --------------------------------------------------------------------------------------------
 
 
