@@ -85,6 +85,17 @@ def scoreable(mapped: Vectors) -> Vectors:
     return mapped
 
 
+def as_read(vectors: Vectors, dtype: np.dtype[Any]) -> Vectors:
+    """Finite vectors (n, dimension) as they are read once they are stored as `dtype`.
+
+    A number that is too large for it, which an upgrade refuses, is as large as can be.
+    """
+    if vectors.dtype == dtype:
+        return vectors
+    largest = np.finfo(dtype).max
+    return np.clip(vectors, -largest, largest).astype(dtype).astype(np.float32)
+
+
 def as_query(vectors: Vectors, model: EmbeddingModel) -> Vectors:
     """What an index of the model's space is asked with: of unit length under cosine."""
     if model.metric == "cosine" and not model.normalized:

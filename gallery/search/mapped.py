@@ -22,7 +22,7 @@ from gallery.index.registry import backend
 from gallery.search.brief import NotBrief
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.transforms import SAMPLE_ROWS, Transforms
-from gallery.vectors import scoreable
+from gallery.vectors import as_read, scoreable
 from gallery.views import Column
 
 #: one or more transformations, each of which starts where the one before it leads to
@@ -137,6 +137,8 @@ class MappedColumns:
             sample = partial(_sample, max((asked[at] for at in chosen), key=_rows), with_side=with_side)
             side = np.concatenate(sides) if sides else None
             result = scoreable(self._transforms.apply_all(by, models, vectors, side, sample))
+            # A gallery has one number type: a hit's score is the one that it will have from its column of this space.
+            result = as_read(result, vectors.dtype)
             ends = np.cumsum([len(asked[at].rows) for at in chosen])
             for at, part in zip(chosen, np.split(result, ends[:-1]), strict=True):
                 mapped[at] = part

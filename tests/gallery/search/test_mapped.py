@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gallery.arrays import Space
+from gallery.arrays import Space, Stored
 from gallery.files import Files, digest
 from gallery.index.registry import backend
 from gallery.search.brief import NotBrief
@@ -32,10 +32,11 @@ class Doubling:
 
     def __init__(self) -> None:
         self.mapped = 0
+        self.times = 2
 
     def __call__(self, embeddings: Any, side: Any = None) -> Any:
         self.mapped += len(embeddings)
-        return (2 * embeddings + (0 if side is None else side)).astype(np.float32)
+        return (self.times * np.float32(embeddings) + (0 if side is None else side)).astype(np.float32)
 
 
 @pytest.fixture
@@ -59,7 +60,10 @@ def forward(tmp_path: Path) -> Transformation:
 
 
 def column(number: int, rows: int) -> Column:
-    vectors = np.arange(rows * WIDTH, dtype=np.float32).reshape(rows, WIDTH) + number * 1000
+    return holding(np.arange(rows * WIDTH, dtype=np.float32).reshape(rows, WIDTH) + number * 1000, number)
+
+
+def holding(vectors: Stored, number: int = 1) -> Column:
     index = backend("flat").open(vectors, space=Space("euclidean", normalized=False), path=None, parameters={})
     return Column(number, "old", "native", (), vectors, index, None)
 
@@ -83,6 +87,17 @@ def test_a_row_that_is_known_is_not_mapped_again(
     mapped.take([asked(one, [1, 2, 3])], [forward], MODELS)
     mapped.take([asked(one, [3, 2, 5])], [forward], MODELS)
     assert doubling.mapped == 4
+
+
+def test_a_row_is_rounded_as_the_column_that_an_upgrade_makes_of_it(
+    transforms: Transforms, forward: Transformation, doubling: Doubling
+) -> None:
+    doubling.times = 3
+    half = holding(np.array([[0.1, 2, -30_000, 30_000]], np.float16))
+    taken = MappedColumns(transforms, 1 << 20).take([asked(half, [0])], [forward], MODELS)
+    assert taken.dtype == np.float32
+    # What is too large for the column, an upgrade refuses.
+    assert taken.tolist() == [[np.float16(3 * np.float32(half.vectors[0, 0])), 6, -65504, 65504]]
 
 
 def test_what_is_kept_stays_within_the_bound_and_the_oldest_goes_first(

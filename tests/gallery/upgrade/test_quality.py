@@ -19,7 +19,7 @@ from gallery.catalog.upgrades import upgrade_row
 from gallery.upgrade import drive, gate, lifecycle, live, quality
 from gallery.upgrade.progress import Condition, conditions
 from gallery.upgrade.states import State
-from tests.gallery.world import BACKWARD, GALLERY, PLAIN, WITH_SIDE, World
+from tests.gallery.world import BACKWARD, GALLERY, PLAIN, WITH_SIDE, Linear, World
 
 # Corners of a cube: whole numbers, so that every score is exact, and no two items alike.
 OLD = np.array(list(itertools.product([0, 8], repeat=3)), np.float32) @ np.eye(3, 4, dtype=np.float32)
@@ -349,6 +349,30 @@ def test_a_threshold_is_carried_over_by_the_probes(world: World) -> None:
     assert near["same_precision"] == near["same_recall"] == 1.0
     assert far["accepted_after"] == 64
     assert "every hit" in far["reason"]
+
+
+def test_a_threshold_keeps_its_promise_on_columns_that_are_stored_in_half_the_bytes(world: World) -> None:
+    random = np.random.default_rng(0)
+    vectors, queries = random.normal(size=(60, 4)), random.normal(size=(20, 4))
+    turned = Linear((np.array(PLAIN.embedding) * 1.1).tolist())
+    world.transformation("turned", "old", "new", turned)
+    world.make("half", storage_dtype="float16")
+    world.upsert("old", [f"i{row}" for row in range(60)], vectors, gallery="half")
+    wanted = [[f"i{row}" for row in random.choice(60, 8, replace=False)] for _ in queries]
+    pairs = zip(np.float32(queries), turned(queries), strict=True)
+    with world.store.catalog.transaction() as tx:
+        probes = [({"old": old, "new": new}, relevant) for (old, new), relevant in zip(pairs, wanted, strict=True)]
+        probe_rows.replace(tx.session, gallery_row(tx.session, "half").id, probes)
+    upgrade = world.start("turned", gallery="half", score_thresholds=[0.5, 0.75, 1.0, 1.25, 1.5, 100.0])
+    assert world.run(upgrade) is State.COMPLETED, world.error(upgrade)
+    answer = world.search("new", turned(queries), k=10, gallery="half")
+    hits = [(hit.score, hit.id in relevant) for row, relevant in enumerate(wanted) for hit in answer.hits(row)]
+    for told in read(world, upgrade).report["score_thresholds"]:
+        assert told["accepted_after"] == sum(score <= told["after"] for score, _ in hits)
+        precise = [right for score, right in hits if score <= told["same_precision"]]
+        assert np.mean(precise) >= told["precision_before"]
+        found = sum(right for score, right in hits if score <= told["same_recall"])
+        assert found / (20 * 8) >= told["recall_before"]
 
 
 def test_a_threshold_without_probes_says_why_it_is_not_known(world: World) -> None:
