@@ -26,6 +26,10 @@ from gallery.upgrade.states import DRIVEN, State
 log = structlog.get_logger()
 
 
+class _Unmeasured(Exception):
+    """A cutover would be judged by what was not measured yet."""
+
+
 def due(store: Store) -> list[str]:
     """Upgrades for which a worker could do something now."""
     with store.catalog.reading() as session:
@@ -146,6 +150,8 @@ def cutover(
     compared = live.before_cutover(store, galleries, searcher, upgrade_id) if waits else None
 
     def admit(row: UpgradeRow) -> None:
+        if not waits:
+            raise _Unmeasured
         row.quality = live.verified(row, compared, now())
         if (found := gate.closed(row.quality)) and not accept_below_gate:
             raise errors.GateClosed(
@@ -154,7 +160,10 @@ def cutover(
             )
         row.quality = live.served(row)
 
-    return lifecycle.cutover(store, upgrade_id, actor=actor, admit=admit)
+    try:
+        return lifecycle.cutover(store, upgrade_id, actor=actor, admit=admit)
+    except _Unmeasured:  # verifying ended after the look
+        return cutover(store, galleries, searcher, upgrade_id, accept_below_gate=accept_below_gate, actor=actor)
 
 
 def fail(store: Store, upgrade_id: str, expected: State, error: str) -> bool:

@@ -311,6 +311,25 @@ def test_a_manual_cutover_below_the_gate_must_be_accepted(world: World) -> None:
     assert not cut().changed
 
 
+def test_a_cutover_that_comes_as_verifying_ends_is_judged_by_the_probes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(world)
+    upgrade = world.start(cutover="manual", gate={"min_cmc1": 0.9})
+    while world.state(upgrade) is not State.VERIFYING:
+        world.step(upgrade)
+    in_one_transaction = lifecycle.cutover
+
+    def late(*args: Any, **more: Any) -> lifecycle.Changed:
+        world.run(upgrade)
+        return in_one_transaction(*args, **more)
+
+    monkeypatch.setattr(lifecycle, "cutover", late)
+    assert drive.cutover(world.store, world.galleries, world.searcher, upgrade).changed
+    assert world.state(upgrade) is State.COMPLETED
+    assert read(world, upgrade).quality["now"]["cmc1"] == 1.0
+
+
 def test_a_cutover_is_judged_by_columns_that_no_search_sees_yet(world: World) -> None:
     """The route that serves until then maps from the source columns, and would not see what is wrong with the new ones."""
     fill(world)
