@@ -127,9 +127,10 @@ def keep(files: Files, accepted: Accepted) -> Kept:
 def read(store: Store, fit: FitRow) -> Pairs:
     """Read what a fit is to be made from.
 
-    Items that are gone since the request are left out with a warning.
+    Items that are gone since the request, or have no vector of the source model any more, are left out with a warning.
 
     Raises:
+        UnusablePairs: all of them are.
         Damaged: a kept file does not have its digest.
         GalleryNotFound: the gallery was deleted.
     """
@@ -184,15 +185,20 @@ def _read(store: Store, fit: FitRow) -> Pairs:
         gallery = session.get(GalleryRow, fit.gallery_id)
         if gallery is None:
             raise errors.GalleryNotFound(f"the gallery {fit.gallery_name!r} was deleted")
-        parts = _parts(session, gallery.id, fit.source_id, ids, item_rows.places(session, gallery.id, ids))
+        places = item_rows.places(session, gallery.id, ids)
+        parts = _parts(session, gallery.id, fit.source_id, ids, places)
         source = model_rows.as_model(fit.source)
     used = np.zeros(len(ids), dtype=np.bool_)
-    warnings = []
     for part in parts:
         used[part.at] = True
-    gone = len(ids) - int(np.count_nonzero(used))
-    if gone:
-        warnings.append(f"{gone} of {len(ids)} pairs are left out: their items were deleted meanwhile")
+    deleted = sum(item not in places for item in ids)
+    left_out = {
+        "their items were deleted meanwhile": deleted,
+        f"their items have no vector of {source.name} any more": len(ids) - int(np.count_nonzero(used)) - deleted,
+    }
+    warnings = [f"{count} of {len(ids)} pairs are left out: {reason}" for reason, count in left_out.items() if count]
+    if not used.any():
+        raise errors.UnusablePairs("; ".join(warnings))
     side, why = _side(store.files, parts, source, fit)
     return Pairs(
         source=_stored(store.files, parts, source.dimension, len(ids))[used],

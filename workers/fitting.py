@@ -41,7 +41,8 @@ def fit_pairs(pairs: Pairs, asked: Asked, path: Path, tell: Tell, *, device: str
         fitted = fitting.fit(given, options, on_step=_progress(tried, tell))
         sha256 = artifacts.save(path, fitted.transformation)
     except (ValueError, FloatingPointError) as error:
-        raise errors.UnusablePairs(str(error)) from error
+        # What was left out may be why.
+        raise errors.UnusablePairs("; ".join((str(error), *pairs.warnings))) from error
     info, report = artifacts.check(path), _plain(fitted.report())
     verdict = report["verdict"]
     return Outcome(

@@ -22,10 +22,12 @@ from gallery.fits import Asked, NewFit, Outcome, Tell
 from gallery.pairs import NewPairs, Pairs
 from gallery.removal import delete_gallery
 from gallery.transforms import artifact_file
+from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
 from tests.gallery.crash import Bomb, Killed, Stage
 from tests.gallery.solver import Solver
 from tests.gallery.world import BACKWARD, GALLERY, PLAIN, World, lost_connection
+from workers.fitting import fit_pairs
 from workers.settings import WorkerSettings
 from workers.tasks import Worker
 
@@ -113,6 +115,34 @@ def test_items_that_are_gone_since_are_left_out_and_it_says_so(world: World) -> 
     assert np.array_equal(solver.given[0][0].source, OLD_VECTORS[kept])
     assert np.array_equal(solver.given[0][0].target, NEW_VECTORS[kept])
     assert row(world, fit).report["warnings"] == ["2 of 20 pairs are left out: their items were deleted meanwhile"]
+
+
+def test_items_that_came_natively_in_the_new_model_since_are_left_out_and_not_called_deleted(world: World) -> None:
+    fit = start(world)
+    upgrade = world.start()
+    world.step(upgrade)
+    world.upsert("new", IDS[:5], NEW_VECTORS[:5])
+    world.delete("i17")
+    solver = Solver()
+    worker(world, solver).work()
+    kept = [at for at in range(5, 20) if at != 17]
+    assert np.array_equal(solver.given[0][0].source, OLD_VECTORS[kept])
+    assert row(world, fit).report["warnings"] == [
+        "1 of 20 pairs are left out: their items were deleted meanwhile",
+        "5 of 20 pairs are left out: their items have no vector of old any more",
+    ]
+
+
+def test_a_fit_whose_source_vectors_were_let_go_of_says_so(world: World) -> None:
+    fit = start(world)
+    upgrade = world.start()
+    assert world.run(upgrade) is State.COMPLETED
+    lifecycle.finalize(world.store, upgrade)
+    solver = Solver()
+    worker(world, solver).work()
+    found = row(world, fit)
+    assert (found.state, found.attempts, solver.given) == ("failed", 1, [])
+    assert found.error == "unusable_pairs: 20 of 20 pairs are left out: their items have no vector of old any more"
 
 
 def test_the_pairs_of_a_fit_that_waits_are_no_orphans(world: World) -> None:
@@ -288,6 +318,16 @@ def test_pairs_that_cannot_be_fitted_are_not_tried_again_and_other_failures_are(
     found = row(world, unlucky)
     assert (found.state, found.attempts, found.error) == ("failed", 3, "OSError: no space left")
     assert list((world.store.files.root / "fits").iterdir()) == []
+
+
+def test_pairs_of_which_too_few_are_left_say_why(world: World) -> None:
+    fit = start(world)
+    world.delete(*IDS[:11])
+    worker(world, fit_pairs).work()
+    found = row(world, fit)
+    assert (found.state, found.attempts) == ("failed", 1)
+    assert "source has 9 rows" in str(found.error)
+    assert "11 of 20 pairs are left out: their items were deleted meanwhile" in str(found.error)
 
 
 def test_a_name_that_is_taken_meanwhile_loses_nothing(world: World) -> None:
