@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Select, bindparam, exists, func, or_, select, update
@@ -177,22 +177,22 @@ def without_model(session: Session, gallery_id: int, model_id: int) -> list[Segm
     )
 
 
-def older(session: Session, gallery_id: int, model_id: int, newer: Sequence[int]) -> list[ColumnRow]:
-    """A gallery's columns of a model in those segments that searches find by a column of a newer one."""
-    return list(session.scalars(_older(select(ColumnRow), gallery_id, model_id, newer)))
+def older(session: Session, gallery_id: int, models: Collection[int], newer: Collection[int]) -> list[ColumnRow]:
+    """A gallery's columns of some models in those segments that searches find by a column of a newer one."""
+    return list(session.scalars(_older(select(ColumnRow), gallery_id, models, newer)))
 
 
-def older_bytes(session: Session, gallery_id: int, model_id: int, newer: Sequence[int]) -> int:
+def older_bytes(session: Session, gallery_id: int, models: Collection[int], newer: Collection[int]) -> int:
     """The bytes of these columns and their indexes."""
     taken = select(func.sum(ColumnRow.bytes + func.coalesce(ColumnRow.index_bytes, 0)))
-    return int(session.scalar(_older(taken, gallery_id, model_id, newer)) or 0)
+    return int(session.scalar(_older(taken, gallery_id, models, newer)) or 0)
 
 
-def _older(statement: Select[T], gallery_id: int, model_id: int, newer: Sequence[int]) -> Select[T]:
+def _older(statement: Select[T], gallery_id: int, models: Collection[int], newer: Collection[int]) -> Select[T]:
     column = aliased(ColumnRow)
     has_newer = exists().where(column.segment_id == ColumnRow.segment_id, column.model_id.in_(newer), column.published)
     return statement.join(SegmentRow, SegmentRow.id == ColumnRow.segment_id).where(
-        SegmentRow.gallery_id == gallery_id, ColumnRow.model_id == model_id, has_newer
+        SegmentRow.gallery_id == gallery_id, ColumnRow.model_id.in_(models), has_newer
     )
 
 

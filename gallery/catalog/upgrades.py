@@ -99,6 +99,12 @@ def above(session: Session, row: UpgradeRow) -> list[UpgradeRow]:
     return found[at + 1 :]
 
 
+def finalized_sources(session: Session, gallery_id: int) -> set[int]:
+    """The models that finalized upgrades of a gallery started at; it may have come back to one since."""
+    sources = select(UpgradeRow.source_id).where(UpgradeRow.gallery_id == gallery_id, UpgradeRow.state == "finalized")
+    return set(session.scalars(sources))
+
+
 def transformations(session: Session, row: UpgradeRow) -> list[Transformation]:
     """What an upgrade is pinned to: by the digests that it was started with, whatever the names stand for now."""
     main = replace(as_transformation(row.transformation), artifact=row.artifact)

@@ -204,8 +204,8 @@ def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Chan
         row, gallery = locked(tx.session, upgrade_id)
         if not _wants(tx.session, row, Verb.FINALIZE) or gallery is None:  # without one, nothing is wanted
             return Changed(row.id, changed=False)
-        for each, newer in _with_below(tx.session, row, gallery.id):
-            freed = drop(store, tx, segment_rows.older(tx.session, gallery.id, each.source_id, newer))
+        for each, models, newer in _with_below(tx.session, row, gallery.id):
+            freed = drop(store, tx, segment_rows.older(tx.session, gallery.id, models, newer))
             each.report = {**each.report, "bytes_freed": freed, **({} if each is row else {"finalized_with": row.id})}
             move(tx.session, each, State.FINALIZED, actor=actor, bytes_freed=freed)
     return Changed(row.id, changed=True)
@@ -216,16 +216,26 @@ def would_free(session: Session, row: UpgradeRow) -> int | None:
     if row.gallery_id is None or Verb.FINALIZE.value not in takes(session, row):
         return None
     return sum(
-        segment_rows.older_bytes(session, row.gallery_id, each.source_id, newer)
-        for each, newer in _with_below(session, row, row.gallery_id)
+        segment_rows.older_bytes(session, row.gallery_id, models, newer)
+        for _, models, newer in _with_below(session, row, row.gallery_id)
     )
 
 
-def _with_below(session: Session, row: UpgradeRow, gallery_id: int) -> list[tuple[UpgradeRow, list[int]]]:
-    """An open upgrade and those that it lies on, each with the models that are newer than the one that it started at."""
+def _with_below(session: Session, row: UpgradeRow, gallery_id: int) -> list[tuple[UpgradeRow, set[int], set[int]]]:
+    """An open upgrade and those that it lies on, each with the models that it lets go of and with those that are newer.
+
+    The lowest lets go of the models before it, too: of columns that a finalize had to keep, because there was no newer one
+    that could not be taken back.
+    """
     stack = upgrade_rows.open_of(session, gallery_id)
+    before = upgrade_rows.finalized_sources(session, gallery_id).difference(
+        *((each.source_id, each.target_id) for each in stack)
+    )
     stack = stack[: [each.id for each in stack].index(row.id) + 1]
-    return [(each, [later.target_id for later in stack[at:]]) for at, each in enumerate(stack)]
+    return [
+        (each, {each.source_id} if at else before | {each.source_id}, {later.target_id for later in stack[at:]})
+        for at, each in enumerate(stack)
+    ]
 
 
 def move(session: Session, row: UpgradeRow, then: State, *, actor: str | None = None, **detail: Any) -> None:

@@ -59,6 +59,11 @@ def upgraded(world: World, transformation: str = "first", **more: Any) -> str:
     return upgrade
 
 
+def on_disk(world: World) -> int:
+    """The bytes of all columns."""
+    return sum(path.stat().st_size for path in world.store.files.root.glob("columns/*/*.npy"))
+
+
 def takes(world: World, upgrade: str) -> list[str]:
     with world.store.catalog.reading() as session:
         return lifecycle.takes(session, upgrade_rows.upgrade_row(session, upgrade))
@@ -150,7 +155,7 @@ def test_to_take_back_the_second_gives_the_first_byte_for_byte_and_only_then_the
 def test_to_finalize_the_second_finalizes_what_it_lies_on(world: World) -> None:
     first = upgraded(world)
     second = upgraded(world, "second")
-    old = sum(path.stat().st_size for path in world.store.files.root.glob("columns/*/*.npy"))
+    old = on_disk(world)
     with world.store.catalog.reading() as session:
         first_frees, frees = (
             lifecycle.would_free(session, upgrade_rows.upgrade_row(session, each)) for each in (first, second)
@@ -160,7 +165,7 @@ def test_to_finalize_the_second_finalizes_what_it_lies_on(world: World) -> None:
     assert (world.state(first), world.state(second)) == (State.FINALIZED, State.FINALIZED)
     with world.store.catalog.reading() as session:
         reports = [upgrade_rows.upgrade_row(session, each).report for each in (first, second)]
-    left = sum(path.stat().st_size for path in world.store.files.root.glob("columns/*/*.npy"))
+    left = on_disk(world)
     assert reports[0]["finalized_with"] == second
     assert sum(report["bytes_freed"] for report in reports) == old - left == frees
     assert reports[0]["bytes_freed"] == first_frees
@@ -296,6 +301,38 @@ def test_what_the_first_left_out_cannot_be_forgotten_by_the_second(world: World,
     else:
         with pytest.raises(errors.WrongTransformation, match="1 segments hold neither new nor newest"):
             world.start("second")
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "one after the other"])
+def test_what_the_first_left_out_is_let_go_of_once_the_second_that_took_it_along_is_finalized(
+    world: World, apart: bool
+) -> None:
+    world.upsert("old", ["bare"], [A])
+    first = upgraded(world, on_missing_side_information="skip")
+    second = upgraded(world, "second")
+    if apart:
+        lifecycle.finalize(world.store, first)
+        assert columns(world)[3] == {"old": (), "newest": DIRECTLY}  # the second can be taken back
+    before = on_disk(world)
+    with world.store.catalog.reading() as session:
+        frees = lifecycle.would_free(session, upgrade_rows.upgrade_row(session, second))
+    lifecycle.finalize(world.store, second)
+    assert columns(world) == alike(1, 2, 3, newest=DIRECTLY)
+    with world.store.catalog.reading() as session:
+        freed = [
+            upgrade_rows.upgrade_row(session, each).report["bytes_freed"]
+            for each in ((second,) if apart else (first, second))
+        ]
+    assert sum(freed) == frees == before - on_disk(world)
+
+
+def test_a_gallery_that_came_back_to_a_model_keeps_its_columns_of_that(world: World) -> None:
+    lifecycle.finalize(world.store, upgraded(world))
+    world.transformation("back", "new", "old", BACKWARD, "forward")
+    lifecycle.finalize(world.store, upgraded(world, "back"))
+    assert columns(world) == alike(1, 2, old=("first", "back"))
+    lifecycle.finalize(world.store, upgraded(world, "direct"))
+    assert columns(world) == alike(1, 2, newest=("first", "back", "direct"))
 
 
 def test_an_item_that_the_first_leaves_out_is_refused_where_the_second_could_not_come_to_it(
