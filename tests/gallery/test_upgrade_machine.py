@@ -28,7 +28,7 @@ from sqlalchemy import func, select, update
 from gallery import errors, removal
 from gallery.catalog import items as item_rows
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow, UpgradeSegmentRow
-from gallery.catalog.upgrades import Lease
+from gallery.catalog.upgrades import Lease, upgrade_row
 from gallery.compact.merge import reclaim
 from gallery.files import digest
 from gallery.indexing import index_column, wanting
@@ -205,8 +205,6 @@ class UpgradeMachine(RuleBasedStateMachine):
         self.before = _digests(self.world)
         self.upgrade = self.world.start(**request)
         self.cutover, self.policy, self.done, self.held = cutover, policy, set(), []
-        if policy == "zeros":
-            self.zeros.add(self.upgrade)
         self._worked()
 
     @precondition(lambda self: self.upgrade is not None)
@@ -478,7 +476,8 @@ class UpgradeMachine(RuleBasedStateMachine):
     def _refusal(self, model: str, given: dict[str, Any]) -> type[errors.GalleryError] | None:
         open_ = self._open_upgrade()
         if open_ and model == "old":
-            strict = self.variant.needs_side and self.policy == "fail"
+            refused = self._state() is State.FAILED and not self._began()
+            strict = self.variant.needs_side and self.policy == "fail" and not refused
             return errors.MissingSideInformation if strict and not given["has_side"].all() else None
         if model == self.model or (model == "new" and (open_ or self.variant.backward)):
             return None
@@ -522,6 +521,8 @@ class UpgradeMachine(RuleBasedStateMachine):
             done = set(rows)
         assert self.done <= done
         state = self._state()
+        if self.policy == "zeros" and self._began() and state not in (State.CANCELLED, State.ROLLED_BACK):
+            self.zeros.add(self.upgrade or "")
         for segment_id in done - self.done:
             self.segments[segment_id].waits = True
         self.done = done
@@ -597,6 +598,11 @@ class UpgradeMachine(RuleBasedStateMachine):
         state = self.world.state(self.upgrade or "")
         _been.add(state)
         return state
+
+    def _began(self) -> bool:
+        """Whether the upgrade was found fit to run."""
+        with self.world.store.catalog.reading() as session:
+            return upgrade_row(session, self.upgrade or "").started_at is not None
 
     def _open_upgrade(self) -> bool:
         return self.upgrade is not None and (self._state() in ACTIVE or self._state() is State.COMPLETED)

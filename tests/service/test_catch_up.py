@@ -39,6 +39,19 @@ class Slow(Galleries):
         return super().refresh()
 
 
+class Watched(CatchUp):
+    """Tells of everyone who begins to wait."""
+
+    def __init__(self, galleries: Galleries) -> None:
+        super().__init__(galleries)
+        self.waiting = threading.Semaphore(0)
+
+    def _next(self) -> Any:
+        reading = super()._next()
+        self.waiting.release()
+        return reading
+
+
 class Stage:
     """A process that writes, and one that is behind it."""
 
@@ -54,7 +67,7 @@ class Stage:
         self.reader.may.clear()
         self.reader.begun.clear()
         self.reader.readings = 0
-        self.catch_up = CatchUp(self.reader)
+        self.catch_up = Watched(self.reader)
 
     def write(self, item: str) -> None:
         self.world.upsert("old", [item], np.ones((1, OLD), np.float32))
@@ -83,7 +96,7 @@ def test_all_who_wait_wait_for_the_same_reading(stage: Stage) -> None:
     stage.write("a")
     with ThreadPoolExecutor(WAITERS) as threads:
         found = [threads.submit(stage.live) for _ in range(WAITERS)]
-        assert stage.reader.begun.wait(20)
+        assert all(stage.catch_up.waiting.acquire(timeout=20) for _ in found)
         stage.reader.may.set()
         assert [each.result() for each in found] == [1] * WAITERS
     assert stage.reader.readings == 1
