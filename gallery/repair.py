@@ -185,7 +185,7 @@ def _read(store: Store, column_id: int) -> _Job | None:
         segment = session.get_one(SegmentRow, column.segment_id)
         row = session.get_one(GalleryRow, segment.gallery_id)
         model = model_rows.as_model(session.get_one(ModelRow, column.model_id))
-        live = item_rows.live_in(session, segment.id)
+        live = item_rows.live_in(session, [segment.id])
         again = f"store its {live} items again, or bring the file back from a backup"
         if not column.lineage:
             raise errors.Damaged(f"{model.name} itself made these vectors, so nothing here can: {again}")

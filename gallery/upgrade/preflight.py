@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from sqlalchemy.orm import Session
 
-from gallery import errors
+from gallery import errors, paths
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
+from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
-from gallery.catalog.tables import ArtifactRow, GalleryRow, UpgradeRow
+from gallery.catalog.tables import ArtifactRow, GalleryRow, SegmentRow, UpgradeRow
 from gallery.catalog.transaction import UNANSWERED, in_words
 from gallery.columns import open_column, verify
 from gallery.index.choose import choose
@@ -93,7 +95,7 @@ class _Work:
             work = upgrade_rows.work(session, row)
             self.segments = list(zip(work, sources.of_segments(session, row, work), strict=True))
             self.transformations = upgrade_rows.transformations(session, row)
-            self.without_side = item_rows.without_side(session, row.gallery_id or 0, row.target_id)
+            self.without_side = _without_side(session, row, work, self.transformations)
             self.items = sum(upgrade_rows.counts(session, row.id).items.values())
 
     @property
@@ -173,21 +175,20 @@ class _Work:
 
     def side_information(self) -> tuple[Mapping[str, Any], str]:
         """How many items lack it, and what each policy would do to them."""
-        name = self.row.transformation.name
+        name, policy = self.row.transformation.name, self.row.missing_side
         needed = any(each.side_dimension is not None for each in self.transformations)
-        # Where another transformation of the upgrade needs none, nothing is missing.
-        lacking = self.row.missing_side == "zeros" or any(made_from is None for _, made_from in self.segments)
-        missing = self.without_side if needed and lacking else 0
+        left_out, with_zeros = self.without_side
+        missing = with_zeros if policy == "zeros" else left_out
         facts: dict[str, Any] = {
             "items_without_side_information": missing,
             "on_missing_side_information": {
-                "fail": f"{'refuses to start' if missing else 'changes nothing'}",
-                "zeros": f"maps {missing} items with zeros in its place",
-                "skip": f"leaves {missing} items as they are, which queries of {self.row.target.name} reach only where a "
+                "fail": f"{'refuses to start' if left_out else 'changes nothing'}",
+                "zeros": f"maps {with_zeros} items with zeros in its place",
+                "skip": f"leaves {left_out} items as they are, which queries of {self.row.target.name} reach only where a "
                 "backward transformation serves them, or as a partial answer",
             },
         }
-        if missing and self.row.missing_side == "fail":
+        if missing and policy == "fail":
             raise errors.MissingSideInformation(
                 f"{missing} items have no side-information, which {name} needs: store it, or start the upgrade "
                 "with on_missing_side_information `zeros` or `skip`",
@@ -195,7 +196,7 @@ class _Work:
             )
         if not needed:
             return facts, f"{name} needs none"
-        return facts, f"{missing} of {self.items} items lack it; the policy is {self.row.missing_side}"
+        return facts, f"{missing} of {self.items} items lack it; the policy is {policy}"
 
     def disk(self) -> tuple[Mapping[str, Any], str]:
         """Whether the new columns and their indexes fit."""
@@ -231,3 +232,26 @@ class _Work:
             facts,
             f"a worker takes about {needed} bytes at once; {'an unknown number' if free is None else free} are free",
         )
+
+
+class _WithoutSide(NamedTuple):
+    """Live items that lack side-information for what their column is made by; which that is depends on the policy."""
+
+    #: nothing makes a column of them, unless zeros stand for it
+    left_out: int
+    #: zeros stand for it, where they may
+    with_zeros: int
+
+
+def _without_side(
+    session: Session, row: UpgradeRow, work: Sequence[SegmentRow], pinned: Sequence[Transformation]
+) -> _WithoutSide:
+    columns = segment_rows.columns_of(session, [segment.id for segment in work])
+    found: dict[bool, list[int]] = {False: [], True: []}
+    for segment in work:
+        made = {model: len(column.lineage) for model, column in columns.get(segment.id, {}).items()}
+        for zeros, lacking in found.items():
+            by = paths.source(made, segment.side_dimension, row.target.name, pinned, zeros=zeros)
+            if (not zeros) if by is None else not by.takes(segment.side_dimension):
+                lacking.append(segment.id)
+    return _WithoutSide(*(item_rows.live_in(session, lacking) for lacking in found.values()))

@@ -255,6 +255,39 @@ def test_a_segment_is_made_from_the_column_that_its_side_information_suffices_fo
     assert [columns(world)[segment]["newest"] for segment in (1, 3, 4)] == [("hungry",), COMPOSED, COMPOSED]
 
 
+@pytest.mark.parametrize(("policy", "lacking"), [("fail", 0), ("zeros", 1)])
+def test_a_dry_run_counts_those_whose_column_the_policy_makes_without_side_information(
+    world: World, policy: Any, lacking: int
+) -> None:
+    world.transformation("hungry", "old", "newest", HUNGRY)
+    world.upsert("old", ["bare", "deleted"], [A, B])
+    world.delete("deleted")
+    upgraded(world, on_missing_side_information="zeros")
+    upgrade = upgraded(world, "second", on_missing_side_information=policy, dry_run=True)
+    assert told(world, upgrade) == (lacking, "changes nothing", "maps 1 items with zeros in its place")
+    upgraded(world, "second", on_missing_side_information=policy)
+    assert columns(world)[3]["newest"] == (("hungry",) if policy == "zeros" else COMPOSED)
+
+
+def test_nothing_is_missing_where_what_is_chosen_needs_no_side_information(world: World) -> None:
+    world.register("wordy", 6, side_dimension=2)
+    world.transformation("plain", "old", "wordy", DIRECT, "forward")
+    world.transformation("hungry", "wordy", "newest", IN_PLACE, "forward")
+    world.upsert("old", ["bare"], [A])
+    upgraded(world, "plain")
+    upgrade = upgraded(world, "hungry", on_missing_side_information="zeros", dry_run=True)
+    assert told(world, upgrade) == (0, "changes nothing", "maps 0 items with zeros in its place")
+
+
+def told(world: World, upgrade: str) -> tuple[int, str, str]:
+    """What a report says of side-information: how many lack it, and what `fail` and `zeros` do."""
+    with world.store.catalog.reading() as session:
+        report = upgrade_rows.upgrade_row(session, upgrade).report
+    by_policy = report["on_missing_side_information"]
+    return report["items_without_side_information"], by_policy["fail"], by_policy["zeros"]
+
+
+IN_PLACE = Linear(np.eye(6, dtype=int).tolist(), [[0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]])
 LATER = Linear([[2, 0, 0, 0, 0, 0], *DIRECT.embedding[1:]])
 HUNGRY = Linear(DIRECT.embedding, [[0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]])
 
