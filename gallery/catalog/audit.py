@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
@@ -41,3 +42,10 @@ def asked_by(session: Session, upgrade_id: str, state: str) -> str | None:
     """Who brought an upgrade to a state the last time; None if nobody did, or nobody knows."""
     came = (EventRow.upgrade_id == upgrade_id, EventRow.detail["state"].as_string() == state)
     return session.scalar(select(EventRow.actor).where(*came).order_by(EventRow.id.desc()).limit(1))
+
+
+def states(session: Session, upgrade_id: str) -> list[tuple[datetime, str]]:
+    """The states that an upgrade came to, and when, oldest first."""
+    came = (EventRow.upgrade_id == upgrade_id, EventRow.action == "upgrade.state")
+    rows = session.execute(select(EventRow.at, EventRow.detail["state"].as_string()).where(*came).order_by(EventRow.id))
+    return [(at, state) for at, state in rows]

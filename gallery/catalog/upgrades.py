@@ -241,12 +241,19 @@ def counts(session: Session, upgrade_id: str) -> Counts:
         .where(UpgradeSegmentRow.upgrade_id == upgrade_id)
         .group_by(UpgradeSegmentRow.state)
     ).all()
-    last = session.scalar(select(func.max(UpgradeSegmentRow.done_at)).where(UpgradeSegmentRow.upgrade_id == upgrade_id))
     return Counts(
         segments={state: count for state, count, _ in rows},
         items={state: int(items) for state, _, items in rows},
-        last_done=last,
+        last_done=last_done(session, upgrade_id),
     )
+
+
+def last_done(session: Session, upgrade_id: str, *, before: datetime | None = None) -> datetime | None:
+    """When a segment of an upgrade was done last, or last before a moment; null if none was."""
+    there = [UpgradeSegmentRow.upgrade_id == upgrade_id]
+    if before is not None:
+        there.append(UpgradeSegmentRow.done_at < before)
+    return session.scalar(select(func.max(UpgradeSegmentRow.done_at)).where(*there))
 
 
 def items_transformed(session: Session) -> Mapping[str, int]:

@@ -36,7 +36,7 @@ class Progress:
     segments_failed: int
     #: of items, 0 to 1
     fraction: float
-    #: since the first segment was done; null before
+    #: without the time in which it was paused or had failed; null before the first segment is done
     items_per_second: float | None
     #: null when unknown
     eta_seconds: float | None
@@ -56,7 +56,7 @@ def progress(session: Session, row: UpgradeRow) -> Progress:
     """Count the work of an upgrade."""
     counts = upgrade_rows.counts(session, row.id)
     total, done = sum(counts.items.values()), counts.items.get("done", 0) + counts.items.get("skipped", 0)
-    rate = _rate(row, counts, done)
+    rate = _rate(session, row, counts, done)
     finished = total == 0 and row.state in (State.COMPLETED, State.FINALIZED)
     return Progress(
         items_total=total,
@@ -150,12 +150,26 @@ def _eta(session: Session, row: UpgradeRow, left: int, rate: float | None) -> fl
     return max(left / rate, throttle.least_seconds(row.throttle, left))
 
 
-def _rate(row: UpgradeRow, counts: Counts, done: int) -> float | None:
-    """Items per second since the work began."""
+def _rate(session: Session, row: UpgradeRow, counts: Counts, done: int) -> float | None:
+    """Items per second of the time in which it was to go on: a pause is no work."""
     if row.started_at is None or counts.last_done is None or done == 0:
         return None
-    seconds = (counts.last_done - row.started_at).total_seconds()
+    rested = _rested(session, row, row.started_at, counts.last_done)
+    seconds = (counts.last_done - row.started_at - rested).total_seconds()
     return done / seconds if seconds > 0 else None
+
+
+def _rested(session: Session, row: UpgradeRow, start: datetime, end: datetime) -> timedelta:
+    """How long it rested between two moments, paused or failed, until it went on; a segment that was under way is no rest."""
+    rested, since = timedelta(0), None
+    for at, state in audit.states(session, row.id):
+        if state != State.RUNNING:
+            since = since or at
+        elif since is not None and at < end:
+            last = upgrade_rows.last_done(session, row.id, before=at)
+            rested += max(timedelta(0), at - max(filter(None, (since, start, last))))
+            since = None
+    return rested
 
 
 def quality(row: UpgradeRow) -> dict[str, Any]:

@@ -13,17 +13,23 @@ from gallery.catalog import latencies
 from gallery.catalog.tables import ColumnRow
 from gallery.catalog.upgrades import upgrade_row
 from gallery.upgrade import drive, lifecycle, segment
-from gallery.upgrade.progress import Condition, conditions, progress
+from gallery.upgrade.progress import Condition, Progress, conditions, progress
 from gallery.upgrade.states import State
-from tests.gallery.world import World
+from tests.gallery.world import World, work
 
 
 @pytest.fixture
-def filled(world: World) -> Iterator[World]:
-    """Three segments, and a clock that goes right again at the end."""
+def filled(world: World) -> World:
+    """Three segments."""
     for row in range(3):
         world.upsert("old", [f"i{row}"], np.ones((1, 4)), side=np.ones((1, 2)))
-    yield world
+    return world
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Iterator[None]:
+    """Goes right again at the end."""
+    yield
     faults.arm(None)
 
 
@@ -150,8 +156,35 @@ def test_the_time_that_is_left_is_that_of_the_throttle_and_unknown_where_nobody_
 
 
 def eta(world: World, upgrade: str) -> float | None:
+    return counted(world, upgrade).eta_seconds
+
+
+def counted(world: World, upgrade: str) -> Progress:
     with world.store.catalog.reading() as session:
-        return progress(session, upgrade_row(session, upgrade)).eta_seconds
+        return progress(session, upgrade_row(session, upgrade))
+
+
+def test_an_hour_of_pause_is_no_work_but_the_segment_that_was_under_way_then_is(each_world: World) -> None:
+    for row in range(4):
+        each_world.upsert("old", [f"i{row}"], np.ones((1, 4)), side=np.ones((1, 2)))
+    upgrade = each_world.start()
+    one_is_done(each_world, upgrade)
+    for hours in (1, 2):
+        lifecycle.pause(each_world.store, upgrade)
+        faults.arm(f"clock:{hours * 3600}")
+        lifecycle.resume(each_world.store, upgrade)
+        assert (eta(each_world, upgrade) or 3600) < 600
+        each_world.step(upgrade)
+        assert (eta(each_world, upgrade) or 3600) < 600
+    held = segment.lease(each_world.store, upgrade, "slow")
+    assert held is not None
+    lifecycle.pause(each_world.store, upgrade)
+    faults.arm("clock:10800")
+    work(each_world.store, held)
+    faults.arm("clock:14400")
+    lifecycle.resume(each_world.store, upgrade)
+    assert each_world.run(upgrade) is State.COMPLETED
+    assert 3600 < 4 / (counted(each_world, upgrade).items_per_second or 1) < 4200
 
 
 def with_a_poisoned_segment(world: World) -> str:
