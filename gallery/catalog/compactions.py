@@ -172,7 +172,7 @@ def mark_moved(session: Session, old: Collection[int], version: int) -> None:
 
 
 def carry_work(session: Session, old: Collection[int], new: int) -> None:
-    """Let upgrades that are over say of the new segment what they did to the old ones: progress is counted from rows."""
+    """Let upgrades that are over say of the new segment what they did to the old ones, and what failed of them."""
     done: dict[str, list[UpgradeSegmentRow]] = defaultdict(list)
     for row in session.scalars(select(UpgradeSegmentRow).where(UpgradeSegmentRow.segment_id.in_(old))):
         done[row.upgrade_id].append(row)

@@ -276,6 +276,8 @@ class UpgradeRow(Base):
     finished_at: Mapped[datetime | None]
     #: only grows: rows of work go with the segments that are merged, and with the gallery
     items_transformed: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: how far it had come when it ended (`gallery.upgrade.progress`), for the same reason; null before
+    progress: Mapped[dict[str, Any] | None]
 
     source: Mapped[ModelRow] = relationship(foreign_keys=[source_id], lazy="joined", innerjoin=True)
     target: Mapped[ModelRow] = relationship(foreign_keys=[target_id], lazy="joined", innerjoin=True)

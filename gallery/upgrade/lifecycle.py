@@ -7,7 +7,7 @@ Cancel, cutover, rollback and finalize touch rows only, a few per segment, so th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import select, update
@@ -34,6 +34,7 @@ from gallery.transforms import no_uncertainty
 from gallery.upgrade import sources, throttle
 from gallery.upgrade.gate import waived
 from gallery.upgrade.plan import Order
+from gallery.upgrade.progress import progress
 from gallery.upgrade.sources import Pinned
 from gallery.upgrade.states import ACTIVE, State, Verb, allowed, step, wants
 from gallery.upgrade.thresholds import unknown
@@ -251,6 +252,8 @@ def move(session: Session, row: UpgradeRow, then: State, *, actor: str | None = 
         row.started_at = now()
     if not row.active:
         row.finished_at = now()
+    if then not in ACTIVE:  # from here on nothing more is done, only undone
+        row.progress = asdict(progress(session, row))
     _event(session, row, actor, "state", state=then.value, **detail)
     session.flush()
 

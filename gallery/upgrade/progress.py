@@ -1,4 +1,7 @@
-"""How far an upgrade is: counted from rows, so it is true after any crash."""
+"""How far an upgrade is: counted from rows, so it is true after any crash.
+
+Rows of work go with the segments that are merged later, and with the gallery: what they say in the end is kept beside them.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,9 @@ class Condition:
 
 
 def progress(session: Session, row: UpgradeRow) -> Progress:
-    """Count the work of an upgrade."""
+    """Count the work of an upgrade, or tell what was counted when it ended."""
+    if row.progress is not None:
+        return Progress(**row.progress)
     counts = upgrade_rows.counts(session, row.id)
     total, done = sum(counts.items.values()), counts.items.get("done", 0) + counts.items.get("skipped", 0)
     rate = _rate(session, row, counts, done)

@@ -19,12 +19,14 @@ from gallery import errors, removal
 from gallery.catalog import items as item_rows
 from gallery.catalog.galleries import gallery_row, models_of, segments_of
 from gallery.catalog.segments import indexes_of
-from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeSegmentRow, now
+from gallery.catalog.tables import ColumnRow, SegmentRow, now
+from gallery.catalog.upgrades import upgrade_row
 from gallery.compact import merge
 from gallery.compact.plan import AT_ONCE, Rule
 from gallery.files import Files
 from gallery.indexing import index_column, wanting
 from gallery.upgrade import lifecycle
+from gallery.upgrade.progress import Progress, progress
 from gallery.upgrade.states import State
 from tests.gallery.crash import named_files, stored_files, sweep
 from tests.gallery.test_invariants import BOTH, NEW, OLD, fill, in_new, in_old, numbers
@@ -277,19 +279,46 @@ def test_segments_with_and_without_side_information_stay_apart(world: World) -> 
     assert world.compact() == [(1, 2), (3, 4)]
 
 
-def test_progress_of_an_upgrade_that_is_over_still_counts_its_items(world: World) -> None:
-    from gallery.catalog.upgrades import upgrade_row
-    from gallery.upgrade.progress import progress
+def test_progress_of_an_upgrade_that_is_over_stays_as_it_was_whatever_becomes_of_its_items(each_world: World) -> None:
+    def told() -> Progress:
+        with world.store.catalog.reading() as session:
+            return progress(session, upgrade_row(session, upgrade))
 
-    fill(world)
+    def compact() -> None:
+        world.compact()
+        merge.reclaim(world.store, -1)
+
+    world = each_world
+    ids = list(fill(world))
     upgrade = world.start()
     world.run(upgrade)
-    world.compact()
-    merge.reclaim(world.store, -1)
+    at_the_end = told()
+    assert (at_the_end.items_total, at_the_end.items_done, at_the_end.segments_done) == (12, 12, 3)
+    assert at_the_end.items_per_second is not None
+    compact()
+    assert told() == at_the_end
+    world.delete(*ids[:5])
+    compact()
+    assert told() == at_the_end
+    lifecycle.rollback(world.store, upgrade)
+    assert told() == at_the_end
+    world.delete(*ids[5:])
+    compact()
+    assert told() == at_the_end
+    removal.delete_gallery(world.store, GALLERY)
+    assert told() == at_the_end
+
+
+def test_an_upgrade_that_is_cancelled_with_its_gallery_keeps_what_it_did(world: World) -> None:
+    fill(world)
+    upgrade = world.start()
+    while world.state(upgrade) is not State.RUNNING:
+        world.step(upgrade)
+    world.step(upgrade)
+    removal.delete_gallery(world.store, GALLERY)
     with world.store.catalog.reading() as session:
-        now = progress(session, upgrade_row(session, upgrade))
-        assert session.scalars(select(UpgradeSegmentRow.segment_id)).all() == [4]
-    assert (now.items_total, now.items_done, now.segments_total, now.fraction) == (12, 12, 1, 1.0)
+        told = progress(session, upgrade_row(session, upgrade))
+    assert (told.items_total, told.items_done, told.segments_total, told.segments_done) == (12, 4, 3, 1)
 
 
 def test_hits_of_the_old_segments_are_those_of_the_new_one(world: World) -> None:
