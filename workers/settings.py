@@ -36,7 +36,8 @@ class WorkerSettings(BaseSettings):
         ge=0,
         description="Farthest that a vector in bfloat16 may be from the one in float32, as a part of its length.",
     )
-    # A nudge is sent when there is work, so this bounds only what the loss of a message, or a throttle's end, costs.
+    # A nudge is sent when there is work, so this bounds only what the loss of a message costs, and how late a worker comes to
+    # what a throttle allows: it catches up with a second of that.
     sweep_seconds: float = Field(default=0.5, gt=0, description="How often a worker looks for work by itself.")
     # Each segment costs every search a little, and each merge writes rows again: of more, or fewer, one would be felt.
     compact_segments: int = Field(

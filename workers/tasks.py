@@ -27,7 +27,7 @@ from gallery.indexing import index_column, wanting
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
-from gallery.upgrade import drive
+from gallery.upgrade import drive, segment
 from gallery.upgrade.refinement import Refinements
 from workers.app import WORK
 from workers.fitting import fit_pairs
@@ -92,6 +92,11 @@ class Worker:
             or self._refinements.due()
             or fitting.due(self.store)
         )
+
+    def next_look(self, seconds: float) -> float:
+        """In how many seconds to look again where nothing is due now: in so many, or once a throttle lets an upgrade go on."""
+        until = segment.due_in(self.store)
+        return seconds if until is None else min(seconds, until)
 
     def work(self) -> None:
         """Do what is due until nothing is, or the process is told to stop: then the step under way is the last.
@@ -313,10 +318,16 @@ def watch(worker: Worker, nudge: Callable[[], None], seconds: float) -> threadin
     """Look for work by itself, so that the loss of a message costs `seconds` and nothing else."""
 
     def look() -> None:
-        while not worker.stopping.wait(seconds):
+        wait = seconds
+        while not worker.stopping.wait(wait):
+            wait = seconds
             try:
-                if not worker.at_work and worker.has_work():
+                if worker.at_work:
+                    continue
+                if worker.has_work():
                     nudge()
+                else:
+                    wait = worker.next_look(seconds)
             except Exception as error:  # noqa: BLE001 - the database may be restarting; the next look will tell
                 log.warning("look_failed", error=repr(error))
 

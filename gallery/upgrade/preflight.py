@@ -140,7 +140,7 @@ class _Work:
             side = open_column(path(segment.side_file), rows=segment.rows, dimension=by.side_dimension)[:SAMPLE_ROWS]
         vectors = vectors[:SAMPLE_ROWS]
         rate, number_type = self._measured(by, vectors, side)
-        seconds = throttle.predicted_seconds(self.row.throttle, self.items, rate)
+        seconds = throttle.predicted_seconds(self.row.throttle, self.items, len(self.segments), rate)
         facts = {
             "items": self.items,
             "items_per_second": rate,
@@ -150,7 +150,7 @@ class _Work:
         return (
             facts,
             f"{rate:.0f} items a second in {number_type} on a sample of {len(vectors)}: about {seconds:.0f} s for {self.items} "
-            "items, as it is throttled now; indexes come on top",
+            f"items in {len(self.segments)} segments, as it is throttled now; indexes come on top",
         )
 
     def _measured(self, by: Transformation, vectors: Any, side: Any) -> tuple[float, str]:

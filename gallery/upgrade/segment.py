@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gallery import errors, faults
@@ -84,6 +85,15 @@ def hold(session: Session, upgrade: UpgradeRow) -> tuple[str, str] | None:
     if upgrade.throttle.get("max_search_p99_ms") is not None:
         p99 = latency_rows.slowest_search_ms(session, upgrade.gallery_id)
     return throttle.held_back(upgrade.throttle, _waits(upgrade), now(), p99)
+
+
+def due_in(store: Store) -> float | None:
+    """Seconds until the first of the waits that hold upgrades back is over; None where nothing waits."""
+    moment = now()
+    with store.catalog.reading() as session:
+        running = session.scalars(select(UpgradeRow).where(UpgradeRow.active, UpgradeRow.state == State.RUNNING))
+        waits = [until for row in running if (until := _waits(row)) is not None and until > moment]
+    return min((until - moment).total_seconds() for until in waits) if waits else None
 
 
 def derive(store: Store, held: Lease, turn: Turn = NO_TURN) -> Derived | None:

@@ -15,6 +15,9 @@ from typing import Any
 SEARCH_P99 = "search_p99_above_limit"
 _LONGEST = timedelta(days=3650).total_seconds()  # nobody waits for more, and a moment after the year 9999 is none
 _SKEW = timedelta(minutes=1)  # by which the clocks of two hosts may differ
+_LATE = timedelta(seconds=1)  # by which a worker may be late and catch up; twice the time between two of its looks
+# What a segment takes besides its items: transactions, and files that are synced. With SQLite on two processors: 0.08 to 0.13.
+_SEGMENT_SECONDS = 0.1
 
 
 def believed(not_before: datetime | None, set_at: datetime | None, now: datetime) -> datetime | None:
@@ -36,7 +39,7 @@ def is_due(throttle: Mapping[str, Any], not_before: datetime | None) -> bool:
 def before_segment(
     throttle: Mapping[str, Any], rows: int | None, not_before: datetime | None, now: datetime
 ) -> datetime | None:
-    """When the next segment, of `rows` rows, may be leased, counted from now.
+    """When the next segment, of `rows` rows, may be leased, counted from when this one might have been.
 
     `rows` is None where none is left: whichever comes next has not waited yet.
     """
@@ -45,7 +48,7 @@ def before_segment(
         return not_before
     if rows is None:
         return None
-    return max(now, not_before or now) + _wait(rows / rate)
+    return _since(not_before, now) + _wait(rows / rate)
 
 
 def after_segment(
@@ -55,7 +58,9 @@ def after_segment(
     duty = throttle.get("duty_cycle")
     if not duty or duty >= 1 or not is_due(throttle, not_before):
         return not_before
-    return max(not_before or now, now + _wait(seconds * (1 / duty - 1)))
+    began = now - _wait(seconds)
+    late = began - min(began, _since(not_before, began))  # it rested for longer than it had to
+    return max(not_before or now, now - late + _wait(seconds * (1 / duty - 1)))
 
 
 def after_change(
@@ -71,9 +76,17 @@ def after_change(
     return anew if anew is None or not_before is None else min(anew, not_before)
 
 
-def predicted_seconds(throttle: Mapping[str, Any], items: int, rate: float) -> float:
-    """How long `items` take at a rate of items per second that was measured at full speed, as one worker is throttled."""
-    return max(items / rate / (throttle.get("duty_cycle") or 1), least_seconds(throttle, items))
+def predicted_seconds(throttle: Mapping[str, Any], items: int, segments: int, rate: float) -> float:
+    """How long `items` in so many segments take one worker that is throttled.
+
+    Args:
+        throttle: the limits.
+        items: how many there are to transform.
+        segments: how many hold them.
+        rate: items per second, measured at full speed within a segment.
+    """
+    work = items / rate + segments * _SEGMENT_SECONDS
+    return max(work / (throttle.get("duty_cycle") or 1), least_seconds(throttle, items))
 
 
 def least_seconds(throttle: Mapping[str, Any], items: int) -> float:
@@ -94,6 +107,11 @@ def held_back(
         wait = (not_before - now).total_seconds()
         return reason, f"{reason} is {throttle.get(reason, 1):g}: the next segment starts in {wait:.1f} s"
     return None
+
+
+def _since(not_before: datetime | None, now: datetime) -> datetime:
+    """From when a wait is counted: what passed unused is made up for as far as a worker is late by itself, and not saved up."""
+    return now if not_before is None else max(not_before, now - _LATE)
 
 
 def _wait(seconds: float) -> timedelta:

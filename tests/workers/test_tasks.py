@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from gallery.catalog import probes
+from gallery.catalog import latencies, probes
 from gallery.catalog.galleries import gallery_row, segments_of
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.compact import merge
@@ -114,6 +114,38 @@ def test_it_looks_by_itself_so_that_a_lost_message_costs_only_time(world: World,
     worker.stopping.set()
     thread.join(20)
     assert not thread.is_alive()
+
+
+class Waits(threading.Event):
+    """Nobody waits; told to stop at the second look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Note for how long."""
+        self.asked.append(timeout or 0)
+        return len(self.asked) > 1
+
+
+@pytest.mark.parametrize(
+    ("throttle", "waits"), [({"items_per_second": 0.05}, 1000), ({"max_search_p99_ms": 50}, 3600)], ids=str
+)
+def test_it_looks_again_as_soon_as_a_throttle_lets_an_upgrade_go_on(
+    world: World, worker: Worker, throttle: dict[str, float], waits: float
+) -> None:
+    fill(world)
+    upgrade = world.start(throttle=throttle)
+    while world.state(upgrade) is not State.RUNNING:
+        world.step(upgrade)
+    if "max_search_p99_ms" in throttle:
+        with world.store.catalog.transaction() as tx:
+            latencies.publish(tx.session, "api", {1: 62.0})
+    worker.work()
+    worker.stopping = stopping = Waits()
+    watch(worker, pytest.fail, seconds=3600).join(20)
+    assert stopping.asked == [3600, pytest.approx(waits, abs=60)]
 
 
 def test_it_reclaims_what_a_crash_left_behind_and_nothing_else(world: World, worker: Worker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -16,6 +17,7 @@ from gallery.upgrade.throttle import (
     believed,
     held_back,
     is_due,
+    predicted_seconds,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -52,8 +54,51 @@ def test_the_first_segment_waits_for_its_items_too() -> None:
     assert is_due({"duty_cycle": 0.1}, None)
 
 
-def test_time_that_passed_unused_is_not_saved_up() -> None:
-    assert before_segment({"items_per_second": 10}, 20, later(-100), NOW) == later(2)
+def test_time_that_passed_unused_is_not_saved_up_but_for_a_second_by_which_a_worker_may_be_late() -> None:
+    assert before_segment({"items_per_second": 10}, 20, later(-100), NOW) == later(1)
+    assert before_segment({"items_per_second": 10}, 20, later(-0.5), NOW) == later(1.5)
+    assert after_segment({"duty_cycle": 0.25}, 2, later(-100), NOW) == later(5)
+    assert after_segment({"duty_cycle": 0.25}, 2, later(-2.5), NOW) == later(5.5)
+
+
+@given(
+    late=st.lists(st.floats(0, 0.9), min_size=1, max_size=20),
+    rows=st.lists(st.integers(1, 1000), min_size=20, max_size=20),
+    rate=st.integers(1, 5000),
+)
+def test_a_late_worker_catches_up_and_never_exceeds_the_rate(late: list[float], rows: list[int], rate: int) -> None:
+    throttle, leased = {"items_per_second": rate}, 0
+    not_before = before_segment(throttle, rows[0], None, NOW)
+    for seconds, count, following in zip(late, rows, rows[1:], strict=False):
+        assert not_before is not None
+        leased += count
+        moment, due = not_before + timedelta(seconds=seconds), (not_before - NOW).total_seconds()
+        assert due == pytest.approx(leased / rate, abs=1e-4)
+        not_before = before_segment(throttle, following, not_before, moment)
+
+
+@pytest.mark.parametrize(
+    ("throttle", "seconds"), [({"items_per_second": 200}, 2.0), ({"duty_cycle": 0.5}, 4.0)], ids=["rate", "duty cycle"]
+)
+def test_a_worker_that_looks_twice_a_second_takes_no_longer_than_the_limit_asks_for(
+    throttle: dict[str, float], seconds: float
+) -> None:
+    """Of 40 segments with 10 items that take 0.05 s, it does at each look those that are due."""
+    not_before, left, now = before_segment(throttle, 10, None, NOW), 40, 0.0
+    while left:
+        now = math.floor(now / 0.5 + 1) * 0.5  # the next look
+        while left and (not_before is None or later(now) >= not_before):
+            not_before = before_segment(throttle, 10, not_before, later(now))
+            now, left = now + 0.05, left - 1
+            not_before = after_segment(throttle, 0.05, not_before, later(now))
+    assert seconds - 0.2 <= now <= seconds + 1
+
+
+def test_a_prediction_knows_what_each_segment_takes_besides_its_items() -> None:
+    assert predicted_seconds({}, 1000, 1, 1e9) < predicted_seconds({}, 1000, 100, 1e9) / 50
+    assert predicted_seconds({"duty_cycle": 0.5}, 1000, 100, 1e9) == 2 * predicted_seconds({}, 1000, 100, 1e9)
+    assert predicted_seconds({"items_per_second": 10}, 1000, 1, 1e9) == 100
+    assert predicted_seconds({}, 1000, 1, 10) == pytest.approx(100, abs=1)
 
 
 def test_whatever_comes_after_the_last_segment_has_not_waited_yet() -> None:
