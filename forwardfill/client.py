@@ -313,7 +313,7 @@ class Client:
         gallery: str,
         model: str,
         *,
-        ids: Sequence[str],
+        ids: Iterable[str],
         embeddings: Vectors,
         side_information: Vectors | None = None,
         payloads: Sequence[Json | None] | None = None,
@@ -336,15 +336,16 @@ class Client:
             The gallery's version after the last request; all before it is durable. 0 for no items.
 
         Raises:
+            TypeError: ids are no texts, or one text is given in place of several.
             ValueError: lengths differ, or vectors are no real numbers.
             ForwardfillError: an item was refused; `errors` points at it, counted within its request.
         """
         rows = wire.Rows(ids, embeddings, side_information, payloads)
         by_bytes = self._limit("max_body_bytes") * 9 // 10 // rows.bytes_per_item()
-        size = max(1, min(batch or len(ids), self._limit("max_items_per_upsert"), by_bytes))
+        size = max(1, min(batch or len(rows.ids), self._limit("max_items_per_upsert"), by_bytes))
         version = 0
-        for start in range(0, len(ids), size):
-            body = {"model": model, "items": rows.items(start, min(start + size, len(ids)))}
+        for start in range(0, len(rows.ids), size):
+            body = {"model": model, "items": rows.items(start, min(start + size, len(rows.ids)))}
             version = int(self._call("POST", f"/galleries/{wire.quoted(gallery)}/items", body)["version"])
         return version
 
@@ -362,12 +363,16 @@ class Client:
         # In pieces, because httpx keeps a body that it was handed whole until the garbage collector comes by.
         return self._request("POST", path, content=wire.pieces(stream), query={"model": model}, headers=headers)
 
-    def delete_items(self, gallery: str, ids: Sequence[str]) -> Json:
-        """Delete items; returns `deleted`, a number, and `missing`, the ids that were not there."""
-        deleted, missing = 0, list[str]()
+    def delete_items(self, gallery: str, ids: Iterable[str]) -> Json:
+        """Delete items; returns `deleted`, a number, and `missing`, the ids that were not there.
+
+        Raises:
+            TypeError: ids are no texts, or one text is given in place of several.
+        """
+        deleted, missing, wanted = 0, list[str](), wire.id_list(ids)
         size = self._limit("max_items_per_upsert")
-        for start in range(0, len(ids), size):
-            body = {"ids": list(ids[start : start + size])}
+        for start in range(0, len(wanted), size):
+            body = {"ids": wanted[start : start + size]}
             answer = self._call("POST", f"/galleries/{wire.quoted(gallery)}/items/delete", body)
             deleted += answer["deleted"]
             missing += answer["missing"]
@@ -475,7 +480,7 @@ class Client:
         return self._call("POST", f"/galleries/{wire.quoted(gallery)}/search/explain", body)
 
     def set_probes(
-        self, gallery: str, vectors: Mapping[str, Vectors], *, relevant: Sequence[Sequence[str]] | None = None
+        self, gallery: str, vectors: Mapping[str, Vectors], *, relevant: Iterable[Iterable[str]] | None = None
     ) -> Json:
         """Replace the queries by which an upgrade of the gallery is judged.
 
@@ -483,6 +488,9 @@ class Client:
             gallery: its name.
             vectors: (n, dimension) by model name: n queries in each model.
             relevant: per query the ids that ought to be found, if known.
+
+        Raises:
+            TypeError: ids are no texts, or one text is given in place of several.
         """
         columns = {name: wire.matrix(each, f"vectors of {name}") for name, each in vectors.items()}
         count = len(next(iter(columns.values()), ()))
@@ -490,7 +498,7 @@ class Client:
             {"vectors": {n: wire.encoded(each[at]) for n, each in columns.items()}} for at in range(count)
         ]
         for probe, ids in zip(probes, relevant or (), strict=relevant is not None):
-            probe["relevant"] = list(ids)
+            probe["relevant"] = wire.id_list(ids, "relevant")
         return self._call("PUT", f"/galleries/{wire.quoted(gallery)}/probes", {"probes": probes})
 
     # --- upgrades -----------------------------------------------------------------------------------------------------

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from forwardfill.wire import Vectors, matrix
+from forwardfill.wire import Vectors, id_list, matrix
 
 
-def stream(ids: Sequence[str], embeddings: Vectors, labels: Sequence[int] | Sequence[str] | None = None) -> bytes:
+def stream(ids: Iterable[str], embeddings: Vectors, labels: Sequence[int] | Sequence[str] | None = None) -> bytes:
     """Write pairs as an Arrow IPC stream.
 
     Args:
@@ -20,10 +20,11 @@ def stream(ids: Sequence[str], embeddings: Vectors, labels: Sequence[int] | Sequ
         labels: n labels, of all pairs or of none.
 
     Raises:
+        TypeError: ids are no texts, or one text is given in place of several.
         ValueError: lengths differ, or the embeddings are no matrix of numbers.
     """
     vectors = matrix(embeddings, "embeddings")
-    columns = {"id": list(ids), "embedding": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])}
+    columns = {"id": id_list(ids), "embedding": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])}
     if labels is not None:
         columns["label"] = [str(each) for each in labels]
     for name, column in columns.items():

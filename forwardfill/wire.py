@@ -72,6 +72,23 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
             yield from _numbers(each, f"{place}/{at}")
 
 
+def id_list(ids: Iterable[str], name: str = "ids") -> list[str]:
+    """What is given as ids, as a list.
+
+    Raises:
+        TypeError: it is one text, which Python would take for an id per letter, or it holds something else than texts.
+    """
+    if isinstance(ids, str | bytes):
+        raise TypeError(f"{name}: {ids!r} is one, not several; put it into a list")
+    found = list(ids)
+    for at, each in enumerate(found):
+        if not isinstance(each, str):
+            raise TypeError(
+                f"{name}: number {at} is {each!r}, of type {type(each).__name__}; an id is a text: convert with str()"
+            )
+    return found
+
+
 def encoded(vectors: Vectors, name: str = "vector") -> Any:
     """Encode a vector (d,) as base64 of little-endian float32; an array (n, d) as a list of n such strings.
 
@@ -95,18 +112,18 @@ class Rows:
 
     def __init__(
         self,
-        ids: Sequence[str],
+        ids: Iterable[str],
         embeddings: Vectors,
         side_information: Vectors | None,
         payloads: Sequence[Json | None] | None,
     ) -> None:
-        self.ids = ids
+        self.ids = id_list(ids)
         self.embeddings = matrix(embeddings, "embeddings")
         self.side = None if side_information is None else matrix(side_information, "side_information")
         self.payloads = payloads
         for what, column in (("embeddings", self.embeddings), ("side-information", self.side), ("payloads", payloads)):
-            if column is not None and len(column) != len(ids):
-                raise ValueError(f"{len(ids)} ids, but {len(column)} {what}")
+            if column is not None and len(column) != len(self.ids):
+                raise ValueError(f"{len(self.ids)} ids, but {len(column)} {what}")
 
     def bytes_per_item(self) -> int:
         """About how long an item is as JSON."""

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import pickle
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,48 @@ def test_a_delete_is_split_and_its_answers_are_added() -> None:
     with client_of(service) as client:
         assert client.delete_items("photos", [str(at) for at in range(6)]) == {"deleted": 6, "missing": ["x", "x"]}
     assert [len(body["ids"]) for body in service.bodies] == [4, 2]
+
+
+TAKE_IDS: dict[str, Callable[[Client, Any], object]] = {
+    "delete": lambda client, ids: client.delete_items("photos", ids),
+    "upsert": lambda client, ids: client.upsert("photos", "old", ids=ids, embeddings=np.eye(3)),
+    "probes": lambda client, ids: client.set_probes("photos", {"old": np.eye(1)}, relevant=[ids]),
+    "pairs": lambda _, ids: stream(ids, np.eye(3)),
+}
+
+
+@pytest.mark.parametrize("call", TAKE_IDS.values(), ids=TAKE_IDS)
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        ("123", "'123' is one, not several; put it into a list"),
+        (b"123", "b'123' is one, not several"),
+        (["a", 2, 3], r"number 1 is 2, of type int; an id is a text: convert with str\(\)"),
+        (["a", "b", uuid.UUID(int=7)], "number 2 is UUID"),
+        (np.arange(3), "number 0 is .*, of type int64"),
+    ],
+    ids=["one text", "bytes", "numbers", "UUIDs", "an array of numbers"],
+)
+def test_one_text_is_no_list_of_ids_and_nothing_but_texts_are_ids(
+    call: Callable[[Client, Any], object], ids: Any, told: str
+) -> None:
+    service = Recorder({"version": 1, "deleted": 1, "missing": []})
+    with client_of(service) as client, pytest.raises(TypeError, match=told):
+        call(client, ids)
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("call", TAKE_IDS.values(), ids=TAKE_IDS)
+@pytest.mark.parametrize("given", [iter, tuple, dict.fromkeys, lambda ids: dict.fromkeys(ids).keys(), np.array])
+def test_ids_may_come_in_whatever_can_be_iterated_over(
+    call: Callable[[Client, Any], object], given: Callable[[list[str]], Any]
+) -> None:
+    listed, other = (Recorder({"version": 1, "deleted": 1, "missing": []}) for _ in range(2))
+    with client_of(listed) as client:
+        expected = call(client, ["a", "b", "c"])
+    with client_of(other) as client:
+        assert call(client, given(["a", "b", "c"])) == expected
+    assert other.bodies == listed.bodies
 
 
 def test_an_artifact_is_put_under_the_digest_of_its_bytes(tmp_path: Path) -> None:
