@@ -439,12 +439,14 @@ class Client:
             gallery, model, k, filter, include, allow_partial, oversample: as for `search`.
             vectors: (n, dimension).
             companions: (n, dimension) by model name.
+
+        Raises:
+            ValueError: there are not as many companions as vectors, or they are no real numbers.
         """
+        own = wire.matrix(vectors, "vectors")
         others = {name: wire.matrix(each, wire.companion(name)) for name, each in (companions or {}).items()}
-        queries = [
-            wire.query(row, {name: each[at] for name, each in others.items()})
-            for at, row in enumerate(wire.matrix(vectors, "vectors"))
-        ]
+        wire.same_count({"vectors": own, **{wire.companion(name): each for name, each in others.items()}})
+        queries = [wire.query(row, {name: each[at] for name, each in others.items()}) for at, row in enumerate(own)]
         body = {"model": model, "queries": queries, **wire.options(k, filter, include, allow_partial, oversample)}
         answer: Any = self._call("POST", f"/galleries/{wire.quoted(gallery)}/search/batch", body)
         return answer  # type: ignore[no-any-return]
@@ -491,14 +493,17 @@ class Client:
 
         Raises:
             TypeError: ids are no texts, or one text is given in place of several.
+            ValueError: the numbers of vectors and of lists differ, or vectors are no real numbers.
         """
         columns = {name: wire.matrix(each, f"vectors of {name}") for name, each in vectors.items()}
-        count = len(next(iter(columns.values()), ()))
+        wanted = None if relevant is None else [wire.id_list(ids, "relevant") for ids in relevant]
+        called = {f"vectors of {name}": each for name, each in columns.items()}
+        count = wire.same_count({**called, "lists of relevant ids": wanted})
         probes: list[Json] = [
             {"vectors": {n: wire.encoded(each[at]) for n, each in columns.items()}} for at in range(count)
         ]
-        for probe, ids in zip(probes, relevant or (), strict=relevant is not None):
-            probe["relevant"] = wire.id_list(ids, "relevant")
+        if wanted is not None:
+            probes = [{**probe, "relevant": ids} for probe, ids in zip(probes, wanted, strict=True)]
         return self._call("PUT", f"/galleries/{wire.quoted(gallery)}/probes", {"probes": probes})
 
     # --- upgrades -----------------------------------------------------------------------------------------------------

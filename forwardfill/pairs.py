@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from forwardfill.wire import Vectors, id_list, matrix
+from forwardfill.wire import Vectors, id_list, matrix, same_count
 
 
 def stream(ids: Iterable[str], embeddings: Vectors, labels: Sequence[int] | Sequence[str] | None = None) -> bytes:
@@ -24,12 +24,11 @@ def stream(ids: Iterable[str], embeddings: Vectors, labels: Sequence[int] | Sequ
         ValueError: lengths differ, or the embeddings are no matrix of numbers.
     """
     vectors = matrix(embeddings, "embeddings")
-    columns = {"id": id_list(ids), "embedding": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])}
+    names = id_list(ids)
+    same_count({"embeddings": vectors, "ids": names, "labels": labels})
+    columns = {"id": names, "embedding": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])}
     if labels is not None:
         columns["label"] = [str(each) for each in labels]
-    for name, column in columns.items():
-        if len(column) != len(vectors):
-            raise ValueError(f"{len(vectors)} embeddings, but {len(column)} of {name}")
     table, sink = pa.table(columns), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

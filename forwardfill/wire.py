@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -89,6 +89,20 @@ def id_list(ids: Iterable[str], name: str = "ids") -> list[str]:
     return found
 
 
+def same_count(columns: Mapping[str, Sized | None]) -> int:
+    """How many rows there are in columns that belong together, by what messages call them; None is no column.
+
+    Raises:
+        ValueError: they have different numbers of rows.
+    """
+    counts = {name: len(each) for name, each in columns.items() if each is not None}
+    first, count = next(iter(counts.items()), ("", 0))
+    for name, found in counts.items():
+        if found != count:
+            raise ValueError(f"{count} {first}, but {found} {name}")
+    return count
+
+
 def encoded(vectors: Vectors, name: str = "vector") -> Any:
     """Encode a vector (d,) as base64 of little-endian float32; an array (n, d) as a list of n such strings.
 
@@ -121,9 +135,9 @@ class Rows:
         self.embeddings = matrix(embeddings, "embeddings")
         self.side = None if side_information is None else matrix(side_information, "side_information")
         self.payloads = payloads
-        for what, column in (("embeddings", self.embeddings), ("side-information", self.side), ("payloads", payloads)):
-            if column is not None and len(column) != len(self.ids):
-                raise ValueError(f"{len(self.ids)} ids, but {len(column)} {what}")
+        same_count(
+            {"ids": self.ids, "embeddings": self.embeddings, "side-information": self.side, "payloads": payloads}
+        )
 
     def bytes_per_item(self) -> int:
         """About how long an item is as JSON."""

@@ -333,6 +333,45 @@ def test_a_batch_carries_the_companions_of_each_query() -> None:
     }
 
 
+NINE: Any = np.ones((9, 3))
+
+
+@pytest.mark.parametrize(
+    ("told", "call"),
+    [
+        (
+            "2 vectors, but 9 companions of new",
+            lambda client: client.search_batch("photos", "old", ONE.repeat(2, 0), companions={"new": NINE}),
+        ),
+        (
+            "9 vectors, but 1 companions of new",
+            lambda client: client.search_batch("photos", "old", NINE, companions={"old": NINE, "new": ONE}),
+        ),
+        (
+            "1 vectors of new, but 9 vectors of old",
+            lambda client: client.set_probes("photos", {"new": ONE, "old": NINE}),
+        ),
+        (
+            "9 vectors of old, but 1 vectors of new",
+            lambda client: client.set_probes("photos", {"old": NINE, "new": ONE}),
+        ),
+        (
+            "9 vectors of old, but 1 lists of relevant ids",
+            lambda client: client.set_probes("photos", {"old": NINE}, relevant=[["a"]]),
+        ),
+        ("9 embeddings, but 2 ids", lambda _: stream(["a", "b"], NINE)),
+        ("1 embeddings, but 2 labels", lambda _: stream(["a"], ONE, [1, 2])),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_with_both_numbers_and_nothing_is_sent(
+    told: str, call: Callable[[Client], object]
+) -> None:
+    service = Recorder({"results": []})
+    with client_of(service) as client, pytest.raises(ValueError, match=f"^{told}$"):
+        call(client)
+    assert service.requests == []
+
+
 def test_what_is_not_asked_for_is_left_to_the_service() -> None:
     service = Recorder({"hits": []})
     with client_of(service) as client:

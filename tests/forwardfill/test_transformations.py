@@ -73,7 +73,7 @@ def test_files_that_do_not_belong_together_are_refused_before_anything_is_sent(w
     (tmp_path / "ids.txt").write_text("item-0")
     refused = fit()
     assert refused.exit_code == 2
-    assert f"{ROWS} embeddings, but 1 of id" in refused.output
+    assert f"{ROWS} embeddings, but 1 ids" in refused.output
     assert world.get("/transformations/fits")["fits"] == []
     with pytest.raises(ValueError, match="vectors have shape"):
         stream(["a"], np.zeros(3))
