@@ -47,13 +47,13 @@ def real(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
 
 
 def as_json(body: Json) -> bytes:
-    """A body as JSON.
+    """A body as JSON, in which NumPy's numbers are numbers.
 
     Raises:
         ValueError: it holds NaN or infinity. JSON has neither, and `null`, which would be sent, is something else: of a throttle,
             for instance, it takes the limit away.
     """
-    content = orjson.dumps(body)
+    content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in content:  # which is also what is meant by None, and may be a part of a text
         for place, number in _numbers(body, ""):
             if not math.isfinite(number):
@@ -62,12 +62,12 @@ def as_json(body: Json) -> bytes:
 
 
 def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
-    if isinstance(value, float):
-        yield place, value
+    if isinstance(value, float | np.floating):
+        yield place, float(value)
     elif isinstance(value, Mapping):
         for name, each in value.items():
             yield from _numbers(each, f"{place}/{name}")
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | np.ndarray):
         for at, each in enumerate(value):
             yield from _numbers(each, f"{place}/{at}")
 
@@ -142,7 +142,9 @@ class Rows:
     def bytes_per_item(self) -> int:
         """About how long an item is as JSON."""
         floats = int(self.embeddings.shape[1]) + (0 if self.side is None else int(self.side.shape[1]))
-        payload = max((len(orjson.dumps(each)) for each in self.payloads or ()), default=0)
+        payload = max(
+            (len(orjson.dumps(each, option=orjson.OPT_SERIALIZE_NUMPY)) for each in self.payloads or ()), default=0
+        )
         return ITEM_OVERHEAD + floats * 4 * 4 // 3 + payload + max((len(each) for each in self.ids), default=0)
 
     def items(self, start: int, end: int) -> list[Json]:

@@ -530,8 +530,12 @@ def test_a_stream_whose_read_timeout_passes_the_end_of_the_wait_is_opened_anew(m
     assert service.timeouts[1] <= service.timeouts[0] - 0.01
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_a_number_that_json_does_not_have_is_refused_by_its_place_and_nothing_is_sent(number: float) -> None:
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
+def test_a_number_that_json_does_not_have_is_refused_by_its_place_and_nothing_is_sent(
+    text: str, kind: Callable[[str], Any]
+) -> None:
+    number = kind(text)
     recorder = Recorder({})
     with client_of(recorder) as client:
         for place, call in {
@@ -542,9 +546,23 @@ def test_a_number_that_json_does_not_have_is_refused_by_its_place_and_nothing_is
             "/throttle/items_per_second": lambda: client.start_upgrade(
                 "g", transformation="t", throttle={"items_per_second": number}
             ),
+            "/gate/min_cmc1": lambda: client.start_upgrade("g", transformation="t", gate={"min_cmc1": number}),
+            "/filter/price/in/1": lambda: client.search("g", "m", [1], filter={"price": {"in": np.array([1, number])}}),
         }.items():
             with pytest.raises(ValueError, match=place):
                 call()
         assert recorder.requests == []
         client.search("g", "m", [1], filter={"price": None, "name": "null"})
     assert recorder.bodies[0]["filter"] == {"price": None, "name": "null"}
+
+
+def test_numpys_numbers_are_sent_as_numbers() -> None:
+    recorder = Recorder({"version": 1})
+    with client_of(recorder) as client:
+        client.register_model("m", dimension=np.int64(3), metric="cosine", normalized=np.True_)  # type: ignore[arg-type]
+        client.search("g", "m", [1], k=np.int64(2), filter={"price": {"lt": np.float32(0.5)}})  # type: ignore[arg-type]
+        client.upsert("g", "m", ids=["a"], embeddings=[[1]], payloads=[{"size": np.uint8(7), "box": np.arange(2)}])
+    model, search, upsert = recorder.bodies
+    assert (model["dimension"], model["normalized"]) == (3, True)
+    assert (search["k"], search["filter"]) == (2, {"price": {"lt": 0.5}})
+    assert upsert["items"][0]["payload"] == {"size": 7, "box": [0, 1]}
