@@ -132,8 +132,8 @@ class Rows:
         payloads: Sequence[Json | None] | None,
     ) -> None:
         self.ids = id_list(ids)
-        self.embeddings = matrix(embeddings, "embeddings")
-        self.side = None if side_information is None else matrix(side_information, "side_information")
+        self.embeddings = _column(embeddings, "embeddings")
+        self.side = None if side_information is None else _column(side_information, "side_information")
         self.payloads = payloads
         same_count(
             {"ids": self.ids, "embeddings": self.embeddings, "side-information": self.side, "payloads": payloads}
@@ -207,6 +207,12 @@ def matrix(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
     if array.ndim != 2:
         raise ValueError(f"{name}: vectors have shape (n, d), not {array.shape}")
     return array
+
+
+def _column(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
+    """As `matrix`; but an empty list is no rows, of whatever dimension."""
+    array = real(vectors, name)
+    return array.reshape(0, 0) if array.shape == (0,) else matrix(array, name)
 
 
 def query(vector: Vectors, companions: Mapping[str, Vectors] | None) -> Json:

@@ -247,10 +247,11 @@ def test_real_numbers_of_any_type_are_vectors(kind: Any) -> None:
     assert encoded(np.array([1, 2], kind)) == encoded([1.0, 2.0])
 
 
-def test_an_upsert_of_nothing_sends_nothing() -> None:
+@pytest.mark.parametrize("nothing", [[], np.empty((0, 3))], ids=["a list", "an array"])
+def test_an_upsert_of_nothing_sends_nothing(nothing: Any) -> None:
     service = Recorder({})
     with client_of(service) as client:
-        assert client.upsert("photos", "old", ids=[], embeddings=np.empty((0, 3))) == 0
+        assert client.upsert("photos", "old", ids=[], embeddings=nothing, side_information=nothing, payloads=[]) == 0
     assert service.requests == []
 
 
