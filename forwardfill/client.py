@@ -66,9 +66,14 @@ class Client:
             api_key: sent as a bearer token.
             timeout: seconds per read or write, or as httpx takes it.
             transport: another way to the service, for tests.
+
+        Raises:
+            ValueError: the key is none.
         """
         headers = {"accept": "application/json"}
         if api_key is not None:
+            if not wire.fits_a_header(api_key):
+                raise ValueError("api_key: is empty, or has spaces, a line's end or signs that no key has")
             headers["authorization"] = f"Bearer {api_key}"
         self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=transport)
         self._limits: dict[str, int] | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import httpx
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from forwardfill.wire import fits_a_header
 
 
 class ClientSettings(BaseSettings):
@@ -40,7 +41,6 @@ class ClientSettings(BaseSettings):
     @field_validator("api_key")
     @classmethod
     def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
-        # What does not, HTTP libraries refuse with a message that has the key in it.
-        if key and not re.fullmatch("[!-~]+", key.get_secret_value()):
+        if key and not fits_a_header(key.get_secret_value()):
             raise ValueError("has spaces or signs that no key has")
         return key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -244,6 +245,11 @@ def options(
     if oversample is not None:
         said["oversample"] = oversample
     return said
+
+
+def fits_a_header(key: str) -> bool:
+    """Whether a key can be sent. What cannot, HTTP libraries refuse with a message that has the key in it."""
+    return re.fullmatch("[!-~]+", key) is not None
 
 
 def quoted(name: str) -> str:

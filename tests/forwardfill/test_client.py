@@ -164,6 +164,13 @@ def test_the_key_is_sent_as_a_bearer_token() -> None:
     assert service.requests[0].headers["authorization"] == "Bearer secret"
 
 
+@pytest.mark.parametrize("key", ["geheim\n", "geheim\r\n", "geheim geheim", "gehe\u00efm", ""])
+def test_what_is_no_key_is_refused_at_once_and_not_told(key: str) -> None:
+    with pytest.raises(ValueError, match="api_key: is empty, or has spaces, a line's end") as caught:
+        Client("http://service", api_key=key)
+    assert "gehe" not in str(caught.value)
+
+
 def test_names_and_ids_cannot_leave_their_place_in_the_path() -> None:
     service = Recorder({})
     with client_of(service) as client:
