@@ -197,9 +197,10 @@ def create_key(
     from service import auth
 
     _environment(DATA=data)
+    catalog = _migrated()  # a setting that is none is a ValueError too, whose own words have its value in them
     try:
         # Nothing but the key, so that a script can take it.
-        print(auth.create_key(_migrated(), name, scope))
+        print(auth.create_key(catalog, name, scope))
     except ValueError as error:
         refuse(str(error))
 

@@ -40,6 +40,12 @@ def run(*arguments: str) -> Any:
         ("migrate", "DATABASE_URL", AWAY, "the catalog does not answer"),
         ("migrate", "DATABASE_URL", f"{AWAY}?no=geheim", 'invalid connection option "no"'),
         ("migrate", "DATABASE_URL", "sqlite:////proc/nope/catalog", "unable to open database file"),
+        (
+            "keys create --name x",
+            "DATABASE_URL",
+            "postgres://u:geheim@x/y",
+            "FORWARDFILL_DATABASE_URL: is not of the form",
+        ),
         ("keys list", "DATABASE_URL", AWAY, 'server at "127.0.0.1", port 1 failed'),
         ("migrate", "DATA", "/proc/nope", "FORWARDFILL_DATA: the folder /proc/nope cannot be made"),
         ("worker", "BROKER_URL", "foo://:geheim@x", "FORWARDFILL_BROKER_URL: is not the URL of a broker"),
