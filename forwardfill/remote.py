@@ -258,12 +258,16 @@ def _watch(client: Client, upgrade_id: str) -> None:
     )
     with bar:
         task = bar.add_task(upgrade_id, total=1.0, state="")
+        seen: str | None = (
+            None  # who does not tell it is told of the present state, which would end each stream at once
+        )
         while True:
             now = client.upgrade(upgrade_id)
             bar.update(task, completed=now["progress"]["fraction"], state=now["state"])
             if now["state"] in RESTING | {"completed", "paused", "awaiting_cutover"}:
                 break
-            for event in client.events(upgrade_id):
+            for event in client.events(upgrade_id, after=seen):
+                seen = event.id or seen
                 bar.update(task, completed=event.data.get("fraction", bar.tasks[0].completed))
                 if event.name == "state":
                     break

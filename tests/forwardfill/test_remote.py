@@ -184,3 +184,24 @@ def test_waiting_for_an_upgrade_that_rests_has_a_limit(world: World) -> None:
         pytest.raises(TimeoutError, match=r"is awaiting_cutover after 0\.2 s"),
     ):
         client.wait(upgrade, timeout=0.2)
+
+
+def test_a_watched_upgrade_is_followed_from_the_last_event_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.app.state.process.nudge = lambda: None
+    upgrade = world.start()
+    followed, events = list[str | None](), Client.events
+
+    def recorded(client: Client, upgrade_id: str, *, after: str | None = None) -> Any:
+        followed.append(after)
+        if len(followed) == 2:
+            world.work()
+        return events(client, upgrade_id, after=after)
+
+    monkeypatch.setattr(Client, "events", recorded)
+    watched = run("upgrade", "watch", upgrade)
+    assert watched.exit_code == 0, watched.output
+    assert "photos: completed, 100%" in watched.stdout
+    first, *others = followed
+    assert first is None
+    assert all(others)
+    assert len(set(others)) == len(others) >= 1, "no stream tells again what another told"
