@@ -73,7 +73,7 @@ def explain_search(
     companion: Annotated[
         list[str] | None, typer.Option(help="The same query of another model, as MODEL=FILE; may be repeated.")
     ] = None,
-    k: Annotated[int, typer.Option(help="Hits.")] = 10,
+    k: Annotated[int | None, typer.Option(help="Hits; 10, or as many as the service allows, unless given.")] = None,
     oversample: Annotated[int | None, typer.Option(help="Candidates per hit that are transformed.")] = None,
 ) -> None:
     """Do a search and show how: the plan, the time of each step, and what exact search of the whole gallery finds."""

@@ -162,6 +162,20 @@ def test_a_query_to_explain_that_is_not_real_is_refused(world: World, tmp_path: 
     assert "real numbers, not complex64" in " ".join(refused.stderr.replace("│", "").split())
 
 
+def test_a_search_is_explained_where_fewer_hits_are_allowed_than_are_usual(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "query.npy", UNITS[0])
+    with opened(tmp_path, gallery={"max_k": 3}) as world:
+        world.prepared().filled()
+        monkeypatch.setenv("FORWARDFILL_URL", str(world.client.base_url))
+        command = ("galleries", "explain", GALLERY, "--model", "old", "--vector", str(tmp_path / "query.npy"))
+        usual, fewer = run(*command), run(*command, "--k", "2")
+    assert usual.exit_code == 0, usual.output
+    assert row(usual, "all") == ["all", "3", "3", "1.0"]
+    assert row(fewer, "all") == ["all", "2", "2", "1.0"]
+
+
 @pytest.mark.parametrize(
     ("lines", "told"), [(["[]"] * 3, "has 3 lines for 4 queries"), (["[]", "[1]", "[]", "[]"], "line 2: should be")]
 )
