@@ -66,16 +66,13 @@ COPY --from=build-worker /opt/venv /opt/venv
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER forwardfill
-# A worker answers nobody while it transforms a segment. Its sign of life is its lease in the catalog.
-HEALTHCHECK NONE
 CMD ["forwardfill", "worker"]
 
-# The last stage is what a plain `docker build .` makes.
+# The last stage is what a plain `docker build .` makes. Whether a container of it is well depends on its command, since a
+# worker answers nobody: docker-compose.yml has the API's health check.
 FROM runtime AS api
 COPY --from=build-api /opt/venv /opt/venv
 USER forwardfill
 EXPOSE 8000
 # Outside loopback the service starts only once a key exists (see README, "In production").
 CMD ["forwardfill", "serve", "--no-worker", "--host", "0.0.0.0"]
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]

@@ -8,10 +8,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -261,7 +263,6 @@ def test_an_image_runs_as_nobody_special_and_stops_on_sigterm(target: str) -> No
     assert users
     assert users[-1] not in {"root", "0"}
     assert ("STOPSIGNAL", "SIGTERM") in instructions
-    assert any(keyword == "HEALTHCHECK" for keyword, _ in instructions)
     assert any(keyword == "VOLUME" and rest == "/data" for keyword, rest in instructions)
 
 
@@ -302,6 +303,31 @@ def test_a_service_is_watched_or_ends_by_itself(name: str) -> None:
         assert service["restart"] == "unless-stopped"
 
 
+def test_an_image_of_several_commands_has_no_health_check_which_each_would_inherit() -> None:
+    assert not any(keyword == "HEALTHCHECK" for stage in dockerfile().values() for keyword, _ in stage.instructions)
+
+
+class Health(BaseHTTPRequestHandler):
+    """An API that is ready, and answers 503 on any other path."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health/ready" else 503)
+        self.end_headers()
+
+
+@pytest.mark.parametrize(("path", "status"), [("/health/ready", 0), ("/health/unwell", 1)])
+def test_the_health_check_asks_the_api_itself_whatever_proxy_is_set(path: str, status: int) -> None:
+    command = compose()["services"]["api"]["healthcheck"]["test"]
+    assert command[:3] == ["CMD", "python", "-c"]
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = command[3].replace(":8000/health/ready", f":{server.server_port}{path}")
+        environment = {**os.environ, "http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
+        asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+        server.shutdown()
+    assert asked.returncode == status, asked.stderr.decode()
+
+
 @pytest.mark.parametrize("name", sorted(compose()["services"]))
 def test_a_service_waits_only_for_what_can_happen(name: str) -> None:
     services = compose()["services"]
@@ -319,6 +345,25 @@ def test_compose_builds_targets_of_the_dockerfile() -> None:
     assert targets <= set(dockerfile())
 
 
+def builders() -> dict[str, list[str]]:
+    """The services that build each image of ours."""
+    found: dict[str, list[str]] = {}
+    for name, service in compose()["services"].items():
+        if "build" in service:
+            found.setdefault(service["image"], []).append(name)
+    return found
+
+
+def test_an_image_is_built_by_one_service_which_all_others_of_it_wait_for_and_pull_from_nowhere() -> None:
+    services = compose()["services"]
+    for image, names in builders().items():
+        [builder] = names
+        for name, service in services.items():
+            if service["image"] == image and name != builder:
+                assert service["pull_policy"] == "never", name
+                assert builder in service["depends_on"], name
+
+
 def test_no_port_is_published_beyond_loopback() -> None:
     for name, service in compose()["services"].items():
         for port in service.get("ports", []):
@@ -327,7 +372,7 @@ def test_no_port_is_published_beyond_loopback() -> None:
 
 def test_our_containers_run_with_a_read_only_root_and_no_privileges() -> None:
     for name, service in compose()["services"].items():
-        if "build" in service:
+        if service["image"] in builders():
             assert service["read_only"] is True, name
             assert service["cap_drop"] == ["ALL"], name
             assert "no-new-privileges:true" in service["security_opt"], name
