@@ -43,7 +43,7 @@ def require_safe_binding(host: str, *, has_keys: bool, insecure: bool) -> None:
     """
     if not has_keys and not insecure and not is_loopback(host):
         raise UnsafeBinding(
-            f"{host} is not a loopback address and no key was made: make one with "
+            f"FORWARDFILL_HOST: {host!r} is not a loopback address and no key was made: make one with "
             "`forwardfill keys create --name admin --scope admin`, or pass --insecure"
         )
 

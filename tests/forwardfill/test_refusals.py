@@ -33,6 +33,12 @@ def run(*arguments: str) -> Any:
     ("command", "variable", "value", "told"),
     [
         ("serve", "PORT", "abc", "FORWARDFILL_PORT: Input should be a valid integer"),
+        (
+            "serve --no-worker",
+            "HOST",
+            "0.0.0.0",
+            "FORWARDFILL_HOST: '0.0.0.0' is not a loopback address and no key was made",
+        ),
         ("gc", "MAX_K", "abc", "FORWARDFILL_MAX_K: Input should be a valid integer"),
         ("migrate", "DATABASE_URL", "geheim", "FORWARDFILL_DATABASE_URL: is not of the form sqlite:////"),
         ("migrate", "DATABASE_URL", "mysql://u:geheim@x", "or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"),

@@ -190,7 +190,7 @@ def test_an_open_address_needs_a_key_or_insistence() -> None:
         assert is_loopback(host)
         require_safe_binding(host, has_keys=False, insecure=False)
     for host in ("0.0.0.0", "::", "192.0.2.7", "photos.example", ""):
-        with pytest.raises(UnsafeBinding):
+        with pytest.raises(UnsafeBinding, match=f"^FORWARDFILL_HOST: '{host}' is not a loopback address"):
             require_safe_binding(host, has_keys=False, insecure=False)
         require_safe_binding(host, has_keys=True, insecure=False)
         require_safe_binding(host, has_keys=False, insecure=True)
