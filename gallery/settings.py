@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _DATABASES = {"sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"}
@@ -97,6 +97,8 @@ class GallerySettings(BaseSettings):
         return self.threads or max(1, (os.cpu_count() or 1) // 2)
 
     @property
-    def database(self) -> str:
-        """The URL that is in force."""
-        return self.database_url or f"sqlite:///{self.data.absolute() / 'catalog.sqlite3'}"
+    def database(self) -> URL:
+        """The URL that is in force; as no string, in which some signs of a folder's name would mean something else."""
+        if self.database_url:
+            return make_url(self.database_url)
+        return URL.create("sqlite", database=str(self.data.absolute() / "catalog.sqlite3"))

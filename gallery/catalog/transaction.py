@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -47,7 +47,7 @@ class Transaction:
 class Catalog:
     """A database and its two kinds of transaction; safe to share between threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         """Connect lazily to a SQLAlchemy URL (`sqlite:///...` or `postgresql+psycopg://...`)."""
         self.engine = _engine(url)
         self._write = sessionmaker(self.engine, expire_on_commit=False)
@@ -95,7 +95,7 @@ def _attempt(action: Callable[[], None]) -> None:
         log.exception("after_commit_failed")
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str | URL) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
         engine = create_engine(url, json_serializer=_as_json, pool_pre_ping=True, pool_size=10, max_overflow=20)
         event.listen(engine, "begin", _begin_postgresql)

@@ -1,0 +1,23 @@
+"""What processes may be told: it means what it says, or it is refused before anything is done by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gallery.catalog import schema
+from gallery.catalog.transaction import Catalog
+from gallery.settings import GallerySettings
+
+
+@pytest.mark.parametrize("name", ["a?1", "my%20data", "50%off", "a#b", "a b", "ünï", "a:b@c", "a?mode=memory&uri=true"])
+def test_the_catalog_is_in_the_data_folder_whatever_its_name(name: str, tmp_path: Path) -> None:
+    data = tmp_path / name
+    data.mkdir()
+    catalog = Catalog(GallerySettings(data=data, database_url="").database)
+    schema.migrate(catalog)
+    assert schema.is_current(catalog)
+    catalog.close()
+    assert (data / "catalog.sqlite3").exists()
+    assert list(tmp_path.iterdir()) == [data]
