@@ -70,6 +70,7 @@ def _config(connection: Connection) -> Config:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("the package `migrations` is not installed beside `gallery`")
     config = Config()
-    config.set_main_option("script_location", str(Path(spec.origin).parent))
+    folder = str(Path(spec.origin).parent)
+    config.set_main_option("script_location", folder.replace("%", "%%"))  # Alembic replaces %(names)s in what is set
     config.attributes["connection"] = connection
     return config

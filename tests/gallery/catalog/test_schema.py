@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import spec_from_file_location
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -13,6 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
+import migrations
 from gallery.catalog import schema
 from gallery.catalog.schema import is_current, migrate
 from gallery.catalog.tables import Base, ColumnRow
@@ -63,6 +67,18 @@ def test_looking_at_the_schema_waits_for_no_writer(catalog: Catalog) -> None:
     migrate(catalog)
     with catalog.transaction():
         assert is_current(catalog)
+
+
+@pytest.mark.parametrize("name", ["50%off", "%(here)s", "a:b c"])
+def test_the_history_is_read_wherever_it_is_installed(
+    catalog: Catalog, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / name / "migrations"
+    shutil.copytree(Path(migrations.__file__).parent, folder)
+    there = spec_from_file_location("migrations", folder / "__init__.py")
+    monkeypatch.setattr(schema, "find_spec", lambda _: there)
+    migrate(catalog)
+    assert is_current(catalog)
 
 
 def test_a_catalog_of_a_newer_version_is_neither_migrated_nor_compared(catalog: Catalog) -> None:
