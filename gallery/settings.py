@@ -80,15 +80,22 @@ class GallerySettings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _database_that_works(cls, url: str) -> str:
+        if not url:
+            return url
         try:
-            known = not url or make_url(url).drivername in _DATABASES
+            parsed = make_url(url)
         except (ArgumentError, ValueError):  # whose messages have parts of the URL, and so perhaps of the password
-            known = False
-        if not known:
+            parsed = None
+        if parsed is None or parsed.drivername not in _DATABASES:
             raise ValueError(
                 "is not of the form sqlite:////FOLDER/catalog.sqlite3 or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE; "
                 "empty, it is SQLite in the data folder"
-            ) from None
+            )
+        if parsed.get_backend_name() == "sqlite" and not _is_kept(parsed):
+            raise ValueError(
+                "names no file, without which SQLite forgets everything: it is of the form "
+                "sqlite:////FOLDER/catalog.sqlite3; empty, it is SQLite in the data folder"
+            )
         return url
 
     @property
@@ -102,3 +109,11 @@ class GallerySettings(BaseSettings):
         if self.database_url:
             return make_url(self.database_url)
         return URL.create("sqlite", database=str(self.data.absolute() / "catalog.sqlite3"))
+
+
+def _is_kept(sqlite: URL) -> bool:
+    """Whether SQLite keeps it in a file, and not in a connection's memory."""
+    name = (sqlite.database or "").removeprefix("file:").partition("?")[0]
+    options = sqlite.normalized_query
+    in_memory = "memory" in options.get("mode", ()) or "memdb" in options.get("vfs", ())
+    return name not in ("", ":memory:") and not sqlite.host and not in_memory

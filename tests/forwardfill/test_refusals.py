@@ -52,6 +52,7 @@ def run(*arguments: str) -> Any:
             "postgres://u:geheim@x/y",
             "FORWARDFILL_DATABASE_URL: is not of the form",
         ),
+        ("keys list", "DATABASE_URL", "sqlite:///:memory:", "FORWARDFILL_DATABASE_URL: names no file"),
         ("keys list", "DATABASE_URL", AWAY, 'server at "127.0.0.1", port 1 failed'),
         ("migrate", "DATA", "/proc/nope", "FORWARDFILL_DATA: the folder /proc/nope cannot be made"),
         ("worker", "BROKER_URL", "foo://:geheim@x", "FORWARDFILL_BROKER_URL: is not the URL of a broker"),
