@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
+
+YEAR = 365 * 24 * 60 * 60
+# Beyond these a number is a slip, and what computes with it ends in an error that does not name the setting: dates have an end,
+# and so have the integers of databases and of native libraries.
+Seconds = Annotated[float, Field(gt=0, le=YEAR)]
+Count = Annotated[int, Field(le=2**31 - 1)]
+Bytes = Annotated[int, Field(le=2**63 - 1)]
 
 _DATABASES = {"sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"}
 
@@ -25,29 +33,28 @@ class GallerySettings(BaseSettings):
         json_schema_extra={"secret": True},
     )
     # Where an index that finds 99 of 100 begins to pay (ADR 0032): sooner for one query, later for many at once.
-    exact_below: int = Field(default=5_000, ge=0, description="Segments with fewer rows have no index file.")
-    max_dimension: int = Field(default=8192, ge=1, description="Largest dimension of a model.")
-    max_items_per_upsert: int = Field(default=10_000, ge=1, description="Items in one JSON upsert.")
-    max_items_per_arrow: int = Field(default=1_000_000, ge=1, description="Items in one Arrow upsert.")
+    exact_below: Count = Field(default=5_000, ge=0, description="Segments with fewer rows have no index file.")
+    max_dimension: Count = Field(default=8192, ge=1, description="Largest dimension of a model.")
+    max_items_per_upsert: Count = Field(default=10_000, ge=1, description="Items in one JSON upsert.")
+    max_items_per_arrow: Count = Field(default=1_000_000, ge=1, description="Items in one Arrow upsert.")
     # A map hardly gets better beyond that, and all of them are in a worker's memory at once.
-    max_fit_pairs: int = Field(default=100_000, ge=1, description="Pairs that a transformation is fitted to.")
-    max_k: int = Field(default=1000, ge=1, description="Hits of one search.")
-    max_queries: int = Field(default=1000, ge=1, description="Queries in one batch search.")
-    oversample: int = Field(default=10, ge=1, description="Candidates per hit on forward and backward routes.")
+    max_fit_pairs: Count = Field(default=100_000, ge=1, description="Pairs that a transformation is fitted to.")
+    max_k: Count = Field(default=1000, ge=1, description="Hits of one search.")
+    max_queries: Count = Field(default=1000, ge=1, description="Queries in one batch search.")
+    oversample: Count = Field(default=10, ge=1, description="Candidates per hit on forward and backward routes.")
     # For the first place alone, recall needs about a hundred candidates however small k is.
-    min_candidates: int = Field(default=200, ge=1, description="Fewest candidates on forward and backward routes.")
-    lease_seconds: float = Field(
-        default=30.0, gt=0, description="A worker that is silent for longer loses its segment."
-    )
-    max_attempts: int = Field(default=3, ge=1, description="Attempts at a segment before it is set aside as failed.")
+    min_candidates: Count = Field(default=200, ge=1, description="Fewest candidates on forward and backward routes.")
+    lease_seconds: Seconds = Field(default=30.0, description="A worker that is silent for longer loses its segment.")
+    max_attempts: Count = Field(default=3, ge=1, description="Attempts at a segment before it is set aside as failed.")
     # A network computes 2,048 rows as fast as more, since what lies between two layers then stays in the cache; and a few blocks
     # are all that a worker holds of a segment.
-    block_rows: int = Field(
+    block_rows: Count = Field(
         default=2048, ge=1, description="Rows that a worker reads, transforms and writes together during an upgrade."
     )
     segments_at_once: int = Field(
         default=2,
         ge=1,
+        le=64,
         description="Segments that a worker transforms or indexes at once; one more may wait for its index on disk.",
     )
     quality_share: float = Field(
@@ -56,7 +63,7 @@ class GallerySettings(BaseSettings):
         le=1,
         description="Most of a worker's time that measuring quality with probes may take, during an upgrade and after it.",
     )
-    mapped_cache_bytes: int = Field(
+    mapped_cache_bytes: Bytes = Field(
         default=256 * 1024 * 1024,
         ge=0,
         description="Memory for columns that were mapped at query time (backward routes).",
@@ -65,7 +72,7 @@ class GallerySettings(BaseSettings):
         default="auto",
         description="Where the API's indexes live: auto (a GPU if FAISS can use one), cpu, cuda, cuda:1, ...",
     )
-    filter_cache_bytes: int = Field(
+    filter_cache_bytes: Bytes = Field(
         default=64 * 1024 * 1024,
         ge=0,
         description="Memory for which rows fit a filter: a byte for each row and filter, 400 for each segment.",
@@ -74,7 +81,10 @@ class GallerySettings(BaseSettings):
     # Searches and the worker share the cores. Threads that wait for each other on a busy core cost more than they gain: a
     # transformation took 4 times longer with two threads on two busy cores than with one.
     threads: int = Field(
-        default=0, ge=0, description="Threads of one search or transformation; 0 means half of the cores, at least one."
+        default=0,
+        ge=0,
+        le=1024,
+        description="Threads of one search or transformation; 0 means half of the cores, at least one.",
     )
 
     @field_validator("database_url")

@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import BaseSettings
 
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.settings import GallerySettings
+from service.settings import ServiceSettings
+from workers.settings import WorkerSettings
+
+NUMBERS = [
+    (kind, name)
+    for kind in (GallerySettings, ServiceSettings, WorkerSettings)
+    for name, field in kind.model_fields.items()
+    if field.annotation in (int, float)
+]
 
 
 @pytest.mark.parametrize("name", ["a?1", "my%20data", "50%off", "a#b", "a b", "ünï", "a:b@c", "a?mode=memory&uri=true"])
@@ -48,3 +58,30 @@ def test_a_catalog_that_no_file_keeps_is_refused(url: str) -> None:
 )
 def test_a_catalog_in_a_file_is_taken(url: str) -> None:
     assert GallerySettings(database_url=url).database_url == url
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS, ids=lambda each: getattr(each, "__name__", each))
+@pytest.mark.parametrize("value", ["inf", "nan", "1e308", str(10**23)])
+def test_a_number_that_nothing_can_compute_with_is_refused_by_its_setting(
+    kind: type[BaseSettings], name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"FORWARDFILL_{name.upper()}", value)
+    with pytest.raises(ValidationError) as refused:
+        kind()
+    assert [each["loc"] for each in refused.value.errors()] == [(name,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("lease_seconds", 31_536_000),
+        ("max_attempts", 2**31 - 1),
+        ("segments_at_once", 64),
+        ("threads", 1024),
+        ("mapped_cache_bytes", 2**63 - 1),
+    ],
+)
+def test_the_largest_number_is_taken_and_one_more_is_not(name: str, most: int) -> None:
+    assert getattr(GallerySettings.model_validate({name: most}), name) == most
+    with pytest.raises(ValidationError, match="Input should be less than or equal to"):
+        GallerySettings.model_validate({name: most + 1})

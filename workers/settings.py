@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gallery.settings import Count, Seconds
+
 # Redis is what is tested; the others are those for which nothing more has to be installed.
 _BROKERS = {"redis", "rediss", "amqp", "amqps"}
 
@@ -34,22 +36,23 @@ class WorkerSettings(BaseSettings):
     largest_error: float = Field(
         default=0.01,
         ge=0,
+        le=1,
         description="Farthest that a vector in bfloat16 may be from the one in float32, as a part of its length.",
     )
     # A nudge is sent when there is work, so this bounds only what the loss of a message costs, and how late a worker comes to
     # what a throttle allows: it catches up with a second of that.
-    sweep_seconds: float = Field(default=0.5, gt=0, description="How often a worker looks for work by itself.")
+    sweep_seconds: Seconds = Field(default=0.5, description="How often a worker looks for work by itself.")
     # Each segment costs every search a little, and each merge writes rows again: of more, or fewer, one would be felt.
-    compact_segments: int = Field(
+    compact_segments: Count = Field(
         default=16, ge=0, description="Small segments that are merged into one; 0 means only where it is asked for."
     )
-    compact_rows: int = Field(default=100_000, ge=1, description="Largest segment that a merge makes.")
+    compact_rows: Count = Field(default=100_000, ge=1, description="Largest segment that a merge makes.")
     # Searches take milliseconds and a process looks for newer versions several times a second.
-    retired_seconds: float = Field(
-        default=60.0, gt=0, description="How long merged segments are kept for searches that began before."
+    retired_seconds: Seconds = Field(
+        default=60.0, description="How long merged segments are kept for searches that began before."
     )
-    orphan_seconds: float = Field(
-        default=3600.0, gt=0, description="Files that no row names are removed once they are this old."
+    orphan_seconds: Seconds = Field(
+        default=3600.0, description="Files that no row names are removed once they are this old."
     )
 
     @field_validator("broker_url")
