@@ -114,6 +114,7 @@ def worker(
     native.prepare(_settings().threads_used)
     from forwardfill.processes import become_child
     from service.telemetry import configure_logs
+    from workers.devices import NoSuchDevice
     from workers.main import run
 
     configure_logs()
@@ -123,7 +124,10 @@ def worker(
     with suppress(OperationalError):  # a server that does not answer yet will; what is no catalog at all never will
         schema.is_current(catalog)
     catalog.close()
-    run()
+    try:
+        run()
+    except NoSuchDevice as error:
+        refuse(f"FORWARDFILL_DEVICE: {error}")
 
 
 @app.command()

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+class NoSuchDevice(ValueError):
+    """There is no such GPU, or the installed PyTorch cannot use it."""
+
+
 class Claim:
     """The first of some names that no other claim in the same folder has; if all are taken, any of them.
 
@@ -46,10 +50,25 @@ def chosen(wanted: str, data: Path) -> str:
 
     GPUs are told apart by what they are, not by their numbers: containers, and hosts that share the data folder, number their
     own from 0.
+
+    Raises:
+        NoSuchDevice: PyTorch cannot compute on it. It is tried here, since a transformation that fails there seems to be wrong.
     """
-    if wanted != "auto":
+    if wanted == "cpu":
         return wanted
     import torch  # noqa: PLC0415 - CUDA is asked about in the worker's own process, never when a module is imported
 
-    there = {str(torch.cuda.get_device_properties(at).uuid): at for at in range(torch.cuda.device_count())}
-    return f"cuda:{there[Claim(list(there), data / 'devices').name]}" if there else "cpu"
+    if wanted == "auto":
+        there = {str(torch.cuda.get_device_properties(at).uuid): at for at in range(torch.cuda.device_count())}
+        if not there:
+            return "cpu"
+        wanted = f"cuda:{there[Claim(list(there), data / 'devices').name]}"
+    try:
+        torch.zeros(1, device=wanted).cpu()
+    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was made without CUDA
+        reason = str(error).partition("\n")[0]
+        raise NoSuchDevice(
+            f"PyTorch sees {torch.cuda.device_count()} GPUs and cannot compute on {wanted!r} ({reason}): "
+            "mend that, or set FORWARDFILL_DEVICE=cpu"
+        ) from None
+    return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ class WorkerSettings(BaseSettings):
     )
     device: str = Field(
         default="auto",
-        description="Where transformations run: cpu, cuda:1, ...; auto takes a GPU that no other worker has.",
+        description="Where transformations run: cpu, cuda, cuda:1, ...; auto takes a GPU that no other worker has.",
     )
     computed_in: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
@@ -54,6 +55,13 @@ class WorkerSettings(BaseSettings):
     orphan_seconds: Seconds = Field(
         default=3600.0, description="Files that no row names are removed once they are this old."
     )
+
+    @field_validator("device")
+    @classmethod
+    def _device_that_may_be(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?", device):
+            raise ValueError("is not auto, cpu, cuda, or cuda:N")
+        return device
 
     @field_validator("broker_url")
     @classmethod

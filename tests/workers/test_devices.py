@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workers.devices import Claim, chosen
+import pytest
+import torch
+from pydantic import ValidationError
+
+from workers.devices import Claim, NoSuchDevice, chosen
+from workers.settings import WorkerSettings
 
 GPUS = ["a", "b", "c"]
 
@@ -44,7 +49,23 @@ def test_a_process_that_is_killed_lets_go_of_its_claim(tmp_path: Path) -> None:
     assert not Claim(["a"], tmp_path).is_shared
 
 
-def test_a_device_that_is_named_is_taken_as_it_is(tmp_path: Path) -> None:
-    assert chosen("cuda:3", tmp_path) == "cuda:3"
-    assert chosen("cpu", tmp_path) == "cpu"
+def test_a_device_that_is_named_is_taken_as_it_is_and_claims_nothing(tmp_path: Path) -> None:
+    named = ["cpu", *(f"cuda:{at}" for at in range(torch.cuda.device_count()))]
+    assert [chosen(each, tmp_path) for each in named] == named
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_what_would_help(tmp_path: Path) -> None:
+    with pytest.raises(NoSuchDevice, match=r"cannot compute on 'cuda:99' \(.+\): .* FORWARDFILL_DEVICE=cpu"):
+        chosen("cuda:99", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["foo", "", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "meta", "cpu "])
+def test_a_name_that_no_device_has_is_refused_before_anything_starts(name: str) -> None:
+    with pytest.raises(ValidationError, match="is not auto, cpu, cuda, or cuda:N"):
+        WorkerSettings(device=name)
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
+def test_a_name_that_a_device_may_have_is_taken(name: str) -> None:
+    assert WorkerSettings(device=name).device == name
