@@ -14,7 +14,7 @@ from forwardfill.wire import fits_a_header
 class ClientSettings(BaseSettings):
     """Read from `FORWARDFILL_*`."""
 
-    model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", env_ignore_empty=True, extra="ignore")
 
     url: str = Field(
         default="http://127.0.0.1:8000",

@@ -24,7 +24,7 @@ _DATABASES = {"sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"}
 class GallerySettings(BaseSettings):
     """Read from `FORWARDFILL_*` by the composition roots only; everyone below is handed values."""
 
-    model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", env_ignore_empty=True, extra="ignore")
 
     data: Path = Field(default=Path("forwardfill-data"), description="Folder of columns, indexes and artifacts.")
     database_url: str = Field(

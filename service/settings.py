@@ -11,7 +11,7 @@ from gallery.settings import YEAR, Bytes, Count, Seconds
 class ServiceSettings(BaseSettings):
     """Read from `FORWARDFILL_*` by the composition root only."""
 
-    model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", env_ignore_empty=True, extra="ignore")
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

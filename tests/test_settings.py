@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
+from forwardfill.settings import ClientSettings
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.settings import GallerySettings
@@ -85,3 +86,13 @@ def test_the_largest_number_is_taken_and_one_more_is_not(name: str, most: int) -
     assert getattr(GallerySettings.model_validate({name: most}), name) == most
     with pytest.raises(ValidationError, match="Input should be less than or equal to"):
         GallerySettings.model_validate({name: most + 1})
+
+
+@pytest.mark.parametrize("kind", [GallerySettings, ServiceSettings, WorkerSettings, ClientSettings])
+def test_an_empty_variable_is_as_one_that_is_not_set(kind: type[BaseSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in kind.model_fields:
+        monkeypatch.delenv(f"FORWARDFILL_{name.upper()}", raising=False)
+    default = kind()
+    for name in kind.model_fields:
+        monkeypatch.setenv(f"FORWARDFILL_{name.upper()}", "")
+    assert kind() == default

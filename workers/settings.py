@@ -18,7 +18,7 @@ _BROKERS = {"redis", "rediss", "amqp", "amqps"}
 class WorkerSettings(BaseSettings):
     """Read from `FORWARDFILL_*` by the worker, and by whoever nudges it."""
 
-    model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FORWARDFILL_", env_ignore_empty=True, extra="ignore")
 
     broker_url: str = Field(
         default="",
