@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
-from forwardfill.refusals import refusals
+from forwardfill.refusals import is_read_only, refusals
 from forwardfill.terminal import refuse, say, show
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
@@ -174,6 +174,8 @@ def gc(
     try:
         upkeep.collect(_current(), GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
     except OperationalError as error:
+        if is_read_only(error):
+            raise
         refuse(f"The catalog is busy or does not answer, so nothing more is removed; try again: {error.orig}")
 
 

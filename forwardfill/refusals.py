@@ -49,7 +49,7 @@ def in_words(error: Exception) -> str | None:
             return "\n".join(_setting(kind, each) for each in error.errors(include_url=False))
         # Without a statement, it was the connection that failed. What SQLAlchemy says itself has the statement's values.
         case DBAPIError() if error.statement is None or isinstance(error, OperationalError):
-            return f"the catalog does not answer (FORWARDFILL_DATABASE_URL, FORWARDFILL_DATA): {_line(str(error.orig))}"
+            return _of_the_catalog(error)
         case ModuleNotFoundError() if (package := (error.name or "").partition(".")[0]) in _EXTRAS:
             return f"{package} is not installed: pip install 'forwardfill[{_EXTRAS[package]}]'"
         case GalleryError() | NewerSchemaError() | OldSchemaError() | UnsafeBinding():
@@ -58,6 +58,21 @@ def in_words(error: Exception) -> str | None:
             named = error.filename is not None and error.strerror is not None
             return f"{error.filename}: {error.strerror}" if named else _line(str(error))
     return None
+
+
+def is_read_only(error: DBAPIError) -> bool:
+    """Whether it is of SQLite, which may not write its file, or not beside it."""
+    return str(getattr(error.orig, "sqlite_errorname", "")).startswith("SQLITE_READONLY")
+
+
+def _of_the_catalog(error: DBAPIError) -> str:
+    if is_read_only(error):
+        return (
+            "the catalog cannot be written, which SQLite needs even to read it (FORWARDFILL_DATABASE_URL, FORWARDFILL_DATA): "
+            "allow that; or, to verify a copy that nobody changes, set "
+            "FORWARDFILL_DATABASE_URL='sqlite:///file:/FOLDER/catalog.sqlite3?immutable=1&uri=true'"
+        )
+    return f"the catalog does not answer (FORWARDFILL_DATABASE_URL, FORWARDFILL_DATA): {_line(str(error.orig))}"
 
 
 def _setting(kind: type[BaseSettings], wrong: Any) -> str:

@@ -156,5 +156,10 @@ def _use_wal(connection: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    reading = connection.get_execution_options().get("forwardfill_reading")
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+    if connection.get_execution_options().get("forwardfill_reading"):
+        connection.exec_driver_sql("BEGIN")
+        return
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # Where SQLite may not write, that takes no lock and says nothing; files would be removed while others name them. This writes
+    # nothing either, since no catalog is of the kind that it is for, but is refused there.
+    connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")

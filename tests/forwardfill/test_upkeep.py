@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +237,32 @@ def test_what_cannot_be_verified_is_refused(world: World, tmp_path: Path, monkey
     refused = run("verify")
     assert refused.exit_code == 2
     assert "forwardfill migrate" in refused.output
+
+
+def test_a_copy_that_cannot_be_written_is_looked_at_and_nothing_is_removed_from_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(world.store.files.root, copy, ignore=shutil.ignore_patterns("catalog.sqlite3*"))
+    with closing(sqlite3.connect(copy / "catalog.sqlite3")) as catalog:
+        sqlite3.connect(world.store.files.root / "catalog.sqlite3").backup(catalog)
+    orphan = copy / "columns" / "1" / "orphan.npy"
+    orphan.write_bytes(b"12345")
+    os.utime(orphan, (0, 0))
+    there = sorted(copy.rglob("*"))
+    monkeypatch.setenv("FORWARDFILL_DATA", str(copy))
+    monkeypatch.setenv("FORWARDFILL_DATABASE_URL", f"sqlite:///file:{copy}/catalog.sqlite3?immutable=1&uri=true")
+    verified, listed = run("verify"), run("gc")
+    assert verified.exit_code == 0, verified.output
+    assert listed.exit_code == 0, listed.output
+    assert "orphan.npy" in listed.output
+    for command in (["gc", "--delete"], ["migrate"]):
+        refused = run(*command)
+        assert refused.exit_code == 2, refused.output
+        assert "cannot be written" in refused.stderr
+        assert "catalog.sqlite3?immutable=1&uri=true" in refused.stderr
+        assert "try again" not in refused.output
+    assert sorted(copy.rglob("*")) == there
 
 
 @pytest.mark.parametrize("repair", [False, True])
