@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,17 @@ def columns(path: Path) -> list[Column]:
 def _read(path: Path, name: str, start: int, size: int) -> Iterator[Any]:
     # Buffered ahead, a file of one row group would be read into memory whole.
     with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-        groups, first = list[int](), 0
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if first + rows > start:
-                groups.append(group)
-            elif not groups:
-                first += rows
-        batches = file.iter_batches(size, row_groups=groups, columns=[name])
-        yield from skipping((batch.column(0) for batch in batches), start - first)
+        count = file.num_row_groups
+        first, at = _group_of(start, [file.metadata.row_group(group).num_rows for group in range(count)])
+        batches = file.iter_batches(size, row_groups=list(range(first, count)), columns=[name])
+        yield from skipping((batch.column(0) for batch in batches), start - at)
+
+
+def _group_of(row: int, groups: Sequence[int]) -> tuple[int, int]:
+    """The group that a row is in, by the groups' numbers of rows, and the row that it begins with."""
+    at = 0
+    for group, rows in enumerate(groups):
+        if row < at + rows:
+            return group, at
+        at += rows
+    return len(groups), at

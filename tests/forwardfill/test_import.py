@@ -197,6 +197,28 @@ def test_an_import_that_was_killed_goes_on_and_every_row_is_there_once(
     assert not state.exists()
 
 
+def test_an_import_goes_on_within_a_row_group_that_is_larger_than_the_next(service: Service, tmp_path: Path) -> None:
+    gallery, path = service.gallery(), tmp_path / "vectors.parquet"
+    table = pa.table({"embedding": VECTORS.tolist()})
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for start, stop in ((0, 24), (24, 26), (26, ROWS)):
+            writer.write_table(table.slice(start, stop - start))
+    state = State(tmp_path / "state", "x")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(stored: int) -> None:
+        if stored:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        loop.run(service.client, gallery, "old", rows_of(path), state, batch=12, stored=stop)
+    assert state.rows() == 12
+    loop.run(service.client, gallery, "old", rows_of(path), state, batch=12, stored=lambda _: None)
+    service.check(gallery, [str(row) for row in range(ROWS)])
+
+
 def refused(done: Any, *words: str, code: int = 2) -> None:
     assert done.exit_code == code, done.output
     for word in words:

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forwardfill.importing import faiss_child
 from forwardfill.importing.column import BadInput
@@ -42,6 +44,14 @@ def parquet(path: Path) -> None:
 
 def parquet_fixed_float16(path: Path) -> None:
     pq.write_table(table(pa.list_(pa.float16(), DIMENSION)), path, row_group_size=ROWS)
+
+
+def grouped(path: Path, groups: list[int]) -> None:
+    """A column that counts the rows, in groups of these sizes."""
+    rows = iter(range(sum(groups)))
+    with pq.ParquetWriter(path, pa.schema([("row", pa.int64())])) as writer:
+        for size in groups:
+            writer.write_table(pa.table({"row": pa.array([next(rows) for _ in range(size)], pa.int64())}))
 
 
 def arrow_file(path: Path) -> None:
@@ -106,6 +116,26 @@ def test_a_format_gives_the_rows_that_were_written_from_any_row_on(
     ids, vectors = everything(rows, start, size)
     assert ids == (IDS if rows.ids else [str(row) for row in range(ROWS)])[start:]
     assert np.array_equal(vectors, VECTORS[start:])
+
+
+@given(groups=st.lists(st.integers(0, 9), max_size=6).filter(any), size=st.integers(1, 20), data=st.data())
+def test_parquet_gives_the_rows_from_any_row_on_whatever_the_sizes_of_its_groups(
+    tmp_path_factory: pytest.TempPathFactory, groups: list[int], size: int, data: st.DataObject
+) -> None:
+    path, rows = tmp_path_factory.mktemp("groups") / "a.parquet", sum(groups)
+    grouped(path, groups)
+    start = data.draw(st.integers(0, rows), "start")
+    (column,) = columns(path)
+    assert [each for block in column.blocks(start, size) for each in block.to_pylist()] == list(range(start, rows))
+
+
+@pytest.mark.parametrize("groups", [[10, 1, 10], [10, 10, 3]], ids=["a small one between", "a small one last"])
+def test_parquet_gives_the_rows_from_each_row_on_where_a_group_is_small(tmp_path: Path, groups: list[int]) -> None:
+    grouped(tmp_path / "a.parquet", groups)
+    (column,) = columns(tmp_path / "a.parquet")
+    for start in range(sum(groups) + 1):
+        found = [each for block in column.blocks(start, 4) for each in block.to_pylist()]
+        assert found == list(range(start, sum(groups)))
 
 
 def test_bytes_become_floats(tmp_path: Path) -> None:
