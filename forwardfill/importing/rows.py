@@ -146,8 +146,11 @@ def vectors(array: Any, dimension: int, column: Column, start: int, *, required:
             f"{column.where}, row {rows[other[0]]}: has dimension {lengths[other[0]]}, the model {dimension}; name the model "
             "that made these vectors, or another column"
         )
+    kind = pa.list_(pa.float32(), dimension)
+    if not len(there):  # an Arrow file may keep no numbers at all for it, which the cast would follow
+        return pa.nulls(len(array), kind)
     # Numbers that float32 cannot hold become infinity here, and are found below.
-    typed = array.cast(pa.list_(pa.float32(), dimension), safe=False)
+    typed = array.cast(kind, safe=False)
     numbers = typed.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), dimension)  # of the rows that have some
     bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
     if len(bad):

@@ -177,6 +177,17 @@ def test_a_row_may_lack_side_information_and_payload(tmp_path: Path) -> None:
     assert batch.column("payload").to_pylist() == ['{"a": 1}', None, '{"a": 3}']
 
 
+def test_a_whole_block_may_lack_side_information(tmp_path: Path) -> None:
+    side = pa.array([None, None, [5.0, 6.0]], pa.list_(pa.float32()))
+    table = pa.table({"embedding": VECTORS[:3].tolist(), "side": side})
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    embeddings, beside = columns(tmp_path / "a.arrow")
+    rows = Rows(embeddings, DIMENSION, side=beside, side_dimension=2)
+    found = pa.Table.from_batches(rows.batches(0, 2))
+    assert found.column("side_information").to_pylist() == side.to_pylist()
+
+
 # --- FAISS ------------------------------------------------------------------------------------------------------------
 
 
