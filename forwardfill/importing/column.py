@@ -60,6 +60,8 @@ class Column:
 
 def as_arrow(block: np.ndarray[Any, Any]) -> Any:
     """An array (n, d) of real numbers as n lists of float32, or an array (n,) as n values."""
+    if block.ndim == 1 and block.dtype.kind in "iu":
+        return pa.array(np.ascontiguousarray(block, block.dtype.newbyteorder("=")))
     if block.ndim == 1:
         return pa.array(block.tolist())
     with np.errstate(

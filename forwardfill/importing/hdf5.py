@@ -44,4 +44,4 @@ def _read(path: Path, name: str, start: int, size: int) -> Iterator[Any]:
     with h5py.File(path, "r") as file:
         dataset = file[name]
         text = h5py.check_string_dtype(dataset.dtype) is not None
-        yield from slices(dataset.asstr() if text else dataset, start, size)
+        yield from slices(dataset.asstr("utf-8") if text else dataset, start, size)

@@ -109,12 +109,15 @@ def texts(array: Any, prefix: str, column: Column, start: int) -> Any:
         start: the row in which it begins.
 
     Raises:
-        BadInput: they are of another type, or one is missing.
+        BadInput: they are of another type, or one is missing or not UTF-8.
     """
     kind = _plain(array.type)
     if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_binary(kind)):
         raise BadInput(f"{column.where}: ids are strings or integers, not {kind}; name another column with --id-column")
-    ids = array.cast(pa.string())
+    if pa.types.is_binary(kind):
+        ids = pa.array([_decoded(each, column, row) for row, each in enumerate(array.to_pylist(), start)], pa.string())
+    else:
+        ids = _strings(array)
     if ids.null_count:
         row = start + int(np.argmin(ids.is_valid().to_numpy(zero_copy_only=False)))
         raise BadInput(f"{column.where}, row {row}: has no id; give it one, or leave ids out to count the rows")
@@ -168,7 +171,7 @@ def payload(array: Any, column: Column) -> Any:
     kind = _plain(array.type)
     if not _is_text(kind):
         raise BadInput(f"{column.where}: a payload is JSON text or a struct, not {kind}; name another column")
-    return array.cast(pa.string())
+    return _strings(array)
 
 
 def _plain(kind: Any) -> Any:
@@ -177,4 +180,20 @@ def _plain(kind: Any) -> Any:
 
 
 def _is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _strings(array: Any) -> Any:
+    """Strings or integers as strings, whichever way they are kept."""
+    if pa.types.is_dictionary(array.type):  # a dictionary of views cannot be cast as a whole
+        return array.dictionary.cast(pa.string()).take(array.indices)
+    return array.cast(pa.string())
+
+
+def _decoded(value: bytes | None, column: Column, row: int) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{column.where}, row {row}: its id is not text in UTF-8 ({error}); give it one that is"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from forwardfill.importing import faiss_child
 from forwardfill.importing.column import BadInput
 from forwardfill.importing.formats import columns, pick
-from forwardfill.importing.rows import Rows
+from forwardfill.importing.rows import Rows, payload, texts
 
 ROWS, DIMENSION = 97, 3
 VECTORS = np.random.default_rng(0).integers(-99, 99, (ROWS, DIMENSION)).astype(np.float32)
@@ -155,6 +156,76 @@ def test_ids_are_lines_or_numbers_with_a_prefix(tmp_path: Path) -> None:
         (ids,) = columns(tmp_path / name)
         found, _ = everything(Rows(embeddings, DIMENSION, ids=ids, id_prefix="x/"), 30, 20)
         assert found == [f"x/{each}" for each in expected[30:]]
+
+
+def as_npy(folder: Path, values: Any) -> Path:
+    np.save(folder / "ids.npy", values)
+    return folder / "ids.npy"
+
+
+def as_hdf5(folder: Path, values: Any) -> Path:
+    with h5py.File(folder / "ids.h5", "w") as file:
+        file["id"] = values
+    return folder / "ids.h5"
+
+
+def as_parquet(folder: Path, values: Any) -> Path:
+    pq.write_table(pa.table({"id": pa.array(values)}), folder / "ids.parquet")
+    return folder / "ids.parquet"
+
+
+def as_arrow_stream(folder: Path, values: Any) -> Path:
+    table = pa.table({"id": pa.array(values)})
+    with pa.ipc.new_stream(folder / "ids.arrow", table.schema) as writer:
+        writer.write_table(table)
+    return folder / "ids.arrow"
+
+
+def ids_in(path: Path, start: int = 0, size: int = 2) -> list[str]:
+    (column,) = columns(path)
+    blocks = zip(itertools.count(start, size), column.blocks(start, size), strict=False)
+    return [each for at, block in blocks for each in texts(block, "", column, at).to_pylist()]
+
+
+@pytest.mark.parametrize("write", [as_npy, as_hdf5, as_parquet, as_arrow_stream])
+@pytest.mark.parametrize("kind", ["u8", ">u8", "i8", ">i2", "u1"])
+def test_integers_of_any_width_are_ids(tmp_path: Path, write: Callable[[Path, Any], Path], kind: str) -> None:
+    limits = np.iinfo(kind)
+    values = np.array([1, limits.max, limits.min, limits.max - 7, 3], kind)
+    path = write(tmp_path, values if write in (as_npy, as_hdf5) else values.astype(values.dtype.newbyteorder("=")))
+    for start in range(len(values)):
+        assert ids_in(path, start) == [str(each) for each in values.tolist()[start:]]
+
+
+@pytest.mark.parametrize("write", [as_npy, as_hdf5, as_parquet, as_arrow_stream])
+def test_byte_strings_are_ids_in_utf_8(tmp_path: Path, write: Callable[[Path, Any], Path]) -> None:
+    values = np.array([each.encode() for each in ("a", "bé", "c", "d", "ü")])
+    assert ids_in(write(tmp_path, values), 1) == ["bé", "c", "d", "ü"]
+    values[3] = b"\xe9"
+    said = "cannot be read from row 2 on" if write is as_hdf5 else "row 3: its id is not text in UTF-8"
+    with pytest.raises(BadInput, match=said):
+        ids_in(write(tmp_path, values))
+
+
+def test_bytes_that_other_rows_share_are_blamed_on_the_row_that_has_them(tmp_path: Path) -> None:
+    path = as_arrow_stream(tmp_path, pa.array([b"a", b"b", b"c", b"\xe9"]).dictionary_encode())
+    with pytest.raises(BadInput, match="column 'id', row 3: its id is not text in UTF-8"):
+        ids_in(path)
+
+
+@pytest.mark.parametrize(("write", "shared"), [(as_parquet, False), (as_arrow_stream, False), (as_arrow_stream, True)])
+def test_texts_are_ids_and_payloads_whichever_way_they_are_kept(
+    tmp_path: Path, write: Callable[[Path, Any], Path], shared: bool
+) -> None:
+    given = ["a longer one than a view itself holds", "b", None, "d", "b"]
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        values = pa.array(given, kind)
+        (column,) = columns(write(tmp_path, values.dictionary_encode() if shared else values))
+        (block,) = column.blocks(0, 9)
+        assert payload(block, column).to_pylist() == given
+        assert texts(block.slice(3), "", column, 3).to_pylist() == given[3:]
+        with pytest.raises(BadInput, match="row 2: has no id"):
+            texts(block.slice(1), "", column, 1)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
