@@ -159,11 +159,13 @@ def _segment(files: Files, segment: _Segment) -> Iterator[Problem]:
     if row.ids_file not in wrong:
         yield from _ids(files, segment)
     if row.side_file is not None and row.side_dimension is not None and row.side_file not in wrong:
-        yield from _vectors(files, row, row.side_file, row.side_dimension, None)
+        yield from _vectors(files, row, row.side_file, row.side_dimension)
     for column, model, target in segment.columns:
         yield from _lineage(column, model, target)
         if column.file not in wrong:
-            yield from _vectors(files, row, column.file, model.dimension, model)
+            # An upsert refuses a vector of zeros where it has no direction; a transformation may give one, which scores 0.
+            zeros = model.metric != "cosine" or column.origin == "derived"
+            yield from _vectors(files, row, column.file, model.dimension, zeros=zeros)
             if column.index_file is not None and column.index_file not in wrong:
                 yield from _index(files, row, column, model)
     if not any(column.published for column, _, _ in segment.columns) and _live(segment):
@@ -230,10 +232,8 @@ def _lineage(column: ColumnRow, model: EmbeddingModel, target: int | None) -> It
         yield Problem(f"is {column.origin} in {model.name}, which its lineage denies", column.segment_id, column.file)
 
 
-def _vectors(
-    files: Files, row: SegmentRow, name: str, dimension: int, model: EmbeddingModel | None
-) -> Iterator[Problem]:
-    """Every row has a vector of the right width that a search can compare."""
+def _vectors(files: Files, row: SegmentRow, name: str, dimension: int, *, zeros: bool = True) -> Iterator[Problem]:
+    """Every row has a vector of the right width that a search can compare; `zeros` says whether one of zeros can be."""
     try:
         vectors = open_column(files.path(name), rows=row.rows, dimension=dimension)
     except (errors.Damaged, FileNotFoundError) as error:
@@ -241,7 +241,7 @@ def _vectors(
         return
     for start, block in zip(range(0, row.rows, _BLOCK_ROWS), blocks(vectors, _BLOCK_ROWS), strict=True):
         bad = ~np.isfinite(block).all(axis=1)
-        if model is not None and model.metric == "cosine":
+        if not zeros:
             bad |= ~block.any(axis=1)
         for at in np.flatnonzero(bad).tolist():
             yield Problem(f"the vector of row {start + at} cannot be compared with any", row.id, name)

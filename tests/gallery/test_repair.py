@@ -17,6 +17,7 @@ from sqlalchemy import select
 from gallery import errors, repair, snapshot, verify, views
 from gallery.arrays import Stored
 from gallery.catalog.tables import ColumnRow, EventRow, SegmentRow
+from gallery.files import digest
 from gallery.index.base import Index
 from gallery.indexing import index_column
 from gallery.snapshot import Galleries
@@ -25,7 +26,7 @@ from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
 from tests.gallery import chain
 from tests.gallery.crash import Bomb, Killed, Stage, named_files, stored_files, sweep
-from tests.gallery.world import GALLERY, WITH_SIDE, World, distance, found, load
+from tests.gallery.world import GALLERY, PLAIN, WITH_SIDE, World, distance, found, load
 
 RNG = np.random.default_rng(3)
 IDS = [f"i{row}" for row in range(30)]
@@ -180,6 +181,40 @@ def refusing(opens: Any, refused: str | None) -> Any:
         return opens(path, *given, **named)
 
     return opened
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def angles(tmp_path: Path) -> Iterator[World]:
+    """A gallery whose new model compares directions."""
+    opened = World.open(tmp_path / "data").prepare()
+    opened.register("angle", 5, "cosine")
+    opened.transformation("angled", "old", "angle", PLAIN)
+    yield opened
+    opened.close()
+
+
+def test_zeros_that_a_transformation_gave_are_no_problem(angles: World) -> None:
+    angles.upsert("old", ["zero", "one"], [[0, 0, 0, 0], [1, 0, 0, 0]])
+    assert angles.run(angles.start("angled")) is State.COMPLETED
+    hits = angles.search("angle", [PLAIN([[1, 0, 0, 0]])[0]]).hits(0)
+    assert [(hit.id, hit.score) for hit in hits] == [("one", 1), ("zero", 0)]
+    assert problems(angles) == []
+
+
+def test_zeros_that_a_model_is_said_to_have_given_are_a_problem_where_they_have_no_direction(angles: World) -> None:
+    for model, said in (("old", []), ("angle", ["the vector of row 0 cannot be compared with any"])):
+        angles.make(model, model=model)
+        angles.upsert(model, ["zero"], np.ones((1, 4 if model == "old" else 5)), gallery=model)
+        with angles.store.catalog.transaction() as tx:
+            (native,) = tx.session.scalars(select(ColumnRow).order_by(ColumnRow.id.desc()).limit(1))
+            path = angles.store.files.path(native.file)
+            np.save(path, np.zeros_like(np.load(path)))
+            native.sha256 = digest(path)
+        report = verify.gallery(angles.store.catalog, angles.store.files, model)
+        assert [problem.what for problem in report.problems] == said
 
 
 # --- a derived column -------------------------------------------------------------------------------------------------
