@@ -7,6 +7,7 @@ whole gallery, and nobody else pays for it: a search that is not explained has n
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,10 @@ from gallery.views import SegmentView
 
 STEPS = ("plan", "filter", "ask", "transform", "score", "merge")
 _ROWS_AT_ONCE = 8192
+_ROUNDING = 1e-6  # of a score: a transformation rounds otherwise in another batch
+
+#: the position of a segment in the snapshot, and a row of it
+Place = tuple[int, int]
 
 
 class Step(NamedTuple):
@@ -44,7 +49,7 @@ class Step(NamedTuple):
 
 
 class Recall(NamedTuple):
-    """How many of the exact hits were found."""
+    """How many of the exact hits were found, or in place of the last of them others that are as good."""
 
     hits: int
     found: int
@@ -75,12 +80,12 @@ class Explained:
     @property
     def recall(self) -> dict[str, Recall]:
         """By the route of their segments, how many of the exact hits were found."""
-        found = _scores(self.answer).keys()
+        seen = hits_found(_scores(self.answer), _scores(self.exact))
         ways = {at: step.way for step in self.steps for at, _, _ in step.shelf.each()}
         hits: dict[str, list[bool]] = {}
         for place in _scores(self.exact):
             way = ways[place[0]]
-            hits.setdefault(way.route if way is not None else "", []).append(place in found)
+            hits.setdefault(way.route if way is not None else "", []).append(place in seen)
         return {route: Recall(len(each), sum(each)) for route, each in sorted(hits.items())}
 
     @property
@@ -97,6 +102,20 @@ class Explained:
         """
         found, exact = _scores(self.answer), _scores(self.exact)
         return max((abs(found[place] - exact[place]) for place in found.keys() & exact.keys()), default=None)
+
+
+def hits_found(answer: dict[Place, float], exact: dict[Place, float]) -> set[Place]:
+    """Which of the exact hits a search found, both by place and best first.
+
+    Of items that score as the last exact hit does, chance decides which are among them: another is found in its place.
+    """
+    seen = answer.keys() & exact.keys()
+    last = next(reversed(exact.values()), 0.0)
+
+    def tied(hits: dict[Place, float]) -> list[Place]:
+        return [at for at, score in hits.items() if at not in seen and math.isclose(score, last, rel_tol=_ROUNDING)]
+
+    return seen.union(tied(exact)[: len(tied(answer))])
 
 
 def explain(searcher: Searcher, world: World, gallery: str, request: SearchRequest) -> Explained:
@@ -249,7 +268,7 @@ class _Exact(Run):
         return best
 
 
-def _scores(answer: Answer) -> dict[tuple[int, int], float]:
-    """The first query's hits: the score by position of the segment, and row."""
+def _scores(answer: Answer) -> dict[Place, float]:
+    """The first query's hits: the score by place, best first."""
     places = zip(answer.segments[0].tolist(), answer.rows[0].tolist(), answer.scores[0].tolist(), strict=True)
     return {(segment, row): score for segment, row, score in places if row >= 0}

@@ -77,7 +77,7 @@ class Steps(BaseModel):
 
 
 class RecallAnswer(BaseModel):
-    """How many of the exact hits the search found."""
+    """How many of the exact hits the search found, or in place of the last of them others that score the same."""
 
     hits: int
     found: int

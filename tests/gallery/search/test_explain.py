@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gallery.search.explain import STEPS, Explained, explain
+from gallery.indexing import index_column, wanting
+from gallery.search.explain import STEPS, Explained, explain, hits_found
 from gallery.search.mapped import MappedColumns
 from gallery.search.request import SearchRequest
 from tests.gallery.world import BACKWARD, GALLERY, NEW, OLD, SIDE, WITH_SIDE, Oracle, World, distance, found
@@ -82,6 +84,54 @@ def test_recall_tells_what_more_candidates_would_find(world: World) -> None:
     assert all_of_them.total_recall.share == 1
     assert all_of_them.largest_difference == 0
     assert all_of_them.exact.hits(0) == all_of_them.answer.hits(0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("a9 b5 c5", "a b c"),
+        ("a9 d5 e5", "a b c"),
+        ("a9 c5 d5", "a b c"),
+        ("b5 c5 d5", "b c"),
+        ("d5 e5 f5", "b c"),
+        ("a9 d5", "a b"),
+        ("a9 b5 g4", "a b"),
+        ("a9 b5 d4.99999999", "a b c"),
+        ("", ""),
+    ],
+    ids=[
+        "the same",
+        "others in place of the last",
+        "another in place of one",
+        "the best is missed",
+        "the best is missed by all",
+        "too few",
+        "a worse one",
+        "rounded otherwise",
+        "nothing",
+    ],
+)
+def test_a_hit_that_scores_as_the_last_exact_one_is_found_in_its_place(answer: str, expected: str) -> None:
+    def scored(hits: str) -> dict[tuple[int, int], float]:
+        return {(0, ord(hit[0])): float(hit[1:]) for hit in hits.split()}
+
+    assert hits_found(scored(answer), scored("a9 b5 c5")) == {(0, ord(hit)) for hit in expected.split()}
+    assert hits_found(scored(answer), {}) == set()
+
+
+def test_an_index_that_finds_others_of_many_equal_items_misses_nothing(tmp_path: Path) -> None:
+    world = World.open(tmp_path, exact_below=8).prepare(index={"kind": "hnsw"})
+    vectors = RANDOM.integers(-9, 10, (1000, OLD)).astype(np.float32)
+    vectors[::2] = vectors[0]
+    world.upsert("old", [f"{row}" for row in range(len(vectors))], vectors)
+    while wanted := wanting(world.store):
+        index_column(world.store, wanted[0])
+    told = explain(world.searcher, world.galleries.refresh(), GALLERY, SearchRequest("old", vectors[:1], 10))
+    assert {step.shelf.indexes["old"].kind for step in told.steps} == {"hnsw"}
+    assert [hit.score for hit in told.answer.hits(0)] == [0] * 10
+    assert told.exact.hits(0) != told.answer.hits(0)
+    assert told.recall["direct"] == told.total_recall == (10, 10)
+    world.close()
 
 
 def test_a_filter_holds_for_the_exact_hits_too(world: World) -> None:
