@@ -2,7 +2,7 @@
 
 Nothing here unpickles, and no tensor is touched before the header has said that the file holds exactly the tensors its
 architecture implies. The header is read by our own code, because the judgement must not depend on how much a reader
-forgives.
+forgives; then the library opens the file too, because what it refuses cannot be loaded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
@@ -133,7 +134,7 @@ def check(path: str | Path) -> ArtifactInfo:
         OSError: the file cannot be read.
     """
     with Path(path).open("rb") as file:
-        header = _read_header(file)
+        header = _read_header(path, file)
         for tensor in header.tensors:
             _check_values(file, header.start, tensor)
     return _info(header)
@@ -144,9 +145,10 @@ def read_architecture(path: str | Path) -> Architecture:
 
     Raises:
         UnsafeArtifact: as `check`, except for values.
+        OSError: the file cannot be read.
     """
     with Path(path).open("rb") as file:
-        return _read_header(file).architecture
+        return _read_header(path, file).architecture
 
 
 def load(path: str | Path) -> Transformation:
@@ -154,6 +156,7 @@ def load(path: str | Path) -> Transformation:
 
     Raises:
         UnsafeArtifact: as `check`.
+        OSError: the file cannot be read.
     """
     check(path)
     tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
@@ -172,7 +175,7 @@ def _ordered(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 
-def _read_header(file: BinaryIO) -> _Header:
+def _read_header(path: str | Path, file: BinaryIO) -> _Header:
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     _refuse_other_formats(start)
@@ -185,7 +188,7 @@ def _read_header(file: BinaryIO) -> _Header:
         raise UnsafeArtifact(f"the header claims {length} bytes, the limit is {MAX_HEADER_BYTES}")
     if 8 + length > size:
         raise UnsafeArtifact(f"the file is truncated: the header claims {length} bytes, the file has {size}")
-    entries = _parse_object("the header", file.read(length))
+    entries = _parse_object("the header", _decoded(file.read(length)))
     architecture = _parse_metadata(entries.pop("__metadata__", None))
     tensors = tuple(_parse_tensor(name, entry) for name, entry in entries.items())
     _check_layout(tensors, size - 8 - length)
@@ -193,6 +196,7 @@ def _read_header(file: BinaryIO) -> _Header:
         check_tensors(architecture, {tensor.name: tensor.shape for tensor in tensors})
     except InvalidArchitecture as error:
         raise UnsafeArtifact(str(error)) from error
+    _check_opens(path)
     return _Header(architecture, tensors, 8 + length, size)
 
 
@@ -202,10 +206,27 @@ def _refuse_other_formats(start: bytes) -> None:
             raise UnsafeArtifact(f"this is {name}, not a safetensors file")
 
 
-def _parse_object(what: str, text: str | bytes) -> dict[str, object]:
+def _decoded(header: bytes) -> str:
+    """Read UTF-8 and nothing else: `json.loads` would guess the encoding of bytes."""
+    try:
+        return header.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UnsafeArtifact(f"the header is not well-formed JSON in UTF-8: {error}") from error
+
+
+def _check_opens(path: str | Path) -> None:
+    """Refuse what the library does not open; sizes must be checked before, so that it never sees hostile ones."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise UnsafeArtifact(f"the header is none that the safetensors library reads: {error}") from error
+
+
+def _parse_object(what: str, text: str) -> dict[str, object]:
     try:
         parsed = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (ValueError, RecursionError) as error:  # a JSONDecodeError is a ValueError
         raise UnsafeArtifact(f"{what} is not well-formed JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise UnsafeArtifact(f"{what} is not a JSON object")

@@ -177,6 +177,27 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, text: dict[str, Any], siz
         check(write(tmp_path / "a", text, bytes(size)))
 
 
+GOOD = json.dumps(header())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbf" + GOOD.encode(),
+        *(GOOD.encode(encoding) for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le")),
+        GOOD.replace("[0, 24]", "[-0, 24]").encode(),
+        json.dumps(metadata(note="\ud800")).encode(),
+        json.dumps(metadata(**{"\udfff": "note"})).encode(),
+    ],
+    ids=["BOM", "UTF-16", "UTF-16 LE", "UTF-16 BE", "UTF-32", "UTF-32 LE", "-0", "lone surrogate", "as a key"],
+)
+def test_a_header_that_the_library_does_not_read_is_refused(tmp_path: Path, text: bytes) -> None:
+    path = write(tmp_path / "a", text, bytes(24))
+    for judge in (check, read_architecture, load):
+        with pytest.raises(UnsafeArtifact, match="the header is no"):
+            judge(path)
+
+
 def test_a_tensor_named_twice_is_refused(tmp_path: Path) -> None:
     text = json.dumps(header())[:-1] + ', "weight": ' + json.dumps(header()["weight"]) + "}"
     with pytest.raises(UnsafeArtifact, match="a key is there twice"):
