@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """A split: places of rows, each in one part only."""
+    """A split: places of rows, each in one part only, and of equal pairs only the first."""
 
     #: what maps are trained on, in the order of the pairs; none where a map is there already
     train: Rows
@@ -63,6 +64,8 @@ class Parts:
     test: Rows
     #: rows of one label are together in a part, so that its queries have something to find
     labelled: bool
+    #: rows that are in no part, because an earlier row is the same pair
+    copies: int
 
 
 def read_pairs(source: Path, target: Path, *, side: Path | None = None, labels: Path | None = None) -> Pairs:
@@ -116,6 +119,9 @@ def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Part
     each label gives each part its share, and a row that is held out has another of its label beside it. Labels that occur
     too rarely for that are not used to split.
 
+    Of pairs that are equal only the first is dealt. A copy in another part would be judged by what it was trained on, one in
+    the same part would find itself, and a method that validates on folds of its rows would be misled alike.
+
     Args:
         pairs: what to split.
         held_out: the share of rows that are not trained on. By default a fifth, and where that is less than
@@ -128,10 +134,11 @@ def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Part
     if held_out is not None and not 0 < held_out <= 1:
         raise ValueError(f"the share held out must be above 0 and at most 1, not {held_out}")
     rng = np.random.default_rng(seed)
-    count = len(pairs)
+    rows = _distinct(pairs)
+    count = len(rows)
     wanted = held_out * count if held_out is not None else min(max(0.2 * count, 2 * MIN_PART), 0.5 * count)
     wanted = min(wanted, 2 * MAX_PART)
-    units = None if pairs.labels is None else _twos(pairs.labels, rng)
+    units = None if pairs.labels is None else _twos(pairs.labels[rows], rng)
     # Rows whose label stands alone cannot be dealt in twos: with half of the rows like that, labels tell too little.
     labelled = units is not None and 2 * units.size >= count
     if units is None or not labelled:
@@ -140,16 +147,27 @@ def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Part
     validation, test = held[::2].ravel(), held[1::2].ravel()
     if min(len(validation), len(test)) < 2:
         raise ValueError(
-            f"holding out {wanted:.3g} of {count} pairs leaves nothing to judge by: hold out more, at least 4 pairs"
+            f"holding out {wanted:.3g} of {count} different pairs leaves nothing to judge by: hold out more, at least 4 pairs"
         )
     train = np.setdiff1d(np.arange(count), held.ravel())
-    return Parts(train=train, validation=rng.permutation(validation), test=rng.permutation(test), labelled=labelled)
+    return Parts(
+        train=rows[train],
+        validation=rows[rng.permutation(validation)],
+        test=rows[rng.permutation(test)],
+        labelled=labelled,
+        copies=len(pairs) - count,
+    )
 
 
 def warnings_about(pairs: Pairs, parts: Parts) -> list[str]:
     """Say what these pairs are too few for, and what would do."""
     warnings = []
-    share = len(parts.train) / len(pairs)
+    count = len(pairs) - parts.copies
+    share = len(parts.train) / count
+    if parts.copies:
+        warnings.append(
+            f"{parts.copies:,} of {len(pairs):,} pairs are copies of others: each pair is trained on or judged by once"
+        )
     needed = 2 * pairs.source.shape[1]
     if 0 < len(parts.train) < needed:
         warnings.append(
@@ -160,7 +178,7 @@ def warnings_about(pairs: Pairs, parts: Parts) -> list[str]:
     if smallest < MIN_PART:
         warnings.append(
             f"{len(parts.test)} pairs judge the map: only a large difference is told from noise. "
-            f"{ceil(len(pairs) * MIN_PART / max(1, smallest)):,} pairs in all would do"
+            f"{ceil(count * MIN_PART / max(1, smallest)):,} pairs in all would do"
         )
     if pairs.labels is not None and not parts.labelled:
         warnings.append("most labels stand alone, so that there is nothing to find: the labels are not used to judge")
@@ -204,6 +222,21 @@ def _check_finite(name: str, values: Array) -> None:
         raise ValueError(
             f"{name} has {bad} rows with a NaN or an infinity, the first is row {first}: drop these rows from all files"
         )
+
+
+def _distinct(pairs: Pairs) -> Rows:
+    """Return the rows, in order, that are no copy of an earlier one, as float32 tells them apart: that is how they are used."""
+    firsts: dict[bytes, int] = {}
+    for start in range(0, len(pairs), CHECKED_ROWS):
+        sources, targets = (
+            np.ascontiguousarray(vectors[start : start + CHECKED_ROWS], np.float32)
+            for vectors in (pairs.source, pairs.target)
+        )
+        for row, (source, target) in enumerate(zip(sources, targets, strict=True), start):
+            digest = blake2b(source, digest_size=16)
+            digest.update(target)
+            firsts.setdefault(digest.digest(), row)
+    return np.fromiter(firsts.values(), np.int64, len(firsts))
 
 
 def _twos(labels: Array, rng: np.random.Generator) -> Rows:

@@ -67,11 +67,17 @@ def judged(
     return assess(module, pairs, Options(metric=metric, direction=direction)).verdict
 
 
+def different(rows: int, *, width: int = 1, labels: np.ndarray | None = None) -> Pairs:
+    """Pairs of which no two are equal, and nothing else is known."""
+    vectors = np.repeat(np.arange(rows)[:, None], width, axis=1)
+    return Pairs(source=vectors, target=vectors, labels=labels)
+
+
 class TestSplit:
     @given(st.integers(20, 400), st.floats(0.05, 0.9), st.integers(0, 5), st.integers(1, 60) | st.none())
     def test_each_row_is_in_one_part(self, rows: int, share: float, seed: int, classes: int | None) -> None:
         labels = None if classes is None else np.random.default_rng(seed).integers(0, classes, rows)
-        pairs = Pairs(source=np.zeros((rows, 1)), target=np.zeros((rows, 1)), labels=labels)
+        pairs = different(rows, labels=labels)
         try:
             parts = split(pairs, held_out=share, seed=seed)
         except ValueError as error:
@@ -88,7 +94,7 @@ class TestSplit:
 
     def test_each_label_gives_its_share_and_is_held_out_in_twos(self) -> None:
         labels = np.repeat(np.arange(100), 10)
-        pairs = Pairs(source=np.zeros((1000, 1)), target=np.zeros((1000, 1)), labels=labels)
+        pairs = different(1000, labels=labels)
         parts = split(pairs)
         assert (len(parts.train), len(parts.validation), len(parts.test)) == (800, 100, 100)
         np.testing.assert_array_equal(np.bincount(labels[parts.train]), np.full(100, 8))
@@ -97,25 +103,50 @@ class TestSplit:
 
     def test_frequent_labels_are_in_every_part_alike(self) -> None:
         labels = np.repeat(np.arange(4), 500)
-        parts = split(Pairs(source=np.zeros((2000, 1)), target=np.zeros((2000, 1)), labels=labels))
+        parts = split(different(2000, labels=labels))
         for part, expected in ((parts.train, 400), (parts.validation, 50), (parts.test, 50)):
             assert np.abs(np.bincount(labels[part]) - expected).max() <= 4
 
     @pytest.mark.parametrize(("rows", "expected"), [(20, 5), (500, 100), (5_000, 500), (300_000, 20_000)])
     def test_few_pairs_hold_out_more_and_many_no_more_than_judging_needs(self, rows: int, expected: int) -> None:
-        parts = split(Pairs(source=np.zeros((rows, 1)), target=np.zeros((rows, 1))))
+        parts = split(different(rows))
         assert len(parts.validation) == len(parts.test) == expected
         assert len(parts.train) == rows - 2 * expected
 
     def test_labels_that_stand_alone_are_not_judged_by(self) -> None:
-        pairs = Pairs(source=np.zeros((900, 2)), target=np.zeros((900, 2)), labels=np.arange(900))
+        pairs = different(900, width=2, labels=np.arange(900))
         parts = split(pairs)
         assert not parts.labelled
         assert any("stand alone" in warning for warning in warnings_about(pairs, parts))
 
+    @pytest.mark.parametrize("labelled", [True, False])
+    @pytest.mark.parametrize("times", [2, 6])
+    def test_no_pair_is_judged_by_that_is_trained_on_or_judged_by_already(self, labelled: bool, times: int) -> None:
+        once = different(300, labels=np.arange(300) % 7 if labelled else None)
+        several = once.take(np.tile(np.arange(300), times))
+        parts, alone = split(several), split(once)
+        for name in ("train", "validation", "test"):
+            np.testing.assert_array_equal(getattr(parts, name), getattr(alone, name))
+        assert any(
+            f"{300 * (times - 1):,} of {300 * times:,} pairs are copies" in w for w in warnings_about(several, parts)
+        )
+        assert alone.copies == 0
+        assert not any("copies" in warning for warning in warnings_about(once, alone))
+
+    def test_a_pair_is_a_copy_where_both_vectors_are_equal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(inputs, "CHECKED_ROWS", 16)
+        source, target = np.arange(40.0)[:, None], np.arange(40.0)[:, None]
+        source[30], target[31], source[32], target[32] = source[3], target[4], source[5], target[5]
+        parts = split(Pairs(source=source, target=target))
+        assert set(range(40)) - {*parts.train, *parts.validation, *parts.test} == {32}
+
+    def test_too_few_different_pairs_are_counted_without_their_copies(self) -> None:
+        with pytest.raises(ValueError, match=r"of 3 different pairs leaves nothing to judge by"):
+            split(different(3).take(np.tile(np.arange(3), 50)))
+
     def test_warnings_name_the_number_that_would_do(self) -> None:
         def about(rows: int) -> list[str]:
-            pairs = Pairs(source=np.zeros((rows, 128)), target=np.zeros((rows, 128)))
+            pairs = different(rows, width=128)
             return warnings_about(pairs, split(pairs, held_out=0.2))
 
         assert "320 pairs in all would do" in about(200)[0]
@@ -374,6 +405,13 @@ class TestFit:
         for name, tensor in weights(first).items():
             torch.testing.assert_close(weights(second)[name], tensor, rtol=0, atol=0)
         assert first.assessment.evaluation != second.assessment.evaluation
+
+    def test_copies_of_pairs_change_neither_the_map_nor_the_verdict(self) -> None:
+        pairs = small_pairs()
+        several = fit(pairs.take(np.tile(np.arange(len(pairs)), 4)), quick("affine")).assessment
+        once = fit(pairs, quick("affine")).assessment
+        assert several.verdict == once.verdict
+        assert "are copies of others" in several.warnings[0]
 
     def test_the_same_seed_finds_the_same(self) -> None:
         first, second, other = (fit(small_pairs(), quick(seed=seed)) for seed in (0, 0, 1))
