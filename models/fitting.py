@@ -146,7 +146,7 @@ def followed(options: Options, pairs: Pairs) -> Options:
 
 
 def _of_unit_length(vectors: Array) -> bool:
-    squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32)
+    squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32, casting="same_kind")
     return bool((abs(np.sqrt(squares) - 1) <= UNIT_TOLERANCE).all())
 
 

@@ -488,6 +488,15 @@ class TestFit:
         with pytest.raises(ValueError, match="is the state of another training"):
             fit(*others[what], checkpoint=tmp_path / "state")
 
+    @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
+    def test_vectors_of_every_number_type_are_fitted_and_judged(self, dtype: str) -> None:
+        pairs = small_pairs()
+        source, target = ((20 * each + 120).clip(0, 127).astype(dtype) for each in (pairs.source, pairs.target))
+        typed = replace(pairs, source=source, target=target)
+        fitted = fit(typed, Options(method="affine", metric="euclidean"))
+        assert fitted.transformation.architecture.source_dimension == WIDTH
+        assert assess(fitted.transformation, typed, Options(metric="euclidean")).verdict.gallery == 120
+
     def test_the_loss_follows_the_metric(self) -> None:
         by_cosine, by_distance = (fit(small_pairs(), quick(metric=metric)) for metric in ("cosine", "euclidean"))
         assert by_cosine.transformation.architecture.normalize_output
