@@ -20,6 +20,10 @@ from models.method import Batch
 from models.plan import Plan
 
 
+class OfAnotherTraining(ValueError):
+    """A file that was named for a training holds something else; a person decides what becomes of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
     """Where a training's state is kept, and what the training is: the state of another one is refused."""
@@ -55,19 +59,19 @@ class Checkpoints:
         """Take up the state after the last epoch that was kept; returns its history, empty where nothing was kept.
 
         Raises:
-            ValueError: the file is of another training, or its tensors are not the task's.
+            OfAnotherTraining: the file is of another training, or its tensors are not the task's.
         """
         if not self.path.exists():
             return []
         with safe_open(self.path, framework="pt") as file:
             metadata = file.metadata()
             if metadata["identity"] != self.identity:
-                raise ValueError(f"{self.path} is the state of another training: remove it, or name another place")
+                raise OfAnotherTraining(f"{self.path} is the state of another training: remove it, or name another place")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         try:
             task.load_state_dict(_part(tensors, "task."))
         except RuntimeError as error:
-            raise ValueError(f"{self.path} is not the state of this training: {error}") from error
+            raise OfAnotherTraining(f"{self.path} is not the state of this training: {error}") from error
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _part(tensors, "optimizer.").items():
             place, _, key = name.partition(".")
@@ -79,7 +83,7 @@ class Checkpoints:
         return history
 
     def forget(self) -> None:
-        """Remove the state, once what was trained is kept elsewhere."""
+        """Remove the state."""
         self.path.unlink(missing_ok=True)
 
 

@@ -18,12 +18,13 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import torch
 
+from models.checkpoints import OfAnotherTraining
 from models.evaluation import METRICS, Metric, evaluate_pairs
 from models.inputs import Array, Pairs, Parts, Rows, check_pairs, split, warnings_about
 from models.method import Method, Setting
 from models.methods import METHODS
 from models.runtime import Transform
-from models.training import Step, train_transformation
+from models.training import Step, is_trained, train_transformation
 from models.transformations import Transformation, side_dimension
 from models.verdict import (
     DIRECTIONS,
@@ -174,6 +175,7 @@ def fit(
 
     Raises:
         ValueError: pairs that cannot be fitted, or no method that can be trained on them.
+        OfAnotherTraining: what a checkpoint would be is the state of another training.
         FloatingPointError: the one method that was asked for diverged.
     """
     check_pairs(pairs)
@@ -238,6 +240,7 @@ class _Trainings:
 
         Raises:
             ValueError: the method cannot be trained on these pairs, or does not offer the direction.
+            OfAnotherTraining: what its checkpoint would be is the state of another training.
             FloatingPointError: it diverged.
         """
         start, options = time.perf_counter(), self.options
@@ -258,7 +261,7 @@ class _Trainings:
             checkpoint=checkpoint,
             log=log,
         )
-        if checkpoint is not None:
+        if checkpoint is not None and is_trained(method):
             self.checkpoints.append(checkpoint)
         module = _offered(method, options.direction)
         transform = Transform(module, device=options.device)
@@ -281,6 +284,8 @@ def _contest(trainings: _Trainings, rows: Rows) -> tuple[str, Transformation, tu
     for name in trainable():
         try:
             module, candidate = trainings.run(name, few)
+        except OfAnotherTraining:  # says nothing of the method: without it another one would win
+            raise
         except (ValueError, FloatingPointError) as error:
             candidate = Candidate(method=name, skipped=str(error))
         else:

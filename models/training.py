@@ -80,14 +80,16 @@ def train(
         device: where to compute.
         on_step: told after each step.
         checkpoint: a file that keeps the state after each epoch; where it exists already, the training goes on from it,
-            and ends as if it had never been interrupted. The caller removes it.
+            and ends as if it had never been interrupted. The caller removes it, unless the training diverged. A closed form
+            does not touch it.
         log: a CSV file that gets a line per epoch: the losses, the learning rate and the seconds.
 
     Returns:
         The losses, epoch by epoch.
 
     Raises:
-        ValueError: fewer than two rows, rows that the task cannot be trained on, or a checkpoint of another training.
+        ValueError: fewer than two rows, or rows that the task cannot be trained on.
+        OfAnotherTraining: the checkpoint is not this training's.
         FloatingPointError: a loss stopped being finite.
     """
     _check_rows(rows)
@@ -95,7 +97,7 @@ def train(
     device = torch.device(device)
     task.prepare(rows)
     task.to(device)
-    if not any(parameter.requires_grad for parameter in task.parameters()):
+    if not is_trained(task):
         return _solved(task, rows.to(device), on_step)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -105,7 +107,12 @@ def train(
         history = [] if kept is None else kept.resume(task, optimizer, generator)
         for epoch in range(len(history), plan.epochs):
             start = time.perf_counter()
-            history.append(_epoch(epoch, task, rows, plan, optimizer, generator, augment, device, on_step))
+            try:
+                history.append(_epoch(epoch, task, rows, plan, optimizer, generator, augment, device, on_step))
+            except FloatingPointError:
+                if kept is not None:
+                    kept.forget()  # from there it would only diverge again
+                raise
             if kept is not None:
                 kept.save(task, optimizer, generator, history)
             if log is not None:
@@ -113,6 +120,11 @@ def train(
                 _write(log, {"epoch": epoch, **history[-1], "rate": rate, "seconds": time.perf_counter() - start})
     task.eval()
     return History(tuple(history))
+
+
+def is_trained(task: Task) -> bool:
+    """Say whether a task has a parameter to train; one without is a closed form, and leaves no state."""
+    return any(parameter.requires_grad for parameter in task.parameters())
 
 
 def _check_rows(rows: Batch) -> None:

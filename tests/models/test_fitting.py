@@ -7,12 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from models import fitting, inputs
+from models.checkpoints import OfAnotherTraining
 from models.evaluation import METRICS, Metric, cross_test, neighbour_recall
 from models.fitting import Fitted, Options, assess, fit, trainable
 from models.fusion import fused_blocks
 from models.inputs import Pairs, check_pairs, read_pairs, split, warnings_about
+from models.method import Batch
+from models.methods import METHODS
+from models.methods.l2 import L2
 from models.runtime import Transform
 from models.training import Step
 from models.transformations import Linear, LinearTransformation, Transformation
@@ -487,6 +492,31 @@ class TestFit:
         }
         with pytest.raises(ValueError, match="is the state of another training"):
             fit(*others[what], checkpoint=tmp_path / "state")
+
+    def test_the_state_of_another_fit_takes_no_method_out_of_the_contest(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fitting, "trainable", lambda: {name: METHODS[name] for name in ("affine", "l2")})
+        fit(small_pairs(), Options(epochs=3), checkpoint=tmp_path / "state")
+        assert (tmp_path / "state.l2-120").exists()
+        with pytest.raises(OfAnotherTraining, match=r"state.l2-120 is the state of another training: remove it"):
+            fit(small_pairs(), Options(epochs=3, seed=1), checkpoint=tmp_path / "state")
+
+    def test_a_method_that_diverges_leaves_no_state_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def diverging(method: L2, batch: Batch) -> dict[str, Tensor]:
+            losses = real_losses(method, batch)
+            return {name: loss * (torch.nan if (tmp_path / "state").exists() else 1) for name, loss in losses.items()}
+
+        real_losses = L2.losses
+        monkeypatch.setattr(L2, "losses", diverging)
+        with pytest.raises(FloatingPointError):
+            fit(small_pairs(), Options(method="l2", epochs=3), checkpoint=tmp_path / "state")
+        assert not (tmp_path / "state").exists()
+
+    def test_a_closed_form_does_not_name_a_file_as_its_state(self, tmp_path: Path) -> None:
+        (tmp_path / "state").write_text("precious")
+        assert fit(small_pairs(), Options(method="affine"), checkpoint=tmp_path / "state").checkpoints == ()
+        assert (tmp_path / "state").read_text() == "precious"
 
     @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
     def test_vectors_of_every_number_type_are_fitted_and_judged(self, dtype: str) -> None:
