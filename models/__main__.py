@@ -91,15 +91,15 @@ def fit(
     config: Config = None,
 ) -> None:
     """Fit a map from pairs of vectors, judge it on held-out items, and say whether to upgrade."""
-    del config
     with _refusals():
+        _check_places(
+            {"source": source, "target": target, "side": side, "labels": labels, "config": config},
+            {"output": output, "checkpoint": checkpoint, "log": log, "report": report},
+        )
         from models.artifacts import save
         from models.fitting import fit as fit_pairs
         from models.inputs import read_pairs
 
-        if output.is_dir():
-            raise ValueError(f"{output} is a folder: name the file to write")
-        output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written must not be trained first
         pairs = read_pairs(source, target, side=side, labels=labels)
         options = _options(
             method=method,
@@ -144,8 +144,18 @@ def evaluate(
     config: Config = None,
 ) -> None:
     """Judge a map that is there already, on items that it was not trained on."""
-    del config
     with _refusals():
+        _check_places(
+            {
+                "source": source,
+                "target": target,
+                "side": side,
+                "labels": labels,
+                "artifact": artifact,
+                "config": config,
+            },
+            {"report": report},
+        )
         from dataclasses import asdict
 
         from models.artifacts import load
@@ -258,6 +268,20 @@ def _bars() -> Show:
     return progress_bar
 
 
+def _check_places(read: dict[str, Path | None], written: dict[str, Path | None]) -> None:
+    """Refuse what could not be written, or would be written over what is read or written too, before anything is trained."""
+    flags = {path.resolve(): flag for flag, path in read.items() if path is not None}
+    places = {flag: path for flag, path in written.items() if path is not None}
+    for flag, path in places.items():
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: name the file to write")
+        other = flags.setdefault(path.resolve(), flag)
+        if other != flag:
+            raise ValueError(f"--{other} and --{flag} are the same file, {path}: name another place for --{flag}")
+    for path in places.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _options(**values: Any) -> Options:
     import torch
 
@@ -336,7 +360,6 @@ def _say(text: str) -> None:
 
 def _write(report: Path | None, found: dict[str, Any]) -> None:
     if report is not None:
-        report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -66,7 +66,9 @@ class Checkpoints:
         with safe_open(self.path, framework="pt") as file:
             metadata = file.metadata()
             if metadata["identity"] != self.identity:
-                raise OfAnotherTraining(f"{self.path} is the state of another training: remove it, or name another place")
+                raise OfAnotherTraining(
+                    f"{self.path} is the state of another training: remove it, or name another place"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         try:
             task.load_state_dict(_part(tensors, "task."))

@@ -171,6 +171,49 @@ class TestRefusals:
         assert message in refused(result)
         assert not (tmp_path / "map").exists()
 
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ("--output", "--checkpoint"),
+            ("--output", "--report"),
+            ("--checkpoint", "--log"),
+            ("--source", "--output"),
+            ("--labels", "--report"),
+        ],
+    )
+    def test_a_file_that_two_flags_name_is_not_written_over(
+        self, data: Path, tmp_path: Path, first: str, second: str
+    ) -> None:
+        place, same = tmp_path / "file", tmp_path / "folder" / ".." / "file"
+        place.write_bytes((data / "labels.npy").read_bytes())
+        (tmp_path / "folder").mkdir()
+        flags = [first, place, second, same]
+        result = run(
+            "fit", *pairs(data), *QUICK, *(["--output", tmp_path / "map"] if "--output" not in flags else []), *flags
+        )
+        assert f"{first} and {second} are the same file" in refused(result)
+        assert place.read_bytes() == (data / "labels.npy").read_bytes()
+
+    def test_a_report_is_not_written_over_the_artifact_that_is_judged(self, data: Path, fitted: Path) -> None:
+        artifact = fitted / "map.safetensors"
+        result = run("evaluate", *pairs(data), "--artifact", artifact, "--report", artifact)
+        assert "--artifact and --report are the same file" in refused(result)
+        assert check(artifact).kind == "fct"
+
+    @pytest.mark.parametrize("flag", ["--output", "--checkpoint", "--log", "--report"])
+    def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_trained(
+        self, data: Path, tmp_path: Path, flag: str
+    ) -> None:
+        result = run("fit", *pairs(data), *QUICK, "--output", tmp_path / "map", flag, tmp_path)
+        assert f"{tmp_path} is a folder: name the file to write" in refused(result)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_file_that_is_named_as_a_state_and_not_needed_is_left_alone(self, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "precious").write_text("precious")
+        flags = ["--method", "procrustes", "--output", tmp_path / "map", "--checkpoint", tmp_path / "precious"]
+        assert run("fit", *pairs(data), *flags).exit_code == 0
+        assert (tmp_path / "precious").read_text() == "precious"
+
     def test_a_method_that_compares_otherwise(self, data: Path, tmp_path: Path) -> None:
         result = run("fit", *pairs(data, metric="euclidean"), "--method", "xbt", "--output", tmp_path / "map")
         assert "xbt makes vectors that are compared by cosine, not by euclidean" in refused(result)

@@ -502,7 +502,9 @@ class TestFit:
         with pytest.raises(OfAnotherTraining, match=r"state.l2-120 is the state of another training: remove it"):
             fit(small_pairs(), Options(epochs=3, seed=1), checkpoint=tmp_path / "state")
 
-    def test_a_method_that_diverges_leaves_no_state_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_method_that_diverges_leaves_no_state_behind(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def diverging(method: L2, batch: Batch) -> dict[str, Tensor]:
             losses = real_losses(method, batch)
             return {name: loss * (torch.nan if (tmp_path / "state").exists() else 1) for name, loss in losses.items()}
