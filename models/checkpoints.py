@@ -79,6 +79,11 @@ class Checkpoints:
             place, _, key = name.partition(".")
             state.setdefault(int(place), {})[key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        for parameter, moments in optimizer.state.items():
+            # A fused optimizer pairs numbers by their place in memory, and a parameter may lie column by column.
+            for name, moment in moments.items():
+                if moment.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter).copy_(moment)
         generator.set_state(tensors["random.generator"])
         torch.set_rng_state(tensors["random.torch"])
         history: list[dict[str, float]] = json.loads(metadata["history"])

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from models.method import Batch, Setting
 from models.methods.lambda_orthogonality import LambdaOrthogonality, deviation, gate
 from models.methods.procrustes import Procrustes
 from models.plan import Plan
-from models.training import train
+from models.training import Step, train
 from models.transformations import Transformation
 
 Array = npt.NDArray[np.float64]
@@ -243,3 +244,28 @@ def test_pairs_of_another_width_are_refused_by_name() -> None:
     method = LambdaOrthogonality(Setting(old_dimension=5, new_dimension=6))
     with pytest.raises(ValueError, match=r"`new` has shape \(40, 5\), the setting says \(n, 6\)"):
         method.prepare(pairs((5, 5)))
+
+
+@WIDTHS
+def test_a_strict_training_that_was_killed_ends_as_if_it_had_not_been(widths: tuple[int, int], tmp_path: Path) -> None:
+    """Its orthogonal weight lies column by column, and Adam's moments must lie beside it alike."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(step: Step) -> None:
+        if step.done == 14:
+            raise Killed
+
+    def made() -> LambdaOrthogonality:
+        torch.manual_seed(0)
+        return LambdaOrthogonality(Setting(old_dimension=widths[0], new_dimension=widths[1]), strict=True, hidden=16)
+
+    whole, killed, again = made(), made(), made()
+    plan = Plan(epochs=12, batch=16, learning_rate=1e-2, optimizer="adam")
+    train(whole, pairs(widths), plan)
+    with pytest.raises(Killed):
+        train(killed, pairs(widths), plan, checkpoint=tmp_path / "state", on_step=kill)
+    train(again, pairs(widths), plan, checkpoint=tmp_path / "state")
+    for one, other in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
