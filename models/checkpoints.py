@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -51,6 +52,8 @@ class Checkpoints:
         beside = self.path.with_name(self.path.name + ".unfinished")
         # A copy each: safetensors refuses tensors that share their memory.
         save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, beside, metadata)
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())  # else a power cut could leave the new name with nothing in it
         beside.replace(self.path)
 
     def resume(
@@ -63,31 +66,23 @@ class Checkpoints:
         """
         if not self.path.exists():
             return []
-        with safe_open(self.path, framework="pt") as file:
-            metadata = file.metadata()
-            if metadata["identity"] != self.identity:
-                raise OfAnotherTraining(
-                    f"{self.path} is the state of another training: remove it, or name another place"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         try:
-            task.load_state_dict(_part(tensors, "task."))
-        except RuntimeError as error:
-            raise OfAnotherTraining(f"{self.path} is not the state of this training: {error}") from error
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _part(tensors, "optimizer.").items():
-            place, _, key = name.partition(".")
-            state.setdefault(int(place), {})[key] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        for parameter, moments in optimizer.state.items():
-            # A fused optimizer pairs numbers by their place in memory, and a parameter may lie column by column.
-            for name, moment in moments.items():
-                if moment.shape == parameter.shape:
-                    moments[name] = torch.empty_like(parameter).copy_(moment)
-        generator.set_state(tensors["random.generator"])
-        torch.set_rng_state(tensors["random.torch"])
-        history: list[dict[str, float]] = json.loads(metadata["history"])
-        return history
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except SafetensorError as error:
+            raise OfAnotherTraining(
+                f"{self.path} is not the state of a training ({error}): remove it, or name another place"
+            ) from error
+        if metadata.get("identity") != self.identity:
+            what = "is the state of another training" if "identity" in metadata else "is not the state of a training"
+            raise OfAnotherTraining(f"{self.path} {what}: remove it, or name another place")
+        try:
+            return _taken_up(task, optimizer, generator, tensors, metadata)
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+            raise OfAnotherTraining(
+                f"{self.path} is not the state of this training ({error}): remove it, or name another place"
+            ) from error
 
     def forget(self) -> None:
         """Remove the state."""
@@ -104,6 +99,30 @@ def identity_of(task: nn.Module, rows: Batch, plan: Plan, seed: int) -> str:
     shapes = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
     told = repr((modules, shapes, _told(rows), plan, seed))
     return f"{type(task).__name__} {hashlib.sha256(told.encode()).hexdigest()}"
+
+
+def _taken_up(
+    task: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+) -> list[dict[str, float]]:
+    task.load_state_dict(_part(tensors, "task."))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _part(tensors, "optimizer.").items():
+        place, _, key = name.partition(".")
+        state.setdefault(int(place), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, moments in optimizer.state.items():
+        # A fused optimizer pairs numbers by their place in memory, and a parameter may lie column by column.
+        for name, moment in moments.items():
+            if moment.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(moment)
+    generator.set_state(tensors["random.generator"])
+    torch.set_rng_state(tensors["random.torch"])
+    history: list[dict[str, float]] = json.loads(metadata["history"])
+    return history
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import fitting, inputs
+from models.artifacts import save
 from models.checkpoints import OfAnotherTraining
 from models.evaluation import METRICS, Metric, cross_test, neighbour_recall
 from models.fitting import Fitted, Options, assess, fit, trainable
@@ -501,6 +502,26 @@ class TestFit:
         assert (tmp_path / "state.l2-120").exists()
         with pytest.raises(OfAnotherTraining, match=r"state.l2-120 is the state of another training: remove it"):
             fit(small_pairs(), Options(epochs=3, seed=1), checkpoint=tmp_path / "state")
+
+    @pytest.mark.parametrize("what", ["empty", "no state", "cut short", "an artifact", "damaged"])
+    def test_a_file_that_is_no_state_is_refused_in_a_sentence(self, what: str, tmp_path: Path) -> None:
+        options, state = Options(method="l2", epochs=3), tmp_path / "state"
+        fitted = fit(small_pairs(), options, checkpoint=state)
+        whole = state.read_bytes()
+        contents = {
+            "empty": b"",
+            "no state": b"precious " * 9,
+            "cut short": whole[:-1],
+            "damaged": whole.replace(b"random.torch", b"random.torcx"),
+        }
+        if what == "an artifact":
+            save(state, fitted.transformation)
+        else:
+            state.write_bytes(contents[what])
+        before = state.read_bytes()
+        with pytest.raises(OfAnotherTraining, match="state is not the state of .*: remove it, or name another place"):
+            fit(small_pairs(), options, checkpoint=state)
+        assert state.read_bytes() == before
 
     def test_a_method_that_diverges_leaves_no_state_behind(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
