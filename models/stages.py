@@ -68,6 +68,8 @@ class Stages:
             fit(module, {})
             return module.eval().requires_grad_(False), time.perf_counter() - start
         checkpoint, log = place.with_suffix(".checkpoint"), place.with_suffix(".csv")
+        if not checkpoint.exists():
+            log.unlink(missing_ok=True)  # of a training that was finished, whose file somebody removed
         before = _logged(log)
         fit(module, {"checkpoint": checkpoint, "log": log})
         seconds = before + time.perf_counter() - start

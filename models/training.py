@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.augmentation import Augmentation
-from models.checkpoints import Checkpoints, identity_of
+from models.checkpoints import Checkpoints, OfAnotherTraining, identity_of
 from models.data import Images, as_floats, as_tensor
 from models.encoders import Classifier, Encoder
 from models.method import Batch, Method, Task, needed
@@ -82,14 +82,15 @@ def train(
         checkpoint: a file that keeps the state after each epoch; where it exists already, the training goes on from it,
             and ends as if it had never been interrupted. The caller removes it, unless the training diverged. A closed form
             does not touch it.
-        log: a CSV file that gets a line per epoch: the losses, the learning rate and the seconds.
+        log: a CSV file that gets a line per epoch: the losses, the learning rate and the seconds. Where it exists already,
+            lines are appended.
 
     Returns:
         The losses, epoch by epoch.
 
     Raises:
         ValueError: fewer than two rows, or rows that the task cannot be trained on.
-        OfAnotherTraining: the checkpoint is not this training's.
+        OfAnotherTraining: the checkpoint is not this training's, or the log has other columns.
         FloatingPointError: a loss stopped being finite.
     """
     _check_rows(rows)
@@ -182,11 +183,16 @@ def _solved(task: Task, rows: Batch, on_step: OnStep | None) -> History:
 
 
 def _write(log: Path, line: dict[str, float]) -> None:
+    """Append a line to a log, or begin one; what is another training's, or no log at all, stays as it is."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    first = not log.exists()
-    with log.open("a", newline="", encoding="utf-8") as file:
+    header = ",".join(line)
+    with log.open("a+", newline="", encoding="utf-8", errors="replace") as file:
+        file.seek(0)
+        begun = file.readline(len(header) + 3)  # a byte more than the columns and the end of their line
+        if begun and begun.rstrip("\r\n") != header:
+            raise OfAnotherTraining(f"{log} is not the log of this training: remove it, or name another place")
         writer = csv.DictWriter(file, line)
-        if first:
+        if not begun:
             writer.writeheader()
         writer.writerow(line)
 

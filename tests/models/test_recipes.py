@@ -90,6 +90,16 @@ def test_a_finished_stage_is_kept_and_not_trained_again(data: Dataset, tmp_path:
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
+def test_a_stage_that_is_done_anew_begins_a_log_of_its_own(data: Dataset, tmp_path: Path) -> None:
+    recipe = quick(DIGITS, 1)
+    recipes.train_old(recipe, data, cache=tmp_path)
+    (log,), (place,) = tmp_path.glob("*.csv"), tmp_path.glob("*.safetensors")
+    lines = len(log.read_text().splitlines())
+    place.unlink()
+    recipes.train_old(recipe, data, cache=tmp_path)
+    assert len(log.read_text().splitlines()) == lines
+
+
 def test_a_finished_transformation_is_kept(
     data: Dataset, encoders: tuple[Encoder, Encoder, Encoder], tmp_path: Path
 ) -> None:

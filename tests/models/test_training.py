@@ -1,5 +1,7 @@
+import csv
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.augmentation import Augmentation
+from models.checkpoints import OfAnotherTraining
 from models.data import digits
 from models.encoders import Classifier, Design, embed, residual_network
 from models.evaluation import cross_test
@@ -72,6 +75,25 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     rows = Batch(old=torch.full((10, 1), 1e30), new=torch.ones(10, 1))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         train(Line(), rows, PLAN)
+
+
+def test_a_log_begins_with_its_columns_and_goes_on_where_they_are_the_same(tmp_path: Path) -> None:
+    for _ in range(2):
+        train(Line(), line(), replace(PLAN, epochs=2), log=tmp_path / "loss.csv")
+    with (tmp_path / "loss.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "0", "1"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"epoch,other,total,rate,seconds\r\n0,1,1,1,1\r\n", b"\x93NUMPY\xff\x00\n\xfe", b"text"]
+)
+def test_lines_are_appended_to_no_file_with_other_columns(tmp_path: Path, content: bytes) -> None:
+    log, state = tmp_path / "loss.csv", tmp_path / "state"
+    log.write_bytes(content)
+    with pytest.raises(OfAnotherTraining, match=r"loss.csv is not the log of this training: remove it"):
+        train(Line(), line(), PLAN, log=log, checkpoint=state)
+    assert log.read_bytes() == content
+    assert state.exists()  # the epoch is kept
 
 
 def test_bfloat16_learns_the_same_line_where_there_is_any() -> None:
