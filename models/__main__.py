@@ -249,6 +249,7 @@ def _where(
     from models.benchmark.benchmark import Where
     from models.recipes import RECIPES
 
+    _check_device(device)
     recipe = f"{data}-{device}" if f"{data}-{device}" in RECIPES else data
     if recipe not in RECIPES:
         raise ValueError(f"the data set {data!r} is not one of digits, cifar100")
@@ -283,19 +284,23 @@ def _check_places(read: dict[str, Path | None], written: dict[str, Path | None])
 
 
 def _options(**values: Any) -> Options:
-    import torch
-
     from models.fitting import Options
 
+    _check_device(values["device"])
+    return Options(**values)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
     try:
-        device = torch.device(values["device"])
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"there is no device {values['device']!r}: cpu, cuda or cuda:N") from error
+        raise ValueError(f"there is no device {name!r}: cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the device {device} is not one of cpu, cuda, cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"the device {device} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices")
-    return Options(**values)
 
 
 def _hyperparameters(given: list[str], method: str) -> dict[str, dict[str, object]]:

@@ -226,6 +226,19 @@ class TestRefusals:
         )
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize("command", ["train", "benchmark"])
+    @pytest.mark.parametrize(
+        ("device", "message"),
+        [("cuda:99", "the device cuda:99 is not here"), ("bogus", "there is no device 'bogus'")],
+    )
+    def test_a_device_that_is_not_here_trains_nothing(
+        self, tmp_path: Path, command: str, device: str, message: str
+    ) -> None:
+        method = ["--method", "procrustes", "--stages", tmp_path / "stages"] if command == "train" else []
+        result = run(command, *method, "--data", "digits", "--output", tmp_path / "out", "--device", device)
+        assert message in refused(result)
+        assert not list(tmp_path.iterdir())
+
     def test_a_bad_file_is_named(self, data: Path, tmp_path: Path) -> None:
         bad = np.load(data / "new.npy")
         bad[7, 0] = np.nan
