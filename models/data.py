@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ Images = npt.NDArray[Any] | Tensor
 TILE = 32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dataset:
     """Images with labels, split into what models train on and what a gallery holds."""
 
@@ -32,6 +34,15 @@ class Dataset:
     @property
     def channels(self) -> int:
         return int(self.train_images.shape[1])
+
+    @cached_property
+    def digest(self) -> str:
+        """Name the contents: what was made of other images or labels is another result."""
+        whole = hashlib.sha256(repr(self.class_names).encode())
+        for values in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            whole.update(repr((values.shape, values.dtype.str)).encode())
+            whole.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        return whole.hexdigest()
 
     def of_classes(self, count: int) -> Dataset:
         """Return the part of the first `count` classes, as the literature splits: by class index."""

@@ -117,7 +117,7 @@ def train_side(
             **places,
         )
 
-    depends_on = (recipe.name, recipe.side, recipe.temperature, recipe.old_classes, seed)
+    depends_on = (recipe.name, data.digest, recipe.side, recipe.temperature, recipe.old_classes, seed)
     return _side(recipe, "side", recipe.side, data, depends_on, fit, seed, cache)
 
 
@@ -145,7 +145,7 @@ def train_autoencoder_side(
             **places,
         )
 
-    depends_on = (recipe.name, recipe.autoencoder, recipe.old_classes, seed)
+    depends_on = (recipe.name, data.digest, recipe.autoencoder, recipe.old_classes, seed)
     return _side(recipe, "autoencoder", recipe.autoencoder, data, depends_on, fit, seed, cache)
 
 
@@ -187,7 +187,7 @@ def train_forward(
         )
 
     with drawn_from(seed, recipe.threads):
-        depends_on = (recipe, seed, code_of(Fct))
+        depends_on = (recipe, data.digest, seed, code_of(Fct))
         method, _ = Stages(cache).trained("forward", depends_on, lambda: Fct(widths, hidden=recipe.hidden), fit)
     return method.exported()
 
@@ -269,7 +269,7 @@ def _classifier(
         )
 
     with drawn_from(seed, recipe.threads):
-        return Stages(cache).trained(role, (recipe.name, model, classes, seed), make, fit)[0]
+        return Stages(cache).trained(role, (recipe.name, data.digest, model, classes, seed), make, fit)[0]
 
 
 def _side(

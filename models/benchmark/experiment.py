@@ -211,6 +211,7 @@ class Experiment:
     def depends_on(self, run: Run) -> tuple[object, ...]:
         """Name all that decides a run, the method's code among it."""
         r, code = self.recipe, code_of(METHODS[run.method])
+        centred = ["centred"] if run.centred else []
         if METHODS[run.method].trains_backbone:
             return (
                 self._models("old", "new"),
@@ -218,10 +219,10 @@ class Experiment:
                 run.options,
                 code,
                 r.compatible,
-                *(["centred"] if run.centred else []),
+                *centred,
             )
         sides = () if run.side is None else (run.side,)
-        models = (self._models("old", "new", *sides), run.method, run.options, code, r.views, r.view)
+        models = (self._models("old", "new", *sides), run.method, run.options, code, r.views, r.view, *centred)
         if _is_fct(run):
             return (*models, r.forward, r.hidden)
         return (*models, self._pair_plan(run))
@@ -235,7 +236,7 @@ class Experiment:
         return Stages(self.folder)
 
     def _models(self, *roles: Role) -> tuple[object, ...]:
-        """Name all that decides some of the models."""
+        """Name all that decides some of the models, the data among it."""
         r = self.recipe
         decides: dict[Role, object] = {
             "old": r.old,
@@ -243,7 +244,7 @@ class Experiment:
             "simclr": (r.side, r.temperature),
             "autoencoder": r.autoencoder,
         }
-        return (r.name, r.old_classes, self.seed, *((role, decides[role]) for role in roles))
+        return (r.name, self.data.digest, r.old_classes, self.seed, *((role, decides[role]) for role in roles))
 
     def _setting(self, run: Run) -> Setting:
         return Setting(

@@ -91,6 +91,20 @@ def test_a_method_whose_code_or_plan_changed_is_trained_again(monkeypatch: pytes
     assert repr(small_experiment().depends_on(run)) == keys[0]
 
 
+def test_what_is_kept_of_other_data_or_other_old_vectors_is_not_taken() -> None:
+    experiment = small_experiment()
+    data = experiment.data
+    others = [
+        replace(experiment, data=replace(data, **{name: getattr(data, name)[::-1].copy()}))
+        for name in ("train_images", "train_labels", "test_images", "test_labels")
+    ]
+    for name in ("Procrustes", "OCA"):
+        run = chosen(name)
+        keys = [repr(each.depends_on(run)) for each in (experiment, *others)]
+        keys.append(repr(experiment.depends_on(replace(run, centred=True))))
+        assert len(set(keys)) == len(keys)
+
+
 @pytest.mark.slow
 def test_re_embedding_starts_at_the_derived_gallery_and_an_oracle_beats_chance(experiment: Experiment) -> None:
     curves = experiment.curves(chosen("FCT, SimCLR"))

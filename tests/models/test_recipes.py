@@ -86,7 +86,10 @@ def test_a_finished_stage_is_kept_and_not_trained_again(data: Dataset, tmp_path:
     np.testing.assert_array_equal(embed(first.encoder, images), embed(again.encoder, images))
     recipes.train_old(recipe, data, seed=1, cache=tmp_path, on_step=steps.append)
     assert len(steps) == 2 * trained
-    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    other = replace(data, train_labels=data.train_labels[::-1].copy())
+    recipes.train_old(recipe, other, cache=tmp_path, on_step=steps.append)
+    assert len(steps) > 2 * trained
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
