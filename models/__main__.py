@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 console, errors = Console(), Console(stderr=True)
 
+MAX_SEED = 2**63 - 1  # of torch and NumPy alike
+
 
 def _configured(context: typer.Context, path: Path | None) -> Path | None:
     """Take options from a TOML file as defaults: a flag on the command line wins."""
@@ -44,6 +46,10 @@ def _configured(context: typer.Context, path: Path | None) -> Path | None:
         if unknown:
             options = ", ".join(sorted(str(name).replace("_", "-") for name in known))
             raise ValueError(f"{path} has {', '.join(unknown)}, but `{context.info_name}` takes {options}")
+        for parameter in context.command.params:
+            several, value = getattr(parameter, "multiple", False), values.get(str(parameter.name))
+            if several and not isinstance(value, list | None):
+                raise ValueError(f"{path} has {parameter.name} = {value!r}, which is a list: [{value!r}]")
     context.default_map = {**(context.default_map or {}), **values}
     return path
 
@@ -207,6 +213,7 @@ def train(
         from models.artifacts import save
         from models.benchmark.benchmark import chosen
 
+        _check_folder(output)
         experiment = _where(data, root, stages, seed, device).experiment(_bars())
         run = chosen(method)
         maps = experiment.trained(run).method.transformations()
@@ -249,7 +256,9 @@ def _where(
     from models.benchmark.benchmark import Where
     from models.recipes import RECIPES
 
+    _check_seed(seed)
     _check_device(device)
+    _check_folder(folder)
     recipe = f"{data}-{device}" if f"{data}-{device}" in RECIPES else data
     if recipe not in RECIPES:
         raise ValueError(f"the data set {data!r} is not one of digits, cifar100")
@@ -283,11 +292,22 @@ def _check_places(read: dict[str, Path | None], written: dict[str, Path | None])
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def _check_folder(path: Path | None) -> None:
+    if path is not None and path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: name a folder to write into")
+
+
 def _options(**values: Any) -> Options:
     from models.fitting import Options
 
+    _check_seed(values["seed"])
     _check_device(values["device"])
     return Options(**values)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"the seed is from 0 to {MAX_SEED}, not {seed}")
 
 
 def _check_device(name: str) -> None:

@@ -41,7 +41,7 @@ class Dataset:
         whole = hashlib.sha256(repr(self.class_names).encode())
         for values in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             whole.update(repr((values.shape, values.dtype.str)).encode())
-            whole.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+            whole.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         return whole.hexdigest()
 
     def of_classes(self, count: int) -> Dataset:

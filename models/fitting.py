@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from inspect import signature
+from math import isfinite
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -396,10 +397,12 @@ def _check_widths(transformation: Transformation, pairs: Pairs, direction: Direc
 
 
 def _check_type(what: str, value: object, kind: Any) -> None:
-    """Refuse what is of another type than an annotation says; a whole number will do for any."""
+    """Refuse what is of another type than an annotation says, or not finite; a whole number will do for any."""
     taken = get_args(kind) or (kind,)
     if type(value) not in taken and not (type(value) is int and float in taken):
         raise ValueError(f"{what} is {' or '.join(each.__name__ for each in taken)}, not {value!r}")
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{what} is a finite number, not {value!r}")
 
 
 def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:

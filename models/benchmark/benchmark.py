@@ -64,7 +64,7 @@ class Where:
     @property
     def has_texts(self) -> bool:
         """Whether XBT is asked for, and the data has captions."""
-        return self.root is not None and (not self.only or XBT in self.only)
+        return self.recipe.name == "cifar100" and self.root is not None and (not self.only or XBT in self.only)
 
 
 def chosen(name: str) -> Run:
@@ -93,8 +93,8 @@ def benchmark(where: Where, *, jobs: int = 1, show: Show = quiet, tell: Tell = p
     Returns:
         The results, as they are in `results.json`.
     """
-    if XBT in where.only and where.root is None:
-        raise ValueError(f"{XBT} needs the captions of cifar100: name their folder (--root)")
+    if XBT in where.only and not where.has_texts:
+        raise ValueError(f"{XBT} needs the captions of cifar100: --data cifar100, and name their folder (--root)")
     start = time.perf_counter()
     if jobs > 1:
         _in_processes(where, jobs, tell)

@@ -140,6 +140,11 @@ class TestConfiguration:
         message = refused(run("fit", "--config", tmp_path / "fit.toml"))
         assert "has epoch, learning-rate, but `fit` takes checkpoint, device" in message
 
+    def test_one_value_where_a_list_belongs_is_refused_with_the_list(self, tmp_path: Path) -> None:
+        (tmp_path / "fit.toml").write_text('option = "fct.hidden=16"\n')
+        message = refused(run("fit", "--config", tmp_path / "fit.toml"))
+        assert "fit.toml has option = 'fct.hidden=16', which is a list: ['fct.hidden=16']" in message
+
     def test_what_is_no_toml_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "fit.toml").write_text("epochs 3")
         assert "is not TOML" in refused(run("fit", "--config", tmp_path / "fit.toml"))
@@ -162,6 +167,10 @@ class TestRefusals:
             (["--option", "hidden='wide'"], "the hyperparameter hidden of fct is int, not 'wide'"),
             (["--option", "hidden=true"], "the hyperparameter hidden of fct is int, not True"),
             (["--option", "affine.ridge=1"], "the option 'affine.ridge=1' is not of fct"),
+            (
+                ["--method", "lambda_orthogonality", "--option", "threshold=inf"],
+                "the hyperparameter threshold of lambda_orthogonality is a finite number, not inf",
+            ),
             (["--output", "."], ". is a folder: name the file to write"),
             (["--source", "[absent].npy"], "No such file or directory: '[absent].npy'"),
         ],
@@ -220,7 +229,8 @@ class TestRefusals:
 
     def test_what_the_benchmark_cannot_train_without_captions(self, tmp_path: Path) -> None:
         flags = ["--data", "digits", "--output", tmp_path / "out"]
-        assert "name their folder (--root)" in refused(run("benchmark", "--only", "XBT", *flags))
+        for root in ([], ["--root", tmp_path]):
+            assert "name their folder (--root)" in refused(run("benchmark", "--only", "XBT", *flags, *root))
         assert "XBT is trained by `benchmark` alone" in refused(
             run("train", "--method", "XBT", "--data", "digits", "--output", tmp_path, "--stages", tmp_path / "stages")
         )
@@ -238,6 +248,24 @@ class TestRefusals:
         result = run(command, *method, "--data", "digits", "--output", tmp_path / "out", "--device", device)
         assert message in refused(result)
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("command", "flag"), [("train", "--output"), ("train", "--stages"), ("benchmark", "--output")]
+    )
+    def test_a_file_in_place_of_a_folder_is_refused_before_anything_is_trained(
+        self, tmp_path: Path, command: str, flag: str
+    ) -> None:
+        (tmp_path / "file").write_text("precious")
+        needed = ["--method", "procrustes", "--output", tmp_path / "out", "--stages", tmp_path / "stages"]
+        result = run(command, *(needed if command == "train" else []), "--data", "digits", flag, tmp_path / "file")
+        assert f"{tmp_path}/file is a file: name a folder to write into" in refused(result)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    @pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+    def test_a_seed_out_of_range_is_refused_with_the_range(self, data: Path, tmp_path: Path, seed: int) -> None:
+        message = f"the seed is from 0 to 9223372036854775807, not {seed}"
+        assert message in refused(run("fit", *pairs(data), "--output", tmp_path / "map", "--seed", seed))
+        assert message in refused(run("benchmark", "--data", "digits", "--output", tmp_path / "out", "--seed", seed))
 
     def test_a_bad_file_is_named(self, data: Path, tmp_path: Path) -> None:
         bad = np.load(data / "new.npy")

@@ -519,7 +519,7 @@ class TestFit:
         else:
             state.write_bytes(contents[what])
         before = state.read_bytes()
-        with pytest.raises(OfAnotherTraining, match="state is not the state of .*: remove it, or name another place"):
+        with pytest.raises(OfAnotherTraining, match=r"state is not the state of .*: remove it, or name another place"):
             fit(small_pairs(), options, checkpoint=state)
         assert state.read_bytes() == before
 
