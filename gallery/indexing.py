@@ -29,9 +29,9 @@ from gallery.centroids import Unindexed
 from gallery.columns import open_column
 from gallery.files import Written, written
 from gallery.index import _reach
-from gallery.index._recall import K, Recall, Sample, held, recall, sample
+from gallery.index._recall import Sample, held, recall, sample
 from gallery.index.base import JOINED, REACH, Index, ListsBackend, Steered, Trained
-from gallery.index.choose import EXACT, Choice, choose
+from gallery.index.choose import EXACT, RECALL_JOINED, Choice, choose
 from gallery.index.quantizer import digest
 from gallery.index.registry import backend
 from gallery.spaces import EmbeddingModel
@@ -45,6 +45,9 @@ QUANTIZER = "quantizer"
 MOST_READ = 0.25
 # But not where as few rows as these are read of the whole gallery, which takes a tenth of a millisecond.
 FEW_ROWS = 1 << 14
+# Of the neighbours in the lists that a small part of a shelf reads, so many may be beyond its reach. The farthest of 2,000 is
+# farther than any that counts there: for it, a million rows in 16 segments would read a tenth more.
+MISSED_JOINED = 0.005
 
 
 class Built(NamedTuple):
@@ -171,8 +174,7 @@ def _attempts(
 def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Path, asked: Sample) -> dict[str, Any]:
     """Build an index at `path` and return the first parameters by which it finds enough, with what it finds.
 
-    Beside them is what suffices where it is a small part of what is searched together: of the ten nearest in all of that, few
-    more than one are here, so what counts is whether the nearest is found.
+    Beside them is what suffices where it is a small part of what is searched together, whose ten nearest are nearer than its own.
 
     Raises:
         _FindsTooLittle: it does not find enough by any.
@@ -185,7 +187,7 @@ def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Pat
     faults.reached("build_index")
     opened = chosen.open(vectors, space=space, path=path, parameters=choice.efforts[0])
 
-    def measured(effort: Mapping[str, Any]) -> Recall:
+    def measured(effort: Mapping[str, Any]) -> float:
         """By a search: nothing else proves it."""
         if isinstance(opened, Steered):
             return recall(opened.steered(effort), asked)
@@ -193,20 +195,20 @@ def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Pat
 
     alone, joined, found = _enough(choice, opened, asked, measured)
     told: dict[str, Any] = {} if trained is None else {QUANTIZER: digest(trained.centroids)}
-    nearer = _reaching(choice, trained, column, asked, alone, neighbours=K)
+    nearer = _reaching(choice, trained, column, asked, alone)
     if nearer is not alone:  # it misses no neighbour that was found, but that is for the index to prove
-        again = round(measured(nearer).ten, 4)
+        again = round(measured(nearer), 4)
         alone, found = (nearer, again) if again >= choice.enough else (alone, found)
     if joined is not None:
-        joined = _reaching(choice, trained, column, asked, joined, neighbours=1)
+        joined = _reaching(choice, trained, column, asked, joined, missed=MISSED_JOINED)
         told |= {JOINED: joined} if joined != alone else {}
     return {**alone, **told, MEASURED: found}
 
 
 def _enough(
-    choice: Choice, opened: Index, asked: Sample, measured: Callable[[Mapping[str, Any]], Recall]
+    choice: Choice, opened: Index, asked: Sample, measured: Callable[[Mapping[str, Any]], float]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, float]:
-    """The first effort that finds enough, the first that finds the nearest where it can be joined, and what share is found.
+    """The first effort that finds enough, the first that does as a small part where it can be joined, and what the former finds.
 
     Raises:
         _FindsTooLittle: none does.
@@ -214,13 +216,11 @@ def _enough(
     places = opened.places(asked.queries, asked.rows) if isinstance(opened, Steered) and asked.rows.size else None
     found, joined = 0.0, None
     for effort in choice.efforts:
-        if places is not None and effort is not choice.efforts[-1]:
-            there = held(places, asked, effort["nprobe"])
-            if max(there.ten, there.nearest if joined is None else 0) < choice.enough:
-                continue  # they are not in the lists that it reads, and a search would only confirm that
-        share = measured(effort)
-        found = round(share.ten, 4)
-        if opened.joins and joined is None and share.nearest >= choice.enough:
+        enough = choice.enough if joined is not None or opened.joins is None else min(RECALL_JOINED, choice.enough)
+        if places is not None and effort is not choice.efforts[-1] and held(places, asked, effort["nprobe"]) < enough:
+            continue  # they are not in the lists that it reads, and a search would only confirm that
+        found = round(measured(effort), 4)
+        if opened.joins and joined is None and found >= RECALL_JOINED:
             joined = effort
         if found >= choice.enough:
             return effort, joined, found
@@ -234,7 +234,7 @@ def _reaching(
     asked: Sample,
     effort: Mapping[str, Any],
     *,
-    neighbours: int,
+    missed: float = 0,
 ) -> Mapping[str, Any]:
     """The same parameters, with how far lists may be to be read where that spares enough of them.
 
@@ -243,7 +243,7 @@ def _reaching(
     chosen = backend(choice.kind)
     if trained is None or not choice.enough or not isinstance(chosen, ListsBackend) or not chosen.reaches:
         return effort
-    reach = _reach.measured(trained.centroids, column.vectors, asked, neighbours=neighbours, nprobe=effort["nprobe"])
+    reach = _reach.measured(trained.centroids, column.vectors, asked, nprobe=effort["nprobe"], missed=missed)
     return effort if reach is None else {**effort, REACH: reach._asdict()}
 
 

@@ -39,7 +39,7 @@ class Reach(NamedTuple):
 EVERYWHERE = Reach(inf, 0.0)
 
 
-def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, neighbours: int, nprobe: int) -> Reach | None:
+def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, nprobe: int, missed: float = 0) -> Reach | None:
     """How far lists may be, at least as far as the nearest one; None where that spares too little.
 
     As far as the farthest list, of those that are read without it, that holds a neighbour: so none is missed for it.
@@ -48,12 +48,12 @@ def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, neighbours: 
         centroids: (lists, dimension) float32.
         vectors: the column.
         asked: some of its rows, with their neighbours.
-        neighbours: so many of them count.
         nprobe: how many lists are read without it.
+        missed: the share of the neighbours in those lists that may be in farther ones.
     """
     if asked.space.metric == "inner_product" and not asked.space.normalized:
         return None  # no matter of distance
-    quantizer, rows = shared(centroids, asked.space.metric), asked.rows[:, :neighbours]
+    quantizer, rows = shared(centroids, asked.space.metric), asked.rows
     near = quantizer.nearest(asked.queries, nprobe)
     own = quantizer.holding(_exact.prepared(vectors[rows.ravel()], asked.space)).reshape(*rows.shape, 1)
     places = near.lists[:, None, :] == own  # (queries, neighbours, lists)
@@ -61,7 +61,8 @@ def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, neighbours: 
     nearest = float(np.quantile(far[:, 0], _NEAREST))
     needed = far / np.maximum(far[:, :1].astype(np.float64), max(nearest, float(np.finfo(np.float32).tiny)))
     needed[:, :FEWEST] = 1
-    farthest = float(np.broadcast_to(needed[:, None, :], places.shape)[places].max(initial=1))
+    of_neighbours = np.append(np.broadcast_to(needed[:, None, :], places.shape)[places], 1)
+    farthest = max(1.0, float(np.quantile(of_neighbours, 1 - missed, method="higher")))
     return Reach(ceil(100 * farthest) / 100, nearest) if (needed > farthest).mean() >= _WORTH else None
 
 

@@ -48,25 +48,16 @@ def sample(vectors: Stored, space: Space) -> Sample:
     return Sample(space, queries, own, found.rows[:, :count], found.scores[:, :count], tied)
 
 
-class Recall(NamedTuple):
-    """The share of true neighbours that an index finds: 1 where it finds others that are as near."""
-
-    #: of the ten nearest, or as many as there are
-    ten: float
-    #: of the nearest
-    nearest: float
-
-
-def recall(index: Index, asked: Sample) -> Recall:
-    """What an index finds of the neighbours of a sample."""
+def recall(index: Index, asked: Sample) -> float:
+    """The share of a sample's neighbours that an index finds: 1 where it finds others that are as near."""
     wanted = asked.scores.shape[1]
     if not wanted:
-        return Recall(1.0, 1.0)
+        return 1.0
     scores = _without_own(index.search(asked.queries, K + 1), asked.own, asked.space.metric).scores
-    return Recall(*(_share(scores[:, :n], asked.scores[:, n - 1 : n], asked.space.metric) for n in (wanted, 1)))
+    return _share(scores[:, :wanted], asked.scores[:, wanted - 1 :], asked.space.metric)
 
 
-def held(places: Rows, asked: Sample, nprobe: int) -> Recall:
+def held(places: Rows, asked: Sample, nprobe: int) -> float:
     """The most that a search can find in the lists that it reads, which is known without one.
 
     A search finds no more, unless so few rows are in those lists that it reads all there are: no effort should count on that.
@@ -76,8 +67,7 @@ def held(places: Rows, asked: Sample, nprobe: int) -> Recall:
         asked: the sample.
         nprobe: how many lists are read.
     """
-    read = places < nprobe
-    return Recall(*(float((read[:, :n] | asked.tied[:, n - 1 : n]).mean()) for n in (read.shape[1], 1)))
+    return float(((places < nprobe) | asked.tied[:, -1:]).mean())
 
 
 def _share(scores: Vectors, last: Vectors, metric: Metric) -> float:

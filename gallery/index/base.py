@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from gallery.index.selection import Selected
 
 
-#: beside an index's parameters: others, that suffice where it is a small part of what it is joined with
-JOINED = "joined"
+#: beside an index's parameters: others, that suffice where it is a small part of what it is joined with. What an
+#: earlier version wrote as `joined` may be too little (ADR 0049), and is not heeded.
+JOINED = "joined_by_ten"
 #: beside them, of an index of lists: how far those may be that are read, see `gallery.index._reach`
 REACH = "reach"
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import inf
 from pathlib import Path
-from statistics import median_high
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,6 +33,8 @@ JOINED_ROWS = 1 << 20
 READ_ROWS = 1 << 16
 # Hits of a usual search, by which indexes are measured.
 _TEN = 10
+# Of the rows that are joined, so many may need more than is read: how much a segment needs is known from 200 rows only.
+_FEW = 0.1
 BITS = 4
 CODES = 1 << BITS
 # FAISS warns where there are less than 39. By 128 no more queries are asked twice than by 256, in half of the training.
@@ -52,6 +53,9 @@ _CHOOSY_ROWS = 1 << 15
 # How FAISS goes through the lists: query by query, so that no answer depends on the batch, and with a reservoir: for 128
 # candidates that took 39 us where a heap took 50, for 508 it took 49 where the heap took 120.
 _QUERY_BY_QUERY = 11
+
+
+_Needed = TypeVar("_Needed", int, Reach)
 
 
 class Effort(NamedTuple):
@@ -75,13 +79,24 @@ class Probes(NamedTuple):
 
 
 def _probes(parts: Sequence[Probes]) -> Effort:
-    """How many lists suffice for half of the parts, and how far ones.
+    """How many lists suffice for most of the rows, and how far ones.
 
-    Each was measured by the neighbours of its own rows. The nearest among the rows of all are nearer, and in fewer lists.
+    Each part was measured by the neighbours of its own rows. The nearest among the rows of all are nearer, and in fewer lists;
+    but they may all be in one large part, so many small ones do not outvote it.
     """
     total = sum(part.rows for part in parts)
     efforts = [part.joined if _TEN * part.rows <= total else part.alone for part in parts]
-    return Effort(median_high(each.nprobe for each in efforts), median_high(each.reach for each in efforts))
+    rows = [part.rows for part in parts]
+    return Effort(_for_most([each.nprobe for each in efforts], rows), _for_most([each.reach for each in efforts], rows))
+
+
+def _for_most(needed: Sequence[_Needed], rows: Sequence[int]) -> _Needed:
+    """The least of what parts with so many rows need that suffices for all rows but few."""
+    at, left = 0, sum(rows)
+    few, parts = _FEW * left, sorted(zip(needed, rows, strict=True))
+    while (left := left - parts[at][1]) > few:
+        at += 1
+    return parts[at][0]
 
 
 class PqIndex(_ivf.IvfIndex):

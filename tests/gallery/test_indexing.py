@@ -13,11 +13,10 @@ from gallery.catalog.galleries import gallery_row
 from gallery.catalog.segments import MEASURED, REFUSED
 from gallery.catalog.tables import ColumnRow
 from gallery.index import _ivf, _reach, choose
-from gallery.index._recall import Recall
 from gallery.index.base import JOINED, REACH
 from gallery.indexing import index_column, wanting
 from gallery.upgrade.states import State
-from tests.gallery.world import GALLERY, OLD, World
+from tests.gallery.world import GALLERY, OLD, World, best
 
 
 def filled(world: World, rows: int = 300) -> int:
@@ -62,6 +61,30 @@ def test_fewer_lists_are_recorded_for_where_it_is_a_small_part_of_what_is_search
     assert made[JOINED]["nprobe"] < made["nprobe"]
 
 
+def test_a_shelf_of_rows_in_pairs_that_are_almost_alike_finds_what_lies_beyond_the_pair(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nearest row of each is its twin, in the same list: to find that one says nothing of the others."""
+    monkeypatch.setattr(_ivf, "_FIRST_PROBES", 1)
+    world.store.settings.exact_below = 100
+    world.register("wide", 12)
+    world.make("pairs", model="wide")
+    rng, segments, rows = np.random.default_rng(0), 10, 1000
+    vectors = np.repeat(rng.standard_normal((segments * rows // 2, 12)), 2, axis=0)
+    vectors = (vectors + 0.001 * rng.standard_normal(vectors.shape)).astype(np.float32)
+    for at in range(0, len(vectors), rows):
+        ids = [str(row) for row in range(at, at + rows)]
+        world.upsert("wide", ids, vectors[at : at + rows], gallery="pairs")
+    for column in wanting(world.store):
+        assert index_column(world.store, column)
+    queries = rng.standard_normal((100, 12)).astype(np.float32)
+    answer = world.search("wide", queries, k=10, gallery="pairs")
+    assert len(answer.snapshot.shelves) == 1
+    found = [{int(hit.id) for hit in best(answer, query)} for query in range(len(queries))]
+    nearest = np.argsort(((queries[:, None] - vectors) ** 2).sum(axis=2), axis=1)[:, :10].tolist()
+    assert sum(len(one & set(rows)) for one, rows in zip(found, nearest, strict=True)) >= 0.98 * 10 * len(queries)
+
+
 def test_lists_that_cannot_hold_enough_are_not_searched_and_the_rest_is_measured_as_ever(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +104,7 @@ def test_lists_that_cannot_hold_enough_are_not_searched_and_the_rest_is_measured
     few, made = len(searched), row(world, column).index_parameters
     with world.store.catalog.transaction() as tx:
         tx.session.get_one(ColumnRow, column).index_file = None
-    monkeypatch.setattr(indexing, "held", lambda *_: Recall(1.0, 1.0))
+    monkeypatch.setattr(indexing, "held", lambda *_: 1.0)
     assert index_column(world.store, column)
     assert row(world, column).index_parameters == made
     assert few < len(searched) - few
@@ -162,7 +185,7 @@ def test_columns_with_many_rows_alike_read_no_more_lists_for_it(world: World, mo
     made = row(world, column).index_parameters
     with world.store.catalog.transaction() as tx:
         tx.session.get_one(ColumnRow, column).index_file = None
-    monkeypatch.setattr(indexing, "held", lambda *_: Recall(1.0, 1.0))
+    monkeypatch.setattr(indexing, "held", lambda *_: 1.0)
     assert index_column(world.store, column)
     assert row(world, column).index_parameters == made
 

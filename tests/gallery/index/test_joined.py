@@ -14,6 +14,7 @@ from gallery.index import _filtering, registry
 from gallery.index.base import JOINED, Index, ListsBackend
 from gallery.index.device import Device
 from gallery.index.flat import JOINED_NUMBERS
+from gallery.index.ivf_pq import PqIndex
 from gallery.index.quantizer import training_rows
 from gallery.index.selection import Selected
 from tests.gallery.index.conftest import column_of, queries_of, unit_length
@@ -176,3 +177,27 @@ def test_a_small_part_of_what_is_searched_together_reads_the_lists_that_it_needs
     assert np.array_equal(found(more, many), found(few, many))
     assert np.array_equal(found(more, 4), found(backend.check({"nprobe": 60}), 4))
     assert not np.array_equal(found(more, 4), found(few, 4))
+    # What earlier versions wrote down was measured by the nearest neighbour only.
+    former = {**backend.check({"nprobe": 60}), "joined": {"nprobe": 1}}
+    assert np.array_equal(found(former, many), found(backend.check({"nprobe": 60}), many))
+
+
+def test_many_small_segments_do_not_outvote_the_one_that_has_most_rows(clustered: Vectors, tmp_path: Path) -> None:
+    backend, space = registry.backend("ivf_pq"), Space("euclidean", normalized=False)
+    assert isinstance(backend, ListsBackend)
+    trained = backend.train(training_rows([clustered], space, 70), 70, space)
+
+    def reads(parts: Mapping[int, Sequence[int]]) -> int:
+        """What segments of so many rows read together that need so many lists each."""
+        opened = []
+        for at, (rows, nprobe) in enumerate((rows, nprobe) for rows, needed in parts.items() for nprobe in needed):
+            column, path, parameters = clustered[:rows], tmp_path / f"{rows}-{at}", backend.check({"nprobe": nprobe})
+            backend.build(column, space=space, path=path, parameters=parameters, trained=trained)
+            opened.append(backend.open(column, space=space, path=path, parameters=parameters))
+        index = joined(opened)
+        assert isinstance(index, PqIndex)
+        return index.nprobe
+
+    assert reads({3000: [40], 300: [8] * 11}) == 40
+    assert reads({2000: [8], 100: [40] * 2}) == 8, "to find less in a tenth of the rows is no great loss"
+    assert reads({1000: [8], 100: [40] * 2}) == 40

@@ -14,7 +14,7 @@ import pytest
 from gallery.arrays import Metric, Space, Vectors
 from gallery.index import _exact, _reach, ivf_pq, registry
 from gallery.index._reach import Reach
-from gallery.index._recall import K, Sample, sample
+from gallery.index._recall import Sample, sample
 from gallery.index.base import JOINED, REACH, Index, ListsBackend
 from gallery.index.ivf_pq import PqIndex
 from gallery.index.quantizer import Nearest, shared, training_rows
@@ -71,8 +71,8 @@ def reading(index: PqIndex) -> Iterator[list[int]]:
         yield counts
 
 
-def measured(vectors: Vectors, space: Space, asked: Sample, neighbours: int = K) -> Reach | None:
-    return _reach.measured(centroids(vectors, space), vectors, asked, neighbours=neighbours, nprobe=PROBES)
+def measured(vectors: Vectors, space: Space, asked: Sample, missed: float = 0) -> Reach | None:
+    return _reach.measured(centroids(vectors, space), vectors, asked, nprobe=PROBES, missed=missed)
 
 
 def centroids(vectors: Vectors, space: Space) -> Vectors:
@@ -94,9 +94,24 @@ def test_no_neighbour_that_was_found_is_missed_for_it(space: Space, clustered: V
     for query in range(len(own)):
         assert not set(own[query]) & (set(near.lists[query]) - set(left[query]))
     assert (left >= 0).mean() < 0.75
-    nearest = measured(vectors, space, asked, 1)
-    assert nearest is not None
-    assert 1 <= nearest.times <= reach.times
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_no_more_neighbours_are_missed_for_it_than_may_be(
+    space: Space, clustered: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_reach, "FEWEST", 1)
+    vectors = column_of(clustered, space)
+    asked = sample(vectors, space)
+    whole, part = measured(vectors, space, asked), measured(vectors, space, asked, 0.02)
+    assert whole is not None
+    assert part is not None
+    assert 1 <= part.times < whole.times
+    near = shared(centroids(vectors, space), space.metric).nearest(asked.queries, PROBES)
+    lists = _exact.prepared(vectors[asked.rows.ravel()], space)
+    own = _exact.search(lists, centroids(vectors, space), 1, "euclidean").rows.reshape(*asked.rows.shape, 1)
+    held = [(own == each.lists[:, None, :]).sum() for each in (near, _reach.within(near, part, space))]
+    assert 0.98 <= held[1] / held[0] < 1
 
 
 def test_it_is_not_measured_where_it_would_spare_little() -> None:
@@ -186,7 +201,9 @@ def test_a_small_index_does_not_choose(clustered: Vectors, tmp_path: Path, monke
     assert set(counts) == {PROBES}
 
 
-def test_joined_indexes_read_as_far_as_suffices_for_half_of_them(clustered: Vectors, tmp_path: Path) -> None:
+def test_joined_indexes_read_as_far_as_suffices_for_all_but_a_tenth_of_their_rows(
+    clustered: Vectors, tmp_path: Path
+) -> None:
     space, backend = SPACES[0], registry.backend("ivf_pq")
     assert isinstance(backend, ListsBackend)
     trained = backend.train(training_rows([clustered], space, LISTS), LISTS, space, 10)
@@ -207,7 +224,8 @@ def test_joined_indexes_read_as_far_as_suffices_for_half_of_them(clustered: Vect
         assert isinstance(whole, PqIndex)
         return whole._reach.times
 
-    assert joined(12, [1.1, 1.2, 1.3, 1.4, 1.5, 1.6] * 2) == 1.4  # each is less than a tenth
+    assert joined(12, [1.1] * 6 + [1.4] * 5 + [1.6]) == 1.4  # each is less than a tenth
+    assert joined(12, [1.1] * 6 + [1.4] * 4 + [1.6] * 2) == 1.6
     assert joined(3, [1.1, 1.2, 1.3]) == 3.0
-    assert joined(12, [None] * 6 + [1.2] * 6) == inf
-    assert joined(12, [None] * 5 + [1.2] * 7) == 1.2
+    assert joined(12, [None] * 2 + [1.2] * 10) == inf
+    assert joined(12, [None] + [1.2] * 11) == 1.2
