@@ -258,9 +258,7 @@ def _watch(client: Client, upgrade_id: str) -> None:
     )
     with bar:
         task = bar.add_task(upgrade_id, total=1.0, state="")
-        seen: str | None = (
-            None  # who does not tell it is told of the present state, which would end each stream at once
-        )
+        seen: str | None = None  # a stream without it begins with the present state, at which it would end each time
         while True:
             now = client.upgrade(upgrade_id)
             bar.update(task, completed=now["progress"]["fraction"], state=now["state"])
