@@ -1,13 +1,10 @@
-"""How an API process speaks HTTP: as uvicorn does, but it reads no more of a request's head than is decent.
+"""How an API process reads HTTP: as uvicorn does, but no more of a request's head than is decent.
 
 uvicorn has no limit of its own, and a head is read before anyone's key is looked at: it would take all memory, and the event
-loop with it. And it writes an answer in one piece.
+loop with it.
 """
 
 from __future__ import annotations
-
-import asyncio
-from typing import cast
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -20,7 +17,6 @@ log = structlog.get_logger()
 #: bytes of a request's first line and headers; proxies and other servers take 8 to 64 KiB
 MOST_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0
-_HEAD, _CONTINUE = b"HTTP/1.1 ", b"HTTP/1.1 100 "
 
 
 class Protocol(HttpToolsProtocol):
@@ -52,8 +48,6 @@ class Protocol(HttpToolsProtocol):
             self._too_large = True
             raise ValueError("the request's head is too large")
         HttpToolsProtocol.on_headers_complete(self)
-        if not self._in_head():
-            self.cycle.transport = cast("asyncio.Transport", _Joined(self.transport, self.loop))
 
     def on_body(self, body: bytes) -> None:
         """Hand on a part of a body."""
@@ -93,41 +87,3 @@ class Protocol(HttpToolsProtocol):
         self.transport.write_eof()
         # Closed while the client sends, the connection would be reset, and the answer lost on its way.
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
-
-
-class _Joined:
-    """What one answer is written to: its head leaves with what follows it, if that follows at once.
-
-    uvicorn hands them over one after the other. Each would be a call of the system of its own, and wake who waits for it once
-    more: a search of one client took 5 % longer.
-    """
-
-    __slots__ = ("_head", "_loop", "_transport")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        #: is written by the next turn of the loop at the latest: a stream may have nothing to say for long
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.writelines((head, data))
-        elif data.startswith(_HEAD) and not data.startswith(_CONTINUE):
-            self._head = data
-            self._loop.call_soon(self._flush)
-        else:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def _flush(self) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)

@@ -1,4 +1,4 @@
-"""How HTTP is spoken: a request's head has a limit, whoever sends it, and however it comes in pieces; an answer is one piece."""
+"""How HTTP is read: a request's head has a limit, whoever sends it, and however it comes in pieces."""
 
 from __future__ import annotations
 
@@ -136,40 +136,3 @@ def test_a_body_in_many_small_chunks_with_trailers_is_read(shared: World) -> Non
     whole = head + chunks + b"0\r\n" + long_header(1000) + b"\r\n\r\n"
     ((status, _),) = talk(shared, in_pieces(whole))
     assert status == 200
-
-
-def first_piece(world: World, sent: bytes) -> bytes:
-    """What the first call brings that reads an answer; all that was written at once, if it is short."""
-    url = world.client.base_url
-    with closing(socket.create_connection((url.host, url.port or 80), timeout=PATIENCE_SECONDS)) as connection:
-        connection.sendall(sent)
-        return connection.recv(1 << 16)
-
-
-@pytest.mark.parametrize("headers", [[], [b"Connection: close"]], ids=["kept", "closed"])
-def test_an_answer_comes_in_one_piece(shared: World, headers: list[bytes]) -> None:
-    for _ in range(20):
-        assert first_piece(shared, request(shared, "GET /health/live", *headers)).endswith(b'\r\n\r\n{"status":"ok"}')
-
-
-def test_a_head_without_a_body_is_sent_by_itself(shared: World) -> None:
-    piece = first_piece(shared, request(shared, "HEAD /health/live"))
-    assert piece.startswith(b"HTTP/1.1 200 ")
-    assert piece.endswith(b"\r\n\r\n")
-
-
-def test_who_waits_to_be_told_to_go_on_is_told_before_the_body_is_there(shared: World) -> None:
-    body = json.dumps({"model": "old", "vector": UNITS[0].tolist()}).encode()
-    whole = request(
-        shared,
-        f"POST /galleries/{GALLERY}/search",
-        b"Content-Type: application/json",
-        b"Expect: 100-continue",
-        body=body,
-    )
-    url = shared.client.base_url
-    with closing(socket.create_connection((url.host, url.port or 80), timeout=PATIENCE_SECONDS)) as connection:
-        connection.sendall(whole.removesuffix(body))
-        assert connection.recv(1 << 16) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        connection.sendall(body)
-        assert next(answers(connection))[0] == 200
