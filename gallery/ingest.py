@@ -367,8 +367,12 @@ def _publish(session: Session, accepted: _Accepted, wanted: _Wanted, written: Se
 def _unchanged(session: Session, accepted: _Accepted, wanted: _Wanted) -> None:
     """The gallery's row is locked now; if the upgrade wants something else than when the files were written, start over."""
     row = gallery_rows.gallery_row(session, accepted.gallery.name)
-    if row.id != accepted.gallery.id or _wanted(session, row, accepted.model).role != wanted.role:
+    if row.id != accepted.gallery.id:
         raise _Changed
+    now_wanted = _wanted(session, row, accepted.model)
+    if now_wanted.role != wanted.role:
+        raise _Changed
+    _accept_for(accepted, now_wanted)  # one that validation had refused may have been resumed meanwhile
 
 
 def _add_columns(session: Session, accepted: _Accepted, segment: SegmentRow, new: _Files) -> None:

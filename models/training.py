@@ -36,6 +36,9 @@ class Step:
 
 OnStep = Callable[[Step], None]
 
+_FIRST_COLUMN = "epoch"  # of a log
+_LONGEST_HEADER = 1 << 12
+
 
 class How(TypedDict, total=False):
     """How a training is carried out, apart from what is trained and by which plan: see `train`."""
@@ -106,6 +109,9 @@ def train(
         optimizer = _optimizer(task, plan)
         kept = None if checkpoint is None else Checkpoints(checkpoint, identity_of(task, rows, plan, seed))
         history = [] if kept is None else kept.resume(task, optimizer, generator)
+        begun = None if log is None else _columns_of(log)
+        if begun is not None and not begun.startswith(f"{_FIRST_COLUMN},"):
+            raise _not_its(log)  # of the other columns the first epoch tells
         for epoch in range(len(history), plan.epochs):
             start = time.perf_counter()
             try:
@@ -118,7 +124,7 @@ def train(
                 kept.save(task, optimizer, generator, history)
             if log is not None:
                 rate = float(optimizer.param_groups[0]["lr"])
-                _write(log, {"epoch": epoch, **history[-1], "rate": rate, "seconds": time.perf_counter() - start})
+                _write(log, {_FIRST_COLUMN: epoch, **history[-1], "rate": rate, "seconds": time.perf_counter() - start})
     task.eval()
     return History(tuple(history))
 
@@ -185,16 +191,26 @@ def _solved(task: Task, rows: Batch, on_step: OnStep | None) -> History:
 def _write(log: Path, line: dict[str, float]) -> None:
     """Append a line to a log, or begin one; what is another training's, or no log at all, stays as it is."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    header = ",".join(line)
-    with log.open("a+", newline="", encoding="utf-8", errors="replace") as file:
-        file.seek(0)
-        begun = file.readline(len(header) + 3)  # a byte more than the columns and the end of their line
-        if begun and begun.rstrip("\r\n") != header:
-            raise OfAnotherTraining(f"{log} is not the log of this training: remove it, or name another place")
+    begun = _columns_of(log)
+    if begun is not None and begun != ",".join(line):
+        raise _not_its(log)
+    with log.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, line)
-        if not begun:
+        if begun is None:
             writer.writeheader()
         writer.writerow(line)
+
+
+def _columns_of(log: Path) -> str | None:
+    """The first line of a log; None where none has begun, or it is no file that could be read, such as a pipe."""
+    if not log.is_file():
+        return None
+    with log.open(newline="", encoding="utf-8", errors="replace") as file:
+        return file.readline(_LONGEST_HEADER).rstrip("\r\n") if log.stat().st_size else None
+
+
+def _not_its(log: Path | None) -> OfAnotherTraining:
+    return OfAnotherTraining(f"{log} is not the log of this training: remove it, or name another place")
 
 
 @cache

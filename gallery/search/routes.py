@@ -207,6 +207,12 @@ def _advice(known: Known, segments: Sequence[Reach], best: Plan) -> str:
             if usable
             else f"{names} needs side-information, which these items do not have"
         )
+    elif unadvised := [
+        each.name
+        for each in known.registry.transformations
+        if not each.advised and each.target == query and each.source in stored
+    ]:
+        help_ = f"{', '.join(unadvised)} leads there, but its fit said that it gains nothing: an upgrade that names it uses it"
     else:
         help_ = (
             f"register a forward transformation from {others} to {query} and send companions, or a backward "

@@ -252,7 +252,7 @@ def move(session: Session, row: UpgradeRow, then: State, *, actor: str | None = 
         row.started_at = now()
     if not row.active:
         row.finished_at = now()
-    if then not in ACTIVE:  # from here on nothing more is done, only undone
+    if then not in ACTIVE or _ends(row, then):  # from here on nothing more is done, only undone
         row.progress = asdict(progress(session, row))
     _event(session, row, actor, "state", state=then.value, **detail)
     session.flush()
@@ -333,9 +333,11 @@ def _plan(session: Session, row: UpgradeRow) -> None:
     lacking = segment_rows.without_model(session, row.gallery_id or 0, row.target_id)
     sourceless = sources.without_column(session, row, lacking)
     if sourceless:
+        unadvised = ", ".join(sources.unadvised(session, row.target_id, sourceless))
+        use = f"; {unadvised} could, but its fit said that it gains nothing: register its artifact by another name to use it"
         raise errors.WrongTransformation(
             f"{len(sourceless)} segments hold neither {row.source.name} nor {row.target.name} vectors, so this "
-            "transformation cannot bring the whole gallery to the target"
+            f"transformation cannot bring the whole gallery to the target{use if unadvised else ''}"
         )
     upgrade_rows.add_segments(session, row.id, [(segment.id, segment.rows) for segment in lacking], start=0)
 
@@ -369,28 +371,40 @@ def locked(session: Session, upgrade_id: str) -> tuple[UpgradeRow, GalleryRow | 
     return upgrade_rows.upgrade_row(session, upgrade_id, lock=True), gallery
 
 
+def held(session: Session, upgrade_id: str) -> tuple[UpgradeRow, GalleryRow | None]:
+    """As `locked`, but of a dry run the upgrade alone: it changes no gallery, not even its version."""
+    row = upgrade_rows.upgrade_row(session, upgrade_id)
+    return (upgrade_rows.upgrade_row(session, row.id, lock=True), None) if row.dry_run else locked(session, row.id)
+
+
 def _undo(
     store: Store, upgrade_id: str, verb: Verb, steps: tuple[State, State], accept_unreachable: bool, actor: str | None
 ) -> Changed:
     with store.catalog.transaction(verb.value) as tx:
         session = tx.session
-        row, gallery = locked(session, upgrade_id)
-        if not _wants(session, row, verb) or gallery is None:  # without one, nothing is wanted
+        row, gallery = held(session, upgrade_id)
+        if not _wants(session, row, verb):
             return Changed(row.id, changed=False)
-        unreachable = item_rows.only_native_in(session, gallery.id, row.target_id)
-        if unreachable and not accept_unreachable:
-            raise errors.NativeItemsWouldBeUnreachable(
-                f"{unreachable} items came natively in {row.target.name}: they stay stored and answer its queries, but "
-                f"queries of {row.source.name} are then refused as `no_route`, unless a backward transformation serves them or "
-                'they set `allow_partial` and do without these items; repeat with {"accept_unreachable": true}',
-                items=unreachable,
-            )
+        if gallery is not None and not accept_unreachable:
+            _all_reachable_without(session, row, gallery)
         move(session, row, steps[0], actor=actor, accept_unreachable=accept_unreachable)
-        drop(store, tx, list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == row.id))))
-        if not row.dry_run:
+        if gallery is not None:
+            drop(store, tx, list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == row.id))))
             gallery.model_id = row.source_id
         move(session, row, steps[1], actor=actor)
     return Changed(row.id, changed=True)
+
+
+def _all_reachable_without(session: Session, row: UpgradeRow, gallery: GalleryRow) -> None:
+    """Refuse to go back where queries of the source model would lose items, unless that was accepted."""
+    unreachable = item_rows.only_native_in(session, gallery.id, row.target_id)
+    if unreachable:
+        raise errors.NativeItemsWouldBeUnreachable(
+            f"{unreachable} items came natively in {row.target.name}: they stay stored and answer its queries, but "
+            f"queries of {row.source.name} are then refused as `no_route`, unless a backward transformation serves them or "
+            'they set `allow_partial` and do without these items; repeat with {"accept_unreachable": true}',
+            items=unreachable,
+        )
 
 
 def takes(session: Session, row: UpgradeRow) -> list[str]:

@@ -103,6 +103,14 @@ def without_column(session: Session, upgrade: UpgradeRow, segments: Sequence[Seg
     return [segment for segment in segments if starts.isdisjoint(columns.get(segment.id, {}))]
 
 
+def unadvised(session: Session, target_id: int, segments: Sequence[SegmentRow]) -> list[str]:
+    """The transformations that lead to a target from columns of some segments, and that their fits advised against."""
+    columns = segment_rows.columns_of(session, [segment.id for segment in segments])
+    there = {model for mine in columns.values() for model in mine}
+    leading = [model_rows.as_transformation(row) for row in _forward_to(session, target_id)]
+    return [each.name for each in leading if each.source in there and not each.advised]
+
+
 def choose(
     upgrade: UpgradeRow, pinned: Sequence[Transformation], made: Mapping[str, int], side_dimension: int | None
 ) -> Transformation | None:

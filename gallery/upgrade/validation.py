@@ -8,12 +8,11 @@ from typing import Any
 
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ProbeRow, UpgradeRow, now
-from gallery.catalog.transaction import Transaction
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import foresight, gate, live, order, quality
-from gallery.upgrade.lifecycle import locked, move
+from gallery.upgrade.lifecycle import held, move
 from gallery.upgrade.plan import Candidate, Order
 from gallery.upgrade.preflight import Report, preflight
 from gallery.upgrade.states import State
@@ -39,7 +38,7 @@ def validate(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id:
     found = _measured(store, galleries, searcher, row)
     error = found.report.error
     with store.catalog.transaction("validate") as tx:
-        row = _held(tx, row)
+        row, _ = held(tx.session, row.id)
         if row.state != State.VALIDATING:
             return False
         row.report, row.error = {**row.report, **found.report.told()}, error
@@ -48,13 +47,6 @@ def validate(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id:
         then = State.FAILED if error else State.COMPLETED if row.dry_run else State.RUNNING
         move(tx.session, row, then, **({"error": error} if error else {}))
     return True
-
-
-def _held(tx: Transaction, row: UpgradeRow) -> UpgradeRow:
-    """Lock the upgrade, and its gallery if that will change; a dry run must not even advance its version."""
-    if row.dry_run:
-        return upgrade_rows.upgrade_row(tx.session, row.id, lock=True)
-    return locked(tx.session, row.id)[0]
 
 
 def _measured(store: Store, galleries: Galleries, searcher: Searcher, row: UpgradeRow) -> _Findings:

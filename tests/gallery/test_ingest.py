@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from gallery import errors, removal
+from gallery import errors, ingest, removal
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
 from tests.gallery.world import Linear, World, found
@@ -80,3 +81,25 @@ def test_a_gallery_that_is_deleted_and_made_again_is_empty_for_a_process_that_di
     each_world.upsert("old", ["b"], ONE, side=SIDE)
     assert found(other.search("old", ONE)).keys() == {"b"}
     other.close()
+
+
+def test_a_write_that_began_before_a_refused_upgrade_was_resumed_does_not_make_it_fail(
+    each_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, write = each_world, ingest._write
+    world.upsert("old", ["a"], ONE, side=SIDE)
+    world.upsert("old", ["bare"], ONE)
+    upgrade = world.start()
+    assert world.run(upgrade) is State.FAILED
+    world.delete("bare")
+
+    def meanwhile(*given: Any) -> Any:
+        monkeypatch.undo()
+        lifecycle.resume(world.store, upgrade)
+        world.step(upgrade)
+        return write(*given)
+
+    monkeypatch.setattr(ingest, "_write", meanwhile)
+    with pytest.raises(errors.MissingSideInformation):
+        world.upsert("old", ["late"], ONE)
+    assert world.run(upgrade) is State.COMPLETED, world.error(upgrade)

@@ -1,5 +1,6 @@
 import csv
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,7 +94,15 @@ def test_lines_are_appended_to_no_file_with_other_columns(tmp_path: Path, conten
     with pytest.raises(OfAnotherTraining, match=r"loss.csv is not the log of this training: remove it"):
         train(Line(), line(), PLAN, log=log, checkpoint=state)
     assert log.read_bytes() == content
-    assert state.exists()  # the epoch is kept
+    assert state.exists() == content.startswith(b"epoch,")  # of which only the first epoch could tell, and that is kept
+
+
+def test_a_log_may_be_a_pipe() -> None:
+    reads, writes = os.pipe()
+    with os.fdopen(reads) as lines:
+        train(Line(), line(), replace(PLAN, epochs=2), log=Path(f"/dev/fd/{writes}"))
+        os.close(writes)
+        assert [text.partition(",")[0] for text in lines] == ["epoch", "0", "epoch", "1"]
 
 
 def test_bfloat16_learns_the_same_line_where_there_is_any() -> None:

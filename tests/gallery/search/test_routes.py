@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -242,3 +243,12 @@ def test_a_path_is_short_and_goes_in_no_circle() -> None:
     there_and_back = transformation("back", "a", "old", "forward", number=9)
     assert planned("newest", [OLD], *long, there_and_back, companions=["old"]).score_space == "old"
     assert applied(planned("newest", [reach(None, 1, a=0)], *long, there_and_back, companions=["a"])) == ["t1 t2 t3"]
+
+
+def test_what_its_fit_advised_against_is_used_where_it_is_pinned_and_named_where_nothing_else_leads_there() -> None:
+    unadvised = replace(FORWARD, name="useless", evaluation={"verdict": {"decision": "stay"}})
+    with pytest.raises(errors.NoRoute, match="useless leads there, but its fit said that it gains nothing"):
+        planned("new", [OLD], unadvised)
+    pinned = planned("new", [OLD], unadvised, companions=["old"], pinned={("old", "new"): "useless"})
+    assert applied(pinned) == ["useless"]
+    assert applied(planned("new", [OLD], FORWARD, unadvised, companions=["old"])) == ["fct"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gallery import errors
+from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.lineage import Step
 from gallery.upgrade import lifecycle
@@ -381,3 +382,14 @@ def test_an_item_that_the_first_leaves_out_is_refused_where_the_second_could_not
     world.upsert("old", ["bare"], [A])
     assert world.run(upgrade) is State.COMPLETED, world.error(upgrade)
     assert columns(world)[3] == {"old": (), "newest": DIRECTLY}
+
+
+def test_where_only_unadvised_transformations_reach_all_segments_the_refusal_says_what_to_do(world: World) -> None:
+    world.upsert("old", ["bare"], [A])
+    upgraded(world, on_missing_side_information="skip")
+    with world.store.catalog.transaction() as tx:
+        model_rows.transformation_row(tx.session, "direct").evaluation = {"verdict": {"decision": "stay"}}
+    with pytest.raises(
+        errors.WrongTransformation, match="direct could, but its fit said that it gains nothing: register"
+    ):
+        world.start("second")

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from sqlalchemy import MetaData
 
+from gallery import removal
 from gallery.catalog.upgrades import upgrade_row
 from gallery.transforms import artifact_file
-from gallery.upgrade import memory
+from gallery.upgrade import lifecycle, memory
+from gallery.upgrade.progress import progress
 from gallery.upgrade.states import State
 from tests.gallery.crash import stored_files
-from tests.gallery.world import World
+from tests.gallery.world import GALLERY, NEW, World
 
 OLD = np.arange(24, dtype=np.float32).reshape(6, 4) + 1
 IDS = [f"i{row}" for row in range(6)]
@@ -121,3 +123,24 @@ def test_memory_grows_with_the_widest_layer_and_with_the_largest_indexes() -> No
 def test_what_is_free_is_known_on_this_machine_or_said_to_be_unknown() -> None:
     free = memory.free()
     assert free is None or 0 <= free < 1 << 50
+
+
+def test_the_end_of_a_dry_run_changes_no_gallery_and_asks_nothing_of_its_items(each_world: World) -> None:
+    world = each_world
+    world.upsert("old", ["a"], OLD[:1], side=np.ones((1, 2)))
+    upgrade = world.start()
+    world.upsert("new", ["n"], np.ones((1, NEW)))
+    assert world.run(upgrade) is State.COMPLETED
+    lifecycle.rollback(world.store, upgrade, accept_unreachable=True)
+    dry, version = world.start(dry_run=True), world.version()
+    assert lifecycle.cancel(world.store, dry).changed
+    assert (world.state(dry), world.version()) == (State.CANCELLED, version)
+
+
+def test_how_far_a_dry_run_would_have_come_is_kept_when_it_fails(world: World) -> None:
+    world.upsert("old", ["a", "b"], OLD[:2])
+    dry = world.start(dry_run=True)
+    assert world.run(dry) is State.FAILED
+    removal.delete_gallery(world.store, GALLERY)
+    with world.store.catalog.reading() as session:
+        assert progress(session, upgrade_row(session, dry)).items_total == 2
