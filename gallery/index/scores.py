@@ -63,7 +63,7 @@ def score_rows(queries: Vectors, vectors: Vectors, rows: Rows, metric: Metric) -
     by_distance = metric == "euclidean"
     function = faiss.fvec_L2sqr_by_idx if by_distance else faiss.fvec_inner_products_by_idx
     pointers = (faiss.swig_ptr(array) for array in (scores, queries, vectors, rows))
-    if len(rows) == 1:
+    if len(rows) == 1 and faiss.omp_get_max_threads() > 1:
         # Threads share out the queries, and FAISS gathers them for a lone one, too. Where other processes have the cores, that
         # waits until each has had its turn: of 128 candidates one in a hundred took 15 ms in place of 0.05.
         with one_thread():
