@@ -50,7 +50,7 @@ class Group:
     def answered(self) -> int:
         """Searches that were answered, as whichever process is asked has it."""
         text = httpx.get(f"{self.url}/metrics").text
-        return int(float(re.findall(r'forwardfill_searches_total\{outcome="answered"\} (.*)', text)[0]))
+        return sum(int(float(each)) for each in re.findall(r'forwardfill_searches_total\{outcome="answered"\} (.*)', text))
 
     def found(self, client: Client, gallery: str = GALLERY) -> list[str]:
         hits = client.search(gallery, MODEL, QUERY, k=100)["hits"]
@@ -157,9 +157,10 @@ def ended(started: list[int], port: int) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether it has not let go of everything: its memory goes first, its connections after that, its number last."""
+    """Whether it has not let go of everything: its connections go with the last of its threads, its number after that."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+        return threads > 1 or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
