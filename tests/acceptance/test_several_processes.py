@@ -50,7 +50,9 @@ class Group:
     def answered(self) -> int:
         """Searches that were answered, as whichever process is asked has it."""
         text = httpx.get(f"{self.url}/metrics").text
-        return sum(int(float(each)) for each in re.findall(r'forwardfill_searches_total\{outcome="answered"\} (.*)', text))
+        return sum(
+            int(float(each)) for each in re.findall(r'forwardfill_searches_total\{outcome="answered"\} (.*)', text)
+        )
 
     def found(self, client: Client, gallery: str = GALLERY) -> list[str]:
         hits = client.search(gallery, MODEL, QUERY, k=100)["hits"]
