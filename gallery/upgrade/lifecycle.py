@@ -245,15 +245,13 @@ def move(session: Session, row: UpgradeRow, then: State, *, actor: str | None = 
     Raises:
         InvalidStateTransition: the step is not allowed.
     """
-    # `rolling_back` is passed through within one transaction: it never holds the gallery.
     step(State(row.state), then)
-    row.state, row.active, row.state_since = then, then in ACTIVE - {State.ROLLING_BACK} and not _ends(row, then), now()
+    row.state, row.active, row.state_since = then, then in ACTIVE and not _ends(row, then), now()
     if then is State.RUNNING and row.started_at is None:
         row.started_at = now()
     if not row.active:
         row.finished_at = now()
-    if then not in ACTIVE or _ends(row, then):  # from here on nothing more is done, only undone
-        row.progress = asdict(progress(session, row))
+        row.progress = asdict(progress(session, row))  # from here on nothing more is done, only undone
     _event(session, row, actor, "state", state=then.value, **detail)
     session.flush()
 

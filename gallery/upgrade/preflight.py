@@ -249,7 +249,7 @@ def _without_side(
     columns = segment_rows.columns_of(session, [segment.id for segment in work])
     found: dict[bool, list[int]] = {False: [], True: []}
     for segment in work:
-        made = {model: len(column.lineage) for model, column in columns.get(segment.id, {}).items()}
+        made = sources.made(columns.get(segment.id, {}))
         for zeros, lacking in found.items():
             by = paths.source(made, segment.side_dimension, row.target.name, pinned, zeros=zeros)
             if (not zeros) if by is None else not by.takes(segment.side_dimension):

@@ -86,7 +86,7 @@ def of_segments(session: Session, upgrade: UpgradeRow, segments: Sequence[Segmen
     found: list[Source | None] = []
     for segment in segments:
         mine = columns.get(segment.id, {})
-        by = choose(upgrade, pinned, _made(mine), segment.side_dimension)
+        by = choose(upgrade, pinned, made(mine), segment.side_dimension)
         found.append(None if by is None else _source(session, mine[by.source], by))
     return found
 
@@ -125,7 +125,8 @@ def choose(
     return source(made, side_dimension, upgrade.target.name, pinned, zeros=upgrade.missing_side == "zeros")
 
 
-def _made(columns: Mapping[str, ColumnRow]) -> dict[str, int]:
+def made(columns: Mapping[str, ColumnRow]) -> dict[str, int]:
+    """By model that a segment has a column of, how many transformations made it."""
     return {model: len(column.lineage) for model, column in columns.items()}
 
 

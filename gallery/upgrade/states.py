@@ -55,8 +55,9 @@ NEXT: Mapping[State, frozenset[State]] = {
     S.FINALIZED: frozenset(),
 }
 
-#: an upgrade in one of these holds its gallery: no second one may start
-ACTIVE = frozenset(State) - {S.COMPLETED, S.FINALIZED, S.CANCELLED, S.ROLLED_BACK}
+#: an upgrade in one of these holds its gallery: no second one may start. One that rolls back is passed through within a
+#: transaction, and holds nothing: a dry run of its gallery may be active meanwhile.
+ACTIVE = frozenset(State) - {S.COMPLETED, S.FINALIZED, S.CANCELLED, S.ROLLING_BACK, S.ROLLED_BACK}
 #: segments are transformed, or will be
 WORKING = frozenset({S.PENDING, S.VALIDATING, S.RUNNING, S.PAUSED, S.FAILED})
 #: every segment was transformed; what is written in the source model now is transformed with its request
@@ -71,7 +72,7 @@ _DRY_RUN_IS_OVER = frozenset({S.COMPLETED, S.FAILED})
 _FROM: Mapping[Verb, frozenset[State]] = {
     Verb.PAUSE: frozenset({S.PENDING, S.VALIDATING, S.RUNNING}),
     Verb.RESUME: frozenset({S.PAUSED, S.FAILED}),
-    Verb.CANCEL: ACTIVE - {S.CANCELLING, S.ROLLING_BACK},
+    Verb.CANCEL: ACTIVE - {S.CANCELLING},
     Verb.CUTOVER: frozenset({S.AWAITING_CUTOVER}),
     Verb.ROLLBACK: frozenset({S.COMPLETED}),
     Verb.FINALIZE: frozenset({S.COMPLETED}),

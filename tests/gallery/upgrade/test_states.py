@@ -119,6 +119,6 @@ def test_every_state_can_be_reached_and_left_unless_it_is_the_end() -> None:
 def test_the_sets_of_states_fit_together() -> None:
     assert ACTIVE.isdisjoint(TERMINAL)
     assert WORKING.isdisjoint(TRANSFORMED)
-    assert WORKING | (TRANSFORMED - {State.COMPLETED}) | {State.CANCELLING, State.ROLLING_BACK} == ACTIVE
+    assert WORKING | (TRANSFORMED - {State.COMPLETED}) | {State.CANCELLING} == ACTIVE
     assert PUBLISHING <= WORKING
     assert DRIVEN <= ACTIVE
