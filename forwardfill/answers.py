@@ -9,6 +9,7 @@ Json = dict[str, Any]
 Cutover = Literal["progressive", "automatic", "manual"]
 Order = Literal["stored", "uncertainty", "most_searched"]
 MissingSide = Literal["fail", "zeros", "skip"]
+Contradicting = Literal["fail", "ignore"]
 State = Literal[
     "pending",
     "validating",
@@ -155,6 +156,7 @@ class Upgrade(TypedDict):
     cutover: Cutover
     order: Order
     on_missing_side_information: str
+    on_contradicting_items: str
     dry_run: bool
     throttle: dict[str, float]
     gate: dict[str, float]

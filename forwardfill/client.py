@@ -25,7 +25,7 @@ import httpx
 import numpy as np
 
 from forwardfill import wire
-from forwardfill.answers import Answer, BatchAnswer, Cutover, Json, MissingSide, Order, Throttle, Upgrade
+from forwardfill.answers import Answer, BatchAnswer, Contradicting, Cutover, Json, MissingSide, Order, Throttle, Upgrade
 from forwardfill.errors import ForwardfillError, UpgradeStoppedError, answered, problem, stranger
 from forwardfill.wire import Event, Vectors
 
@@ -524,6 +524,7 @@ class Client:
         throttle: Throttle | None = None,
         gate: Json | None = None,
         on_missing_side_information: MissingSide = "fail",
+        on_contradicting_items: Contradicting = "fail",
         score_thresholds: Sequence[float] = (),
         dry_run: bool = False,
         idempotency_key: str | None = None,
@@ -539,6 +540,8 @@ class Client:
             throttle: see `Throttle`.
             gate: limits of quality, by which the upgrade does not start, pauses, or does not cut over.
             on_missing_side_information: what to do with items that have none.
+            on_contradicting_items: `ignore` if items that came again in the target model had changed, so that their vectors
+                say nothing of the transformation.
             score_thresholds: cut-offs on the scores of source-model queries; the report names those of the target model.
             dry_run: validate and report, change nothing.
             idempotency_key: a repeated call with the same key starts nothing new.
@@ -548,6 +551,7 @@ class Client:
             "cutover": cutover,
             "order": order,
             "on_missing_side_information": on_missing_side_information,
+            "on_contradicting_items": on_contradicting_items,
             "dry_run": dry_run,
         }
         optional = {

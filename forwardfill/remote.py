@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from forwardfill import probes
-from forwardfill.answers import Cutover, MissingSide, Order, Throttle, Upgrade
+from forwardfill.answers import Contradicting, Cutover, MissingSide, Order, Throttle, Upgrade
 from forwardfill.client import RESTING, Client
 from forwardfill.connection import connected as _client
 from forwardfill.dry_run import tell as tell_dry_run
@@ -129,6 +129,12 @@ def start(
     on_missing_side_information: Annotated[
         MissingSide, typer.Option(help="Refuse to start, map with zeros in its place, or leave such items out.")
     ] = "fail",
+    on_contradicting_items: Annotated[
+        Contradicting,
+        typer.Option(
+            help="Refuse to start where items that came again in the target model are not where they are mapped."
+        ),
+    ] = "fail",
     score_threshold: Annotated[
         list[float] | None,
         typer.Option(help="A cut-off on scores, of which the report tells what becomes; may be repeated."),
@@ -151,6 +157,7 @@ def start(
             throttle=_throttle(items_per_second, duty_cycle, max_search_p99_ms) or None,
             gate=limits or None,
             on_missing_side_information=on_missing_side_information,
+            on_contradicting_items=on_contradicting_items,
             score_thresholds=score_threshold or (),
             dry_run=dry_run,
         )

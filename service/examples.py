@@ -107,6 +107,7 @@ _UPGRADE = {
     "cutover": "progressive",
     "order": "stored",
     "on_missing_side_information": "fail",
+    "on_contradicting_items": "fail",
     "dry_run": False,
     "throttle": {"duty_cycle": 0.5, "max_search_p99_ms": 50},
     "gate": {},

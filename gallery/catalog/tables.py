@@ -259,6 +259,8 @@ class UpgradeRow(Base):
     cutover: Mapped[str] = mapped_column(String(16))
     order: Mapped[str] = mapped_column(String(16))
     missing_side: Mapped[str] = mapped_column(String(8))
+    #: whether items that the target model embedded again may refuse it
+    contradicting: Mapped[str] = mapped_column(String(8), default="fail")
     dry_run: Mapped[bool]
     throttle: Mapped[dict[str, Any]]
     gate: Mapped[dict[str, Any]]

@@ -2,7 +2,8 @@
 
 A map that is applied the wrong way round, or to another model's vectors of the same width, gives finite vectors of the
 right dimension: nothing but a known answer tells it from the right one. Answers are known where the same thing was embedded
-by both models: probes, items that were embedded again natively, and the sample of an evaluation.
+by both models: probes, items that were embedded again natively, and the sample of an evaluation. An item may also have come
+again because it changed, and then its vectors tell nothing. Only a person knows that, and may have such items ignored.
 
 The right map puts a vector nearer to its own answer than to those of others, is no worse than doing nothing, and does not
 map the answers to the vectors instead.
@@ -39,6 +40,10 @@ _MOST = 1024
 _ERRORS, _ERRORS_FOR_SIDE = 3.0, 2.0
 _SHARE = 0.1  # of the way from the answers of others to one's own; chance goes less far, however many pairs there are
 _SAME = 1e-6  # differences of cosines that float32 makes
+_IF_CHANGED = (
+    " Or had these items changed when they came again? Then cancel this upgrade, and start one with "
+    "`on_contradicting_items`: `ignore`"
+)
 
 
 #: (n,) of n pairs
@@ -123,16 +128,18 @@ def check(store: Store, row: UpgradeRow, used: Sequence[Transformation]) -> tupl
     for transformation in used:
         told += _answered(store, row, transformation)
     wrong: dict[str, list[str]] = {}
+    changed = ""
     for each in told:
         if each["wrong"]:
             wrong.setdefault(each["transformation"], []).append(
                 f"{each['wrong']} ({each['pairs']} pairs: {each['from']})"
             )
+            changed = _IF_CHANGED if each["from"] == _again(row.target.name) else changed
     if wrong:
         ends = {each.name: f"{each.source} to {each.target}" for each in used}
         raise errors.WrongTransformation(
             "; ".join(f"{name} does not map {ends[name]}: {'; '.join(reasons)}" for name, reasons in wrong.items())
-            + "; are source and target exchanged, or is it that of other models?",
+            + f"; are source and target exchanged, or is it that of other models?{changed}",
             known_answers=told,
         )
     return {"known_answers": told}, _in_words(used, told)
@@ -144,7 +151,7 @@ def _answered(store: Store, row: UpgradeRow, transformation: Transformation) -> 
         ends = (model_rows.model_row(session, name) for name in (transformation.source, transformation.target))
         way = Between(transformation, *ends)
         samples = [
-            *_embedded_again(store, session, row, way),
+            *(_embedded_again(store, session, row, way) if row.contradicting == "fail" else []),
             *_of_probes(quality.stored(session, row), transformation),
         ]
         target = model_rows.as_model(way.target)
@@ -280,12 +287,16 @@ def _embedded_again(store: Store, session: Session, row: UpgradeRow, way: Betwee
         side = _taken(store, files, old, needed)
     return [
         Pairs(
-            f"items that {way.target.name} embedded again",
+            _again(way.target.name),
             _taken(store, _column_files(session, old, way.source.id), old, way.source.dimension),
             _taken(store, _column_files(session, new, way.target.id), new, way.target.dimension),
             side,
         )
     ]
+
+
+def _again(target: str) -> str:
+    return f"items that {target} embedded again"
 
 
 def _native(row: UpgradeRow, model_id: int) -> Any:

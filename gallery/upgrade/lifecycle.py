@@ -41,6 +41,7 @@ from gallery.upgrade.thresholds import unknown
 
 Cutover = Literal["progressive", "automatic", "manual"]
 MissingSide = Literal["fail", "zeros", "skip"]
+Contradicting = Literal["fail", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class NewUpgrade:
     cutover: Cutover = "progressive"
     order: Order = Order.STORED
     on_missing_side_information: MissingSide = "fail"
+    #: whether items that the target model embedded again may refuse it, or are known to be something else now
+    on_contradicting_items: Contradicting = "fail"
     throttle: Mapping[str, float] = field(default_factory=dict)
     gate: Mapping[str, float] = field(default_factory=dict)
     #: cut-offs on the scores of source-model queries, for which the report names those of the target model
@@ -308,6 +311,7 @@ def _upgrade(session: Session, gallery: GalleryRow, pinned: Pinned, new: NewUpgr
         cutover=new.cutover,
         order=new.order,
         missing_side=new.on_missing_side_information,
+        contradicting=new.on_contradicting_items,
         dry_run=new.dry_run,
         throttle={name: value for name, value in new.throttle.items() if value is not None},
         gate=dict(new.gate),

@@ -77,12 +77,13 @@ def start_upgrade(
         cutover=body.cutover,
         order=order,
         on_missing_side_information=body.on_missing_side_information,
+        on_contradicting_items=body.on_contradicting_items,
         throttle=body.throttle.model_dump(exclude_none=True),
         gate=body.gate.model_dump(exclude_none=True),
         score_thresholds=body.score_thresholds,
         dry_run=body.dry_run,
         idempotency_key=idempotency_key,
-        request_sha256=fingerprint("upgrade", body.model_dump()),
+        request_sha256=fingerprint("upgrade", body.meant()),
     )
     started = once_more(lambda: lifecycle.start(process.store, new, actor=caller.name))
     process.nudge()

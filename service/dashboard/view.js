@@ -190,6 +190,7 @@ function settings(upgrade) {
     ["Throttle", words.throttle(upgrade.throttle)],
     ["Gate", words.gate(upgrade.gate)],
     ["Missing side-information", upgrade.on_missing_side_information],
+    ["Contradicting items", upgrade.on_contradicting_items],
     ["Created", words.clock(upgrade.created_at)],
     ["Finished", finished && words.clock(finished)],
     ["Finalize frees", words.isNumber(frees) && words.bytes(frees)],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from forwardfill.answers import Cutover, MissingSide, Order
+from forwardfill.answers import Contradicting, Cutover, MissingSide, Order
 from forwardfill.cli import app
 from forwardfill.client import Client
 from forwardfill.probes import relevant
@@ -84,12 +84,17 @@ def test_a_dry_run_of_an_empty_gallery_is_told_like_any_other(world: World) -> N
 
 def test_what_an_upgrade_is_told_reaches_the_service(world: World) -> None:
     world.app.state.process.nudge = lambda: None
-    options = {"--cutover": "manual", "--order": "most_searched", "--on-missing-side-information": "skip"}
+    options = {
+        "--cutover": "manual",
+        "--order": "most_searched",
+        "--on-missing-side-information": "skip",
+        "--on-contradicting-items": "ignore",
+    }
     limits = ("--gate", "min_cmc1=0.9", "--gate", "max_negative_flips=3", "--duty-cycle", "0.5")
     started = start("--no-watch", *limits, *(word for pair in options.items() for word in pair))
     assert started.exit_code == 0, started.output
     upgrade = world.upgrade(started.stdout.split()[-1])
-    assert [upgrade[name] for name in ("cutover", "order", "on_missing_side_information")] == [*options.values()]
+    assert {name: upgrade[name[2:].replace("-", "_")] for name in options} == options
     assert upgrade["gate"] == {"min_cmc1": 0.9, "max_negative_flips": 3}
     assert upgrade["throttle"] == {"duty_cycle": 0.5}
 
@@ -116,7 +121,13 @@ def test_a_limit_that_is_none_is_refused_before_anything_starts(world: World, li
 
 def test_the_choices_are_those_of_the_service() -> None:
     body = UpgradeBody.model_json_schema()["properties"]
-    for name, choices in {"cutover": Cutover, "order": Order, "on_missing_side_information": MissingSide}.items():
+    taken = {
+        "cutover": Cutover,
+        "order": Order,
+        "on_missing_side_information": MissingSide,
+        "on_contradicting_items": Contradicting,
+    }
+    for name, choices in taken.items():
         assert list(get_args(choices)) == body[name]["enum"]
         refused = start(f"--{name.replace('_', '-')}", "nope")
         assert refused.exit_code == 2

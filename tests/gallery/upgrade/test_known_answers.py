@@ -211,6 +211,33 @@ def test_of_items_that_changed_before_they_were_embedded_again_only_what_they_we
     )
 
 
+def test_items_that_came_again_because_they_had_changed_refuse_the_right_one_until_a_person_says_so(
+    equal: World,
+) -> None:
+    changed = [f"i{row}" for row in range(FEWEST)]
+    first = equal.start("right")
+    equal.upsert("second", changed, vectors(7, OLD, FEWEST))
+    lifecycle.cancel(equal.store, first, accept_unreachable=True)
+    refused = equal.start("right")
+    assert equal.run(refused) is State.FAILED
+    assert "16 pairs: items that second embedded again" in (equal.error(refused) or "")
+    assert "`on_contradicting_items`: `ignore`" in (equal.error(refused) or "")
+    lifecycle.cancel(equal.store, refused, accept_unreachable=True)
+    upgrade = equal.start("right", on_contradicting_items="ignore")
+    assert equal.run(upgrade) is State.COMPLETED, equal.error(upgrade)
+
+
+def test_what_else_is_known_still_refuses_a_wrong_one_where_items_are_ignored(equal: World) -> None:
+    queries = vectors(5, OLD)
+    with equal.store.catalog.transaction() as tx:
+        probes = [({"old": query, "second": query @ TURN}, None) for query in queries]
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, probes)
+    wrong = equal.start("reversed", on_contradicting_items="ignore")
+    assert equal.run(wrong) is State.FAILED
+    assert "80 pairs: the gallery's probes" in (equal.error(wrong) or "")
+    assert "on_contradicting_items" not in (equal.error(wrong) or "")
+
+
 def test_a_transformation_that_nobody_named_is_tried_too_where_it_will_be_used(equal: World) -> None:
     equal.register("third", OLD)
     equal.transformation("onward", "second", "third", square(TURN), "forward")
