@@ -153,9 +153,17 @@ def retry(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed
 def change_throttle(
     store: Store, upgrade_id: str, limits: Mapping[str, float | None], *, actor: str | None = None
 ) -> None:
-    """Set limits; null removes one. A higher limit is felt at once."""
+    """Set limits; null removes one. A higher limit is felt at once.
+
+    Raises:
+        InvalidStateTransition: the upgrade is over.
+    """
     with store.catalog.transaction() as tx:
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
+        if not row.active:
+            raise errors.InvalidStateTransition(
+                f"an upgrade that is {row.state} has nothing to throttle", allowed=takes(tx.session, row)
+            )
         before, following = row.throttle, upgrade_rows.next_free(tx.session, row.id, store.settings.lease_seconds)
         row.throttle = {name: value for name, value in {**row.throttle, **limits}.items() if value is not None}
         rows, moment = None if following is None else following.rows, now()

@@ -225,3 +225,13 @@ def test_segments_that_were_set_aside_are_told_with_the_error_while_the_rest_goe
     with pytest.raises(errors.InvalidStateTransition) as refused:
         lifecycle.pause(filled.store, upgrade)
     assert refused.value.details["allowed"] == ["resume", "cancel", "retry"]
+
+
+def test_the_throttle_of_an_upgrade_that_is_over_changes_no_more(filled: World) -> None:
+    upgrade = filled.start()
+    lifecycle.cancel(filled.store, upgrade)
+    with pytest.raises(errors.InvalidStateTransition) as refused:
+        lifecycle.change_throttle(filled.store, upgrade, {"items_per_second": 1})
+    assert refused.value.details["allowed"] == []
+    with filled.store.catalog.reading() as session:
+        assert upgrade_row(session, upgrade).throttle == {}
