@@ -603,7 +603,7 @@ class Client:
         return self._verb(upgrade_id, "finalize")
 
     def retry(self, upgrade_id: str) -> Upgrade:
-        """Try the failed segments again."""
+        """Try again what failed: the failed segments, and only those, or the check or the gate that ended the upgrade."""
         return self._verb(upgrade_id, "retry")
 
     def failures(self, upgrade_id: str) -> list[Json]:

@@ -221,7 +221,7 @@ def _verb(name: str, does: str, call: Callable[[Client, str], Upgrade]) -> None:
 
 _verb("pause", "Start no more segments.", Client.pause)
 _verb("resume", "Go on.", Client.resume)
-_verb("retry", "Try the failed segments again.", Client.retry)
+_verb("retry", "Try again what failed: segments, or the check or the gate that ended the upgrade.", Client.retry)
 _verb("finalize", "Let go of the older model's columns: no way back.", Client.finalize)
 
 

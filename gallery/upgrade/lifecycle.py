@@ -135,7 +135,7 @@ def resume(store: Store, upgrade_id: str, *, actor: str | None = None) -> Change
 
 
 def retry(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
-    """Try the failed segments again, and only those."""
+    """Try the failed segments again, and only those; an upgrade that failed for another reason is tried again too."""
     with store.catalog.transaction() as tx:
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
         if not _wants(tx.session, row, Verb.RETRY):

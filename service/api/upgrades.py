@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from sqlalchemy import select
@@ -15,7 +15,7 @@ from gallery.upgrade import drive, lifecycle, refinement
 from gallery.upgrade.lifecycle import Changed, NewUpgrade
 from gallery.upgrade.plan import Order
 from service.auth import MayAdmin
-from service.bodies import parsed
+from service.bodies import Body, parsed
 from service.documents import documented
 from service.errors import InvalidRequest, NoUncertainty
 from service.idempotency import IdempotencyKey, fingerprint
@@ -133,42 +133,28 @@ def change_throttle(
     return _told(process, upgrade)
 
 
-_CUTOVER = {
-    "status_code": 202,
-    **documented(
-        errors.UpgradeNotFound,
-        errors.InvalidStateTransition,
-        errors.GateClosed,
-        takes=CutoverBody,
-        example={"accept_below_gate": True},
-        optional=True,
-        already=Upgrade,
-    ),
-}
-_VERB = {
-    "status_code": 202,
-    **documented(
-        errors.UpgradeNotFound,
-        errors.InvalidStateTransition,
-        takes=NothingBody,
-        example={},
-        optional=True,
-        already=Upgrade,
-    ),
-}
+def _verb(
+    *refuses: type[errors.GalleryError], takes: type[Body] = NothingBody, example: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the routes of all verbs have in common: 202, or 200 if it is so already, and a body that may be left out."""
+    return {
+        "status_code": 202,
+        **documented(
+            errors.UpgradeNotFound,
+            errors.InvalidStateTransition,
+            *refuses,
+            takes=takes,
+            example=example or {},
+            optional=True,
+            already=Upgrade,
+        ),
+    }
+
+
+_VERB = _verb()
+_UNDO = _verb(errors.NativeItemsWouldBeUnreachable, takes=UndoBody, example={"accept_unreachable": True})
+_CUTOVER = _verb(errors.GateClosed, takes=CutoverBody, example={"accept_below_gate": True})
 _Nothing = Annotated[NothingBody, parsed(NothingBody, optional=True)]
-_UNDO = {
-    "status_code": 202,
-    **documented(
-        errors.UpgradeNotFound,
-        errors.InvalidStateTransition,
-        errors.NativeItemsWouldBeUnreachable,
-        takes=UndoBody,
-        example={"accept_unreachable": True},
-        optional=True,
-        already=Upgrade,
-    ),
-}
 _Undo = Annotated[UndoBody, parsed(UndoBody, optional=True)]
 
 
@@ -195,7 +181,10 @@ def resume(
 def retry(
     caller: MayAdmin, upgrade: str, _: _Nothing, process: ProcessDep, response: Response, __: RequestSlot
 ) -> Upgrade:
-    """Try the failed segments again, and only those. 200 if none failed."""
+    """Try the failed segments again, and only those. 200 if nothing failed.
+
+    An upgrade that failed before its first segment, or at its end, is checked, verified and measured again.
+    """
     return _done(process, response, lambda: lifecycle.retry(process.store, upgrade, actor=caller.name))
 
 
@@ -217,12 +206,7 @@ def cutover(
         process,
         response,
         lambda: drive.cutover(
-            process.store,
-            process.galleries,
-            process.searcher,
-            upgrade,
-            accept_below_gate=accept,
-            actor=caller.name,
+            process.store, process.galleries, process.searcher, upgrade, accept_below_gate=accept, actor=caller.name
         ),
     )
 
