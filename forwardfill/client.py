@@ -44,7 +44,7 @@ RECONNECT_SECONDS = 0.5
 SLACK_SECONDS = 5.0
 #: a fit takes minutes, and tells how far it is once a second
 LOOK_SECONDS = 0.5
-#: states in which an upgrade stays unless a person acts
+#: states that no waiting leads out of: from a pause, or before a manual cutover, it goes on as soon as somebody says so
 RESTING = frozenset({"finalized", "cancelled", "rolled_back", "failed"})
 
 
@@ -583,7 +583,7 @@ class Client:
         return self._verb(upgrade_id, "pause")
 
     def resume(self, upgrade_id: str) -> Upgrade:
-        """Go on."""
+        """Go on where it stopped; in spite of its gate, if that stopped it after it had begun."""
         return self._verb(upgrade_id, "resume")
 
     def cancel(self, upgrade_id: str, *, accept_unreachable: bool = False) -> Upgrade:
@@ -633,6 +633,9 @@ class Client:
     ) -> Upgrade:
         """Wait by events until an upgrade is in a state. A broken stream is taken up again.
 
+        A pause is waited out, whoever or whatever gate made it, and so is the wait of a manual cutover: name `paused` and
+        `awaiting_cutover` among the states where nobody else acts on them.
+
         Args:
             upgrade_id: which.
             until: the state, or several.
@@ -642,7 +645,7 @@ class Client:
             The upgrade in that state.
 
         Raises:
-            UpgradeStoppedError: it came to rest in another state.
+            UpgradeStoppedError: it is finalized, cancelled, rolled back or failed, and that is not the state.
             TimeoutError: it did not get there in time.
         """
         wanted = {until} if isinstance(until, str) else set(until)

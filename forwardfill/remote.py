@@ -182,7 +182,7 @@ def show(upgrade_id: str) -> None:
 
 @upgrade.command("watch")
 def watch(upgrade_id: str) -> None:
-    """Follow an upgrade until it comes to rest."""
+    """Follow an upgrade until it ends, or waits for a person."""
     with _client() as client:
         _watch(client, upgrade_id)
 
@@ -220,7 +220,7 @@ def _verb(name: str, does: str, call: Callable[[Client, str], Upgrade]) -> None:
 
 
 _verb("pause", "Start no more segments.", Client.pause)
-_verb("resume", "Go on.", Client.resume)
+_verb("resume", "Go on where it stopped; in spite of its gate, if that stopped it after it had begun.", Client.resume)
 _verb("retry", "Try again what failed: segments, or the check or the gate that ended the upgrade.", Client.retry)
 _verb("finalize", "Let go of the older model's columns: no way back.", Client.finalize)
 

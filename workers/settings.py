@@ -22,7 +22,7 @@ class WorkerSettings(BaseSettings):
 
     broker_url: str = Field(
         default="",
-        description="Celery broker, such as redis://localhost:6379/0; empty means a folder beside the data, no server.",
+        description="Celery broker, such as redis://localhost:6379/0; empty means files in the data folder, no server.",
         json_schema_extra={"secret": True},
     )
     device: str = Field(
