@@ -5,7 +5,7 @@ A stage is one function, so that a caller can time it, show it, and keep it: see
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,23 +102,8 @@ def train_side(
     on_step: OnStep | None = None,
 ) -> Encoder:
     """Train the side-information model by SimCLR: the images the old model saw, without their labels."""
-    images = data.of_classes(recipe.old_classes).train_images
-
-    def fit(encoder: Encoder, places: Places) -> None:
-        train_simclr(
-            encoder,
-            images,
-            recipe.side.plan,
-            augmentation=recipe.side.augmentation,
-            temperature=recipe.temperature,
-            seed=seed,
-            device=device,
-            on_step=on_step,
-            **places,
-        )
-
-    depends_on = (recipe.name, data.digest, recipe.side, recipe.temperature, recipe.old_classes, seed)
-    return _side(recipe, "side", recipe.side, data, depends_on, fit, seed, cache)
+    by = {"temperature": recipe.temperature}
+    return _side(recipe, "side", recipe.side, train_simclr, by, data, seed, cache, device, on_step)
 
 
 def train_autoencoder_side(
@@ -131,22 +116,7 @@ def train_autoencoder_side(
     on_step: OnStep | None = None,
 ) -> Encoder:
     """Train the other side-information model, an autoencoder's encoder, on the images that SimCLR sees."""
-    images = data.of_classes(recipe.old_classes).train_images
-
-    def fit(encoder: Encoder, places: Places) -> None:
-        train_autoencoder(
-            encoder,
-            images,
-            recipe.autoencoder.plan,
-            augmentation=recipe.autoencoder.augmentation,
-            seed=seed,
-            device=device,
-            on_step=on_step,
-            **places,
-        )
-
-    depends_on = (recipe.name, data.digest, recipe.autoencoder, recipe.old_classes, seed)
-    return _side(recipe, "autoencoder", recipe.autoencoder, data, depends_on, fit, seed, cache)
+    return _side(recipe, "autoencoder", recipe.autoencoder, train_autoencoder, {}, data, seed, cache, device, on_step)
 
 
 def train_forward(
@@ -276,15 +246,24 @@ def _side(
     recipe: Recipe,
     role: str,
     model: EncoderRecipe,
+    train: Callable[..., object],
+    by: Mapping[str, float],
     data: Dataset,
-    depends_on: object,
-    fit: Callable[[Encoder, Places], None],
     seed: int,
     cache: Path | None,
+    device: str,
+    on_step: OnStep | None,
 ) -> Encoder:
+    images = data.of_classes(recipe.old_classes).train_images
+
     def make() -> Encoder:
         return residual_network(model.design, channels=data.channels)
 
+    def fit(encoder: Encoder, places: Places) -> None:
+        how = {"augmentation": model.augmentation, "seed": seed, "device": device, "on_step": on_step}
+        train(encoder, images, model.plan, **by, **how, **places)
+
+    depends_on = (recipe.name, data.digest, model, *by.values(), recipe.old_classes, seed)
     with drawn_from(seed, recipe.threads):
         return Stages(cache).trained(role, depends_on, make, fit)[0]
 
