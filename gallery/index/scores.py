@@ -7,8 +7,6 @@ again here, by FAISS's function for one pair: batching cannot change its order.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -78,20 +76,9 @@ def worst(metric: Metric) -> float:
     return np.inf if metric == "euclidean" else -np.inf
 
 
-def better_first_order(
-    scores: Vectors, metric: Metric, ties: NDArray[np.integer[Any]] | None = None
-) -> NDArray[np.intp]:
-    """The positions along the last axis, best score first.
-
-    Args:
-        scores: (..., candidates) float32.
-        metric: decides which end is best.
-        ties: (..., candidates) int; among equal scores the smaller one comes first. None keeps their order.
-    """
-    key = scores if metric == "euclidean" else -scores
-    if ties is None:
-        return np.argsort(key, axis=-1, kind="stable")
-    return np.lexsort((ties, key), axis=-1)
+def better_first_order(scores: Vectors, metric: Metric) -> NDArray[np.intp]:
+    """The positions along the last axis of (..., candidates), best score first; equal scores stay in their order."""
+    return np.argsort(scores if metric == "euclidean" else -scores, axis=-1, kind="stable")
 
 
 def unit(vectors: Stored) -> Vectors:
