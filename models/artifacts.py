@@ -59,7 +59,6 @@ class ArtifactInfo:
     target_dimension: int
     #: None where it needs no side-information
     side_dimension: int | None
-    needs_side_information: bool
     has_uncertainty: bool
     #: "float32", "float16", "bfloat16", several joined by "+", or "none" for a file without tensors
     dtype: str
@@ -321,7 +320,6 @@ def _info(header: _Header) -> ArtifactInfo:
         source_dimension=architecture.source_dimension,
         target_dimension=architecture.target_dimension,
         side_dimension=side_dimension(architecture),
-        needs_side_information=side_dimension(architecture) is not None,
         has_uncertainty="uncertainty.weight" in names,
         dtype="+".join(dtypes) or "none",
         parameters=sum(prod(tensor.shape) for tensor in header.tensors),

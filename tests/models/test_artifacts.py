@@ -71,7 +71,6 @@ def test_check_tells_what_the_file_is(tmp_path: Path) -> None:
     save(tmp_path / "a", randomised(fct, everything=True))
     info = check(tmp_path / "a")
     assert (info.kind, info.source_dimension, info.target_dimension, info.side_dimension) == ("fct", 6, 4, 3)
-    assert info.needs_side_information
     assert info.has_uncertainty
     assert info.architecture["hidden"] == 16
     assert info.dtype == "float32"
