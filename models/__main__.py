@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from models.training import Step
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Fit a map between two embedding models, and see what it is worth."
+    no_args_is_help=True,
+    add_completion=False,
+    help="Fit a transformation between two embedding models, and see what it is worth.",
 )
 console, errors = Console(), Console(stderr=True)
 
@@ -96,7 +98,7 @@ def fit(
     report: Report = None,
     config: Config = None,
 ) -> None:
-    """Fit a map from pairs of vectors, judge it on held-out items, and say whether to upgrade."""
+    """Fit a transformation to pairs of vectors, judge it on held-out items, and say whether to upgrade."""
     with _refusals():
         _check_places(
             {"source": source, "target": target, "side": side, "labels": labels, "config": config},
@@ -129,7 +131,8 @@ def fit(
                 "Note: all vectors have unit length, so they are compared by cosine, and what is mapped gets unit length."
             )
         _say(
-            f"{output} holds the map of {fitted.method}, trained for and judged by {fitted.options.metric}, SHA-256 {digest}"
+            f"{output} holds the transformation of {fitted.method}, trained for and judged by {fitted.options.metric}, "
+            f"SHA-256 {digest}"
         )
         _write(report, {"artifact": str(output), "sha256": digest, **fitted.report()})
 
@@ -140,7 +143,7 @@ def evaluate(
     source: Source,
     target: Target,
     metric: Metric,
-    artifact: Annotated[Path, typer.Option(help="The map's artifact.")],
+    artifact: Annotated[Path, typer.Option(help="The transformation's artifact.")],
     side: Side = None,
     labels: Labels = None,
     direction: Direction = "forward",
@@ -149,7 +152,7 @@ def evaluate(
     report: Report = None,
     config: Config = None,
 ) -> None:
-    """Judge a map that is there already, on items that it was not trained on."""
+    """Judge a transformation that is there already, on items that it was not trained on."""
     with _refusals():
         _check_places(
             {
@@ -181,7 +184,7 @@ def export(
     output: Annotated[Path, typer.Option(help="The artifact to write.")],
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float16",
 ) -> None:
-    """Store a map in another number type, and say how far that moves what it maps."""
+    """Store a transformation in another number type, and say how far that moves what it gives."""
     with _refusals():
         from models.artifacts import check
         from models.exporting import resave
@@ -207,7 +210,7 @@ def train(
     device: Device = "cpu",
     config: Config = None,
 ) -> None:
-    """Train an old and a new model on images and one method between them, and write its maps as artifacts."""
+    """Train an old and a new model on images and one method between them, and write its transformations as artifacts."""
     del config
     with _refusals():
         from models.artifacts import save
@@ -220,7 +223,7 @@ def train(
         for direction, module in (("forward", maps.forward), ("backward", maps.backward)):
             if module is not None:
                 place = output / f"{run.method}-{direction}.safetensors"
-                _say(f"{place} holds the {direction} map of {run.name}, SHA-256 {save(place, module)}")
+                _say(f"{place} holds the {direction} transformation of {run.name}, SHA-256 {save(place, module)}")
         for row in experiment.rows(run):
             shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in row["new_old"].items())
             _say(f"new/old, {row['direction']}, {row['metric']}: {shown}")
@@ -363,7 +366,7 @@ def _show(assessment: Assessment) -> None:
     titles = {
         "stay": "stay: old queries, old vectors",
         "naive": "naive: new queries, old vectors",
-        "upgrade": "upgrade: through the map",
+        "upgrade": "upgrade: through the transformation",
         "fuse": f"fuse: {verdict.weight} upgraded + {1 - verdict.weight:.1f} old",
         "ceiling": "ceiling: new queries, new vectors",
     }

@@ -105,7 +105,8 @@ class TestFit:
         result = run("fit", "--source", data / "old.npy", "--target", data / "new.npy", "--method", "procrustes")
         assert result.exit_code == 0, result.output
         assert (
-            "transformation.safetensors holds the map of procrustes, trained for and judged by cosine" in result.stdout
+            "transformation.safetensors holds the transformation of procrustes, trained for and judged by cosine"
+            in result.stdout
         )
         assert load_transform(tmp_path / "transformation.safetensors")(np.load(data / "old.npy"), None).shape == (
             ROWS,
