@@ -30,6 +30,7 @@ def test_each_limit_is_met_or_missed_by_so_much(limit: str, met: float, missed: 
     assert found.limit == limit
     assert by in found.detail
     assert gate.LIMITS[limit].measure in found.detail
+    assert (" of at least " if limit.startswith("min_") else " of at most ") in found.detail
 
 
 def test_a_limit_that_is_met_exactly_is_met_however_the_mean_was_rounded() -> None:
