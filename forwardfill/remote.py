@@ -80,7 +80,8 @@ def explain_search(
     companions = {model: _vector(Path(file)) for model, file in _pairs(companion, "--companion", "MODEL=FILE").items()}
     with _client(timeout=_EXPLAINED_SECONDS) as client:
         found = client.explain(name, model, _vector(vector), k=k, companions=companions, oversample=oversample)
-    listed(found["plan"]["shelves"], "segments", "route", "column", "index", "live", "candidates", "ask_ms")
+    shelves = [{**shelf, "index": shelf["index"] and shelf["index"]["kind"]} for shelf in found["plan"]["shelves"]]
+    listed(shelves, "segments", "route", "column", "index", "live", "candidates", "ask_ms")
     listed([found["milliseconds"]], *found["milliseconds"])
     shown = {"all": found["exact"]["recall"], **found["exact"]["by_route"]}
     listed([{"route": route, **recall} for route, recall in shown.items()], "route", "hits", "found", "recall")

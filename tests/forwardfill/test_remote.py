@@ -187,6 +187,16 @@ def test_a_search_is_explained_where_fewer_hits_are_allowed_than_are_usual(
     assert row(fewer, "all") == ["all", "2", "2", "1.0"]
 
 
+def test_a_plan_names_the_kind_of_an_index_and_leaves_its_parameters_to_the_service(
+    world: World, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "query.npy", UNITS[0])
+    told = run("galleries", "explain", GALLERY, "--model", "old", "--vector", "query.npy")
+    assert told.exit_code == 0, told.output
+    assert " flat " in told.output
+    assert "'kind'" not in told.output
+
+
 @pytest.mark.parametrize(
     ("lines", "told"), [(["[]"] * 3, "has 3 lines for 4 queries"), (["[]", "[1]", "[]", "[]"], "line 2: should be")]
 )
