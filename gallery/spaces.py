@@ -57,11 +57,14 @@ class Transformation:
     def advised(self) -> bool:
         """Whether it is used where nobody names it: not if the fit that made it found that vectors gain nothing by it.
 
-        A map of queries is used even so: whoever asks by the new model alone is not answered without it.
+        Nor if only scoring with both models gains (`fuse`), since a gallery is scored in one space. A map of queries is used
+        even so: whoever asks by the new model alone is not answered without it.
         """
         verdict = (self.evaluation or {}).get("verdict")
-        stay = isinstance(verdict, Mapping) and verdict.get("decision") == "stay"
-        return self.direction == "backward" or not stay
+        if self.direction == "backward" or not isinstance(verdict, Mapping):
+            return True
+        # An older verdict does not say what upgrading alone gains.
+        return bool(verdict.get("upgrade_gains", verdict.get("decision") != "stay"))
 
     def takes(self, side_dimension: int | None) -> bool:
         """Whether a segment with side-information of this width (null: none) can go through it."""

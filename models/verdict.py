@@ -59,6 +59,8 @@ class Verdict:
     decision: Decision
     #: one sentence, with the numbers
     reason: str
+    #: whether upgrading gains on staying by itself: all that counts for whoever does not score with both
+    upgrade_gains: bool
     #: what the numbers take for granted; None where labels say what is right
     assumption: str | None
     #: `stay`, `naive`, `upgrade`, `fuse` (where a weight between 0 and 1 was chosen) and `ceiling`, each with its measures
@@ -224,6 +226,7 @@ def give_verdict(
     return Verdict(
         decision=decision,
         reason=why,
+        upgrade_gains=queries >= MIN_QUERIES and gains(differences["upgrade - stay"]),
         assumption=judge.assumption,
         searches=means,
         differences=differences,

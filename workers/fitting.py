@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from models.training import Step
 
 
+#: what of a verdict is kept with the transformation
+_ADVICE = ("decision", "reason", "assumption", "upgrade_gains")
+
+
 def fit_pairs(pairs: Pairs, asked: Asked, path: Path, tell: Tell, *, device: str = "cpu") -> Outcome:
     """Train, judge on pairs that were held out, and write the artifact; see `gallery.fits.Fit`.
 
@@ -53,7 +57,7 @@ def fit_pairs(pairs: Pairs, asked: Asked, path: Path, tell: Tell, *, device: str
         evaluation={
             **report["evaluation"],
             "pairs": report["parts"]["test"],
-            "verdict": {name: verdict[name] for name in ("decision", "reason", "assumption")},
+            "verdict": {name: verdict[name] for name in _ADVICE},
         },
         report=report,
     )

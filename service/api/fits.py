@@ -118,7 +118,10 @@ class Difference(BaseModel):
 class FitVerdict(BaseModel):
     """What to do with the transformation, judged on pairs that it was not trained on."""
 
-    decision: Literal["upgrade", "fuse", "stay"]
+    decision: Literal["upgrade", "fuse", "stay"] = Field(
+        description="`fuse`: scores of both models, added up by whoever searches with both; what upgrading alone gains is "
+        "`upgrade - stay`."
+    )
     reason: str
     assumption: str | None = Field(description="What the numbers assume; null where labels decide what is relevant.")
     searches: dict[str, dict[str, float]] = Field(

@@ -307,6 +307,14 @@ class TestVerdict:
         assert 0 < verdict.weight < 1
         assert verdict.searches["fuse"]["map"] > max(verdict.searches[name]["map"] for name in ("stay", "upgrade"))
 
+    @pytest.mark.parametrize(("old", "new", "alone"), [(0.8, 1.2, False), (1.2, 0.8, True)])
+    def test_where_fusing_is_best_it_is_told_whether_upgrading_alone_gains(
+        self, old: float, new: float, alone: bool
+    ) -> None:
+        verdict = judged(hiding(old, new, rows=1500), extracted())
+        assert verdict.decision == "fuse"
+        assert verdict.upgrade_gains == gains(verdict.differences["upgrade - stay"]) == alone
+
     def test_a_map_that_changes_nothing_is_no_measurable_gain(self) -> None:
         _, (old,) = views(600, (0.8,))
         pairs = Pairs(source=old, target=old, labels=views(600, (0.8,))[0])

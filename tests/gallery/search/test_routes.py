@@ -245,8 +245,14 @@ def test_a_path_is_short_and_goes_in_no_circle() -> None:
     assert applied(planned("newest", [reach(None, 1, a=0)], *long, there_and_back, companions=["a"])) == ["t1 t2 t3"]
 
 
-def test_what_its_fit_advised_against_is_used_where_it_is_pinned_and_named_where_nothing_else_leads_there() -> None:
-    unadvised = replace(FORWARD, name="useless", evaluation={"verdict": {"decision": "stay"}})
+@pytest.mark.parametrize(
+    "verdict",
+    [{"decision": "stay"}, {"decision": "stay", "upgrade_gains": False}, {"decision": "fuse", "upgrade_gains": False}],
+)
+def test_what_its_fit_advised_against_is_used_where_it_is_pinned_and_named_where_nothing_else_leads_there(
+    verdict: dict[str, object],
+) -> None:
+    unadvised = replace(FORWARD, name="useless", evaluation={"verdict": verdict})
     with pytest.raises(errors.NoRoute, match="useless leads there, but its fit said that it gains nothing"):
         planned("new", [OLD], unadvised)
     pinned = planned("new", [OLD], unadvised, companions=["old"], pinned={("old", "new"): "useless"})
