@@ -59,8 +59,9 @@ class Asked:
 
     method: str
     direction: Direction
-    #: how vectors will be compared
+    #: how vectors are compared in the space that the map leads to, and in the one that it starts from
     metric: Metric
+    other_metric: Metric
     seed: int
 
 

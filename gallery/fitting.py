@@ -77,14 +77,13 @@ def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[],
     return True
 
 
-def searched_by(source: EmbeddingModel, target: EmbeddingModel, direction: Direction) -> Metric:
-    """How vectors will be compared once the map is in use: forward in the new space, backward in the old one.
+def searched_by(model: EmbeddingModel) -> Metric:
+    """How vectors are compared in a model's space.
 
     Unit vectors have one order by all metrics, and what a transformation gives is brought to unit length where the model's
     own vectors have it.
     """
-    space = target if direction == "forward" else source
-    return "cosine" if space.normalized else space.metric
+    return "cosine" if model.normalized else model.metric
 
 
 def _lease(store: Store, fit_id: str, owner: str) -> Lease | None:
@@ -104,7 +103,9 @@ def _work(store: Store, held: Lease, fit: Fit, tell: Tell) -> None:
         row = fit_rows.fit_row(session, held.fit_id)
         source, target = model_rows.as_model(row.source), model_rows.as_model(row.target)
     pairs = read(store, row)
-    asked = Asked(row.method, _direction(row), searched_by(source, target, _direction(row)), row.seed)
+    direction = _direction(row)
+    start, end = (source, target) if direction == "forward" else (target, source)
+    asked = Asked(row.method, direction, searched_by(end), searched_by(start), row.seed)
     # Its name ends as an unfinished file's does, so that after a crash it is removed as an orphan.
     path = store.files.path(store.files.new(ARTIFACTS, PART))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,11 +114,10 @@ def _work(store: Store, held: Lease, fit: Fit, tell: Tell) -> None:
         adopt(store.files, path, artifact_file(outcome.sha256), outcome.sha256)
     finally:
         path.unlink(missing_ok=True)
-    warnings = (*pairs.warnings, *_compared(source, target))
     try:
-        _complete(store, held, outcome, warnings)
+        _complete(store, held, outcome, pairs.warnings)
     except IntegrityError:  # another process made the same row at this moment: now it is seen, and judged
-        _complete(store, held, outcome, warnings)
+        _complete(store, held, outcome, pairs.warnings)
 
 
 def _complete(store: Store, held: Lease, outcome: Outcome, warnings: tuple[str, ...]) -> None:
@@ -200,13 +200,6 @@ def _kept(store: Store, held: Lease) -> AbstractContextManager[None]:
     """Renew the lease meanwhile: some steps, such as a large closed form, take long and tell nothing."""
     seconds = store.settings.lease_seconds
     return heartbeat(store, f"fit {held.fit_id}", lambda session: fit_rows.renew(session, held, seconds))
-
-
-def _compared(source: EmbeddingModel, target: EmbeddingModel) -> tuple[str, ...]:
-    before, after = searched_by(source, target, "backward"), searched_by(source, target, "forward")
-    if before == after:
-        return ()
-    return (f"{source.name} is searched by {before}, {target.name} by {after}: all searches are judged by one of them",)
 
 
 def _direction(row: FitRow) -> Direction:

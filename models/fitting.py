@@ -31,6 +31,7 @@ from models.verdict import (
     DIRECTIONS,
     Direction,
     Measured,
+    Metrics,
     Sample,
     Verdict,
     choose_weight,
@@ -61,8 +62,10 @@ class Options:
 
     #: a key of METHODS, or `auto`: whichever applicable one is best on the validation part
     method: str = AUTO
-    #: how vectors are compared when they are searched; losses and judgements follow it
+    #: how vectors are compared in the space that the map leads to; losses follow it
     metric: Metric = "cosine"
+    #: how in the space that it starts from; None: likewise
+    other_metric: Metric | None = None
     #: forward maps the gallery, old to new; backward maps queries, new to old
     direction: Direction = "forward"
     #: the share not trained on, half for validation and half for the test; None: see `models.inputs.split`
@@ -75,7 +78,8 @@ class Options:
     hyperparameters: Hyperparameters = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_choice("metric", self.metric, METRICS)
+        for metric in self.metrics:
+            _check_choice("metric", metric, METRICS)
         _check_choice("direction", self.direction, DIRECTIONS)
         _check_choice("method", self.method, (*trainable(), AUTO))
         if self.epochs is not None and self.epochs < 1:
@@ -87,6 +91,12 @@ class Options:
             for name, value in given.items():
                 _check_choice(f"hyperparameter of {method}", name, tuple(known))
                 _check_type(f"the hyperparameter {name} of {method}", value, known[name])
+
+    @property
+    def metrics(self) -> Metrics:
+        """By model."""
+        other = self.other_metric or self.metric
+        return Metrics(other, self.metric) if self.direction == "forward" else Metrics(self.metric, other)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +153,7 @@ def followed(options: Options, pairs: Pairs) -> Options:
     What is mapped must have unit length too then, and no loss may depend on how long vectors are.
     """
     if all(_of_unit_length(vectors) for vectors in (pairs.source, pairs.target)):
-        return replace(options, metric="cosine")
+        return replace(options, metric="cosine", other_metric=None)
     return options
 
 
@@ -234,7 +244,7 @@ class _Trainings:
     checkpoints: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.judge = judge_of(self.validation, metric=self.options.metric)
+        self.judge = judge_of(self.validation, metric=self.options.metrics.new)
 
     def run(self, name: str, rows: Rows) -> tuple[Transformation, Candidate]:
         """Train a method on some rows, and judge its map by the validation part.
@@ -354,20 +364,20 @@ def _samples(pairs: Pairs, parts: Parts) -> tuple[Sample, Sample]:
 def _assess(
     module: Transformation, pairs: Pairs, parts: Parts, validation: Sample, test: Sample, options: Options
 ) -> Assessment:
-    transform, direction, metric = Transform(module, device=options.device), options.direction, options.metric
-    weight = choose_weight(validation, transform, judge_of(validation, metric=metric), direction=direction)
+    transform, direction, metrics = Transform(module, device=options.device), options.direction, options.metrics
+    weight = choose_weight(validation, transform, judge_of(validation, metric=metrics.new), direction=direction)
     verdict = give_verdict(
         test,
         transform,
-        judge_of(test, metric=metric),
+        judge_of(test, metric=metrics.new),
         direction=direction,
-        metric=metric,
+        metrics=metrics,
         weight=weight,
         seed=options.seed,
     )
     return Assessment(
         parts={name: len(getattr(parts, name)) for name in ("train", "validation", "test")},
-        evaluation=_evaluation(test, transform, direction, metric),
+        evaluation=_evaluation(test, transform, direction, options.metric),
         verdict=verdict,
         warnings=tuple(warnings_about(pairs, parts)),
     )

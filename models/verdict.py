@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,17 @@ SEARCHES: tuple[str, ...] = ("stay", "naive", "upgrade", "fuse", "ceiling")
 NEIGHBOURS = 10
 RESAMPLES = 2_000
 MIN_QUERIES = 20  # fewer often agree by chance, and a bootstrap of queries that agree sees no chance at all
+
+
+class Metrics(NamedTuple):
+    """How vectors are compared in the space of each model: a search is worth what it finds by the metric of its own space."""
+
+    old: Metric
+    new: Metric
+
+    def mapped(self, direction: Direction) -> Metric:
+        """That of the space where a map is used: the new one for a gallery, the old one for queries."""
+        return self.new if direction == "forward" else self.old
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +154,7 @@ class ByNeighbours(Judge):
 
 
 def judge_of(sample: Sample, *, metric: Metric) -> Judge:
-    """Judge a sample by its labels, and by the new model's neighbours where it has none."""
+    """Judge a sample by its labels, and where it has none by the new model's neighbours, by that model's metric."""
     labels = sample.pairs.labels
     return ByNeighbours(sample, metric) if labels is None else ByLabel(labels)
 
@@ -187,7 +198,7 @@ def give_verdict(
     judge: Judge,
     *,
     direction: Direction,
-    metric: Metric,
+    metrics: Metrics,
     weight: float,
     seed: int = 0,
 ) -> Verdict:
@@ -198,17 +209,19 @@ def give_verdict(
         transform: the map.
         judge: of this sample.
         direction: of the map.
-        metric: how vectors are compared; fused scoring always goes by cosine.
+        metrics: how vectors are compared; fused scoring always goes by cosine.
         weight: of fused scoring, chosen on other items.
         seed: of the bootstrap.
     """
     ways = searches(sample, transform, direction=direction)
-    judged: dict[str, Floats] = {name: judge.search(vectors, metric) for name, vectors in ways.items()}
+    mapped = metrics.mapped(direction)
+    by: dict[str, Metric] = {"stay": metrics.old, "naive": mapped, "upgrade": mapped, "ceiling": metrics.new}
+    judged: dict[str, Floats] = {name: judge.search(vectors, by[name]) for name, vectors in ways.items()}
     rivals = {"stay": judged["stay"]}
     if 0 < weight < 1:
         fused = judge.fused(ways["upgrade"], ways["stay"], (0.0, weight))
         judged["fuse"] = fused[weight]
-        if metric != "cosine":  # what cosine alone would gain is no merit of fusing
+        if metrics.old != "cosine":  # what cosine alone would gain is no merit of fusing
             rivals["stay by cosine"] = fused[0.0]
 
     def compared(first: str, second: Floats) -> Compared:

@@ -39,7 +39,12 @@ def fit_pairs(pairs: Pairs, asked: Asked, path: Path, tell: Tell, *, device: str
     given = inputs.Pairs(source=pairs.source, target=pairs.target, side=pairs.side, labels=pairs.labels)
     try:
         options = fitting.Options(
-            method=asked.method, metric=asked.metric, direction=asked.direction, seed=asked.seed, device=device
+            method=asked.method,
+            metric=asked.metric,
+            other_metric=asked.other_metric,
+            direction=asked.direction,
+            seed=asked.seed,
+            device=device,
         )
         tried = list(fitting.trainable()) if asked.method == fitting.AUTO else [asked.method]
         fitted = fitting.fit(given, options, on_step=_progress(tried, tell))

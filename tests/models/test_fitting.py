@@ -23,9 +23,11 @@ from models.runtime import Transform
 from models.training import Step
 from models.transformations import Linear, LinearTransformation, Transformation
 from models.verdict import (
+    DIRECTIONS,
     ByLabel,
     ByNeighbours,
     Direction,
+    Metrics,
     Sample,
     Verdict,
     bootstrap,
@@ -332,14 +334,38 @@ class TestVerdict:
         labels, (old, new) = views(900, (0.5, 3.0))
         old *= np.exp(np.random.default_rng(1).normal(size=(900, 1))).astype(np.float32)
         pairs = Pairs(source=np.concatenate([old, 0.05 * new], axis=1), target=new, labels=labels)
-        transform, metric = Transform(extracted()), "euclidean"
-        sample = Sample(pairs=pairs, queries=900)
-        verdict = give_verdict(
-            sample, transform, judge_of(sample, metric="euclidean"), direction="forward", metric=metric, weight=0.1
-        )
+        sample, both = Sample(pairs=pairs, queries=900), Metrics("euclidean", "euclidean")
+        judge = judge_of(sample, metric="euclidean")
+        verdict = give_verdict(sample, Transform(extracted()), judge, direction="forward", metrics=both, weight=0.1)
         assert gains(verdict.differences["fuse - stay"])
         assert not gains(verdict.differences["fuse - stay by cosine"])
         assert verdict.decision == "stay"
+
+    @pytest.mark.parametrize("direction", DIRECTIONS)
+    def test_each_search_is_judged_by_the_metric_of_the_space_it_is_in(self, direction: Direction) -> None:
+        pairs, module = hiding(1.0, 0.5), extracted()
+        if direction == "backward":  # the wide model is the new one now
+            pairs = Pairs(source=pairs.target, target=pairs.source, labels=pairs.labels)
+        sample, transform = Sample(pairs=pairs, queries=600), Transform(module)
+        judge = judge_of(sample, metric="cosine")
+        verdict = give_verdict(
+            sample, transform, judge, direction=direction, metrics=Metrics("euclidean", "cosine"), weight=1.0
+        )
+        mapped: Metric = "cosine" if direction == "forward" else "euclidean"
+        by: dict[str, Metric] = {"stay": "euclidean", "naive": mapped, "upgrade": mapped, "ceiling": "cosine"}
+        ways = searches(sample, transform, direction=direction)
+        assert verdict.searches == {name: judge.means(judge.search(ways[name], by[name])) for name in by}
+
+    def test_an_old_model_that_tells_classes_by_length_is_not_belittled_by_a_new_one_that_has_none(self) -> None:
+        pairs, module = hiding(2.0, 0.5), extracted()
+        assert pairs.labels is not None
+        pairs.source[:, 0] = 100.0  # one direction, more or less
+        pairs = replace(pairs, source=pairs.source * (1 + pairs.labels[:, None]).astype(np.float32))
+        by_one = assess(module, pairs, Options(metric="cosine")).verdict
+        verdict = assess(module, pairs, Options(metric="cosine", other_metric="euclidean")).verdict
+        assert by_one.upgrade_gains
+        assert verdict.decision == "stay"
+        assert verdict.searches["upgrade"] == by_one.searches["upgrade"]
 
     def test_spaces_that_agree_already_are_noticed(self) -> None:
         labels, (poor, good) = views(600, (1.5, 0.3))

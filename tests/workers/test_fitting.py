@@ -21,6 +21,7 @@ from gallery.catalog.transaction import Transaction
 from gallery.fits import Asked, NewFit, Outcome, Tell
 from gallery.pairs import NewPairs, Pairs
 from gallery.removal import delete_gallery
+from gallery.spaces import Direction
 from gallery.transforms import artifact_file
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
@@ -90,8 +91,20 @@ def test_it_is_given_the_stored_vectors_of_the_ids_in_their_order(world: World) 
     assert np.array_equal(given.side, SIDE[order])
     assert given.labels is not None
     assert given.labels.tolist() == [str(at) for at in order]
-    assert asked == Asked(method="auto", direction="forward", metric="euclidean", seed=7)
+    assert asked == Asked("auto", "forward", metric="euclidean", other_metric="euclidean", seed=7)
     assert transformations(world) == ["forward", "fitted"]
+
+
+@pytest.mark.parametrize(
+    ("direction", "metrics"), [("forward", ("cosine", "euclidean")), ("backward", ("euclidean", "cosine"))]
+)
+def test_it_is_told_how_either_model_is_searched(world: World, direction: Direction, metrics: tuple[str, str]) -> None:
+    world.register("unit", NEW_VECTORS.shape[1], "inner_product", normalized=True)
+    start(world, target="unit", direction=direction)
+    solver = Solver()
+    worker(world, solver).work()
+    ((_, asked),) = solver.given
+    assert (asked.metric, asked.other_metric) == metrics
 
 
 def test_side_information_is_left_out_where_it_is_not_wanted_or_not_whole(world: World) -> None:
