@@ -138,7 +138,9 @@ def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Part
     count = len(rows)
     wanted = held_out * count if held_out is not None else min(max(0.2 * count, 2 * MIN_PART), 0.5 * count)
     wanted = min(wanted, 2 * MAX_PART)
-    units = None if pairs.labels is None else _twos(pairs.labels[rows], rng)
+    units = None
+    if pairs.labels is not None and (pairs.labels != pairs.labels[0]).any():  # else whatever is found has the label
+        units = _twos(pairs.labels[rows], rng)
     # Rows whose label stands alone cannot be dealt in twos: with half of the rows like that, labels tell too little.
     labelled = units is not None and 2 * units.size >= count
     if units is None or not labelled:
@@ -181,7 +183,10 @@ def warnings_about(pairs: Pairs, parts: Parts) -> list[str]:
             f"{ceil(count * MIN_PART / max(1, smallest)):,} pairs in all would do"
         )
     if pairs.labels is not None and not parts.labelled:
-        warnings.append("most labels stand alone, so that there is nothing to find: the labels are not used to judge")
+        warnings.append(
+            "most labels stand alone or all are the same, so that no search finds more than another: the labels are not used "
+            "to judge"
+        )
     return warnings
 
 

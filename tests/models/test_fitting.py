@@ -127,6 +127,15 @@ class TestSplit:
         assert not parts.labelled
         assert any("stand alone" in warning for warning in warnings_about(pairs, parts))
 
+    def test_one_label_for_all_rows_is_as_good_as_none(self) -> None:
+        """Whatever is found has it: every search would be perfect, and none better than another."""
+        pairs = hiding(2.0, 0.3)
+        alike = replace(pairs, labels=np.zeros(len(pairs), np.int64))
+        assert not split(alike).labelled
+        assessment = assess(extracted(), alike, Options())
+        assert assessment.verdict == judged(replace(pairs, labels=None), extracted())
+        assert any("all are the same" in warning for warning in assessment.warnings)
+
     @pytest.mark.parametrize("labelled", [True, False])
     @pytest.mark.parametrize("times", [2, 6])
     def test_no_pair_is_judged_by_that_is_trained_on_or_judged_by_already(self, labelled: bool, times: int) -> None:
