@@ -186,6 +186,7 @@ def export(
 ) -> None:
     """Store a transformation in another number type, and say how far that moves what it gives."""
     with _refusals():
+        _check_places({"artifact": artifact}, {"output": output})
         from models.artifacts import check
         from models.exporting import resave
 

@@ -316,6 +316,12 @@ class TestExport:
         assert float(differs) < 1e-6
         assert (tmp_path / "same").read_bytes() == (fitted / "map.safetensors").read_bytes()
 
+    def test_what_is_read_is_not_written_over_with_fewer_digits(self, fitted: Path) -> None:
+        artifact = fitted / "map.safetensors"
+        result = run("export", "--artifact", artifact, "--output", artifact)
+        assert "--artifact and --output are the same file" in refused(result)
+        assert check(artifact).dtype == "float32"
+
     def test_an_unknown_type_is_refused(self, fitted: Path, tmp_path: Path) -> None:
         flags = ("--artifact", fitted / "map.safetensors", "--output", tmp_path / "map", "--dtype", "int4")
         assert "the type 'int4' is not one of float32" in refused(run("export", *flags))
