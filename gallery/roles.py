@@ -105,7 +105,14 @@ def _reachable(
     stack: Sequence[UpgradeRow],
     registry: Registry,
 ) -> None:
-    """Refuse items of a model that is none of the gallery's, unless a backward transformation leads from it."""
+    """Refuse items of a model that is none of the gallery's, unless a backward transformation leads from it.
+
+    A model that was left behind stays so: a backward transformation serves its queries, not its writes.
+    """
+    if any(u.source.name == model.name and u.state == State.FINALIZED for u in upgrades):
+        raise errors.ModelRetired(
+            f"{gallery.name} was upgraded from {model.name} for good: embed with {gallery.model.name}", pointer="/model"
+        )
     if stack and stack[-1].active:
         raise errors.NoRoute(
             f"{gallery.name} is being upgraded from {stack[-1].source.name} to {stack[-1].target.name}, which has no way for "
@@ -114,11 +121,6 @@ def _reachable(
         )
     if registry.between(model.name, gallery.model.name, "backward", {}) is not None:
         return
-    if any(u.source.name == model.name and u.state == State.FINALIZED for u in upgrades):
-        raise errors.ModelRetired(
-            f"{gallery.name} was upgraded from {model.name} to {gallery.model.name} for good: embed with {gallery.model.name}",
-            pointer="/model",
-        )
     raise errors.NoRoute(
         f"{gallery.name} holds vectors of {gallery.model.name}; to add vectors of {model.name}, start an upgrade to it or "
         f"register a backward transformation from {model.name} to {gallery.model.name}",

@@ -274,6 +274,23 @@ def test_after_finalize_the_source_model_is_retired(world: World) -> None:
     assert [hit["id"] for hit in world.search([0, 1, 0, 0, 0], "new", k=1)["hits"]] == ["item-0"]
 
 
+def test_a_backward_transformation_serves_queries_of_a_retired_model_but_not_its_writes(world: World) -> None:
+    world.verb(world.upgraded(), "finalize")
+    world.transformation("as-new", "old", "new", "backward", forward())
+    assert world.old_search(0)["served"]["score_space"] == "new"
+    items = {"model": "old", "items": [{"id": "late", "embedding": UNITS[0].tolist()}]}
+    world.refused(world.client.post(f"/galleries/{GALLERY}/items", json=items), 409, "model_retired")
+
+
+def test_a_model_stays_retired_while_the_next_upgrade_runs(world: World) -> None:
+    world.verb(world.upgraded(), "finalize")
+    world.model("newest", OLD)
+    world.transformation("new-to-newest", "new", "newest", "forward", backward())
+    world.start(transformation="new-to-newest")
+    items = {"model": "old", "items": [{"id": "late", "embedding": UNITS[0].tolist()}]}
+    world.refused(world.client.post(f"/galleries/{GALLERY}/items", json=items), 409, "model_retired")
+
+
 def test_a_retired_model_is_refused_also_where_there_are_no_items(world: World) -> None:
     world.verb(world.upgraded(), "finalize")
     world.post(f"/galleries/{GALLERY}/items/delete", {"ids": [f"item-{at}" for at in range(4)]})
