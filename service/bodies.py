@@ -52,7 +52,7 @@ T = TypeVar("T", bound=Body)
 R = TypeVar("R")
 
 
-def _vector(value: object) -> NDArray[Any]:
+def read_vector(value: object) -> NDArray[Any]:
     """Numbers as they came, finite or not: the gallery's door judges them, with the model at hand."""
     if isinstance(value, list):
         if not _NUMBERS.issuperset(map(type, value)):
@@ -100,7 +100,7 @@ VECTOR_SCHEMA = {
     "description": "A list of numbers, or the base64 of little-endian float32 numbers.",
     "examples": [[0.1, 0.2, 0.3]],
 }
-Vector = Annotated[NDArray[Any], PlainValidator(_vector), JsonSchema(VECTOR_SCHEMA)]
+Vector = Annotated[NDArray[Any], PlainValidator(read_vector), JsonSchema(VECTOR_SCHEMA)]
 #: the name of something that is made
 Name = Annotated[str, AfterValidator(_named), JsonSchema({"type": "string", "pattern": NAME})]
 #: of a transformation: `/transformations/fits` lists what is being fitted

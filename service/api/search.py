@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import orjson
 from fastapi import APIRouter, Response
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, WrapValidator
 from pydantic import WithJsonSchema as JsonSchema
 from starlette.concurrency import run_in_threadpool
 
@@ -26,7 +26,7 @@ from gallery.snapshot import World
 from gallery.spaces import EmbeddingModel
 from gallery.vectors import accept
 from service.auth import MaySearch
-from service.bodies import VECTOR_SCHEMA, Body, Reference, Vector, parsed, stack, within
+from service.bodies import VECTOR_SCHEMA, Body, Reference, Vector, parsed, read_vector, stack, within
 from service.documents import documented
 from service.errors import InvalidRequest
 from service.process import Process, ProcessDep, SearchSlot
@@ -79,11 +79,20 @@ class QueryBody(Body):
 
     vector: Vector
     companions: Companions = Field(default_factory=dict)
+    _bare: bool = PrivateAttr(default=False)
 
+    @classmethod
+    def of(cls, value: Any, parse: Callable[[Any], QueryBody]) -> QueryBody:
+        """A vector alone stands for a query without companions."""
+        if isinstance(value, dict):
+            return parse(value)
+        query = cls.model_construct(vector=read_vector(value))
+        query._bare = True
+        return query
 
-def _bare(value: Any) -> Any:
-    """A vector alone stands for a query without companions."""
-    return value if isinstance(value, dict) else {"vector": value}
+    def pointer(self, row: int, field: str) -> str:
+        """Where in the body a field of this query is; a vector alone has no fields to point at."""
+        return errors.pointer("queries", row) if self._bare else errors.pointer("queries", row, field)
 
 
 _QUERY_SCHEMA = {
@@ -105,7 +114,7 @@ _QUERY_SCHEMA = {
 class BatchBody(_Options):
     """Several queries of one model. Either all of them have companions, or none."""
 
-    queries: list[Annotated[QueryBody, BeforeValidator(_bare), JsonSchema(_QUERY_SCHEMA)]] = Field(min_length=1)
+    queries: list[Annotated[QueryBody, WrapValidator(QueryBody.of), JsonSchema(_QUERY_SCHEMA)]] = Field(min_length=1)
 
 
 class Found(BaseModel):
@@ -298,7 +307,7 @@ def _several(body: BatchBody, world: World) -> Queries:
         if query.companions.keys() != names:
             raise InvalidRequest(
                 "companions come with all queries or with none, in the same models",
-                pointer=f"/queries/{row}/companions",
+                pointer=query.pointer(row, "companions"),
             )
     companions = {}
     for name in names:
@@ -306,7 +315,12 @@ def _several(body: BatchBody, world: World) -> Queries:
         vectors = [query.companions[name] for query in body.queries]
         companions[name] = all_of(vectors, model, "/queries/{row}/companions/" + name)
     model = world.model(body.model, pointer="/model")
-    return Queries(all_of([query.vector for query in body.queries], model, "/queries/{row}/vector"), companions)
+    try:
+        return Queries(all_of([query.vector for query in body.queries], model, "{row}"), companions)
+    except errors.Invalid as error:
+        row = int(error.pointer or 0)
+        error.pointer = body.queries[row].pointer(row, "vector")
+        raise
 
 
 def _answers(process: Process, gallery: str, body: _Options, queries_of: Callable[[World], Queries]) -> list[Answer]:

@@ -145,7 +145,6 @@ def items(*embeddings: Any, model: str = "old") -> dict[str, Any]:
         (SEARCH, {"model": "old", "vector": UNIT, "filter": []}, 422, "invalid_request", "/filter"),
         ("/galleries/nowhere/search", {"model": "old", "vector": UNIT}, 404, "gallery_not_found", None),
         (SEARCH + "/batch", {"model": "old", "queries": []}, 422, "invalid_request", "/queries"),
-        (SEARCH + "/batch", {"model": "old", "queries": [UNIT, [1.0]]}, 422, "dimension_mismatch", "/queries/1/vector"),
         (SEARCH + "/batch", {"model": "old", "queries": [UNIT] * 1001}, 422, "limit_exceeded", "/queries"),
         (
             SEARCH + "/batch",
@@ -234,6 +233,29 @@ def test_a_bad_body_is_refused_by_name(
 def test_what_is_wrong_is_said_in_plain_words(unchanged: World, body: Any, says: str) -> None:
     problem = unchanged.refused(unchanged.client.post("/models", json=body), 422, "invalid_request")
     assert says in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ([1.0], "dimension_mismatch"),
+        ([1e39, 0.0, 0, 0], "invalid_vector"),
+        (["x", 0, 0, 0], "invalid_vector"),
+        (None, "invalid_vector"),
+        (UNIT, "invalid_request"),  # it lacks the first query's companion
+    ],
+)
+def test_a_query_of_a_batch_that_is_a_vector_alone_is_pointed_at_as_it_was_sent(
+    unchanged: World, query: Any, code: str
+) -> None:
+    with_companion = {"vector": UNIT, "companions": {"new": [0.0, *UNIT]}}
+    first = with_companion if query is UNIT else {"vector": UNIT}
+    answer = unchanged.client.post(f"{SEARCH}/batch", json={"model": "old", "queries": [first, query]})
+    assert unchanged.refused(answer, 422, code)["errors"][0]["pointer"] == "/queries/1"
+    answer = unchanged.client.post(
+        f"{SEARCH}/batch", json={"model": "old", "queries": [{"vector": UNIT}, {"vector": [1.0]}]}
+    )
+    assert unchanged.refused(answer, 422, "dimension_mismatch")["errors"][0]["pointer"] == "/queries/1/vector"
 
 
 def test_a_transformation_of_what_is_not_there_names_the_field(unchanged: World) -> None:
