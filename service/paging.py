@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 import orjson
 from fastapi import Depends, Query
+from pydantic import BeforeValidator
 from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -16,6 +17,7 @@ from service.errors import InvalidRequest
 
 T = TypeVar("T")
 MAX_PAGE = 1000
+_PAGE = 50
 
 
 class Page(NamedTuple):
@@ -26,12 +28,21 @@ class Page(NamedTuple):
     after: Any
 
 
+def _size(given: Any) -> Any:
+    """Without a value it is as if it were left out: so httpx, for one, writes what is null in a client."""
+    return _PAGE if given == "" else given
+
+
 def asked(
-    page_size: Annotated[int, Query(ge=1, description="At most 1000; more is taken as 1000.")] = 50,
-    page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
+    page_size: Annotated[
+        int, BeforeValidator(_size), Query(ge=1, description="At most 1000; more is taken as 1000.")
+    ] = _PAGE,
+    page_token: Annotated[
+        str | None, Query(description="`next_page_token` of the page before; empty or left out for the first.")
+    ] = None,
 ) -> Page:
     """The page that the query parameters ask for."""
-    return Page(min(page_size, MAX_PAGE), None if page_token is None else _after(page_token))
+    return Page(min(page_size, MAX_PAGE), _after(page_token) if page_token else None)
 
 
 PageDep = Annotated[Page, Depends(asked)]

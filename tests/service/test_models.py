@@ -148,6 +148,12 @@ def test_lists_come_in_pages(empty: World) -> None:
     assert len(empty.get("/models", params={"page_size": 10**12})["models"]) == 5
 
 
+def test_paging_without_values_gives_the_first_page(empty: World) -> None:
+    """Which is how httpx writes a size and a token that are null."""
+    empty.model("only", 2)
+    assert empty.get("/models", params={"page_size": None, "page_token": None}) == empty.get("/models")
+
+
 def test_another_transformation_of_the_same_artifact_is_another(world: World) -> None:
     world.transformation("new-to-old", "new", "old", "backward", backward())
     names = [each["name"] for each in world.get("/transformations")["transformations"]]
