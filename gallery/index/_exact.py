@@ -178,13 +178,13 @@ def _together(queries: Vectors, vectors: Vectors, k: int, metric: Metric, longes
     products, rows = _knn(queries, vectors, pool, metric, None)
     found = Found(*cut(score_rows(queries, vectors, rows, metric), rows, metric, k))
     if pool < len(vectors):
-        doubtful = np.flatnonzero(~_beyond_doubt(found.scores[:, -1], products, queries, longest, metric))
+        doubtful = np.flatnonzero(~beyond_doubt(found.scores[:, -1], products, queries, longest, metric))
         if len(doubtful):
             found.scores[doubtful], found.rows[doubtful] = _one_by_one(queries[doubtful], vectors, k, metric, None)
     return found
 
 
-def _beyond_doubt(
+def beyond_doubt(
     last: Vectors, products: Vectors, queries: Vectors, longest: float, metric: Metric
 ) -> NDArray[np.bool_]:
     """For which queries no row outside the pool can be as good as the last that was found.
