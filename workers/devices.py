@@ -58,12 +58,13 @@ def chosen(wanted: str, data: Path) -> str:
         return wanted
     import torch  # noqa: PLC0415 - CUDA is asked about in the worker's own process, never when a module is imported
 
-    if wanted == "auto":
-        there = {str(torch.cuda.get_device_properties(at).uuid): at for at in range(torch.cuda.device_count())}
-        if not there:
-            return "cpu"
-        wanted = f"cuda:{there[Claim(list(there), data / 'devices').name]}"
     try:
+        # How many there are is told by a library that works where CUDA does not, such as with a driver that is too old for it.
+        if wanted == "auto":
+            there = {str(torch.cuda.get_device_properties(at).uuid): at for at in range(torch.cuda.device_count())}
+            if not there:
+                return "cpu"
+            wanted = f"cuda:{there[Claim(list(there), data / 'devices').name]}"
         torch.zeros(1, device=wanted).cpu()
     except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was made without CUDA
         reason = str(error).partition("\n")[0]

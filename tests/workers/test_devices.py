@@ -60,6 +60,22 @@ def test_a_gpu_that_is_not_there_is_refused_with_what_would_help(tmp_path: Path)
         chosen("cuda:99", tmp_path)
 
 
+def test_a_gpu_that_cannot_be_used_is_refused_also_where_nobody_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the driver is older than what PyTorch was made for: NVML counts the GPU, and CUDA does not start."""
+
+    def start(at: int) -> None:
+        raise RuntimeError(f"The NVIDIA driver on your system is too old for GPU {at}\nmore of it")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", start)
+    with pytest.raises(
+        NoSuchDevice, match=r"cannot compute on 'auto' \(The NVIDIA .* GPU 0\): .* FORWARDFILL_DEVICE=cpu"
+    ):
+        chosen("auto", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["foo", "", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "meta", "cpu "])
 def test_a_name_that_no_device_has_is_refused_before_anything_starts(name: str) -> None:
     with pytest.raises(ValidationError, match="is not auto, cpu, cuda, or cuda:N"):
