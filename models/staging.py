@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def staged(blocks: Iterable[Block], compute: Compute, device: torch.device) -> I
         compute: maps tensors on `device` to one, with as many rows.
         device: where to compute.
     """
-    free = [_Stage(device) for _ in range(_GPU_STAGES if device.type == "cuda" else 1)]
+    free = [_Stage(device, number) for number in range(_GPU_STAGES if device.type == "cuda" else 1)]
     under_way: deque[_Stage] = deque()
     for block in blocks:
         stage = free.pop()
@@ -47,12 +48,19 @@ def staged(blocks: Iterable[Block], compute: Compute, device: torch.device) -> I
         yield stage.result()
 
 
+@cache
+def _stream(device: torch.device, number: int) -> torch.cuda.Stream:  # noqa: ARG001 - which tells them apart
+    """One of the few of a process: PyTorch and cuBLAS keep memory for each stream that was ever computed in."""
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream
+
+
 class _Stage:
     """Room for one block under way, used for one after the other."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, number: int) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = _stream(device, number) if device.type == "cuda" else None
         self._buffers: dict[str, Tensor] = {}
         self._output = torch.empty(0)
 

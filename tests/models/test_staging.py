@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models import staging
 from models.runtime import Transform
 from models.staging import Block, staged
 from models.transformations import Fct, Identity, build
@@ -63,6 +64,17 @@ def test_what_goes_wrong_with_one_block_is_raised_after_the_results_before_it() 
     assert next(made).shape == (3, 4)
     with pytest.raises(ValueError, match=r"embeddings must have shape \(n, 6\), not \(3, 5\)"):
         next(made)
+
+
+def test_a_gpu_has_as_many_streams_as_stages_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch has 32, hands them out in turn, and gives no memory of one to another."""
+    made: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "Stream", made.append)
+    staging._stream.cache_clear()
+    for _ in range(20):
+        assert list(staged([], lambda embeddings, side: embeddings, torch.device("cuda:7"))) == []
+    staging._stream.cache_clear()
+    assert made == [torch.device("cuda:7")] * 3
 
 
 @pytest.mark.gpu
