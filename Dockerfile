@@ -53,12 +53,9 @@ ARG TORCH_INDEX=https://pypi.org/simple
 RUN --mount=type=cache,target=/var/cache/pip \
     pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
 COPY --from=source / ./
-# faiss-cpu is a dependency of the project and provides the same module as faiss-gpu-cu12: remove the one, then put back
-# the files that both own.
+# Without the extra `gpu`: a worker transforms on a GPU and builds indexes on the CPU, for which faiss-gpu-cu12 knows no AVX.
 RUN --mount=type=cache,target=/var/cache/pip \
-    pip install -c constraints.txt ".[postgres,gpu]" \
- && pip uninstall --yes faiss-cpu \
- && pip install --force-reinstall --no-deps -c constraints.txt faiss-gpu-cu12
+    pip install -c constraints.txt ".[postgres]"
 
 FROM runtime AS worker
 COPY --from=build-worker /opt/venv /opt/venv
