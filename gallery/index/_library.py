@@ -7,7 +7,16 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-faiss: Any = import_module("faiss")
+#: what makes of an environment one whose FAISS can use a GPU
+WITH_GPU = "`pip uninstall --yes faiss-cpu faiss-gpu-cu12`, then `pip install faiss-gpu-cu12`"
+
+try:
+    faiss: Any = import_module("faiss")
+except AttributeError as error:  # its half in Python and its half in C++ are not of the same package
+    raise ImportError(
+        "faiss-cpu and faiss-gpu-cu12 are both installed, which make one module that cannot be imported: `pip uninstall --yes "
+        f"faiss-cpu faiss-gpu-cu12`, then `pip install faiss-cpu`; or, for indexes on a GPU, {WITH_GPU}"
+    ) from error
 
 # FAISS compares many queries by a matrix product and few one by one, and draws the line where queries x dimension is
 # 128,000, at a thousand queries of 128 numbers. Here the product is twice as fast at 8 queries and 6 times at 64. Because

@@ -21,7 +21,7 @@ import structlog
 
 from gallery.arrays import Rows, Space, Stored, Vectors
 from gallery.index import _exact, _faiss
-from gallery.index._library import faiss
+from gallery.index._library import WITH_GPU, faiss
 from gallery.index.base import Found, Index
 from gallery.index.quantizer import Assignments
 from gallery.index.selection import Selected
@@ -199,10 +199,7 @@ def _number(name: str) -> int | None:
     if not hasattr(faiss, "StandardGpuResources"):
         if name == AUTO:
             return None
-        raise NoSuchDevice(
-            "the installed FAISS knows no GPU: `pip uninstall faiss-cpu`, then `pip install --force-reinstall --no-deps "
-            "faiss-gpu-cu12`, or set FORWARDFILL_INDEX_DEVICE=cpu"
-        )
+        raise NoSuchDevice(f"the installed FAISS knows no GPU: {WITH_GPU}, or set FORWARDFILL_INDEX_DEVICE=cpu")
     wrong = _tried(wanted)
     if wrong is None:
         return wanted
