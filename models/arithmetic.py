@@ -67,7 +67,7 @@ def worth_trying(rule: Rule, device: torch.device) -> bool:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for it, so that it can be worth a try."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # `is_bf16_supported` asks about the first one
     known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot say
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))
 

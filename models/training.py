@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.arithmetic import has_bfloat16
 from models.augmentation import Augmentation
 from models.checkpoints import Checkpoints, OfAnotherTraining, identity_of
 from models.data import Images, as_floats, as_tensor
@@ -211,17 +211,6 @@ def _columns_of(log: Path) -> str | None:
 
 def _not_its(log: Path | None) -> OfAnotherTraining:
     return OfAnotherTraining(f"{log} is not the log of this training: remove it, or name another place")
-
-
-@cache
-def native_bfloat16(device: str) -> bool:
-    """Say whether a kind of device multiplies in bfloat16 itself; where it is emulated it is slower than float32."""
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: dict[str, bool] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # torch before 2.9 does not say: float32 then
-    return device == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 @contextmanager
@@ -423,7 +412,7 @@ def train_transformation(
 def _step(
     task: Task, batch: Batch, optimizer: torch.optim.Optimizer, plan: Plan, device: torch.device
 ) -> dict[str, float]:
-    low = plan.bfloat16 and native_bfloat16(device.type)
+    low = plan.bfloat16 and has_bfloat16(device)
     precision: AbstractContextManager[object] = torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
     with precision:
         losses = task.losses(batch)

@@ -102,6 +102,13 @@ def test_it_is_taken_on_request_even_if_it_is_slower_but_not_if_it_is_too_far_of
     assert not takes_bfloat16(Rule("bfloat16", largest_error=0.001), CPU, lambda: EXACT, lambda: near)
 
 
+def test_which_of_several_gpus_can_do_it_is_asked_of_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = torch.device("cuda:0"), torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", {first: (9, 0), second: (7, 5)}.__getitem__)
+    assert has_bfloat16(first)
+    assert not has_bfloat16(second)
+
+
 def test_what_this_processor_can_do_is_as_its_flags_say() -> None:
     try:
         with open("/proc/cpuinfo") as file:  # noqa: PTH123 - not a file of ours
