@@ -13,7 +13,9 @@ service's. What never reached the service, or never came back, is raised as http
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -49,7 +51,9 @@ RESTING = frozenset({"finalized", "cancelled", "rolled_back", "failed"})
 
 
 class Client:
-    """A connection to one service. Safe to use from several threads; close it, or use it in a `with` statement."""
+    """A connection to one service. Safe to use from several threads, and in processes that are forked from the one that made
+    it; close it, or use it in a `with` statement.
+    """
 
     def __init__(
         self,
@@ -60,6 +64,8 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Connect at the first request, not now.
+
+        What is at a loopback address is asked past the proxies that the environment names: they would look on their own machine.
 
         Args:
             base_url: such as `http://127.0.0.1:8000`.
@@ -75,12 +81,24 @@ class Client:
             if not wire.fits_a_header(api_key):
                 raise ValueError("api_key: is empty, or has spaces, a line's end or signs that no key has")
             headers["authorization"] = f"Bearer {api_key}"
-        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=transport)
+
+        def connections() -> httpx.Client:
+            way = transport or _straight_way(base_url)
+            return httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=way)
+
+        self._connections, self._made, self._process = connections, connections(), os.getpid()
         self._limits: dict[str, int] | None = None
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    @property
+    def _http(self) -> httpx.Client:
+        """Connections that no other process has: two that share one read each other's answers."""
+        if self._process != os.getpid() and not self._made.is_closed:
+            self._made, self._process = self._connections(), os.getpid()
+        return self._made
 
     def __enter__(self) -> Self:
         return self
@@ -757,3 +775,13 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Json:
         return answered(self._http.request(method, path, content=content, params=query, headers=headers))
+
+
+def _straight_way(base_url: str) -> httpx.HTTPTransport | None:
+    """To this machine, past the environment's proxies; None where the service is elsewhere."""
+    host = httpx.URL(base_url).host
+    try:
+        here = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        here = False
+    return httpx.HTTPTransport() if here else None

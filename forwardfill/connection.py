@@ -22,7 +22,11 @@ def connected(timeout: httpx.Timeout | float = DEFAULT_TIMEOUT) -> Iterator[Clie
     """Talk to FORWARDFILL_URL with FORWARDFILL_API_KEY; say what went wrong in one line, and exit with 1."""
     settings = ClientSettings()
     url, key = settings.url, settings.api_key
-    with Client(url, key.get_secret_value() if key else None, timeout=timeout) as client:
+    try:
+        made = Client(url, key.get_secret_value() if key else None, timeout=timeout)
+    except (ImportError, ValueError) as error:  # key and URL were looked at
+        refuse(f"the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: {error}")
+    with made as client:
         try:
             yield client
         except ForwardfillError as error:

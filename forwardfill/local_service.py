@@ -104,7 +104,7 @@ class LocalService:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        with httpx.Client(base_url=self.url, timeout=5.0) as http:
+        with httpx.Client(base_url=self.url, timeout=5.0, trust_env=False) as http:  # past any proxy
             while True:
                 self.check()
                 try:

@@ -6,9 +6,13 @@ import base64
 import copy
 import hashlib
 import pickle
+import subprocess
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,72 @@ class Recorder:
     @property
     def bodies(self) -> list[Any]:
         return [orjson.loads(request.content) for request in self.requests]
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+
+class Named(BaseHTTPRequestHandler):
+    """Answers with the client's port, and keeps the connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = orjson.dumps({"port": self.client_address[1]})
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def here() -> Iterator[str]:
+    """The URL of a server on this machine that tells which connection it was asked by."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Named) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+FORKS = """
+import os, sys
+from forwardfill.client import Client
+
+client = Client(sys.argv[1])
+before = client.info()["port"]
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.write(writer, b"%d %d" % (client.info()["port"], client.info()["port"]))
+    os._exit(0)
+os.wait()
+print(before, client.info()["port"], os.read(reader, 100).decode())
+"""
+
+
+def test_a_forked_process_has_connections_of_its_own_so_that_it_cannot_read_its_parents_answers(here: str) -> None:
+    ran = subprocess.run([sys.executable, "-c", FORKS, here], capture_output=True, text=True, timeout=60, check=True)
+    before, after, of_the_child, again = ran.stdout.split()
+    assert before == after
+    assert of_the_child == again != before
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "socks://127.0.0.1:9"])
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_for_the_rest_of_the_world_is_not_asked_for_what_is_on_this_machine(
+    here: str, monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, host: str
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv(variable, proxy)
+    with Client(here.replace("127.0.0.1", host)) as client:
+        assert client.info()["port"]
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -112,6 +112,15 @@ def test_a_service_that_is_away_is_named_without_its_password(monkeypatch: pytes
     assert "geheim" not in ended.output
 
 
+def test_a_proxy_that_cannot_be_used_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks://user:geheim@proxy:1080")
+    monkeypatch.setenv("FORWARDFILL_URL", "http://elsewhere.invalid")
+    refused = CliRunner().invoke(app, ["models", "list"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "ALL_PROXY" in refused.stderr
+    assert "geheim" not in refused.stderr
+
+
 def test_a_driver_that_is_not_installed_is_named_with_its_extra() -> None:
     missing = ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
     assert in_words(missing) == "psycopg is not installed: pip install 'forwardfill[postgres]'"
