@@ -29,6 +29,7 @@ import numpy as np
 from forwardfill import wire
 from forwardfill.answers import Answer, BatchAnswer, Contradicting, Cutover, Json, MissingSide, Order, Throttle, Upgrade
 from forwardfill.errors import ForwardfillError, UpgradeStoppedError, answered, problem, stranger
+from forwardfill.patience import passes, patiently
 from forwardfill.wire import Event, Vectors
 
 #: what a user of the client needs, wherever it is written
@@ -291,13 +292,14 @@ class Client:
         return self._call("POST", f"/transformations/fits/{wire.quoted(fit_id)}/cancel")
 
     def watch_fit(self, fit_id: str) -> Iterator[Json]:
-        """Follow a fit until it has ended; what it is then comes last."""
+        """Follow a fit until it has ended, also while the service starts again; what it is then comes last."""
+        found = self.fit(fit_id)
         while True:
-            found = self.fit(fit_id)
             yield found
             if found["finished_at"] is not None:
                 return
             time.sleep(LOOK_SECONDS)
+            found = patiently(lambda: self.fit(fit_id))
 
     # --- galleries and items ------------------------------------------------------------------------------------------
 
@@ -649,7 +651,8 @@ class Client:
     def wait(
         self, upgrade_id: str, *, until: str | Collection[str] = "completed", timeout: float | None = None
     ) -> Upgrade:
-        """Wait by events until an upgrade is in a state. A broken stream is taken up again.
+        """Wait by events until an upgrade is in a state. A broken stream is taken up again, and a service that is away is
+        waited for, for a minute.
 
         A pause is waited out, whoever or whatever gate made it, and so is the wait of a manual cutover: name `paused` and
         `awaiting_cutover` among the states where nobody else acts on them.
@@ -669,16 +672,16 @@ class Client:
         wanted = {until} if isinstance(until, str) else set(until)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         seen: str | None = None
-        while True:
-            upgrade = self.upgrade(upgrade_id)
-            if upgrade["state"] in wanted:
-                return upgrade
+        upgrade = self.upgrade(upgrade_id)
+        while upgrade["state"] not in wanted:
             if upgrade["state"] in RESTING:
                 raise UpgradeStoppedError(upgrade)
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"upgrade {upgrade_id} is {upgrade['state']} after {timeout} s")
             seen = self._next_state(upgrade_id, seen, left)
+            upgrade = patiently(lambda: self.upgrade(upgrade_id), deadline=deadline)
+        return upgrade
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
@@ -700,8 +703,9 @@ class Client:
                     return seen
         except httpx.ReadTimeout:
             return seen
-        except httpx.TransportError:
-            pass  # the service may be starting again
+        except (httpx.TransportError, ForwardfillError) as error:
+            if not passes(error):
+                raise
         if in_time():
             time.sleep(min(RECONNECT_SECONDS, max(0.0, deadline - time.monotonic())))
         return seen

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import typer
@@ -17,6 +19,8 @@ from forwardfill.answers import Contradicting, Cutover, MissingSide, Order, Thro
 from forwardfill.client import RESTING, Client
 from forwardfill.connection import connected as _client
 from forwardfill.dry_run import tell as tell_dry_run
+from forwardfill.errors import ForwardfillError
+from forwardfill.patience import AGAIN_SECONDS, passes, patiently
 from forwardfill.tables import listed
 from forwardfill.terminal import console, refuse, say
 from forwardfill.wire import real
@@ -264,20 +268,26 @@ def _watch(client: Client, upgrade_id: str) -> None:
     bar = Progress(
         TextColumn("{task.fields[state]}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console
     )
+    now = client.upgrade(upgrade_id)
     with bar:
         task = bar.add_task(upgrade_id, total=1.0, state="")
         seen: str | None = None  # a stream without it begins with the present state, at which it would end each time
         while True:
-            now = client.upgrade(upgrade_id)
             bar.update(task, completed=now["progress"]["fraction"], state=now["state"])
             if now["state"] in RESTING | {"completed", "paused", "awaiting_cutover"}:
                 break
-            for event in client.events(upgrade_id, after=seen):
-                seen = event.id or seen
-                bar.update(task, completed=event.data.get("fraction", bar.tasks[0].completed))
-                if event.name == "state":
-                    break
-    _tell(client.upgrade(upgrade_id))
+            try:
+                for event in client.events(upgrade_id, after=seen):
+                    seen = event.id or seen
+                    bar.update(task, completed=event.data.get("fraction", bar.tasks[0].completed))
+                    if event.name == "state":
+                        break
+            except (httpx.TransportError, ForwardfillError) as error:
+                if not passes(error):
+                    raise
+                time.sleep(AGAIN_SECONDS)
+            now = patiently(lambda: client.upgrade(upgrade_id))
+    _tell(now)
     if now["state"] == "failed":
         raise typer.Exit(1)
 

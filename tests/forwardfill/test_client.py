@@ -545,6 +545,73 @@ def test_a_broken_stream_is_taken_up_where_it_broke(monkeypatch: pytest.MonkeyPa
     assert service.seen == [None, "1"]
 
 
+class StartsAgain:
+    """Before a service that answers everything but the first question as one that is away, so many times."""
+
+    def __init__(self, service: Handler, times: int, status: int | None) -> None:
+        self._service, self._times, self._status = service, times, status
+        self._asked = 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self._asked += 1
+        if not 1 < self._asked <= 1 + self._times:
+            return self._service(request)
+        if self._status is None:
+            raise httpx.ConnectError("connection refused")
+        return httpx.Response(self._status, json={"status": self._status, "code": "unavailable", "detail": "d"})
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("client.RECONNECT_SECONDS", "client.LOOK_SECONDS", "patience.AGAIN_SECONDS"):
+        monkeypatch.setattr(f"forwardfill.{name}", 0.0)
+
+
+AWAY = pytest.mark.parametrize("status", [None, 429, 502, 503, 504])
+
+
+@AWAY
+@pytest.mark.usefixtures("hurry")
+def test_a_service_that_starts_again_is_waited_for_with_its_upgrade(status: int | None) -> None:
+    with client_of(StartsAgain(Upgrades("running", "completed"), 4, status)) as client:
+        assert client.wait("01JD", timeout=30.0)["state"] == "completed"
+
+
+@AWAY
+@pytest.mark.usefixtures("hurry")
+def test_a_service_that_starts_again_is_waited_for_with_its_fit(status: int | None) -> None:
+    ends = iter([None, "now", None])
+    service = StartsAgain(lambda _: httpx.Response(200, json={"finished_at": next(ends)}), 3, status)
+    with client_of(service) as client:
+        assert [found["finished_at"] for found in client.watch_fit("01JF")] == [None, "now"]
+
+
+@pytest.mark.usefixtures("hurry")
+def test_a_service_that_stays_away_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = StartsAgain(Upgrades("running"), 10**9, None)
+    with client_of(service) as client, pytest.raises(TimeoutError, match="does not answer"):
+        client.wait("01JD", timeout=0.05)
+    monkeypatch.setattr("forwardfill.patience.AWAY_SECONDS", 0.05)
+    with client_of(StartsAgain(Upgrades("running"), 10**9, None)) as client, pytest.raises(httpx.ConnectError):
+        client.wait("01JD")
+
+
+def test_a_service_that_never_answered_is_not_waited_for() -> None:
+    def away(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("connection refused")
+
+    with client_of(away) as client, pytest.raises(httpx.ConnectError):
+        client.wait("01JD")
+
+
+@pytest.mark.usefixtures("hurry")
+def test_an_upgrade_that_is_gone_is_not_waited_for() -> None:
+    gone = {"status": 404, "code": "upgrade_not_found", "detail": "no upgrade has the id"}
+    service = iter([httpx.Response(200, json=upgrade("running")), *(httpx.Response(404, json=gone) for _ in range(2))])
+    with client_of(lambda _: next(service)) as client, pytest.raises(ForwardfillError, match="upgrade_not_found"):
+        client.wait("01JD")
+
+
 def test_waiting_for_what_cannot_come_any_more_is_an_error() -> None:
     with client_of(Upgrades("running", "failed")) as client, pytest.raises(UpgradeStoppedError, match="failed"):
         client.wait("01JD")

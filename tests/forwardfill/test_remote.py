@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import httpx
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from forwardfill.answers import Contradicting, Cutover, MissingSide, Order
 from forwardfill.cli import app
-from forwardfill.client import Client
+from forwardfill.client import Client, ForwardfillError
 from forwardfill.probes import relevant
 from service.api.upgrades import UpgradeBody
 from tests.service.world import GALLERY, UNITS, World, opened
@@ -240,3 +241,33 @@ def test_a_watched_upgrade_is_followed_from_the_last_event_on(world: World, monk
     assert first is None
     assert all(others)
     assert len(set(others)) == len(others) >= 1, "no stream tells again what another told"
+
+
+@pytest.mark.parametrize("away", [httpx.ConnectError("refused"), ForwardfillError(503, "unavailable", "it stops")])
+def test_an_upgrade_is_watched_on_when_the_service_has_started_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, away: Exception
+) -> None:
+    world.app.state.process.nudge = lambda: None
+    upgrade, looks, streams = world.start(), list[str](), list[str]()
+    look, events = Client.upgrade, Client.events
+
+    def looked(client: Client, upgrade_id: str) -> Any:
+        looks.append(upgrade_id)
+        if len(looks) == 2:
+            raise away
+        return look(client, upgrade_id)
+
+    def followed(client: Client, upgrade_id: str, *, after: str | None = None) -> Any:
+        streams.append(upgrade_id)
+        if len(streams) == 1:
+            world.work()
+            raise away
+        return events(client, upgrade_id, after=after)
+
+    for name in ("remote", "patience"):
+        monkeypatch.setattr(f"forwardfill.{name}.AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(Client, "upgrade", looked)
+    monkeypatch.setattr(Client, "events", followed)
+    watched = run("upgrade", "watch", upgrade)
+    assert watched.exit_code == 0, watched.output
+    assert "photos: completed, 100%" in watched.stdout
