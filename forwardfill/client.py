@@ -24,7 +24,6 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import httpx
-import numpy as np
 
 from forwardfill import wire
 from forwardfill.answers import Answer, BatchAnswer, Contradicting, Cutover, Json, MissingSide, Order, Throttle, Upgrade
@@ -219,7 +218,7 @@ class Client:
         source_embeddings: Vectors,
         target_embeddings: Vectors,
         side_information: Vectors | None = None,
-        labels: Sequence[int] | Sequence[str] | None = None,
+        labels: Iterable[int | str] | None = None,
     ) -> Json:
         """Measure a transformation on the same n items embedded by both models.
 
@@ -229,6 +228,9 @@ class Client:
             target_embeddings: (n, target dimension).
             side_information: (n, side dimension), where the transformation takes it.
             labels: n labels, for CMC and mAP.
+
+        Raises:
+            TypeError: labels are neither texts nor whole numbers, or one text is given in place of several.
         """
         body: Json = {
             "source_embeddings": wire.encoded(source_embeddings, "source_embeddings"),
@@ -237,7 +239,7 @@ class Client:
         if side_information is not None:
             body["side_information"] = wire.encoded(side_information, "side_information")
         if labels is not None:
-            body["labels"] = np.asarray(labels).tolist()
+            body["labels"] = wire.label_list(labels)
         return self._call("POST", f"/transformations/{wire.quoted(transformation)}/evaluate", body)
 
     def start_fit(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from forwardfill.wire import Vectors, id_list, matrix, same_count
+from forwardfill.wire import Vectors, id_list, label_list, matrix, same_count
 
 
-def stream(ids: Iterable[str], embeddings: Vectors, labels: Sequence[int] | Sequence[str] | None = None) -> bytes:
+def stream(ids: Iterable[str], embeddings: Vectors, labels: Iterable[int | str] | None = None) -> bytes:
     """Write pairs as an Arrow IPC stream.
 
     Args:
@@ -20,15 +20,16 @@ def stream(ids: Iterable[str], embeddings: Vectors, labels: Sequence[int] | Sequ
         labels: n labels, of all pairs or of none.
 
     Raises:
-        TypeError: ids are no texts, or one text is given in place of several.
+        TypeError: ids are no texts, labels neither texts nor whole numbers, or one text is given in place of several.
         ValueError: lengths differ, or the embeddings are no matrix of numbers.
     """
     vectors = matrix(embeddings, "embeddings")
     names = id_list(ids)
-    same_count({"embeddings": vectors, "ids": names, "labels": labels})
+    kinds = None if labels is None else label_list(labels)
+    same_count({"embeddings": vectors, "ids": names, "labels": kinds})
     columns = {"id": names, "embedding": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])}
-    if labels is not None:
-        columns["label"] = [str(each) for each in labels]
+    if kinds is not None:
+        columns["label"] = [str(each) for each in kinds]
     table, sink = pa.table(columns), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -46,4 +47,6 @@ def from_files(ids: Path, embeddings: Path, labels: Path | None) -> bytes:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig").splitlines()  # a byte order mark is no part of the first id
+    """The lines, as `forwardfill import` reads them: ids may hold the other characters that `splitlines` takes for their ends."""
+    with path.open(encoding="utf-8-sig") as file:  # a byte order mark is no part of the first id
+        return [line.removesuffix("\n") for line in file]

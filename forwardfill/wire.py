@@ -6,6 +6,7 @@ import base64
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -87,6 +88,26 @@ def id_list(ids: Iterable[str], name: str = "ids") -> list[str]:
             raise TypeError(
                 f"{name}: number {at} is {each!r}, of type {type(each).__name__}; an id is a text: convert with str()"
             )
+    return found
+
+
+def label_list(labels: Iterable[int | str]) -> list[int | str]:
+    """What is given as labels, as a list.
+
+    Raises:
+        TypeError: it is one text, which Python would take for a label per letter, or it holds something else than texts and whole
+            numbers. NaN and None mostly mean that there is no label; as labels, they would be one that all such rows share.
+    """
+    if isinstance(labels, str | bytes):
+        raise TypeError(f"labels: {labels!r} is one, not several; put it into a list")
+    found = list[int | str]()
+    for at, each in enumerate(labels):
+        try:
+            found.append(str(each) if isinstance(each, str) else index(each))
+        except TypeError:
+            raise TypeError(
+                f"labels: number {at} is {each!r}, of type {type(each).__name__}; a label is a text or a whole number"
+            ) from None
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import hashlib
+import math
 import pickle
 import subprocess
 import sys
@@ -19,12 +20,14 @@ from typing import Any
 import httpx
 import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
+import torch
 
 from forwardfill.answers import Json
 from forwardfill.client import Client, ForwardfillError, UpgradeStoppedError
 from forwardfill.errors import problem
-from forwardfill.pairs import stream
+from forwardfill.pairs import from_files, stream
 from forwardfill.wire import encoded, parse_events
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -373,6 +376,53 @@ def test_one_text_is_no_list_of_ids_and_nothing_but_texts_are_ids(
     with client_of(service) as client, pytest.raises(TypeError, match=told):
         call(client, ids)
     assert service.requests == []
+
+
+LABELLED: dict[str, Callable[[Client, Any], object]] = {
+    "evaluate": lambda client, labels: client.evaluate(
+        "t", source_embeddings=np.eye(3), target_embeddings=np.eye(3), labels=labels
+    ),
+    "pairs": lambda _, labels: stream(["a", "b", "c"], np.eye(3), labels),
+}
+
+
+@pytest.mark.parametrize("call", LABELLED.values(), ids=LABELLED)
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ("abc", "'abc' is one, not several"),
+        (["x", None, "y"], "number 1 is None"),
+        (["x", "y", math.nan], "number 2 is nan"),
+        (np.array([1.0, 2.0, math.nan]), "number 0 is"),
+    ],
+)
+def test_what_is_no_label_is_refused_by_its_number_and_nothing_is_sent(
+    call: Callable[[Client, Any], object], labels: Any, told: str
+) -> None:
+    service = Recorder({})
+    with client_of(service) as client, pytest.raises(TypeError, match=told):
+        call(client, labels)
+    assert service.requests == []
+
+
+@pytest.mark.parametrize(
+    "labels", [[1, 2, 1], np.array([1, 2, 1]), torch.tensor([1, 2, 1]), (each for each in [1, 2, 1])]
+)
+def test_labels_may_be_whole_numbers_in_whatever_can_be_iterated_over(labels: Any) -> None:
+    service = Recorder({})
+    with client_of(service) as client:
+        LABELLED["evaluate"](client, labels)
+    assert service.bodies[0]["labels"] == [1, 2, 1]
+
+
+def test_a_line_of_ids_ends_where_an_import_ends_it(tmp_path: Path) -> None:
+    ids = ["one", "two\u2028still two", "three\x1e"]
+    (tmp_path / "ids.txt").write_text("".join(f"{each}\r\n" for each in ids), encoding="utf-8-sig", newline="")
+    np.save(tmp_path / "new.npy", np.eye(3))
+    written = pa.ipc.open_stream(
+        from_files(tmp_path / "ids.txt", tmp_path / "new.npy", tmp_path / "ids.txt")
+    ).read_all()
+    assert written.column("id").to_pylist() == written.column("label").to_pylist() == ids
 
 
 @pytest.mark.parametrize("call", TAKE_IDS.values(), ids=TAKE_IDS)
