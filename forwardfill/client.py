@@ -348,7 +348,8 @@ class Client:
     ) -> int:
         """Write items, replacing those of the same ids, in as many requests as the service's limits ask for.
 
-        Each request is all or nothing: when one is refused, the ones before it are stored.
+        Each request is all or nothing: when one is refused, the ones before it are stored. One that is too large for something
+        before the service, such as a proxy, is sent in halves.
 
         Args:
             gallery: its name.
@@ -364,16 +365,17 @@ class Client:
 
         Raises:
             TypeError: ids are no texts, or one text is given in place of several.
-            ValueError: lengths differ, or vectors are no real numbers.
+            ValueError: lengths differ, vectors are no real numbers, or `batch` is less than 1.
             ForwardfillError: an item was refused; `errors` points at it, counted within its request.
         """
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch: {batch} items per request; at least 1, or None")
         rows = wire.Rows(ids, embeddings, side_information, payloads)
         by_bytes = self._limit("max_body_bytes") * 9 // 10 // rows.bytes_per_item()
         size = max(1, min(batch or len(rows.ids), self._limit("max_items_per_upsert"), by_bytes))
-        version = 0
-        for start in range(0, len(rows.ids), size):
-            body = {"model": model, "items": rows.items(start, min(start + size, len(rows.ids)))}
-            version = int(self._call("POST", f"/galleries/{wire.quoted(gallery)}/items", body)["version"])
+        version, path = 0, f"/galleries/{wire.quoted(gallery)}/items"
+        for answer in self._parts(path, len(rows.ids), size, lambda part: {"model": model, "items": rows.items(part)}):
+            version = int(answer["version"])
         return version
 
     def upsert_arrow(self, gallery: str, model: str, stream: bytes) -> Json:
@@ -397,10 +399,8 @@ class Client:
             TypeError: ids are no texts, or one text is given in place of several.
         """
         deleted, missing, wanted = 0, list[str](), wire.id_list(ids)
-        size = self._limit("max_items_per_upsert")
-        for start in range(0, len(wanted), size):
-            body = {"ids": wanted[start : start + size]}
-            answer = self._call("POST", f"/galleries/{wire.quoted(gallery)}/items/delete", body)
+        size, path = self._limit("max_items_per_upsert"), f"/galleries/{wire.quoted(gallery)}/items/delete"
+        for answer in self._parts(path, len(wanted), size, lambda part: {"ids": wanted[part]}):
             deleted += answer["deleted"]
             missing += answer["missing"]
         return {"deleted": deleted, "missing": missing}
@@ -734,6 +734,20 @@ class Client:
         if self._limits is None:
             self._limits = self.info()["limits"]
         return self._limits[name]
+
+    def _parts(self, path: str, count: int, size: int, body: Callable[[slice], Json]) -> Iterator[Json]:
+        """Send so many rows, as many in a request as the size says, or half as many once something says that it is too large."""
+        start = 0
+        while start < count:
+            part = slice(start, min(start + size, count))
+            try:
+                yield self._call("POST", path, body(part))
+            except ForwardfillError as error:
+                if error.status != httpx.codes.REQUEST_ENTITY_TOO_LARGE or part.stop - start == 1:
+                    raise
+                size = (part.stop - start) // 2
+            else:
+                start = part.stop
 
     def _verb(self, upgrade_id: str, verb: str, **options: bool) -> Upgrade:
         body = {name: True for name, value in options.items() if value} or None

@@ -169,10 +169,10 @@ class Rows:
         )
         return ITEM_OVERHEAD + floats * 4 * 4 // 3 + payload + max((len(each) for each in self.ids), default=0)
 
-    def items(self, start: int, end: int) -> list[Json]:
+    def items(self, part: slice) -> list[Json]:
         """Items as the contract has them."""
         found = []
-        for at in range(start, end):
+        for at in range(*part.indices(len(self.ids))):
             item: Json = {"id": self.ids[at], "embedding": _base64(self.embeddings[at])}
             if self.side is not None:
                 item["side_information"] = _base64(self.side[at])

@@ -280,6 +280,46 @@ def test_an_upsert_is_split_at_the_limit_of_bytes() -> None:
     assert all(len(request.content) < LIMITS["limits"]["max_body_bytes"] for request in service.requests)
 
 
+class Narrow(Recorder):
+    """Behind a proxy that takes bodies of so many bytes."""
+
+    def __init__(self, answer: Any, most: int) -> None:
+        super().__init__(answer)
+        self._most = most
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if len(request.content) > self._most:
+            return httpx.Response(413, html="<h1>Request Entity Too Large</h1>")
+        return super().__call__(request)
+
+
+def test_what_is_too_large_for_a_proxy_is_written_and_deleted_in_halves() -> None:
+    ids = ["a", "b", "c", "d"]
+    service = Narrow({"version": 3, "deleted": 1, "missing": ["d"]}, 1500)
+    with client_of(service) as client:
+        assert client.upsert("photos", "old", ids=ids, embeddings=np.eye(4, 200)) == 3
+        assert [[item["id"] for item in body["items"]] for body in service.bodies] == [["a"], ["b"], ["c"], ["d"]]
+        service.requests.clear()
+        deleted = client.delete_items("photos", [each * 400 for each in ids])
+    assert [len(body["ids"]) for body in service.bodies] == [2, 2]
+    assert deleted == {"deleted": 2, "missing": ["d", "d"]}
+
+
+def test_an_item_that_is_too_large_by_itself_is_refused() -> None:
+    service = Narrow({"version": 3}, 1500)
+    with client_of(service) as client, pytest.raises(ForwardfillError, match="Too Large") as caught:
+        client.upsert("photos", "old", ids=["a", "b"], embeddings=np.eye(2, 2000))
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_fewer_than_one_item_in_a_request_is_refused(batch: int) -> None:
+    service = Recorder({"version": 1})
+    with client_of(service) as client, pytest.raises(ValueError, match="batch"):
+        client.upsert("photos", "old", ids=["a", "b"], embeddings=np.eye(2), batch=batch)
+    assert service.requests == []
+
+
 ONE: Any = np.ones((1, 3))
 NOT_REAL: Any = ONE * 1j
 
