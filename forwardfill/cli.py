@@ -76,13 +76,15 @@ def serve(
         _serve_together(settings, worker=worker)
     native.prepare(_settings().threads_used)
     from gallery.index.device import NoSuchDevice
-    from service.group import Group
+    from service.group import Group, PortTakenError
     from service.main import run
 
     try:
         run(beside=worker_child if worker else None, group=Group(group, place) if group is not None else None)
     except NoSuchDevice as error:
         refuse(f"FORWARDFILL_INDEX_DEVICE: {error}")
+    except PortTakenError as error:
+        refuse(str(error))
 
 
 def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:

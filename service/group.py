@@ -51,6 +51,18 @@ class PortTakenError(Exception):
     """Something else listens at the address, or it is none of this host's."""
 
 
+def own_sockets(host: str, port: int) -> list[socket.socket]:
+    """Sockets bound where nobody listens; they do not listen either, so that nobody waits for an answer yet.
+
+    Raises:
+        PortTakenError: somebody does.
+    """
+    try:
+        return _bound(host, port, socket.SO_REUSEADDR)
+    except OSError as error:
+        raise _taken(host, port, error) from error
+
+
 def shared_sockets(host: str, port: int) -> list[socket.socket]:
     """Sockets bound beside those of the other processes; the kernel gives each connection to one that listens.
 
@@ -71,14 +83,14 @@ def reserved(host: str, port: int) -> Iterator[int]:
     Raises:
         PortTakenError: somebody else has it.
     """
+    alone = own_sockets(host, port)
+    taken: int = alone[0].getsockname()[1]
+    for each in alone:
+        each.close()
     try:
-        alone = _bound(host, port, socket.SO_REUSEADDR)
-        taken: int = alone[0].getsockname()[1]
-        for each in alone:
-            each.close()
         held = shared_sockets(host, taken)
     except OSError as error:
-        raise PortTakenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise _taken(host, port, error) from error
     try:
         for each in held:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
@@ -86,6 +98,10 @@ def reserved(host: str, port: int) -> Iterator[int]:
     finally:
         for each in held:
             each.close()
+
+
+def _taken(host: str, port: int, error: OSError) -> PortTakenError:
+    return PortTakenError(f"cannot listen on {host}:{port}: {error.strerror}")
 
 
 def _bound(host: str, port: int, *options: int) -> list[socket.socket]:

@@ -15,7 +15,7 @@ from gallery import faults
 from gallery.settings import GallerySettings
 from service import server
 from service.app import build_store, create_app
-from service.group import Group
+from service.group import Group, own_sockets, shared_sockets
 from service.ready import make_ready
 from service.settings import ServiceSettings
 from service.telemetry import configure_logs, pass_on_libraries
@@ -40,6 +40,7 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
 
     Raises:
         OldSchemaError, NewerSchemaError, UnsafeBinding: as `make_ready`.
+        PortTakenError: as `own_sockets`.
     """
     configure_logs()
     pass_on_libraries()
@@ -49,9 +50,11 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
     try:
         if group is None:
             make_ready(store.catalog, settings)
+        # Before a worker is started for it.
+        sockets = (own_sockets if group is None else shared_sockets)(settings.host, settings.port)
         queue = Queue(create_celery(workers, gallery_settings.data))
         with beside() if beside else nullcontext():
-            server.run(create_app(store, settings, nudge=queue.nudge, group=group), shared=group is not None)
+            server.run(create_app(store, settings, nudge=queue.nudge, group=group), sockets)
     finally:
         store.catalog.close()
     _abandon()

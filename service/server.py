@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import signal
+import socket
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from service.group import shared_sockets
 from service.process import Process
 from service.protocol import Protocol
+
+log = structlog.get_logger()
 
 _SWITCH_SECONDS = 0.001
 # A client that sends on a connection in the moment in which it is closed gets no answer, so it is the client that closes
@@ -21,7 +25,15 @@ _KEEP_ALIVE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
-    """Ends event streams as soon as the signal comes: uvicorn waits for open answers, and those would never end."""
+    """Says when it serves, and where. Ends event streams as soon as the signal comes: uvicorn waits for open answers, and those
+    would never end.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        if self.started:
+            log.info("serving", addresses=[_as_url(each.getsockname()) for each in sockets or ()])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take the signal."""
@@ -30,10 +42,8 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def run(app: FastAPI, *, shared: bool = False) -> None:
-    """Serve on the host and port of the settings; returns after SIGTERM or SIGINT, with no request cut short.
-
-    `shared` is for a process that is not alone behind its port.
+def run(app: FastAPI, sockets: Sequence[socket.socket]) -> None:
+    """Serve on sockets that are bound; returns after SIGTERM or SIGINT, with no request cut short.
 
     Call `service.ready.make_ready` before, and `service.telemetry.configure_logs`.
     """
@@ -45,8 +55,7 @@ def run(app: FastAPI, *, shared: bool = False) -> None:
     server = _Server(configured(app))
     process: Process = app.state.process
     process.gatherer.alone = lambda: len(server.server_state.tasks) == 1
-    settings = process.settings
-    server.run(shared_sockets(settings.host, settings.port) if shared else None)
+    server.run(list(sockets))
 
 
 def configured(app: FastAPI) -> uvicorn.Config:
@@ -63,6 +72,11 @@ def configured(app: FastAPI) -> uvicorn.Config:
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
+
+
+def _as_url(address: tuple[str, int]) -> str:
+    host, port = address[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _share_the_interpreter() -> None:

@@ -53,6 +53,37 @@ def test_what_the_http_server_says_is_json_too_and_said_once_and_repeats_nothing
     assert "SECRET" not in log.read_text()
 
 
+@pytest.mark.timeout(120)
+def test_a_service_says_where_it_serves_and_one_whose_port_is_taken_says_so_before_it_starts_a_worker(
+    tmp_path: Path,
+) -> None:
+    def serve(port: str, log: Path) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "FORWARDFILL_DATA": str(tmp_path / log.name / "data")}
+        log.mkdir()
+        with (log / "log").open("wb") as out:
+            program = [sys.executable, "-m", "forwardfill.cli", "serve", "--port", port]
+            return subprocess.Popen(program, env=environment, stdout=out, stderr=out)
+
+    def addresses() -> list[str]:
+        lines = [json.loads(line) for line in (tmp_path / "first" / "log").read_text().splitlines()]
+        return [url for line in lines if line["event"] == "serving" for url in line["addresses"]]
+
+    first = serve("0", tmp_path / "first")
+    try:
+        (url,) = wait_for(addresses, PATIENCE_SECONDS, lambda: "it does not say where it serves")
+        with Client(url) as client:
+            assert client.health() == {"status": "ok"}
+        port = url.rpartition(":")[2]
+        second = serve(port, tmp_path / "second")
+        assert second.wait(PATIENCE_SECONDS) == 2
+        assert (
+            tmp_path / "second" / "log"
+        ).read_text() == f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    finally:
+        first.terminate()
+        assert first.wait(PATIENCE_SECONDS) == 0
+
+
 FULL = Path("/dev/full")
 
 
