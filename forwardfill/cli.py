@@ -115,11 +115,12 @@ def worker(
     _environment(DATA=data)
     native.prepare(_settings().threads_used)
     from forwardfill.processes import become_child
-    from service.telemetry import configure_logs
+    from service.telemetry import configure_logs, pass_on_libraries
     from workers.devices import NoSuchDevice
     from workers.main import run
 
     configure_logs()
+    pass_on_libraries()
     if parent is not None:
         become_child(parent, nice)
     catalog = _catalog()

@@ -160,6 +160,7 @@ def pass_on_libraries() -> None:
     root = logging.getLogger()
     if not any(isinstance(each, _PassOn) for each in root.handlers):
         root.addHandler(_PassOn(logging.WARNING))
+        logging.captureWarnings(True)
 
 
 class _PassOn(logging.Handler):

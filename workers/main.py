@@ -50,6 +50,8 @@ def run() -> None:
     def stopping(**_: object) -> None:
         worker.stopping.set()
 
+    # Where there is a receiver, Celery leaves logs to whoever started this process.
+    signals.setup_logging.connect(lambda **_: None, weak=False)
     signals.worker_ready.connect(started, weak=False)
     signals.worker_shutting_down.connect(stopping, weak=False)
     # Solo: tasks run in this very process, which is the one that may touch a GPU and the one that holds the leases.

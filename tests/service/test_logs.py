@@ -54,6 +54,26 @@ def test_what_the_http_server_says_is_json_too_and_said_once_and_repeats_nothing
 
 
 @pytest.mark.timeout(120)
+def test_what_the_queues_library_says_is_json_too(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    broker = "redis://:SECRET@127.0.0.1:1/0"  # nobody is there, which is worth a warning
+    environment = {**os.environ, "FORWARDFILL_DATA": str(tmp_path / "data"), "FORWARDFILL_BROKER_URL": broker}
+    with log.open("wb") as out:
+        program = [sys.executable, "-m", "forwardfill.cli", "worker"]
+        process = subprocess.Popen(program, env=environment, stdout=out, stderr=out)
+    try:
+        wait_for(lambda: "Cannot connect" in log.read_text(), PATIENCE_SECONDS, log.read_text)
+    finally:
+        process.kill()
+        process.wait()
+    said = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"event": "library", "logger": "celery.worker.consumer.consumer", "level": "error"}.items() <= said[
+        -1
+    ].items()
+    assert "SECRET" not in log.read_text()
+
+
+@pytest.mark.timeout(120)
 def test_a_service_says_where_it_serves_and_one_whose_port_is_taken_says_so_before_it_starts_a_worker(
     tmp_path: Path,
 ) -> None:
