@@ -32,6 +32,7 @@ async function look() {
   clearTimeout(timer);
   if (document.hidden) return;
   const turn = ++turns;
+  if (byId("main").hidden) said("status", "reading");
   const [galleries, upgrades] = await Promise.allSettled([service.readAll("galleries", "galleries"), newest()]);
   const failures = await Promise.resolve(upgrades.value && failuresOf(chosen(upgrades.value))).catch(() => seen.failures);
   if (turn !== turns) return; // somebody asked again meanwhile

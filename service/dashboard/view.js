@@ -10,7 +10,7 @@ const TONES = {
   cancelled: "quiet", rolled_back: "quiet",
 };
 const VERBS = {
-  pause: "Pause", resume: "Resume", retry: "Retry failed segments", cutover: "Cut over",
+  pause: "Pause", resume: "Resume", retry: "Retry", cutover: "Cut over",
   cancel: "Cancel…", rollback: "Roll back…", finalize: "Finalize…",
 };
 const OVERLAP = { name: "overlap_at_10", label: "overlap@10", hint: "share of the hits of before that are hits still" };
@@ -128,7 +128,7 @@ export function detail(upgrade, { failures, refused, busy }) {
     ], "facts"),
     conditions.map(condition),
     error && !conditions.some((each) => each.detail === error) && problem(error),
-    el("div", { class: "row", role: "group", "aria-label": "What can be done" }, allowed.map((verb) => button(verb, busy))),
+    el("div", { class: "row", role: "group", "aria-label": "What can be done" }, allowed.filter((verb) => isOfUse(verb, upgrade)).map((verb) => button(verb, busy))),
     refused?.id === id && problem(`${words.spoken(refused.verb)} was refused: ${refused.detail}`, { role: "alert", "data-key": "refused" }),
     el("h4", null, "Quality"), quality(upgrade),
     failures.length > 0 && [el("h4", null, "Failed segments"), failed(failures, progress.segments_failed)],
@@ -139,6 +139,9 @@ export function detail(upgrade, { failures, refused, busy }) {
 const condition = ({ type, reason, since, detail: said }) =>
   el("div", { class: "note", "data-key": `${type} ${reason}` },
     el("b", null, words.spoken(type)), ` – ${words.spoken(reason)}, since ${words.clock(since)}`, el("p", null, said));
+
+/** The service takes a retry before anything failed, too; then it does nothing. */
+const isOfUse = (verb, { state, progress }) => verb !== "retry" || state === "failed" || progress.segments_failed > 0;
 
 const button = (verb, busy) =>
   el("button", {

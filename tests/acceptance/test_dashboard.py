@@ -225,7 +225,7 @@ def test_what_an_upgrade_takes_now_is_offered_and_what_cannot_be_undone_is_asked
     expect(buttons).to_have_text(["Pause", "Cancel…"])
     buttons.get_by_text("Pause").click()
     expect(person.state).to_have_text("paused")
-    expect(buttons).to_have_text(["Resume", "Cancel…", "Retry failed segments"])
+    expect(buttons).to_have_text(["Resume", "Cancel…"])
     expect(person.chosen).to_contain_text("paused as somebody asked for")
     buttons.get_by_text("Resume").press("Enter")
     expect(person.state).to_have_text("pending")
@@ -244,6 +244,27 @@ def test_what_an_upgrade_takes_now_is_offered_and_what_cannot_be_undone_is_asked
     question.get_by_role("button", name="Finalize").click()
     expect(person.state).to_have_text("finalized")
     expect(buttons).to_have_count(0)
+
+
+def test_a_retry_is_offered_where_something_failed(world: World, visit: Visit) -> None:
+    world.prepared().filled().start(gate={"min_cmc1": 1.0})
+    world.work()  # a gate without probes is always missed
+    person = visit(world.client.base_url)
+    buttons = person.chosen.get_by_role("group").get_by_role("button")
+    expect(person.state).to_have_text("failed")
+    expect(buttons.get_by_text("Retry", exact=True)).to_be_visible()
+
+
+def test_who_waits_for_the_first_reading_is_told(world: World, visit: Visit) -> None:
+    person = visit(world.client.base_url)
+    held: list[Route] = []
+    person.page.route("**/galleries?*", lambda route: held.append(route))  # noqa: PLW0108 - it marks what it is given
+    person.page.reload()
+    expect(person.page.locator("#status")).to_have_text("reading")
+    person.page.route("**/galleries?*", lambda route: route.continue_())  # from now on
+    for route in held:
+        route.continue_()
+    expect(person.page.locator("#status")).to_have_text("up to date")
 
 
 def test_nothing_is_wider_than_the_screen(world: World, visit: Visit) -> None:
