@@ -68,7 +68,7 @@ class Verdict:
     """What to do, and all that it rests on."""
 
     decision: Decision
-    #: one sentence, with the numbers
+    #: one sentence, with the numbers, and among how many items they hold
     reason: str
     #: whether upgrading gains on staying by itself: all that counts for whoever does not score with both
     upgrade_gains: bool
@@ -238,7 +238,7 @@ def give_verdict(
         why += f"; new queries gain on the old vectors as they are: {describe(differences['naive - stay'])}"
     return Verdict(
         decision=decision,
-        reason=why,
+        reason=f"{why}; among {len(sample.pairs):,} items",
         upgrade_gains=queries >= MIN_QUERIES and gains(differences["upgrade - stay"]),
         assumption=judge.assumption,
         searches=means,

@@ -335,6 +335,7 @@ class TestVerdict:
         verdict = judged(pairs, module)
         assert verdict.decision == "stay"
         assert verdict.reason.startswith("no measurable gain")
+        assert verdict.reason.endswith(f"; among {verdict.gallery:,} items")
         assert verdict.searches["naive"] == verdict.searches["stay"] == verdict.searches["ceiling"]
         assert verdict.closed == {"cmc1": None, "map": None}
 
