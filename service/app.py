@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio.to_thread
+import numpy.ma  # noqa: F401 - in a search NumPy would, and parses code then, which fails where two threads do
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 

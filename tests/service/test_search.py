@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,3 +171,20 @@ def test_a_payload_as_deep_as_is_stored_comes_with_every_answer(world: World) ->
 
 def test_integers_are_numbers(world: World) -> None:
     assert world.post(SEARCH, {"model": "old", "vector": [1, 0, 0, 0], "k": 1})["hits"][0]["score"] == 0.0
+
+
+def test_no_search_imports_numpys_masked_arrays(tmp_path: Path) -> None:
+    """They parse code while they are imported, which Python does not do in two threads at once."""
+    code = f"""
+import sys
+from pathlib import Path
+from tests.service.world import opened
+with opened(Path({str(tmp_path)!r})) as world:
+    world.prepared().filled()
+    before = set(sys.modules)
+    world.old_search(0)
+    world.new_search(0)
+    print("numpy.ma" in sys.modules.keys() - before)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "False"
