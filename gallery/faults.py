@@ -6,7 +6,7 @@ nothing else does, and no request reaches it. A point then costs one comparison.
     FORWARDFILL_FAULT=publish:kill:3     kill -9 when the third segment is about to be published
     FORWARDFILL_FAULT=rename:stop:1      SIGSTOP, as when a machine is suspended; whoever wants it to go on sends SIGCONT
     FORWARDFILL_FAULT=sync:full:2        no space is left on the disk, from the second time on
-    FORWARDFILL_FAULT=clock:-3600        the clock that leases go by is an hour behind
+    FORWARDFILL_FAULT=clock:-3600        the clock of this host is an hour behind
 """
 
 from __future__ import annotations

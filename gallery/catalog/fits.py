@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
@@ -46,17 +46,17 @@ def wanting(session: Session, name: str) -> str | None:
 
 def due(session: Session, seconds: float) -> list[str]:
     """Fits that wait, or whose holder went silent, where leases are given for so many seconds; the oldest first."""
-    return list(session.scalars(select(FitRow.id).where(_free(now(), seconds)).order_by(FitRow.id)))
+    return list(session.scalars(select(FitRow.id).where(_free(session, seconds)).order_by(FitRow.id)))
 
 
 def lease(session: Session, fit_id: str, *, owner: str, seconds: float) -> FitRow | None:
     """Lease a fit if it is free; the caller decides what its number of attempts means."""
-    statement = select(FitRow).where(FitRow.id == fit_id, _free(now(), seconds)).with_for_update(of=FitRow)
+    statement = select(FitRow).where(FitRow.id == fit_id, _free(session, seconds)).with_for_update(of=FitRow)
     row = session.scalar(statement.execution_options(populate_existing=True))
     if row is None:
         return None
     row.fence, row.attempts = row.fence + 1, row.attempts + 1
-    row.state, row.owner, row.leased_until = RUNNING, owner, now() + timedelta(seconds=seconds)
+    row.state, row.owner, row.leased_until = RUNNING, owner, leases.moment(session) + timedelta(seconds=seconds)
     row.started_at = row.started_at or now()
     session.flush()
     return row
@@ -81,7 +81,7 @@ def renew(session: Session, lease: Lease, seconds: float, told: tuple[float, str
     renewed = session.execute(
         update(FitRow)
         .where(_holding(lease))
-        .values(leased_until=now() + timedelta(seconds=seconds), **values)
+        .values(leased_until=leases.moment(session) + timedelta(seconds=seconds), **values)
         .returning(FitRow.id)
         .execution_options(synchronize_session=False)
     )
@@ -109,8 +109,8 @@ def names_file(session: Session, name: str) -> bool:
     return session.scalar(select(FitRow.id).where(named).limit(1)) is not None
 
 
-def _free(moment: datetime, seconds: float) -> ColumnElement[bool]:
-    ended = leases.ended(FitRow.leased_until, moment, seconds)
+def _free(session: Session, seconds: float) -> ColumnElement[bool]:
+    ended = leases.ended(FitRow.leased_until, leases.moment(session), seconds)
     return or_(FitRow.state == PENDING, and_(FitRow.state == RUNNING, ended))
 
 

@@ -1,11 +1,25 @@
-"""When a lease has ended, whatever it is a lease of."""
+"""When a lease has ended, whatever it is a lease of, and by which clock."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, or_
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from gallery.catalog.tables import now
+
+
+def moment(session: Session) -> datetime:
+    """This moment, by the one clock of all who lease.
+
+    Those of two hosts may differ by more than a lease lasts, and each would take away what the other holds. So it is the
+    database's; SQLite has none, and is on one host.
+    """
+    if session.get_bind().dialect.name == "sqlite":
+        return now()
+    found: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+    return found
 
 
 def ended(until: InstrumentedAttribute[datetime | None], moment: datetime, seconds: float) -> ColumnElement[bool]:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from gallery import errors
 from gallery.catalog import leases
 from gallery.catalog.models import as_transformation, transformation_row
-from gallery.catalog.tables import SegmentRow, UpgradeRow, UpgradeSegmentRow, now
+from gallery.catalog.tables import SegmentRow, UpgradeRow, UpgradeSegmentRow
 from gallery.spaces import Transformation
 
 _DAY_SECONDS = 86_400.0  # no lease is longer
@@ -193,7 +193,7 @@ def lease_next(
     A segment whose holders died `max_attempts` times is set aside as failed, so that it cannot take down every worker.
     """
     while True:
-        row = session.scalar(_next_free(upgrade.id, seconds).with_for_update())
+        row = session.scalar(_next_free(session, upgrade.id, seconds).with_for_update())
         if row is None:
             return None
         row.fence += 1
@@ -203,7 +203,7 @@ def lease_next(
             session.flush()
             continue
         row.attempts += 1
-        row.state, row.owner, row.leased_until = "leased", owner, now() + timedelta(seconds=seconds)
+        row.state, row.owner, row.leased_until = "leased", owner, leases.moment(session) + timedelta(seconds=seconds)
         session.flush()
         return row
 
@@ -213,7 +213,7 @@ def renew(session: Session, lease: Lease, seconds: float) -> bool:
     renewed = session.execute(
         update(UpgradeSegmentRow)
         .where(_holding(lease))
-        .values(leased_until=now() + timedelta(seconds=seconds))
+        .values(leased_until=leases.moment(session) + timedelta(seconds=seconds))
         .returning(UpgradeSegmentRow.segment_id)
         .execution_options(synchronize_session=False)
     )
@@ -222,13 +222,13 @@ def renew(session: Session, lease: Lease, seconds: float) -> bool:
 
 def next_free(session: Session, upgrade_id: str, seconds: float = _DAY_SECONDS) -> UpgradeSegmentRow | None:
     """The segment that a worker could lease now, where leases are given for so many seconds."""
-    return session.scalar(_next_free(upgrade_id, seconds))
+    return session.scalar(_next_free(session, upgrade_id, seconds))
 
 
-def _next_free(upgrade_id: str, seconds: float) -> Select[UpgradeSegmentRow]:
+def _next_free(session: Session, upgrade_id: str, seconds: float) -> Select[UpgradeSegmentRow]:
     return (
         select(UpgradeSegmentRow)
-        .where(UpgradeSegmentRow.upgrade_id == upgrade_id, _free(now(), seconds))
+        .where(UpgradeSegmentRow.upgrade_id == upgrade_id, _free(leases.moment(session), seconds))
         .order_by(UpgradeSegmentRow.position)
         .limit(1)
     )

@@ -44,6 +44,25 @@ def test_a_lease_of_the_dead_ends_although_the_clock_was_set_back(world: World) 
     assert segment.lease(world.store, upgrade, "third") is None
 
 
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_a_worker_on_a_host_whose_clock_differs_takes_nothing_from_another(
+    tmp_path: Path, postgres_url: str, seconds: int
+) -> None:
+    """Each would take away what the other holds, until a segment is set aside because its workers had died."""
+    world = World.open(tmp_path / "data", postgres_url).prepare(("forward", "old", "new", WITH_SIDE))
+    world.upsert("old", ["a", "b"], VECTORS, side=SIDE)
+    upgrade = world.start()
+    world.step(upgrade)
+    assert segment.lease(world.store, upgrade, "holder") is not None
+    faults.arm(f"clock:{seconds}")
+    try:
+        assert drive.due(world.store) == []
+        assert segment.lease(world.store, upgrade, "other") is None
+    finally:
+        faults.arm(None)
+        world.close()
+
+
 @pytest.mark.parametrize(
     ("throttle", "starts_anew"),
     [({"items_per_second": 0.01}, 100), ({"duty_cycle": 1e-6}, 0)],
