@@ -136,10 +136,9 @@ def plan(known: Known, segments: Sequence[Reach], *, allow_partial: bool = False
         if found.coverage.unreachable == 0:
             return found
         plans.append(found)
-    best = min(plans, key=lambda p: p.coverage.unreachable)
     if not allow_partial:
-        raise errors.NoRoute(_advice(known, segments, best))
-    return best
+        raise errors.NoRoute(_advice(known, segments, plans[0]))
+    return min(plans, key=lambda p: p.coverage.unreachable)
 
 
 def _spaces(known: Known, segments: Sequence[Reach]) -> Iterator[str]:
@@ -193,9 +192,9 @@ def _backward(known: Known, segment: Reach, space: str) -> Way | None:
     return min(ways, key=lambda way: way.exhaustive, default=None)
 
 
-def _advice(known: Known, segments: Sequence[Reach], best: Plan) -> str:
-    """Name both models, and what would help."""
-    lost = [segment for segment, way in zip(segments, best.ways, strict=True) if way is None]
+def _advice(known: Known, segments: Sequence[Reach], own: Plan) -> str:
+    """Name both models, and what would help in the query model's own space."""
+    lost = [segment for segment, way in zip(segments, own.ways, strict=True) if way is None]
     stored = sorted({model for segment in lost for model in segment.models})
     query, others = known.query_model, " or ".join(stored)
     forward = [(path, known.feeds(path, segment)) for segment in lost for path in known.paths(segment, query)]
@@ -219,6 +218,6 @@ def _advice(known: Known, segments: Sequence[Reach], best: Plan) -> str:
             f"transformation from {query} to {others} or from {others} to {query}"
         )
     return (
-        f"{best.coverage.unreachable} items have vectors of {others} only, which a query of {query} does not reach: "
+        f"{own.coverage.unreachable} items have vectors of {others} only, which a query of {query} does not reach: "
         f"{help_}; or set `allow_partial` to search the rest"
     )

@@ -160,6 +160,11 @@ def test_a_query_that_reaches_no_space_is_refused_with_what_would_help(
         planned(query, segments, *transformations, companions=companions)
 
 
+def test_a_refusal_is_about_the_query_models_own_space_although_a_companion_reaches_more_in_another() -> None:
+    with pytest.raises(errors.NoRoute, match=r"8 items have vectors of new only.*backward transformation from old"):
+        planned("old", [BARE, reach(None, 8, new=0)], FORWARD, companions=["new"])
+
+
 def test_a_partial_answer_reaches_as_many_items_as_it_can_and_says_how_many_it_does_not() -> None:
     found = planned("new", [OLD, BOTH, NEW], FORWARD, allow_partial=True)
     assert (found.score_space, ways(found)) == ("new", [None, DIRECT_NEW, DIRECT_NEW])
