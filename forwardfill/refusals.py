@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from forwardfill.settings import ClientSettings
 from forwardfill.terminal import refuse
-from gallery.catalog.schema import NewerSchemaError
+from gallery.catalog.schema import CatalogHeldError, NewerSchemaError
 from gallery.errors import GalleryError
 from gallery.settings import GallerySettings
 from service.ready import OldSchemaError, UnsafeBinding
@@ -52,7 +52,7 @@ def in_words(error: Exception) -> str | None:
             return _of_the_catalog(error)
         case ModuleNotFoundError() if (package := (error.name or "").partition(".")[0]) in _EXTRAS:
             return f"{package} is not installed: pip install 'forwardfill[{_EXTRAS[package]}]'"
-        case GalleryError() | NewerSchemaError() | OldSchemaError() | UnsafeBinding():
+        case GalleryError() | CatalogHeldError() | NewerSchemaError() | OldSchemaError() | UnsafeBinding():
             return str(error)
         case OSError() if not isinstance(error, BrokenPipeError):  # whoever read the output wants no more
             named = error.filename is not None and error.strerror is not None

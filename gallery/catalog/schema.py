@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,14 +11,24 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 from gallery.catalog.transaction import Catalog
 
 _LOCK = 0x0F0F_F111  # any number, as long as every process uses the same
+# While a migration waits for a table that somebody reads, as a backup does for minutes, PostgreSQL has everybody who comes
+# later wait behind it. So it waits briefly, steps back for as long, and tries again.
+_WAIT_SECONDS = 2.0
+_TRIES = 15
+_IN_THE_WAY = {"55P03", "40P01"}  # it waited so long for a lock; it and somebody else waited for each other
 
 
 class NewerSchemaError(Exception):
     """The catalog has a schema that this code does not know."""
+
+
+class CatalogHeldError(Exception):
+    """Another transaction, such as a backup's, holds a table of the catalog, and nothing was changed: migrate when it is over."""
 
 
 def migrate(catalog: Catalog) -> None:
@@ -25,11 +36,22 @@ def migrate(catalog: Catalog) -> None:
 
     Raises:
         NewerSchemaError: the database is ahead of this code.
+        CatalogHeldError: somebody has held a table for long.
     """
-    with catalog.engine.begin() as connection:
-        _alone(connection)
-        _is_current(connection)
-        command.upgrade(_config(connection), "head")
+    for left in reversed(range(_TRIES)):
+        try:
+            with catalog.engine.begin() as connection:
+                _alone(connection)
+                _is_current(connection)
+                command.upgrade(_config(connection), "head")
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) not in _IN_THE_WAY:
+                raise
+            if not left:
+                raise CatalogHeldError(CatalogHeldError.__doc__) from error
+            time.sleep(_WAIT_SECONDS)
+        else:
+            return
 
 
 def is_current(catalog: Catalog) -> bool:
@@ -63,6 +85,7 @@ def _alone(connection: Connection) -> None:
     """One process at a time: on SQLite the write transaction that is open already, on PostgreSQL an advisory lock."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(1000 * _WAIT_SECONDS)}")
 
 
 def _config(connection: Connection) -> Config:

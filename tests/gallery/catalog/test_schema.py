@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, select, text
+from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 import migrations
@@ -61,6 +63,49 @@ def test_processes_that_migrate_at_once_wait_for_each_other(catalog: Catalog, ca
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert is_current(catalog)
+
+
+@pytest.fixture
+def held(postgres_url: str) -> Iterator[tuple[Catalog, Connection]]:
+    """A catalog of the former schema on PostgreSQL, and who reads a table of it for long, as pg_dump does."""
+    catalog = Catalog(postgres_url)
+    _step(catalog, command.upgrade, "20261129")
+    with catalog.engine.connect() as reader:
+        reader.execute(text("SELECT id FROM upgrades"))
+        yield catalog, reader
+    catalog.close()
+
+
+def test_a_migration_that_waits_for_a_backup_has_nobody_else_wait_for_long(
+    held: tuple[Catalog, Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, reader = held
+    monkeypatch.setattr(schema, "_WAIT_SECONDS", 0.3)
+    with ThreadPoolExecutor(1) as pool:
+        migrating = pool.submit(migrate, catalog)
+        longest = 0.0
+        for _ in range(20):
+            start = time.monotonic()
+            with catalog.reading() as session:
+                session.execute(text("SELECT id FROM upgrades"))
+            longest = max(longest, time.monotonic() - start)
+            time.sleep(0.1)
+        assert not migrating.done()
+        reader.rollback()
+        migrating.result(60)
+    assert longest < 1.5
+    assert is_current(catalog)
+
+
+def test_a_migration_that_is_kept_from_a_table_for_long_says_so_and_changes_nothing(
+    held: tuple[Catalog, Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, _ = held
+    monkeypatch.setattr(schema, "_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(schema, "_TRIES", 2)
+    with pytest.raises(schema.CatalogHeldError, match="such as a backup's"):
+        migrate(catalog)
+    assert _all(catalog, "SELECT version_num FROM alembic_version") == [("20261129",)]
 
 
 def test_looking_at_the_schema_waits_for_no_writer(catalog: Catalog) -> None:
