@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -123,10 +123,6 @@ def worker(
     pass_on_libraries()
     if parent is not None:
         become_child(parent, nice)
-    catalog = _catalog()
-    with suppress(OperationalError):  # a server that does not answer yet will; what is no catalog at all never will
-        schema.is_current(catalog)
-    catalog.close()
     try:
         run()
     except NoSuchDevice as error:

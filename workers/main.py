@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from functools import partial
 
 import structlog
 from celery import signals
+from sqlalchemy.exc import OperationalError
 
 from gallery import faults
+from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
 from gallery.settings import GallerySettings
@@ -24,10 +28,15 @@ from workers.settings import WorkerSettings
 from workers.tasks import Worker, register, watch
 
 log = structlog.get_logger()
+_LOOK_SECONDS = 1.0
 
 
 def run() -> None:
-    """Work until SIGTERM. The step under way is finished first; a second signal, or SIGKILL, loses only its time."""
+    """Work until SIGTERM. The step under way is finished first; a second signal, or SIGKILL, loses only its time.
+
+    Raises:
+        NewerSchemaError: the catalog is of a newer version.
+    """
     faults.arm(os.environ.get(faults.VARIABLE))
     settings, gallery_settings = WorkerSettings(), GallerySettings()
     files, device = Files(gallery_settings.data), chosen(settings.device, gallery_settings.data)
@@ -42,6 +51,8 @@ def run() -> None:
     app = create_app(settings, gallery_settings.data)
     register(app, worker)
     queue = Queue(app)
+    with suppress(OperationalError):  # a server that does not answer yet will; what is no catalog at all never will
+        _until_migrated(store.catalog)
 
     def started(**_: object) -> None:
         log.info("worker_started", owner=worker.owner, device=device)
@@ -67,3 +78,12 @@ def run() -> None:
             "--without-heartbeat",
         ]
     )
+
+
+def _until_migrated(catalog: Catalog) -> None:
+    """Wait for whoever migrates, such as a service that starts at the same time; until then every look would fail."""
+    if schema.is_current(catalog):
+        return
+    log.warning("schema_is_old", detail="waiting for a service that starts on SQLite, or for `forwardfill migrate`")
+    while not schema.is_current(catalog):
+        time.sleep(_LOOK_SECONDS)
