@@ -17,6 +17,9 @@ IdempotencyKey = Annotated[
 def fingerprint(what: str, meant: Any, *, vectors: bytes | memoryview = b"") -> str:
     """What a key stands for: the request's meaning, not its spelling.
 
+    Rows keep what older versions made of a request. So a field that a request gains is left out of `meant` where it has its
+    default; else whoever repeats a request over an update is told that its key was used for another.
+
     Args:
         what: it starts.
         meant: all of it that JSON can say.
