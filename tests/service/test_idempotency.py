@@ -12,8 +12,10 @@ from service.upgrade_documents import UpgradeBody
 
 def test_a_key_that_started_an_upgrade_before_an_update_stands_for_the_same_request_after_it() -> None:
     asked = {"gallery": "photos", "transformation": "t", "throttle": {"duty_cycle": 0.5}, "gate": {"min_cmc1": 0.25}}
-    made = fingerprint("upgrade", UpgradeBody.model_validate(asked).model_dump())
+    made = fingerprint("upgrade", UpgradeBody.model_validate(asked).meant())
     assert made == "e1eb0655da3e40752be33659593adcbbcb85d6d1105871a7ec9438ac56dcb4dc"
+    more = UpgradeBody.model_validate({**asked, "on_contradicting_items": "ignore"})
+    assert fingerprint("upgrade", more.meant()) != made
 
 
 def test_a_key_that_started_a_fit_before_an_update_stands_for_the_same_request_after_it() -> None:

@@ -16,8 +16,6 @@ from sqlalchemy import select
 from gallery.catalog.tables import SegmentRow
 from models.transformations import Fct, build
 from service import refresh
-from service.idempotency import fingerprint
-from service.upgrade_documents import Throttle, UpgradeBody
 from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, NEW, OLD, SIDE, UNITS, World, backward, forward, linear, opened
 from workers.settings import WorkerSettings
@@ -90,14 +88,6 @@ def test_every_change_nudges_the_workers(world: World) -> None:
     assert len(world.nudges) == before + 4
     world.upsert({"id": "late", "embedding": [1, 1, 1, 1]})
     assert len(world.nudges) == before + 5
-
-
-def test_a_key_stands_for_what_it_stood_for_before_later_releases_could_be_asked_for_more(world: World) -> None:
-    asked = UpgradeBody(gallery="photos", target_model="new", throttle=Throttle(duty_cycle=0.5))
-    digest = fingerprint("upgrade", asked.meant())
-    assert digest == "fa09ac0a23c6a7eab32f4cb2029f9e1ebb42b5ce0e4f2bb4eb412ca12b3b6b81"
-    more = asked.model_copy(update={"on_contradicting_items": "ignore"})
-    assert fingerprint("upgrade", more.meant()) != digest
 
 
 def test_an_idempotency_key_starts_one_upgrade(world: World) -> None:
