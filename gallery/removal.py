@@ -6,7 +6,7 @@ from gallery.catalog import audit
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.store import Store
-from gallery.upgrade import lifecycle
+from gallery.upgrade.moves import move
 from gallery.upgrade.states import State
 
 
@@ -17,8 +17,8 @@ def delete_gallery(store: Store, name: str, *, actor: str | None = None) -> None
         gallery_rows.bump(tx.session, gallery.id)
         active = upgrade_rows.active_of(tx.session, gallery.id)
         if active is not None:
-            lifecycle.move(tx.session, active, State.CANCELLING, actor=actor)
-            lifecycle.move(tx.session, active, State.CANCELLED, actor=actor)
+            move(tx.session, active, State.CANCELLING, actor=actor)
+            move(tx.session, active, State.CANCELLED, actor=actor)
         names = gallery_rows.files_of(tx.session, gallery.id)
         audit.record(tx.session, "gallery.deleted", gallery=name, actor=actor)
         tx.session.flush()

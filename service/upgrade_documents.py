@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, UpgradeSegmentRow
-from gallery.upgrade import lifecycle, progress
+from gallery.upgrade import lifecycle, moves, progress
 from gallery.upgrade.plan import Order
 from gallery.upgrade.refinement import Refined as Counted
 from gallery.upgrade.states import State
@@ -296,7 +296,7 @@ def upgrade_document(session: Session, row: UpgradeRow) -> Upgrade:
         quality=Quality(**progress.quality(row)),
         report=row.report,
         conditions=[Condition.model_validate(each, from_attributes=True) for each in progress.conditions(session, row)],
-        allowed=lifecycle.takes(session, row),
+        allowed=moves.takes(session, row),
         finalize_frees=lifecycle.would_free(session, row),
         created_at=row.created_at,
         started_at=row.started_at,

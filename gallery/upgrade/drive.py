@@ -20,7 +20,7 @@ from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import gate, lifecycle, live, segment, sources, validation
 from gallery.upgrade.lanes import Lanes
-from gallery.upgrade.lifecycle import Changed, complete, drop, locked, move
+from gallery.upgrade.moves import Changed, complete, drop, locked, move
 from gallery.upgrade.states import DRIVEN, State
 
 log = structlog.get_logger()

@@ -20,7 +20,7 @@ from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import foresight, gate, quality
-from gallery.upgrade.lifecycle import move
+from gallery.upgrade.moves import move
 from gallery.upgrade.progress import progress
 from gallery.upgrade.states import State
 

@@ -12,7 +12,7 @@ from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import foresight, gate, live, order, quality
-from gallery.upgrade.lifecycle import held, move
+from gallery.upgrade.moves import held, move
 from gallery.upgrade.plan import Candidate, Order
 from gallery.upgrade.preflight import Report, preflight
 from gallery.upgrade.states import State

@@ -11,8 +11,8 @@ from sqlalchemy import select
 from gallery import errors
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, UpgradeSegmentRow
-from gallery.upgrade import drive, lifecycle, refinement
-from gallery.upgrade.lifecycle import Changed, NewUpgrade
+from gallery.upgrade import drive, lifecycle, refinement, starting
+from gallery.upgrade.moves import Changed
 from gallery.upgrade.plan import Order
 from service.auth import MayAdmin
 from service.bodies import Body, parsed
@@ -70,7 +70,7 @@ def start_upgrade(
     order = Order(body.order)
     if order is Order.MOST_SEARCHED:
         process.metrics.hits.write(process.store.catalog)  # what was searched here until now counts
-    new = NewUpgrade(
+    new = starting.NewUpgrade(
         gallery=body.gallery,
         transformation=body.transformation,
         target_model=body.target_model,
@@ -85,7 +85,7 @@ def start_upgrade(
         idempotency_key=idempotency_key,
         request_sha256=fingerprint("upgrade", body.meant()),
     )
-    started = once_more(lambda: lifecycle.start(process.store, new, actor=caller.name))
+    started = once_more(lambda: starting.start(process.store, new, actor=caller.name))
     process.nudge()
     response.headers["Location"] = f"/admin/upgrades/{started.upgrade_id}"
     return _told(process, started.upgrade_id)

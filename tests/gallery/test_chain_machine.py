@@ -24,7 +24,7 @@ from sqlalchemy import select
 from gallery import errors
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ItemRow
-from gallery.upgrade import lifecycle
+from gallery.upgrade import lifecycle, moves
 from gallery.upgrade.states import ACTIVE, State, allowed
 from tests.gallery.chain import DIMENSIONS, columns, digests, prepared, through
 from tests.gallery.crash import named_files, stored_files
@@ -196,7 +196,7 @@ class ChainMachine(RuleBasedStateMachine):
         """As its document says."""
         with self.world.store.catalog.reading() as session:
             for at, (upgrade, *_) in enumerate(self.stack):
-                assert lifecycle.takes(session, upgrade_rows.upgrade_row(session, upgrade)) == self._takes(at)
+                assert moves.takes(session, upgrade_rows.upgrade_row(session, upgrade)) == self._takes(at)
 
     @invariant()
     def files_are_those_that_the_catalog_names(self) -> None:

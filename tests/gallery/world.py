@@ -38,7 +38,7 @@ from gallery.snapshot import World as Seen
 from gallery.spaces import Direction
 from gallery.store import Store
 from gallery.transforms import Transforms, artifact_file
-from gallery.upgrade import drive, lifecycle, segment
+from gallery.upgrade import drive, segment, starting
 from gallery.upgrade.states import State
 
 OLD, NEW, SIDE = 4, 5, 2  # dimensions
@@ -232,7 +232,7 @@ class World:
 
     def start(self, transformation: str = "forward", *, gallery: str = GALLERY, **more: Any) -> str:
         """Start an upgrade; returns its id."""
-        return lifecycle.start(self.store, lifecycle.NewUpgrade(gallery, transformation, **more)).upgrade_id
+        return starting.start(self.store, starting.NewUpgrade(gallery, transformation, **more)).upgrade_id
 
     def step(self, upgrade: str, owner: str = "worker") -> bool:
         """One step of a worker."""

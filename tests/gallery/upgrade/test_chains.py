@@ -14,7 +14,7 @@ from gallery import errors
 from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.lineage import Step
-from gallery.upgrade import lifecycle
+from gallery.upgrade import lifecycle, moves
 from gallery.upgrade.states import State
 from tests.gallery.chain import DIRECT, columns, digests, prepared, through
 from tests.gallery.world import BACKWARD, GALLERY, Linear, World, distance, found
@@ -67,7 +67,7 @@ def on_disk(world: World) -> int:
 
 def takes(world: World, upgrade: str) -> list[str]:
     with world.store.catalog.reading() as session:
-        return lifecycle.takes(session, upgrade_rows.upgrade_row(session, upgrade))
+        return moves.takes(session, upgrade_rows.upgrade_row(session, upgrade))
 
 
 def scores(world: World, **more: Any) -> dict[str, float]:

@@ -12,7 +12,7 @@ from gallery import errors, faults
 from gallery.catalog import latencies
 from gallery.catalog.tables import ColumnRow
 from gallery.catalog.upgrades import upgrade_row
-from gallery.upgrade import drive, lifecycle, segment
+from gallery.upgrade import drive, lifecycle, moves, segment
 from gallery.upgrade.progress import Condition, Progress, conditions, progress
 from gallery.upgrade.states import State
 from tests.gallery.world import World, work
@@ -61,7 +61,7 @@ def world_goes(world: World, upgrade: str) -> bool:
 def validating(world: World, upgrade: str) -> None:
     """A worker died as it measured."""
     with world.store.catalog.transaction() as tx:
-        lifecycle.move(tx.session, upgrade_row(tx.session, upgrade), State.VALIDATING)
+        moves.move(tx.session, upgrade_row(tx.session, upgrade), State.VALIDATING)
 
 
 def one_is_done(world: World, upgrade: str) -> None:

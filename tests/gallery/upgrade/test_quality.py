@@ -16,7 +16,7 @@ from gallery.catalog import probes as probe_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.tables import UpgradeRow
 from gallery.catalog.upgrades import upgrade_row
-from gallery.upgrade import drive, gate, lifecycle, live, quality
+from gallery.upgrade import drive, gate, lifecycle, live, moves, quality
 from gallery.upgrade.progress import Condition, conditions
 from gallery.upgrade.states import State
 from tests.gallery.world import BACKWARD, GALLERY, PLAIN, WITH_SIDE, Linear, World
@@ -320,7 +320,7 @@ def test_a_cutover_that_comes_as_verifying_ends_is_judged_by_the_probes(
         world.step(upgrade)
     in_one_transaction = lifecycle.cutover
 
-    def late(*args: Any, **more: Any) -> lifecycle.Changed:
+    def late(*args: Any, **more: Any) -> moves.Changed:
         world.run(upgrade)
         return in_one_transaction(*args, **more)
 
