@@ -25,7 +25,21 @@ from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.transforms import Transforms
 from service import documents, errors
-from service.api import audit, dashboard, explain, fits, galleries, health, items, models, search, stream, upgrades
+from service.api import (
+    artifacts,
+    audit,
+    dashboard,
+    explain,
+    fits,
+    galleries,
+    health,
+    items,
+    models,
+    search,
+    stream,
+    transformations,
+    upgrades,
+)
 from service.auth import Keyring
 from service.catch_up import CatchUp
 from service.express import Express
@@ -42,6 +56,22 @@ from workers.settings import WorkerSettings
 if TYPE_CHECKING:
     from models.runtime import Transform
 
+#: a path is compared with one route after another: searches come first
+SUBJECTS = (
+    search,
+    items,
+    fits,
+    models,
+    artifacts,
+    transformations,
+    galleries,
+    explain,
+    upgrades,
+    stream,
+    audit,
+    health,
+    dashboard,
+)
 _SPARE_THREADS = 8  # for health, and for streams that look at the catalog
 _DESCRIPTION = "A gallery of embeddings that stays searchable while it moves to another embedding model."
 
@@ -106,8 +136,7 @@ def create_app(
         lifespan=_lifespan,
     )
     app.state.process = process
-    # A path is compared with one route after another: searches come first.
-    for subject in (search, items, fits, models, galleries, explain, upgrades, stream, audit, health, dashboard):
+    for subject in SUBJECTS:
         app.include_router(subject.router)
     errors.install(app)
     documents.install(app)

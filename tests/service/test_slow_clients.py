@@ -14,7 +14,8 @@ import pytest
 from fastapi.routing import APIRoute
 
 from service import process
-from service.api import audit, explain, fits, galleries, health, items, models, search, stream, upgrades
+from service.api import fits, items
+from service.app import SUBJECTS
 from service.arrow import MEDIA_TYPE as ARROW
 from service.bodies import Json
 from tests.acceptance.system import wait_for
@@ -65,8 +66,7 @@ def test_every_route_takes_its_slot_once_the_body_is_there() -> None:
     """FastAPI asks for what a handler depends on in the order of its parameters."""
     slots, asked = (process._request_slot, process._search_slot), (items._new_items, fits._asked)
     judged = 0
-    subjects = (search, items, fits, models, galleries, explain, upgrades, stream, audit, health)
-    for route in chain.from_iterable(subject.router.routes for subject in subjects):
+    for route in chain.from_iterable(subject.router.routes for subject in SUBJECTS):
         assert isinstance(route, APIRoute)
         calls = [each.call for each in route.dependant.dependencies]
         bodies = [at for at, call in enumerate(calls) if isinstance(call, Json) or call in asked]
