@@ -199,13 +199,13 @@ def create_key(
     data: Data = None,
 ) -> None:
     """Make a key and print it: it is stored as a hash, so it cannot be shown again."""
-    from service import auth
+    from service import keys as api_keys
 
     _environment(DATA=data)
     catalog = _migrated()  # a setting that is none is a ValueError too, whose own words have its value in them
     try:
         # Nothing but the key, so that a script can take it.
-        print(auth.create_key(catalog, name, scope))
+        print(api_keys.create_key(catalog, name, scope))
     except ValueError as error:
         refuse(str(error))
 
@@ -213,11 +213,11 @@ def create_key(
 @keys.command("list")
 def list_keys(data: Data = None) -> None:
     """List keys, without the keys themselves."""
-    from service import auth
+    from service import keys as api_keys
 
     _environment(DATA=data)
     table = Table("name", "scope", "created", "revoked")
-    for key in auth.list_keys(_migrated()):
+    for key in api_keys.list_keys(_migrated()):
         table.add_row(key.name, key.scope, f"{key.created_at:%Y-%m-%d %H:%M}", f"{key.revoked_at or ''}")
     show(table)
 
@@ -225,10 +225,10 @@ def list_keys(data: Data = None) -> None:
 @keys.command("revoke")
 def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], data: Data = None) -> None:
     """Revoke a key: it stops working within a second."""
-    from service import auth
+    from service import keys as api_keys
 
     _environment(DATA=data)
-    auth.revoke_key(_migrated(), name)
+    api_keys.revoke_key(_migrated(), name)
     say(f"{name} is revoked.")
 
 

@@ -40,11 +40,11 @@ from service.api import (
     transformations,
     upgrades,
 )
-from service.auth import Keyring
 from service.catch_up import CatchUp
 from service.express import Express
 from service.gather import Gatherer
 from service.group import Group
+from service.keys import Keyring
 from service.metrics import Metrics
 from service.process import Process
 from service.refresh import Refresher

@@ -30,8 +30,6 @@ from service import pieces
 from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, RequestTimeout, UnsupportedMediaType, invalid
 from service.process import Process, ProcessDep
 
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-_NAMED = re.compile(NAME)
 _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
 _NOT_COUNTED = 64 * 1024  # bytes of a body: so many wait in each connection anyway
 _TOLD_APART = 2 * 1024 * 1024  # bytes of which NaN is told from broken JSON at once: it holds the interpreter for 50 ms
@@ -77,21 +75,6 @@ def _without_nul(value: str) -> str:
     return value
 
 
-def _named(value: str) -> str:
-    if _NAMED.fullmatch(value) is None:
-        raise PydanticCustomError(
-            "invalid_name",
-            "a name is 1 to 63 of a-z, 0-9, '.', '_' and '-', and begins with a letter or a digit",
-        )
-    return value
-
-
-def _not_a_list(value: str) -> str:
-    if value == "fits":
-        raise ValueError("`fits` is where fits are listed; choose another name")
-    return value
-
-
 VECTOR_SCHEMA = {
     "anyOf": [
         {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 8192},
@@ -101,10 +84,6 @@ VECTOR_SCHEMA = {
     "examples": [[0.1, 0.2, 0.3]],
 }
 Vector = Annotated[NDArray[Any], PlainValidator(read_vector), JsonSchema(VECTOR_SCHEMA)]
-#: the name of something that is made
-Name = Annotated[str, AfterValidator(_named), JsonSchema({"type": "string", "pattern": NAME})]
-#: of a transformation: `/transformations/fits` lists what is being fitted
-TransformationName = Annotated[Name, AfterValidator(_not_a_list)]
 #: what people write
 Text = Annotated[str, AfterValidator(_without_nul)]
 #: the name of something that should be there

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gallery.errors import GalleryError
-from service import auth
+from service import auth, keys
 from service.api.search import SearchBody, answered_on_the_loop, router
 from service.bodies import in_time
 from service.errors import RequestTimeout, problem
@@ -61,7 +61,7 @@ class Express:
     def _admitted(self, scope: Scope) -> bool:
         """Before the body is waited for; the application says why not."""
         try:
-            auth.admitted(self._process, scope, auth.Scope.SEARCH)
+            auth.admitted(self._process, scope, keys.Scope.SEARCH)
         except GalleryError:
             return False
         return True

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from sqlalchemy.exc import IntegrityError
@@ -18,13 +18,11 @@ from gallery.snapshot import Galleries, World
 from gallery.store import Store
 from service.catch_up import CatchUp
 from service.gather import Gatherer
+from service.keys import Keyring
 from service.looks import Looks
 from service.metrics import Metrics
 from service.settings import ServiceSettings
 from service.slots import Room, Slots
-
-if TYPE_CHECKING:
-    from service.auth import Keyring
 
 T = TypeVar("T")
 _LOOK_AGAIN_SECONDS = 0.05

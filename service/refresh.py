@@ -17,7 +17,7 @@ from ulid import ULID
 from gallery.catalog import latencies as latency_rows
 from gallery.snapshot import Galleries
 from gallery.store import Store
-from service.auth import Keyring
+from service.keys import Keyring
 from service.metrics import Metrics
 from workers.memory import give_back
 

@@ -25,7 +25,6 @@ from service.bodies import (
     Json,
     Reference,
     Text,
-    TransformationName,
     Vector,
     media_type,
     require_type,
@@ -35,6 +34,7 @@ from service.bodies import (
 from service.documents import documented
 from service.errors import InvalidArrow, invalid
 from service.idempotency import IdempotencyKey, fingerprint
+from service.names import TransformationName
 from service.paging import PageDep, fetch
 from service.process import Process, ProcessDep, RequestSlot, once_more
 

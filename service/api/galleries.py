@@ -26,9 +26,10 @@ from gallery.index.registry import names
 from gallery.lineage import Step
 from gallery.vectors import accept
 from service.auth import MayAdmin, MaySearch, MayWrite
-from service.bodies import Body, Name, Reference, Text, Vector, parsed, within
+from service.bodies import Body, Reference, Text, Vector, parsed, within
 from service.documents import documented
 from service.lineages import LineageStep, steps
+from service.names import Name
 from service.paging import PageDep, fetch
 from service.process import ProcessDep, RequestSlot, once_more
 

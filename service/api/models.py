@@ -18,8 +18,9 @@ from gallery.catalog.models import NewModel
 from gallery.catalog.tables import ModelRow
 from service.api.transformations import SideInformation, TransformationBody, add_transformation
 from service.auth import MayAdmin, MaySearch
-from service.bodies import Body, Name, Text, parsed, within
+from service.bodies import Body, Text, parsed, within
 from service.documents import documented
+from service.names import Name
 from service.paging import PageDep, fetch
 from service.process import ProcessDep, RequestSlot, once_more
 

@@ -21,8 +21,9 @@ from gallery.upgrade.known_answers import Tried, compared
 from gallery.vectors import accept, accept_side
 from models.evaluation import evaluate_pairs
 from service.auth import MayAdmin, MaySearch
-from service.bodies import Body, Name, Reference, TransformationName, Vector, parsed, stack, within
+from service.bodies import Body, Reference, Vector, parsed, stack, within
 from service.documents import documented
+from service.names import Name, TransformationName
 from service.paging import PageDep, fetch
 from service.process import Process, ProcessDep, RequestSlot, once_more
 

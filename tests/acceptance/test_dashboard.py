@@ -19,7 +19,7 @@ from gallery.catalog import models as model_rows
 from models import artifacts
 from models.transformations import Linear, build
 from service.app import create_app
-from service.auth import create_key
+from service.keys import create_key
 from tests.acceptance.forks import Nursery
 from tests.acceptance.gallery_world import base64_of
 from tests.acceptance.system import System, ok, running

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from forwardfill.cli import app
 from forwardfill.tables import listed
-from service.auth import create_key
-from service.bodies import NAME
+from service.keys import create_key
+from service.names import NAME
 from tests.service.world import opened
 
 

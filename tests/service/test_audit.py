@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.auth import create_key
+from service.keys import create_key
 from tests.service.world import GALLERY, World, events
 
 

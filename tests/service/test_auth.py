@@ -10,11 +10,7 @@ from sqlalchemy import select
 
 from gallery.catalog.tables import EventRow, KeyRow
 from gallery.errors import KeyExists, KeyNotFound
-from service.auth import (
-    create_key,
-    list_keys,
-    revoke_key,
-)
+from service.keys import create_key, list_keys, revoke_key
 from service.ready import UnsafeBinding, has_keys, is_loopback, require_safe_binding
 from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, World

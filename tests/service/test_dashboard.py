@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from service.api.dashboard import FILES
-from service.auth import create_key
+from service.keys import create_key
 from tests.service.world import World
 
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from gallery.search.mapped import MappedColumns
-from service import auth
 from service.gather import Gatherer
+from service.keys import create_key
 from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, World, opened
 
@@ -114,7 +114,7 @@ def test_what_is_not_plain_is_refused_by_both_ways(world: World, headers: dict[s
 
 
 def test_a_key_is_asked_for_on_the_short_way_too(world: World, gathered: list[str]) -> None:
-    secret = auth.create_key(world.store.catalog, "searcher", "search")
+    secret = create_key(world.store.catalog, "searcher", "search")
     world.app.state.process.keyring.refresh()
     body = b'{"model": "old", "vector": [0, 1, 0, 0]}'
     for headers, status in (
@@ -179,7 +179,7 @@ def test_a_body_is_no_larger_than_the_setting_by_either_way(tmp_path: Path) -> N
 
 
 def test_a_key_is_asked_for_before_the_body_is_waited_for(world: World) -> None:
-    auth.create_key(world.store.catalog, "searcher", "search")
+    create_key(world.store.catalog, "searcher", "search")
     world.app.state.process.keyring.refresh()
     address = world.client.base_url
     with socket.create_connection((address.host, address.port or 80), timeout=10) as connection:
