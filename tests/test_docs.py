@@ -19,7 +19,7 @@ DOCUMENTS = sorted(
 )
 RECORDS = sorted((ROOT / "docs" / "adr").glob("*.md"))
 #: for the tests, and no settings of the service
-TEST_VARIABLES = {"FORWARDFILL_REQUIRE_REAL", "FORWARDFILL_FAULT"}
+TEST_VARIABLES = {"FORWARDFILL_REQUIRE_REAL", "FORWARDFILL_TEST_DATA", "FORWARDFILL_FAULT"}
 
 
 def code_blocks(text: str, language: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,12 @@ import pytest
 from forwardfill.client import Client
 from forwardfill.local_service import LocalService
 from forwardfill.pairs import stream
+from tests.real_data import EMBEDDINGS, needs
 
-EMBEDDINGS = Path(__file__).parents[3] / "shared/data/cifar100_embeddings.npz"
 DIMENSION = 128
 STEP = 2  # of the images, every other one: 2 % of these are 600 pairs
 PATIENCE_SECONDS = 240.0
-pytestmark = [
-    pytest.mark.acceptance,
-    pytest.mark.slow,
-    pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz"),
-]
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow, needs(EMBEDDINGS)]
 
 Vectors = dict[str, np.ndarray]
 

@@ -29,8 +29,8 @@ from models.runtime import Transform, load_transform
 from models.training import train_transformation
 from tests.gallery.chain import columns, digests
 from tests.gallery.world import GALLERY, World
+from tests.real_data import EMBEDDINGS, needs
 
-EMBEDDINGS = Path(__file__).parents[3] / "shared/data/cifar100_embeddings.npz"
 WIDTH = 128
 #: the models, by the names that the file has for them
 CHAIN = ("side", "old", "new")
@@ -38,10 +38,7 @@ CHAIN = ("side", "old", "new")
 #: what docs/benchmarks.md tells
 TOLD = {"before": 0.144, "composed": 0.273, "direct": 0.320}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz"),
-]
+pytestmark = [pytest.mark.slow, needs(EMBEDDINGS)]
 
 
 def opened(folder: Path) -> World:

@@ -31,8 +31,9 @@ from models.method import Setting
 from models.methods.fastfill import FastFill
 from models.plan import transformation_plan
 from models.training import train_transformation
-from tests.gallery.test_real_chain import EMBEDDINGS, WIDTH, opened
+from tests.gallery.test_real_chain import WIDTH, opened
 from tests.gallery.world import GALLERY, World
+from tests.real_data import EMBEDDINGS, needs
 
 PARTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 #: what docs/benchmarks.md tells: CMC-1 and mean average precision over ten hits, by the part that was embedded again
@@ -47,10 +48,7 @@ TOLD = {
     },
 }
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz"),
-]
+pytestmark = [pytest.mark.slow, needs(EMBEDDINGS)]
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from models.captions import (
     cifar100_concepts,
     concept_ids,
 )
+from tests.real_data import IMAGES, needs
 
-REAL = Path(__file__).parents[3] / "shared/data/cifar100"
 MCINTOSH = Concept("mcintosh", "apple", "fruit and vegetables")
 APPLE = Concept("apple", "apple", "fruit and vegetables")
 BUS = Concept("bus", "bus", "vehicles")
@@ -122,12 +122,12 @@ def test_any_captions_encode_to_numbers_below_the_vocabularys_size(captions: lis
     assert (encoded[:2] != UNKNOWN).all()
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/cifar100")
+@needs(IMAGES)
 def test_every_real_caption_fits_and_each_image_has_a_concept() -> None:
-    concepts = cifar100_concepts(REAL)
+    concepts = cifar100_concepts(IMAGES)
     assert {split: len(each) for split, each in concepts.items()} == {"train": 50_000, "test": 10_000}
     assert len(set(concepts["train"])) > 700
-    names = json.loads((REAL / "labels.json").read_text(encoding="utf-8"))["fine_names"]
+    names = json.loads((IMAGES / "labels.json").read_text(encoding="utf-8"))["fine_names"]
     assert [concept.fine for concept in concepts["test"]] == [
         name.replace("_", " ") for name in names for _ in range(100)
     ]

@@ -24,8 +24,8 @@ from models.cross_modal import (
 )
 from models.evaluation import evaluate_retrieval
 from models.plan import Plan
+from tests.real_data import EMBEDDINGS, IMAGES, needs
 
-DATA = Path(__file__).parents[3] / "shared/data"
 CONCEPTS = tuple(
     Concept(name, fine, coarse)
     for coarse, classes in {
@@ -180,17 +180,14 @@ def test_slerp_between_equal_or_opposite_vectors_stays_where_it_is() -> None:
 
 
 def real(split: str, every: int) -> Split:
-    concepts = cifar100_concepts(DATA / "cifar100")[split][::every]
-    with np.load(DATA / "cifar100_embeddings.npz", allow_pickle=False) as files:
+    concepts = cifar100_concepts(IMAGES)[split][::every]
+    with np.load(EMBEDDINGS, allow_pickle=False) as files:
         features = {role: files[f"{role}_{split}"][::every].astype(np.float32) for role in ("old", "new")}
         return Split(**features, labels=files[f"labels_{split}"][::every].astype(np.int64), concepts=concepts)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (DATA / "cifar100_embeddings.npz").exists() or not (DATA / "cifar100").exists(),
-    reason="needs ../shared/data/cifar100 and cifar100_embeddings.npz",
-)
+@needs(EMBEDDINGS, IMAGES)
 def test_a_short_training_on_real_features_beats_the_old_model_in_both_directions() -> None:
     projector = replace(CIFAR100_CAPTIONS.projector, epochs=15)
     recipe = replace(CIFAR100_CAPTIONS, projector=projector, threads=1)

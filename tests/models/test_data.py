@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from models.data import as_floats, as_tensor, cifar100, digits
-
-REAL = Path(__file__).parents[3] / "shared/data/cifar100"
+from tests.real_data import IMAGES, needs
 
 
 def test_digits_are_split_in_half_class_by_class_and_always_the_same() -> None:
@@ -78,9 +77,9 @@ def test_a_folder_without_the_data_says_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/cifar100")
+@needs(IMAGES)
 def test_the_real_cifar100_has_its_published_numbers() -> None:
-    data = cifar100(REAL)
+    data = cifar100(IMAGES)
     assert np.bincount(data.train_labels).tolist() == [500] * 100
     assert np.bincount(data.test_labels).tolist() == [100] * 100
     means = [float(data.train_images[:, channel].mean()) / 255 for channel in range(3)]

@@ -1,5 +1,4 @@
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from models.evaluation import (
     neighbour_recall,
     ranked_relevance,
 )
-
-EMBEDDINGS = Path(__file__).parents[3] / "shared/data/cifar100_embeddings.npz"
+from tests.real_data import EMBEDDINGS, needs
 
 
 def data(rows: int = 60, width: int = 5, classes: int = 7, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -210,7 +208,7 @@ def test_fraction_closed_is_one_at_the_best_and_zero_before() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz")
+@needs(EMBEDDINGS)
 def test_the_published_figures_of_the_real_embeddings_are_met() -> None:
     with np.load(EMBEDDINGS) as files:
         old, new, labels = files["old_test"], files["new_test"], files["labels_test"]

@@ -15,8 +15,8 @@ from models.methods.fct import Fct
 from models.plan import Plan
 from models.runtime import Transform, load_transform
 from models.training import train, train_transformation
+from tests.real_data import EMBEDDINGS, needs
 
-EMBEDDINGS = Path(__file__).parents[3] / "shared/data/cifar100_embeddings.npz"
 METRIC = pytest.mark.parametrize("metric", ["euclidean", "cosine", "inner_product"])
 
 
@@ -293,7 +293,7 @@ def test_rows_that_cannot_be_predicted_become_the_uncertain_ones() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz")
+@needs(EMBEDDINGS)
 def test_on_real_embeddings_its_order_beats_random_ones_on_the_same_map() -> None:
     """Without labels: the file has no classifier, and one fitted to so few rows says little about others."""
     with np.load(EMBEDDINGS) as files:

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,7 @@ from models.methods.fct import Fct
 from models.plan import Plan
 from models.runtime import Transform
 from models.training import train_transformation
-
-EMBEDDINGS = Path(__file__).parents[3] / "shared/data/cifar100_embeddings.npz"
+from tests.real_data import EMBEDDINGS, needs
 
 
 def method(side: int | None = 3, hidden: int = 16) -> Fct:
@@ -100,7 +97,7 @@ def test_a_batch_without_what_it_needs_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz")
+@needs(EMBEDDINGS)
 def test_a_short_training_on_real_embeddings_closes_most_of_the_distance() -> None:
     with np.load(EMBEDDINGS) as files:
         train = {role: files[f"{role}_train"][::8].astype(np.float32) for role in ("old", "side", "new")}

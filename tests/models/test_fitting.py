@@ -38,8 +38,8 @@ from models.verdict import (
     loses,
     searches,
 )
+from tests.real_data import EMBEDDINGS, needs
 
-EMBEDDINGS = Path(__file__).parents[3] / "shared/data/cifar100_embeddings.npz"
 SMALL = {name: {"hidden": 16} for name in ("fct", "fastfill")}
 CLASSES, WIDTH = 12, 8
 
@@ -640,7 +640,7 @@ def real(step: int, *, swapped: bool = False) -> Pairs:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz")
+@needs(EMBEDDINGS)
 class TestRealEmbeddings:
     options = Options(method="fct", metric="cosine", epochs=15, hyperparameters={"fct": {"hidden": 256}})
 

@@ -1,7 +1,6 @@
 """Procrustes, affine, low rank, residual MLP and L2: each against its formula in NumPy, then against what it must obey."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,8 @@ from models.plan import Plan
 from models.runtime import Transform
 from models.training import train, train_transformation
 from models.transformations import Transformation
+from tests.real_data import EMBEDDINGS, needs
 
-EMBEDDINGS = Path(__file__).parents[3] / "shared/data/cifar100_embeddings.npz"
 METHODS: list[type[PairMaps]] = [Procrustes, Affine, LowRank, ResidualMlp, L2]
 Array = npt.NDArray[np.float64]
 
@@ -391,7 +390,7 @@ class TestEveryMap:
             method(setting(rows)).prepare(replace(rows, old=torch.ones(40, 6)))
 
 
-@pytest.mark.skipif(not EMBEDDINGS.exists(), reason="needs ../shared/data/cifar100_embeddings.npz")
+@needs(EMBEDDINGS)
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_on_real_embeddings_new_queries_find_more_than_old_ones_through_a_rotation(metric: Metric) -> None:
     with np.load(EMBEDDINGS, allow_pickle=False) as files:

@@ -17,10 +17,10 @@ from gallery.index.base import Found
 from gallery.index.quantizer import Assignments
 from gallery.index.selection import Selected
 from tests.gallery.index.conftest import Built, best, build, column_of, reference, unit_length
+from tests.real_data import SIFT, needs
 
 EXACT = {"flat"}
 SPACES = [Space(m, n) for m, n in itertools.product(("cosine", "inner_product", "euclidean"), (True, False))]
-SIFT = Path(__file__).parents[4] / "shared" / "data" / "sift5k" / "sift5k.npz"
 
 Make = Callable[[str, Space, str], Built]
 every_backend = pytest.mark.parametrize("name", registry.names())
@@ -249,9 +249,8 @@ class TestConduct:
         full = backend.check({})
         assert backend.check(full) == full
 
+    @needs(SIFT)
     def test_real_vectors_are_found(self, name: str, tmp_path: Path) -> None:
-        if not SIFT.exists():
-            pytest.skip("shared/data/sift5k is not here")
         with np.load(SIFT) as sift:
             base, asked = sift["base"].astype(np.float32), sift["queries"].astype(np.float32)
         found = build(name, base, Space("euclidean", normalized=False), tmp_path).search(asked, 10)

@@ -14,9 +14,9 @@ from gallery.index.base import Found
 from gallery.index.scores import score, score_rows, unit
 from gallery.index.selection import Selected
 from tests.gallery.index.conftest import best, build, near, reference, unit_length
+from tests.real_data import EMBEDDINGS, needs
 
 METRICS: tuple[Metric, ...] = ("cosine", "inner_product", "euclidean")
-CIFAR = Path(__file__).parents[4] / "shared" / "data" / "cifar100_embeddings.npz"
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -106,14 +106,13 @@ def test_what_has_unit_length_keeps_its_bytes() -> None:
     assert np.array_equal(unit(once), once)
 
 
+@needs(EMBEDDINGS)
 @pytest.mark.parametrize("name", ["flat", "ivf", "hnsw"])
 @pytest.mark.parametrize("metric", METRICS)
 def test_real_embeddings_are_found_under_every_metric_with_rows_left_out(
     name: str, metric: Metric, tmp_path: Path
 ) -> None:
-    if not CIFAR.exists():
-        pytest.skip("shared/data/cifar100_embeddings.npz is not here")
-    with np.load(CIFAR) as data:
+    with np.load(EMBEDDINGS) as data:
         vectors, queries = data["new_test"][::4].astype(np.float32), data["new_train"][::1000].astype(np.float32)
     queries = unit_length(queries) if metric == "cosine" else queries
     index = build(name, vectors, Space(metric, normalized=False), tmp_path)
