@@ -158,7 +158,7 @@ class Peak:
 
 
 def _forwardfill(*words: str) -> list[str]:
-    return [sys.executable, "-m", "forwardfill.cli", *words]
+    return [sys.executable, "-m", "forwardfill", *words]
 
 
 def _environment(folder: Path, settings: Mapping[str, object] | None) -> dict[str, str]:

@@ -178,7 +178,7 @@ def _run(data: Path, items: int, seconds: float, processes: int) -> list[Line]:
             thread.join()
         _settle(soak)
     damaged = subprocess.run(
-        [sys.executable, "-m", "forwardfill.cli", "verify", "--data", str(data)], capture_output=True, check=False
+        [sys.executable, "-m", "forwardfill", "verify", "--data", str(data)], capture_output=True, check=False
     )
     return [*_judged(soak), counted("damaged files (`forwardfill verify`)", [damaged.returncode], at_most(0))]
 

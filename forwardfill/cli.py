@@ -279,7 +279,3 @@ def _mend(gallery: str | None) -> int:
 
     catalog.close()
     return upkeep.mend(build_store(GallerySettings()), gallery)
-
-
-if __name__ == "__main__":
-    app()

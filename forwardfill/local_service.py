@@ -94,7 +94,7 @@ class LocalService:
 
     def _start(self, log: BinaryIO) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "forwardfill.cli", "serve", "--port", str(self._port)],
+            [sys.executable, "-m", "forwardfill", "serve", "--port", str(self._port)],
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

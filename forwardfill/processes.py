@@ -185,7 +185,7 @@ class _Child:
         # No session of its own: Linux shares the processors between sessions first (sched(7), autogroup), so that a worker's low
         # priority would count for nothing against the API.
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "forwardfill.cli", *self.words, "--parent", str(os.getpid())],
+            [sys.executable, "-m", "forwardfill", *self.words, "--parent", str(os.getpid())],
             env={**os.environ, **self.environment},
             process_group=0,
         )

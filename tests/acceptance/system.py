@@ -41,7 +41,7 @@ def execute(arguments: Sequence[str], environment: Mapping[str, str], log: Path)
     """As an operator starts it."""
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "forwardfill.cli", *arguments],
+            [sys.executable, "-m", "forwardfill", *arguments],
             env=environment,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -128,7 +128,7 @@ class System:
 
     def migrate(self) -> None:
         done = subprocess.run(
-            [sys.executable, "-m", "forwardfill.cli", "migrate"],
+            [sys.executable, "-m", "forwardfill", "migrate"],
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,

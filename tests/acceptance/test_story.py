@@ -245,7 +245,7 @@ def test_an_upgrade_is_run_from_the_command_line(stack: Stack, world: World) -> 
 
     def forwardfill(*words: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "forwardfill.cli", *words],
+            [sys.executable, "-m", "forwardfill", *words],
             env={**os.environ, "FORWARDFILL_URL": str(stack.http.base_url), "COLUMNS": "200"},
             capture_output=True,
             text=True,

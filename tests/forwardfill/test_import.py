@@ -177,9 +177,7 @@ def test_an_import_that_was_killed_goes_on_and_every_row_is_there_once(
     gallery, gate = service.gallery(), service.gate
     gate.hold, gate.held, gate.go = (3, moment), threading.Event(), threading.Event()
     words = ["import", gallery, "--model", "old", "--vectors", str(vectors), "--batch", "10"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "forwardfill.cli", *words], env=os.environ, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-m", "forwardfill", *words], env=os.environ, stdout=subprocess.DEVNULL)
     try:
         assert gate.held.wait(PATIENCE_SECONDS)
     finally:

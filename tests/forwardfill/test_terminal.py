@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,13 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, arguments)
+
+
+def test_the_package_itself_is_the_command_line() -> None:
+    asked = [sys.executable, "-m", "forwardfill", "keys", "--help"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    assert "python -m forwardfill keys" in told
+    assert "revoke" in told
 
 
 def test_a_key_is_all_that_the_output_has() -> None:

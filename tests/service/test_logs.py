@@ -59,7 +59,7 @@ def test_what_the_queues_library_says_is_json_too(tmp_path: Path) -> None:
     broker = "redis://:SECRET@127.0.0.1:1/0"  # nobody is there, which is worth a warning
     environment = {**os.environ, "FORWARDFILL_DATA": str(tmp_path / "data"), "FORWARDFILL_BROKER_URL": broker}
     with log.open("wb") as out:
-        program = [sys.executable, "-m", "forwardfill.cli", "worker"]
+        program = [sys.executable, "-m", "forwardfill", "worker"]
         process = subprocess.Popen(program, env=environment, stdout=out, stderr=out)
     try:
         wait_for(lambda: "Cannot connect" in log.read_text(), PATIENCE_SECONDS, log.read_text)
@@ -81,7 +81,7 @@ def test_a_service_says_where_it_serves_and_one_whose_port_is_taken_says_so_befo
         environment = {**os.environ, "FORWARDFILL_DATA": str(tmp_path / log.name / "data")}
         log.mkdir()
         with (log / "log").open("wb") as out:
-            program = [sys.executable, "-m", "forwardfill.cli", "serve", "--port", port]
+            program = [sys.executable, "-m", "forwardfill", "serve", "--port", port]
             return subprocess.Popen(program, env=environment, stdout=out, stderr=out)
 
     def addresses() -> list[str]:
@@ -113,7 +113,7 @@ def without_a_place_to_write(
     log.touch()
     with FULL.open("wb", buffering=0) as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "forwardfill.cli", *arguments],
+            [sys.executable, "-m", "forwardfill", *arguments],
             env=environment,
             stdout=out,
             stderr=out,
