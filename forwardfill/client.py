@@ -6,8 +6,9 @@ with Client("http://127.0.0.1:8000") as client:
     answer = client.search("photos", "resnet50-v2", query, companions={"resnet18-v1": old_query}, k=10)
 ```
 
-What the service refuses is raised as a `ForwardfillError` that carries the answer's code; so is an answer that cannot be the
-service's. What never reached the service, or never came back, is raised as httpx raises it.
+What the service refuses is raised as a `ForwardfillError` that carries the answer's code, and the seconds to wait where it
+says them; so is an answer that cannot be the service's, such as a redirect, which is not followed. What never reached the
+service, or never came back, is raised as httpx raises it.
 """
 
 from __future__ import annotations
@@ -343,7 +344,7 @@ class Client:
         ids: Iterable[str],
         embeddings: Vectors,
         side_information: Vectors | None = None,
-        payloads: Sequence[Json | None] | None = None,
+        payloads: Iterable[Json | None] | None = None,
         batch: int | None = None,
     ) -> int:
         """Write items, replacing those of the same ids, in as many requests as the service's limits ask for.
@@ -357,14 +358,14 @@ class Client:
             ids: n ids.
             embeddings: (n, dimension).
             side_information: (n, side dimension), or None.
-            payloads: n payloads, or None.
+            payloads: n payloads, each a dictionary or None, in the order of the ids.
             batch: items per request at most; the service's limit unless given.
 
         Returns:
             The gallery's version after the last request; all before it is durable. 0 for no items.
 
         Raises:
-            TypeError: ids are no texts, or one text is given in place of several.
+            TypeError: ids are no texts, or one text or payload is given in place of several.
             ValueError: lengths differ, vectors are no real numbers, or `batch` is less than 1.
             ForwardfillError: an item was refused; `errors` points at it, counted within its request.
         """
@@ -438,6 +439,10 @@ class Client:
             include: `payload`.
             allow_partial: answer from what can be reached, rather than be refused.
             oversample: candidates per hit that are transformed where the gallery has not arrived.
+
+        Raises:
+            TypeError: companions do not say which model's they are.
+            ValueError: vectors are no real numbers.
         """
         body = {
             "model": model,
@@ -468,10 +473,12 @@ class Client:
             companions: (n, dimension) by model name.
 
         Raises:
+            TypeError: companions do not say which model's they are.
             ValueError: there are not as many companions as vectors, or they are no real numbers.
         """
         own = wire.matrix(vectors, "vectors")
-        others = {name: wire.matrix(each, wire.companion(name)) for name, each in (companions or {}).items()}
+        given = wire.by_model({} if companions is None else companions, "companions").items()
+        others = {name: wire.matrix(each, wire.companion(name)) for name, each in given}
         wire.same_count({"vectors": own, **{wire.companion(name): each for name, each in others.items()}})
         queries = [wire.query(row, {name: each[at] for name, each in others.items()}) for at, row in enumerate(own)]
         body = {"model": model, "queries": queries, **wire.options(k, filter, include, allow_partial, oversample)}
@@ -519,10 +526,11 @@ class Client:
             relevant: per query the ids that ought to be found, if known.
 
         Raises:
-            TypeError: ids are no texts, or one text is given in place of several.
+            TypeError: ids are no texts, one text is given in place of several, or vectors do not say which model's they are.
             ValueError: the numbers of vectors and of lists differ, or vectors are no real numbers.
         """
-        columns = {name: wire.matrix(each, f"vectors of {name}") for name, each in vectors.items()}
+        given = wire.by_model(vectors, "vectors").items()
+        columns = {name: wire.matrix(each, f"vectors of {name}") for name, each in given}
         wanted = None if relevant is None else [wire.id_list(ids, "relevant") for ids in relevant]
         called = {f"vectors of {name}": each for name, each in columns.items()}
         count = wire.same_count({**called, "lists of relevant ids": wanted})

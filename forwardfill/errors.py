@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -47,6 +50,8 @@ class ForwardfillError(_Travels):
         self.detail = detail
         self.errors = list(errors)
         self.request_id = request_id
+        #: seconds until it may be asked again; None where the answer does not say
+        self.retry_after: float | None = None
         #: the whole answer: extension members, such as `allowed`, are here
         self.problem: Json = {}
 
@@ -87,18 +92,48 @@ def stranger(response: httpx.Response) -> ForwardfillError:
 def problem(response: httpx.Response) -> ForwardfillError:
     """Make an error of a refusal; one that is no problem+json comes from something before the service."""
     body = _json_object(response)
-    if body is None:
-        return ForwardfillError(response.status_code, NOT_A_PROBLEM, response.text[:500] or response.reason_phrase)
-    errors = body.get("errors")
-    error = ForwardfillError(
-        response.status_code,
-        str(body.get("code", "unknown")),
-        str(body.get("detail") or body.get("title") or response.reason_phrase),
-        [each for each in errors if isinstance(each, dict)] if isinstance(errors, list) else (),
-        body.get("request_id"),
-    )
-    error.problem = body
+    if response.has_redirect_location:
+        error = ForwardfillError(response.status_code, NOT_A_PROBLEM, _elsewhere(response))
+    elif body is None:
+        error = ForwardfillError(response.status_code, NOT_A_PROBLEM, response.text[:500] or response.reason_phrase)
+    else:
+        errors = body.get("errors")
+        error = ForwardfillError(
+            response.status_code,
+            str(body.get("code", "unknown")),
+            str(body.get("detail") or body.get("title") or response.reason_phrase),
+            [each for each in errors if isinstance(each, dict)] if isinstance(errors, list) else (),
+            body.get("request_id"),
+        )
+        error.problem = body
+    error.retry_after = _seconds(response.headers.get("retry-after", ""))
     return error
+
+
+def _elsewhere(response: httpx.Response) -> str:
+    """Where a redirect leads. It is not followed: the key is for the service that was named, and a POST could become a GET."""
+    asked, target = response.request.url, response.request.url.join(response.headers["location"])
+    there = f"{_shown(asked)} leads to {_shown(target)}"
+    if target.path == asked.path:
+        return f"{there}; use {_shown(target, '')} instead of {_shown(asked, '')} in the service's URL"
+    return f"{there}; use the URL at which the service itself answers"
+
+
+def _shown(url: httpx.URL, path: str | None = None) -> str:
+    """Without what may be secret in it."""
+    return f"{url.scheme}://{url.netloc.decode()}{url.path if path is None else path}"
+
+
+def _seconds(retry_after: str) -> float | None:
+    """How long to wait by this header: a number of seconds, or a moment."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = max(0.0, (parsedate_to_datetime(retry_after).astimezone(UTC) - datetime.now(UTC)).total_seconds())
+        except ValueError:
+            return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 def _json_object(response: httpx.Response) -> Json | None:

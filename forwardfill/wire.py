@@ -111,6 +111,30 @@ def label_list(labels: Iterable[int | str]) -> list[int | str]:
     return found
 
 
+def payload_list(payloads: Iterable[Json | None]) -> list[Json | None]:
+    """What is given as payloads, as a list.
+
+    Raises:
+        TypeError: it is one payload, or payloads by id, or a text.
+    """
+    if isinstance(payloads, Mapping | str | bytes):
+        kind = type(payloads).__name__
+        raise TypeError(f"payloads: a list is meant, one for each id, in their order (None: none), not a {kind}")
+    return list(payloads)
+
+
+def by_model(vectors: Any, name: str) -> Mapping[str, Vectors]:
+    """What is given for each of several models.
+
+    Raises:
+        TypeError: it does not say which model's it is.
+    """
+    if not isinstance(vectors, Mapping):
+        kind = type(vectors).__name__
+        raise TypeError(f"{name}: vectors by the model's name, as {{'MODEL': vectors}}, not of type {kind}")
+    return vectors
+
+
 def same_count(columns: Mapping[str, Sized | None]) -> int:
     """How many rows there are in columns that belong together, by what messages call them; None is no column.
 
@@ -151,14 +175,14 @@ class Rows:
         ids: Iterable[str],
         embeddings: Vectors,
         side_information: Vectors | None,
-        payloads: Sequence[Json | None] | None,
+        payloads: Iterable[Json | None] | None,
     ) -> None:
         self.ids = id_list(ids)
         self.embeddings = _column(embeddings, "embeddings")
         self.side = None if side_information is None else _column(side_information, "side_information")
-        self.payloads = payloads
+        self.payloads = None if payloads is None else payload_list(payloads)
         same_count(
-            {"ids": self.ids, "embeddings": self.embeddings, "side-information": self.side, "payloads": payloads}
+            {"ids": self.ids, "embeddings": self.embeddings, "side-information": self.side, "payloads": self.payloads}
         )
 
     def bytes_per_item(self) -> int:
@@ -240,8 +264,9 @@ def _column(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
 def query(vector: Vectors, companions: Mapping[str, Vectors] | None) -> Json:
     """A query's vectors, as a search has them."""
     asked: Json = {"vector": encoded(vector)}
-    if companions:
-        asked["companions"] = {model: encoded(each, companion(model)) for model, each in companions.items()}
+    others = {} if companions is None else by_model(companions, "companions")
+    if others:
+        asked["companions"] = {model: encoded(each, companion(model)) for model, each in others.items()}
     return asked
 
 

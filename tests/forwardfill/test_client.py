@@ -13,6 +13,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,50 @@ def test_an_error_page_of_something_before_the_service_is_an_error_too() -> None
     with client, pytest.raises(ForwardfillError, match="Bad gateway") as caught:
         client.info()
     assert (caught.value.status, caught.value.code) == (502, "not_a_problem")
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("2", 2.0), ("0.5", 0.5), (None, None), ("soon", None), ("-1", None), ("nan", None)],
+)
+@pytest.mark.parametrize("body", [{"json": {"status": 429, "code": "c", "detail": "d"}}, {"text": "Slow down"}])
+def test_an_error_says_when_to_come_again_where_the_answer_does(
+    body: dict[str, Any], header: str | None, seconds: float | None
+) -> None:
+    headers = {} if header is None else {"retry-after": header}
+    with client_of(lambda _: httpx.Response(429, headers=headers, **body)) as client:
+        with pytest.raises(ForwardfillError) as caught:
+            client.info()
+        assert caught.value.retry_after == seconds
+        with pytest.raises(ForwardfillError) as caught:
+            next(client.events("01JD"))
+        assert caught.value.retry_after == seconds
+
+
+def test_a_moment_to_come_again_is_told_in_seconds() -> None:
+    soon, past = (format_datetime(datetime.now(UTC) + timedelta(seconds=each), usegmt=True) for each in (60, -60))
+    for header, seconds in ((soon, 60.0), (past, 0.0)):
+        told = problem(httpx.Response(503, headers={"retry-after": header})).retry_after
+        assert told == pytest.approx(seconds, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("https://service/info?token=geheim", "leads to https://service/info; use https://service instead"),
+        ("/info/", "leads to http://service/info/; use"),
+        ("https://sign.in/start", "leads to https://sign.in/start; use"),
+    ],
+)
+def test_a_redirect_says_where_it_leads_because_that_is_the_url_to_use(location: str, told: str) -> None:
+    with client_of(lambda _: httpx.Response(307, headers={"location": location})) as client:
+        for call in (client.info, lambda: next(client.events("01JD"))):
+            with pytest.raises(ForwardfillError) as caught:
+                call()
+            assert (caught.value.status, caught.value.code) == (307, "not_a_problem")
+            assert "geheim" not in str(caught.value)
+        with pytest.raises(ForwardfillError, match=told):
+            client.info()
 
 
 @pytest.mark.parametrize("body", [{"status": "error", "errors": True}, {"errors": ["no"], "detail": "d"}])
@@ -379,6 +425,47 @@ def test_an_upsert_of_columns_of_different_length_sends_nothing() -> None:
     service = Recorder({})
     with client_of(service) as client, pytest.raises(ValueError, match="2 ids, but 3 embeddings"):
         client.upsert("photos", "old", ids=["a", "b"], embeddings=np.eye(3))
+    assert service.requests == []
+
+
+PAYLOADS = [{"at": 0}, None, {"at": 2}]
+
+
+@pytest.mark.parametrize("given", [iter, tuple, lambda payloads: np.array(payloads, object)])
+def test_payloads_may_come_in_whatever_can_be_iterated_over(given: Callable[[list[Any]], Any]) -> None:
+    listed, other = (Recorder({"version": 1}) for _ in range(2))
+    for service, payloads in ((listed, PAYLOADS), (other, given(PAYLOADS))):
+        with client_of(service) as client:
+            client.upsert("photos", "old", ids=["a", "b", "c"], embeddings=np.eye(3), payloads=payloads)
+    assert other.bodies == listed.bodies
+    assert [item.get("payload") for item in listed.bodies[0]["items"]] == PAYLOADS
+
+
+@pytest.mark.parametrize("payloads", [{"a": {"at": 0}}, {"at": 0}, "a", b"a"])
+def test_one_payload_or_payloads_by_id_are_no_list_of_payloads(payloads: Any) -> None:
+    service = Recorder({"version": 1})
+    with client_of(service) as client, pytest.raises(TypeError, match=r"^payloads: .* one for each id, in their order"):
+        client.upsert("photos", "old", ids=["a"], embeddings=np.eye(1), payloads=payloads)
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("vectors", [[[1.0, 2.0]], np.eye(2), "old"], ids=["a list", "an array", "a text"])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("companions", lambda client, given: client.search("photos", "new", [1.0], companions=given)),
+        ("companions", lambda client, given: client.explain("photos", "new", [1.0], companions=given)),
+        ("companions", lambda client, given: client.search_batch("photos", "new", np.eye(1), companions=given)),
+        ("vectors", lambda client, given: client.set_probes("photos", given)),
+    ],
+)
+def test_vectors_of_no_model_are_refused_where_each_model_has_its_own(
+    name: str, call: Callable[[Client, Any], object], vectors: Any
+) -> None:
+    service = Recorder({"results": []})
+    told = f"^{name}: vectors by the model's name, as {{'MODEL': "
+    with client_of(service) as client, pytest.raises(TypeError, match=told):
+        call(client, vectors)
     assert service.requests == []
 
 
