@@ -47,7 +47,8 @@ RECONNECT_SECONDS = 0.5
 SLACK_SECONDS = 5.0
 #: a fit takes minutes, and tells how far it is once a second
 LOOK_SECONDS = 0.5
-#: states that no waiting leads out of: from a pause, or before a manual cutover, it goes on as soon as somebody says so
+#: states that no waiting leads out of: from a pause that somebody asked for, or before a manual cutover, it goes on as soon as
+#: somebody says so
 RESTING = frozenset({"finalized", "cancelled", "rolled_back", "failed"})
 
 
@@ -664,8 +665,8 @@ class Client:
         """Wait by events until an upgrade is in a state. A broken stream is taken up again, and a service that is away is
         waited for, for a minute.
 
-        A pause is waited out, whoever or whatever gate made it, and so is the wait of a manual cutover: name `paused` and
-        `awaiting_cutover` among the states where nobody else acts on them.
+        A pause that somebody asked for is waited out, and so is the wait of a manual cutover: name `paused` and
+        `awaiting_cutover` among the states where nobody else acts on them. A gate that paused the upgrade ends the wait.
 
         Args:
             upgrade_id: which.
@@ -676,7 +677,8 @@ class Client:
             The upgrade in that state.
 
         Raises:
-            UpgradeStoppedError: it is finalized, cancelled, rolled back or failed, and that is not the state.
+            UpgradeStoppedError: it is finalized, cancelled, rolled back or failed, or its gate paused it, and that is not the
+                state.
             TimeoutError: it did not get there in time.
         """
         wanted = {until} if isinstance(until, str) else set(until)
@@ -684,7 +686,7 @@ class Client:
         seen: str | None = None
         upgrade = self.upgrade(upgrade_id)
         while upgrade["state"] not in wanted:
-            if upgrade["state"] in RESTING:
+            if upgrade["state"] in RESTING or _gate_paused(upgrade):
                 raise UpgradeStoppedError(upgrade)
             left = deadline - time.monotonic()
             if left <= 0:
@@ -803,6 +805,11 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Json:
         return answered(self._http.request(method, path, content=content, params=query, headers=headers))
+
+
+def _gate_paused(upgrade: Upgrade) -> bool:
+    """Only a person's decision leads out of that, and nobody may know yet that it is asked for."""
+    return any((each["type"], each["reason"]) == ("paused", "gate_closed") for each in upgrade["conditions"])
 
 
 def _straight_way(base_url: str) -> httpx.HTTPTransport | None:

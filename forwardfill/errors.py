@@ -57,12 +57,12 @@ class ForwardfillError(_Travels):
 
 
 class UpgradeStoppedError(_Travels):
-    """An upgrade that was waited for came to rest in another state."""
+    """An upgrade that was waited for came to rest in another state, or its gate paused it."""
 
     def __init__(self, upgrade: Upgrade) -> None:
-        """Tell the state, and the error if there is one."""
-        reason = f": {upgrade['error']}" if upgrade.get("error") else ""
-        super().__init__(f"upgrade {upgrade['id']} is {upgrade['state']}{reason}")
+        """Tell the state, and why: the error, or else what its conditions say."""
+        why = upgrade["error"] or "; ".join(each["detail"] for each in upgrade["conditions"])
+        super().__init__(f"upgrade {upgrade['id']} is {upgrade['state']}" + (f": {why}" if why else ""))
         self.upgrade = upgrade
 
 

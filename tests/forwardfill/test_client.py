@@ -42,7 +42,15 @@ def client_of(handler: Handler, **options: Any) -> Client:
 
 
 def upgrade(state: str, **more: Any) -> dict[str, Any]:
-    return {"id": "01JD", "state": state, "error": None, **more}
+    return {"id": "01JD", "state": state, "error": None, "conditions": [], **more}
+
+
+#: as the service tells of a pause that its gate made
+CLOSED = [
+    {"type": "paused", "reason": "gate_closed", "detail": "its gate closed; resume it with POST .../resume"},
+    {"type": "gate_closed", "reason": "min_cmc1", "detail": "CMC-1 is 0.5, below 0.9"},
+]
+ASKED_FOR = [{"type": "paused", "reason": "requested", "detail": "paused as somebody asked for"}]
 
 
 class Recorder:
@@ -792,6 +800,39 @@ def test_an_upgrade_that_is_gone_is_not_waited_for() -> None:
 def test_waiting_for_what_cannot_come_any_more_is_an_error() -> None:
     with client_of(Upgrades("running", "failed")) as client, pytest.raises(UpgradeStoppedError, match="failed"):
         client.wait("01JD")
+
+
+def in_turn(*upgrades: dict[str, Any]) -> Handler:
+    """An upgrade that is the next one each time it is asked for, and the last one from then on; its streams end at once."""
+    left = list(upgrades)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):
+            return httpx.Response(200, stream=Drops("event: state\ndata: {}\n\n"))
+        return httpx.Response(200, json=left.pop(0) if len(left) > 1 else left[0])
+
+    return answer
+
+
+def test_a_pause_that_a_gate_made_is_not_waited_out_because_only_a_person_ends_it() -> None:
+    paused = upgrade("paused", conditions=CLOSED)
+    with client_of(in_turn(upgrade("running"), paused)) as client, pytest.raises(UpgradeStoppedError) as caught:
+        client.wait("01JD", timeout=30.0)
+    assert caught.value.upgrade == paused
+    for condition in CLOSED:
+        assert condition["detail"] in str(caught.value)
+
+
+def test_a_pause_that_is_waited_for_is_found_whoever_made_it() -> None:
+    for conditions in (CLOSED, ASKED_FOR):
+        with client_of(in_turn(upgrade("paused", conditions=conditions))) as client:
+            assert client.wait("01JD", until={"paused", "completed"})["conditions"] == conditions
+
+
+def test_a_pause_that_somebody_asked_for_and_a_manual_cutover_are_waited_out() -> None:
+    paused, waits = upgrade("paused", conditions=ASKED_FOR), upgrade("awaiting_cutover", conditions=CLOSED[1:])
+    with client_of(in_turn(paused, upgrade("running"), waits, upgrade("completed"))) as client:
+        assert client.wait("01JD", timeout=30.0)["state"] == "completed"
 
 
 def test_waiting_has_a_limit() -> None:
