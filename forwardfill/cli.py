@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
 from forwardfill.refusals import is_read_only, refusals
-from forwardfill.terminal import refuse, say, show
+from forwardfill.terminal import hand_over, refuse, say, show
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.settings import GallerySettings
@@ -204,10 +204,17 @@ def create_key(
     _environment(DATA=data)
     catalog = _migrated()  # a setting that is none is a ValueError too, whose own words have its value in them
     try:
-        # Nothing but the key, so that a script can take it.
-        print(api_keys.create_key(catalog, name, scope))
+        secret = api_keys.create_key(catalog, name, scope)
     except ValueError as error:
         refuse(str(error))
+    try:
+        hand_over(secret)
+    except OSError as error:
+        refuse(
+            f"the key {name} is stored, but nobody saw it ({error.strerror}): revoke it with `forwardfill keys revoke {name}`, "
+            "and create another under another name",
+            code=1,
+        )
 
 
 @keys.command("list")

@@ -5,7 +5,9 @@ Names, paths and patterns hold brackets, which Rich would take for its markup, o
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from typing import NoReturn
 
 import typer
@@ -34,6 +36,21 @@ def show(table: Table) -> None:
         return
     table.width = console.measure(table, options=console.options.update(max_width=_ANY_WIDTH)).maximum
     console.print(table, crop=False)
+
+
+def hand_over(secret: str) -> None:
+    """Print what cannot be shown again, and nothing else, so that a script can take it.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    if sys.stdout is None:  # it was closed before Python started
+        raise OSError(errno.EBADF, "the output is closed")
+    try:
+        print(secret, flush=True)
+    except OSError:
+        sys.stdout = None  # Python would try again to write it as it ends, and then end with a status of its own
+        raise
 
 
 def refuse(text: str, *, code: int = 2) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,23 @@ def test_a_key_is_all_that_the_output_has() -> None:
     assert made.stdout.startswith("ffk_")
     assert len(made.stdout.split()) == 1
     assert made.stderr == ""
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("where", [f"> {FULL}", ">&-", "| true"])
+def test_a_key_that_could_not_be_told_is_said_to_be_stored_and_how_it_is_revoked(where: str) -> None:
+    made = f"set -o pipefail; '{sys.executable}' -m forwardfill keys create --name one {where}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    ended = subprocess.run(["bash", "-c", made], capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "the key one is stored, but nobody saw it" in ended.stderr
+    assert "forwardfill keys revoke one" in ended.stderr
+    assert "ffk_" not in ended.stderr
+    assert run("keys", "revoke", "one").exit_code == 0
 
 
 @pytest.mark.parametrize("name", ["Bad Name", "[/x]", "[red]", ":smiley:"])
