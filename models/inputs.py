@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 
 COLUMNS = ("source", "side", "target", "labels")
+# The square of the distance of two vectors of which each has a square like this is a float32 still: so are all scores.
+LARGEST_SQUARE = float(np.finfo(np.float32).max) / 4
 CHECKED_ROWS = 65_536  # looked at together
 MIN_PAIRS = 10  # below that, even a part of two rows is most of the data
 MIN_PART = 100  # what a part to judge by should have: one query is then one percent
@@ -83,7 +85,7 @@ def read_pairs(source: Path, target: Path, *, side: Path | None = None, labels: 
 
 
 def check_pairs(pairs: Pairs, names: Mapping[str, str] | None = None) -> None:
-    """Check that pairs can be fitted: shapes, lengths, types, and that every value is finite.
+    """Check that pairs can be fitted: shapes, lengths, types, that every value is finite, and every score can be.
 
     Args:
         pairs: what to check.
@@ -109,7 +111,7 @@ def check_pairs(pairs: Pairs, names: Mapping[str, str] | None = None) -> None:
         )
     for column, values in columns.items():
         if column != "labels":
-            _check_finite(names.get(column, column), values)
+            _check_values(names.get(column, column), values, scored=column != "side")
 
 
 def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Parts:
@@ -213,19 +215,24 @@ def _check_kind(name: str, values: Array, *, is_label: bool) -> None:
         raise ValueError(f"{name} holds {values.dtype}: vectors are real numbers, float32 for instance")
 
 
-def _check_finite(name: str, values: Array) -> None:
+def _check_values(name: str, values: Array, *, scored: bool) -> None:
     """Look at values as float32: that is how they are used, and a large float64 is an infinity there."""
-    bad, first = 0, -1
+    bad, long = list[int](), list[int]()
     for start in range(0, len(values), CHECKED_ROWS):
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             block = values[start : start + CHECKED_ROWS].astype(np.float32)
-        rows = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        if len(rows) and first < 0:
-            first = start + int(rows[0])
-        bad += len(rows)
+            too_long = np.vecdot(block, block) > LARGEST_SQUARE
+        finite = np.isfinite(block).all(axis=1)
+        bad += (start + np.flatnonzero(~finite)).tolist()
+        long += (start + np.flatnonzero(finite & too_long)).tolist()
     if bad:
         raise ValueError(
-            f"{name} has {bad} rows with a NaN or an infinity, the first is row {first}: drop these rows from all files"
+            f"{name} has {len(bad)} rows with a NaN or an infinity, the first is row {bad[0]}: drop these rows from all files"
+        )
+    if long and scored:
+        raise ValueError(
+            f"{name} has {len(long)} rows longer than {sqrt(LARGEST_SQUARE):.0e}, the first is row {long[0]}: their scores would "
+            "be infinite; divide all vectors of this model by one number"
         )
 
 

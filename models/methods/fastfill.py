@@ -66,8 +66,10 @@ class FastFill(Fct):
             temperature: of the supervised contrast, where there is no classifier.
 
         Raises:
-            ValueError: the classifier does not read vectors of the new model's width.
+            ValueError: the classifier does not read vectors of the new model's width, or a temperature that is not positive.
         """
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
         super().__init__(setting, hidden=hidden)
         head = setting.new_head
         if head is not None and (head.ndim != 2 or head.shape[1] != setting.new_dimension):

@@ -82,7 +82,12 @@ class LambdaOrthogonality(Method):
             backward_weight, forward_weight, contrastive_weight: w_B, w_F, w_C.
             temperature: of the contrastive terms.
             hidden: width of F, which is o + W2 GELU(W1 o + b1) + b2; where it must widen o the skip is linear.
+
+        Raises:
+            ValueError: a temperature that is not positive.
         """
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
         super().__init__(setting)
         old, new = setting.old_dimension, setting.new_dimension
         self.cosine = setting.metric == "cosine"

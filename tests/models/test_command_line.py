@@ -172,6 +172,11 @@ class TestRefusals:
                 ["--method", "lambda_orthogonality", "--option", "threshold=inf"],
                 "the hyperparameter threshold of lambda_orthogonality is a finite number, not inf",
             ),
+            (["--method", "fastfill", "--option", "temperature=0"], "temperature must be positive, not 0"),
+            (
+                ["--method", "lambda_orthogonality", "--option", "temperature=-0.5"],
+                "temperature must be positive, not -0.5",
+            ),
             (["--output", "."], ". is a folder: name the file to write"),
             (["--source", "[absent].npy"], "No such file or directory: '[absent].npy'"),
         ],
@@ -274,6 +279,14 @@ class TestRefusals:
         np.save(tmp_path / "bad.npy", bad)
         result = run("fit", *pairs(data), *QUICK, "--target", tmp_path / "bad.npy", "--output", tmp_path / "map")
         assert f"{tmp_path}/bad.npy has 1 rows with a NaN or an infinity, the first is row 7: drop" in refused(result)
+
+    def test_vectors_whose_scores_would_overflow_are_refused_by_file_and_row(self, data: Path, tmp_path: Path) -> None:
+        long = np.load(data / "new.npy").astype(np.float32)
+        long[7] *= 1e19
+        np.save(tmp_path / "long.npy", long)
+        result = run("fit", *pairs(data), *QUICK, "--target", tmp_path / "long.npy", "--output", tmp_path / "map")
+        assert f"{tmp_path}/long.npy has 1 rows longer than 9e+18, the first is row 7" in refused(result)
+        assert not (tmp_path / "map").exists()
 
 
 class TestEvaluate:

@@ -209,6 +209,21 @@ class TestInputs:
         with pytest.raises(ValueError, match=r"target.npy has 2 rows with a NaN or an infinity, the first is row 17"):
             read_pairs(**self.write(tmp_path, source=np.ones((40, 3)), target=target))
 
+    @pytest.mark.parametrize("column", ["source", "target"])
+    def test_rows_whose_scores_would_overflow_are_counted_and_the_first_is_named(
+        self, tmp_path: Path, column: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(inputs, "CHECKED_ROWS", 8)
+        long = np.ones((40, 3), np.float32)
+        long[[17, 30], 1] = 1e19
+        given = {"source": np.ones((40, 3)), "target": np.ones((40, 3)), "side": long} | {column: long}
+        with pytest.raises(
+            ValueError, match=rf"{column}.npy has 2 rows longer than 9e\+18, the first is row 17: .*divide"
+        ):
+            read_pairs(**self.write(tmp_path, **given))
+        long[[17, 30], 1] = 9e18
+        assert len(read_pairs(**self.write(tmp_path, **given))) == 40
+
     def test_pickles_are_never_loaded(self, tmp_path: Path) -> None:
         paths = self.write(tmp_path, source=np.array([{}] * 20, object), target=np.ones((20, 3)))
         with pytest.raises(ValueError, match=r"source.npy is not an array that `np.save` wrote"):
