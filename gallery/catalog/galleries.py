@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from sqlalchemy import case, delete, func, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
@@ -97,59 +97,8 @@ def bump(session: Session, gallery_id: int) -> int:
 
 def items_live(session: Session, gallery_id: int) -> int:
     """Live items of a gallery."""
-    return session.scalar(_live(gallery_id)) or 0
-
-
-def models_of(session: Session, gallery_id: int) -> list[Mapping[str, Any]]:
-    """Per model of a gallery: live items with a native and with a derived column, bytes, and index kinds; by name.
-
-    Columns that wait for a cutover are counted by their bytes only, since no search sees them.
-    """
-    live = (
-        select(ItemRow.segment_id, func.count().label("live"))
-        .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None))
-        .group_by(ItemRow.segment_id)
-        .subquery()
-    )
-    counted = func.coalesce(live.c.live, 0)
-    rows = session.execute(
-        select(
-            ModelRow.name,
-            func.sum(case((ColumnRow.published & (ColumnRow.origin == "native"), counted), else_=0)),
-            func.sum(case((ColumnRow.published & (ColumnRow.origin == "derived"), counted), else_=0)),
-            func.sum(ColumnRow.bytes),
-            func.coalesce(func.sum(ColumnRow.index_bytes), 0),
-            func.max(case((ColumnRow.index_file.is_not(None), ColumnRow.index_kind))),
-        )
-        .join_from(ColumnRow, SegmentRow)
-        .join(ModelRow, ModelRow.id == ColumnRow.model_id)
-        .outerjoin(live, live.c.segment_id == SegmentRow.id)
-        .where(SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None))
-        .group_by(ModelRow.name)
-        .order_by(ModelRow.name)
-    )
-    names = ("model", "native_items", "derived_items", "bytes", "index_bytes", "index_kind")
-    return [
-        dict(zip(names, (int(v) if k in (1, 2, 3, 4) else v for k, v in enumerate(row)), strict=True)) for row in rows
-    ]
-
-
-def side_information(session: Session, gallery_id: int) -> tuple[int, int]:
-    """Live items that have side-information, and the bytes that it takes."""
-    with_side = select(SegmentRow.id).where(SegmentRow.gallery_id == gallery_id, SegmentRow.side_file.is_not(None))
-    items = session.scalar(_live(gallery_id).where(ItemRow.segment_id.in_(with_side))) or 0
-    taken = session.scalar(
-        select(func.sum(SegmentRow.side_bytes)).where(
-            SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None)
-        )
-    )
-    return items, int(taken or 0)
-
-
-def segments_of(session: Session, gallery_id: int) -> int:
-    """Number of segments that searches look into."""
-    there = (SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None))
-    return session.scalar(select(func.count()).where(*there)) or 0
+    live = (ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None))
+    return session.scalar(select(func.count()).select_from(ItemRow).where(*live)) or 0
 
 
 def of_model(session: Session, model_id: int) -> list[str]:
@@ -185,14 +134,6 @@ def remove(session: Session, gallery_id: int) -> None:
     session.execute(delete(ProbeRow).where(ProbeRow.gallery_id == gallery_id))
     session.execute(delete(SearchLatencyRow).where(SearchLatencyRow.gallery_id == gallery_id))
     session.execute(delete(GalleryRow).where(GalleryRow.id == gallery_id))
-
-
-def _live(gallery_id: int) -> Any:
-    return (
-        select(func.count())
-        .select_from(ItemRow)
-        .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None))
-    )
 
 
 #: where rows name files; an artifact's name is its digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -123,45 +122,6 @@ def columns_of(session: Session, segments: Sequence[int]) -> dict[int, dict[str,
         )
         for column, model in rows:
             found.setdefault(column.segment_id, {})[model] = column
-    return found
-
-
-def indexes_of(session: Session, gallery_id: int) -> dict[str, list[Mapping[str, Any]]]:
-    """By model, the segments whose recall was measured, and how they are searched: by an index, or exactly after all."""
-    rows = session.execute(
-        select(ModelRow.name, ColumnRow.segment_id, SegmentRow.rows, ColumnRow.index_kind, ColumnRow.index_parameters)
-        .join_from(ColumnRow, SegmentRow)
-        .join(ModelRow, ModelRow.id == ColumnRow.model_id)
-        .where(
-            SegmentRow.gallery_id == gallery_id,
-            SegmentRow.retired_at.is_(None),
-            ColumnRow.index_parameters[MEASURED].as_float().is_not(None),
-        )
-        .order_by(ColumnRow.segment_id)
-    )
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for model, segment, count, kind, parameters in rows:
-        found.setdefault(model, []).append({"segment": segment, "rows": count, "kind": kind, **parameters})
-    return found
-
-
-def lineages_of(session: Session, gallery_id: int) -> dict[str, dict[Lineage, int]]:
-    """By model, how many live items have a vector that searches find and that came about in this way."""
-    live = (
-        select(ItemRow.segment_id, func.count().label("live"))
-        .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None))
-        .group_by(ItemRow.segment_id)
-        .subquery()
-    )
-    rows = session.execute(
-        select(ModelRow.name, ColumnRow.lineage, live.c.live)
-        .join_from(ColumnRow, live, live.c.segment_id == ColumnRow.segment_id)
-        .join(ModelRow, ModelRow.id == ColumnRow.model_id)
-        .where(ColumnRow.published)
-    )
-    found: dict[str, dict[Lineage, int]] = defaultdict(lambda: defaultdict(int))
-    for model, lineage, count in rows:
-        found[model][from_json(lineage)] += count
     return found
 
 

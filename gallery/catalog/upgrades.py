@@ -6,7 +6,7 @@ holder of the latest may publish, however late it wakes up and whatever the cloc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -118,6 +118,13 @@ def transformations(session: Session, row: UpgradeRow) -> list[Transformation]:
 def active_of(session: Session, gallery_id: int) -> UpgradeRow | None:
     """The active upgrade of a gallery."""
     return session.scalar(select(UpgradeRow).where(UpgradeRow.gallery_id == gallery_id, UpgradeRow.active))
+
+
+def active_in(session: Session, galleries: Collection[int]) -> dict[int, str]:
+    """The active upgrade of each of these galleries that has one."""
+    active = (UpgradeRow.gallery_id.in_(galleries), UpgradeRow.active)
+    rows = session.execute(select(UpgradeRow.gallery_id, UpgradeRow.id).where(*active))
+    return {gallery: upgrade for gallery, upgrade in rows if gallery is not None}
 
 
 def pins(session: Session, gallery_id: int, *, also: str | None = None) -> Pins:

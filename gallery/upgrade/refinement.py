@@ -16,8 +16,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from gallery import errors
-from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.holdings import Held, held
 from gallery.catalog.tables import GalleryRow, ProbeRow, UpgradeRow, now
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
@@ -118,9 +118,9 @@ class Refinements:
 
 def refined(session: Session, row: UpgradeRow) -> Refined:
     """Count the items of an upgrade's gallery by what made their vectors of the target model."""
-    counts = gallery_rows.models_of(session, row.gallery_id or 0)
-    of_target = next((each for each in counts if each["model"] == row.target.name), None)
-    return Refined(0, 0) if of_target is None else Refined(of_target["native_items"], of_target["derived_items"])
+    gallery = row.gallery_id or 0  # deleted, and holds nothing
+    of_target = held(session, [gallery])[gallery].get(row.target.name, Held())
+    return Refined(of_target.native_items, of_target.derived_items)
 
 
 def _measured(row: UpgradeRow) -> Mapping[str, Any]:

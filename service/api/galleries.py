@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -16,14 +16,13 @@ from gallery.catalog import audit
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import probes as probe_rows
-from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
+from gallery.catalog.holdings import Held, holdings
 from gallery.catalog.segments import MEASURED
 from gallery.catalog.tables import GalleryRow
 from gallery.compact import merge
 from gallery.index.choose import AUTO, EXACT, check
 from gallery.index.registry import names
-from gallery.lineage import Step
 from gallery.vectors import accept
 from service.auth import MayAdmin, MaySearch, MayWrite
 from service.bodies import Body, Reference, Text, Vector, parsed, within
@@ -166,7 +165,7 @@ def list_galleries(_: MaySearch, __: RequestSlot, page: PageDep, process: Proces
     """List the galleries."""
     with process.store.catalog.reading() as session:
         rows, token = fetch(session, select(GalleryRow), GalleryRow.name, page)
-        return Galleries(galleries=[_gallery(session, row) for row in rows], next_page_token=token)
+        return Galleries(galleries=_galleries(session, rows), next_page_token=token)
 
 
 @router.get("/galleries/{gallery}", **documented(errors.GalleryNotFound))
@@ -237,42 +236,44 @@ def put_probes(
     return Probes(probes=len(accepted))
 
 
+def _galleries(session: Session, rows: Sequence[GalleryRow]) -> list[Gallery]:
+    ids = [row.id for row in rows]
+    found, active = holdings(session, ids), upgrade_rows.active_in(session, ids)
+    return [
+        Gallery(
+            name=row.name,
+            model=row.model.name,
+            items=found[row.id].items,
+            segments=found[row.id].segments,
+            version=row.version,
+            storage_dtype=row.storage_dtype,
+            index=row.index,
+            columns=[_column(model, held) for model, held in found[row.id].models.items()],
+            side_information=StoredSideInformation(items=found[row.id].side_items, bytes=found[row.id].side_bytes),
+            active_upgrade=active.get(row.id),
+            created_at=row.created_at,
+        )
+        for row in rows
+    ]
+
+
 def _gallery(session: Session, row: GalleryRow) -> Gallery:
-    side_items, side_bytes = gallery_rows.side_information(session, row.id)
-    indexes = segment_rows.indexes_of(session, row.id)
-    lineages = segment_rows.lineages_of(session, row.id)
-    active = upgrade_rows.active_of(session, row.id)
-    return Gallery(
-        name=row.name,
-        model=row.model.name,
-        items=gallery_rows.items_live(session, row.id),
-        segments=gallery_rows.segments_of(session, row.id),
-        version=row.version,
-        storage_dtype=row.storage_dtype,
-        index=row.index,
-        columns=[
-            _column(found, lineages.get(found["model"], {}), indexes.get(found["model"], []))
-            for found in gallery_rows.models_of(session, row.id)
-        ],
-        side_information=StoredSideInformation(items=side_items, bytes=side_bytes),
-        active_upgrade=active.id if active is not None else None,
-        created_at=row.created_at,
-    )
+    return _galleries(session, [row])[0]
 
 
-def _column(
-    found: Mapping[str, Any], lineages: Mapping[tuple[Step, ...], int], measured: Sequence[Mapping[str, Any]]
-) -> Column:
+def _column(model: str, held: Held) -> Column:
     return Column(
-        model=found["model"],
-        native_items=found["native_items"],
-        derived_items=found["derived_items"],
-        lineages=[Lineage(items=items, steps=steps(lineage)) for lineage, items in sorted(lineages.items()) if lineage],
-        bytes=found["bytes"],
+        model=model,
+        native_items=held.native_items,
+        derived_items=held.derived_items,
+        lineages=[
+            Lineage(items=items, steps=steps(lineage)) for lineage, items in sorted(held.lineages.items()) if lineage
+        ],
+        bytes=held.bytes,
         index={
-            "kind": found["index_kind"] or EXACT,
-            "bytes": found["index_bytes"],
-            MEASURED: min((each[MEASURED] for each in measured), default=None),
-            "segments": measured,
+            "kind": held.index_kind or EXACT,
+            "bytes": held.index_bytes,
+            MEASURED: min((each[MEASURED] for each in held.measured), default=None),
+            "segments": held.measured,
         },
     )

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from gallery import centroids, indexing
 from gallery.arrays import Vectors
-from gallery.catalog import segments as segment_rows
 from gallery.catalog.galleries import gallery_row
+from gallery.catalog.holdings import held
 from gallery.catalog.tables import ColumnRow
 from gallery.index import ivf_pq
 from gallery.index._ivf import IvfIndex
@@ -39,7 +39,7 @@ def add(world: World, name: str, vectors: NDArray[Any], gallery: str = GALLERY) 
 def quantizers(world: World, gallery: str = GALLERY, model: str = "old") -> list[str]:
     """Which centroids each segment has."""
     with world.store.catalog.reading() as session:
-        told = segment_rows.indexes_of(session, gallery_row(session, gallery).id)[model]
+        told = held(session, [row := gallery_row(session, gallery).id])[row][model].measured
     assert {segment["kind"] for segment in told} <= {"ivf", "ivf_pq"}
     return [segment[QUANTIZER] for segment in told]
 

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from gallery import indexing
-from gallery.catalog import segments as segment_rows
-from gallery.catalog.galleries import gallery_row
+from gallery.catalog.holdings import held
 from gallery.catalog.segments import MEASURED, REFUSED
 from gallery.catalog.tables import ColumnRow
 from gallery.index import _ivf, _reach, choose
 from gallery.index.base import JOINED, REACH
 from gallery.indexing import index_column, wanting
 from gallery.upgrade.states import State
-from tests.gallery.world import GALLERY, OLD, World, best
+from tests.gallery.world import OLD, World, best
 
 
 def filled(world: World, rows: int = 300) -> int:
@@ -35,7 +34,7 @@ def row(world: World, column: int) -> ColumnRow:
 
 def told(world: World) -> list[Any]:
     with world.store.catalog.reading() as session:
-        return segment_rows.indexes_of(session, gallery_row(session, GALLERY).id)["old"]
+        return list(held(session, [1])[1]["old"].measured)
 
 
 def test_the_recall_of_an_index_is_recorded_beside_the_parameters_that_reach_it(each_world: World) -> None:

@@ -6,6 +6,8 @@ import base64
 from pathlib import Path
 
 import numpy as np
+import pytest
+from sqlalchemy import event
 
 from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, OLD, UNITS, World, linear, opened
@@ -52,6 +54,28 @@ def test_a_gallery_tells_the_recall_of_its_indexes(world: World) -> None:
     (segment,) = index["segments"]
     assert (segment["rows"], segment["kind"], segment["recall_at_10"]) == (20, "ivf_pq", 1.0)
     assert segment["nprobe"] >= 1
+
+
+@pytest.mark.parametrize("path", ["/galleries", f"/galleries/{GALLERY}"])
+def test_a_page_of_galleries_takes_as_many_statements_as_one_gallery(world: World, path: str) -> None:
+    """Every open dashboard asks for the page each three seconds."""
+    statements: list[str] = []
+
+    def asked() -> int:
+        statements.clear()
+        world.get(path)
+        return len(statements)
+
+    def fewest() -> int:
+        world.app.state.process.galleries.refresh()
+        return min(asked() for _ in range(3))  # this process looks for newer versions, too
+
+    event.listen(world.store.catalog.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    alone = fewest()
+    for number in range(5):
+        world.post("/galleries", {"name": f"more-{number}", "model": "old"})
+    assert fewest() == alone
+    assert sum("FROM items" in statement for statement in statements) <= 2
 
 
 def test_native_and_derived_items_are_counted_while_an_upgrade_runs(world: World) -> None:

@@ -18,7 +18,8 @@ import pytest
 from sqlalchemy import select
 
 from gallery.catalog import latencies, probes
-from gallery.catalog.galleries import gallery_row, segments_of
+from gallery.catalog.galleries import gallery_row
+from gallery.catalog.holdings import holdings
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.compact import merge
 from gallery.files import Files
@@ -320,7 +321,8 @@ def test_an_upgrade_makes_way_now_and_then_for_one_merge_and_goes_on(world: Worl
 
     def waits(gallery: str) -> bool:
         with world.store.catalog.reading() as session:
-            return segments_of(session, gallery_row(session, gallery).id) > 1
+            row = gallery_row(session, gallery).id
+            return holdings(session, [row])[row].segments > 1
 
     @dataclass(frozen=True)
     class Slow(Linear):

@@ -17,8 +17,7 @@ from sqlalchemy import event, insert, select, update
 
 from gallery import errors, removal
 from gallery.catalog import items as item_rows
-from gallery.catalog.galleries import gallery_row, models_of, segments_of
-from gallery.catalog.segments import indexes_of
+from gallery.catalog.holdings import holdings
 from gallery.catalog.tables import ColumnRow, SegmentRow, now
 from gallery.catalog.upgrades import upgrade_row
 from gallery.compact import merge
@@ -264,12 +263,12 @@ def test_native_and_derived_vectors_are_never_in_one_column(world: World) -> Non
     with world.store.catalog.reading() as session:
         there = select(ColumnRow).join(SegmentRow).where(SegmentRow.retired_at.is_(None)).order_by(ColumnRow.id)
         columns = list(session.scalars(there))
-        counted = models_of(session, gallery_row(session, GALLERY).id)
+        (counted,) = holdings(session, [1])[1].models.values()
     assert [(c.origin, c.transformation_id is not None, c.upgrade_id) for c in columns] == [
         ("derived", True, upgrade),
         ("native", False, None),
     ]
-    assert [(row["native_items"], row["derived_items"]) for row in counted] == [(2, 8)]
+    assert (counted.native_items, counted.derived_items) == (2, 8)
 
 
 def test_segments_with_and_without_side_information_stay_apart(world: World) -> None:
@@ -340,8 +339,8 @@ def test_a_large_merged_segment_comes_with_its_index(tmp_path: Path) -> None:
     assert view.columns["old"].index.kind == "hnsw"
     assert found(world.search("old", OLD)) == in_old(written)
     with world.store.catalog.reading() as session:
-        told = indexes_of(session, 1)
-    assert [index["segment"] for index in told["old"]] == [view.id], "those that were merged are not told any more"
+        told = holdings(session, [1])[1].models["old"].measured
+    assert [index["segment"] for index in told] == [view.id], "those that were merged are not told any more"
     world.close()
 
 
@@ -363,7 +362,7 @@ def test_segments_of_which_everything_is_deleted_go_without_a_new_one(world: Wor
     world.delete(*[item for item in written if item.startswith("i1")])
     assert world.compact(segments=9, everything=False) == [(2,)]
     with world.store.catalog.reading() as session:
-        assert segments_of(session, 1) == 2
+        assert holdings(session, [1])[1].segments == 2
     merge.reclaim(world.store, -1)
     world.delete(*[item for item in written if not item.startswith("i1")])
     world.compact()
