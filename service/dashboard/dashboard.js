@@ -22,7 +22,7 @@ let timer = null;
 
 function fresh() {
   const picked = location.hash.slice(1) || null;
-  return { galleries: null, upgrades: null, token: null, picked, failures: [], trouble: {}, refused: null, busy: false, lost: null };
+  return { galleries: null, upgrades: null, token: null, picked, failures: [], trouble: {}, refused: null, busy: false, lost: null, all: false };
 }
 
 // --- reading ---------------------------------------------------------------------------------------------------------
@@ -226,6 +226,11 @@ function choose(id) {
 
 const ACTIONS = {
   choose: ({ id }) => choose(id),
+  all: () => {
+    seen.all = !seen.all;
+    render();
+    if (!seen.all) byId("all").scrollIntoView({ block: "nearest" }); // what was above it is gone
+  },
   older: () => older().catch(look),
   verb: ({ verb }) => act(verb),
   forget: () => {

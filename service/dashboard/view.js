@@ -13,6 +13,7 @@ const VERBS = {
   pause: "Pause", resume: "Resume", retry: "Retry", cutover: "Cut over",
   cancel: "Cancel…", rollback: "Roll back…", finalize: "Finalize…",
 };
+const FIRST = 12; // galleries; what goes on in the others comes first, and is not to be scrolled for
 const OVERLAP = { name: "overlap_at_10", label: "overlap@10", hint: "share of the hits of before that are hits still" };
 
 export const isActive = (upgrade) => !OVER.has(upgrade.state);
@@ -23,7 +24,8 @@ export const tab = (upgrade) =>
 
 // --- galleries -------------------------------------------------------------------------------------------------------
 
-export function galleries({ galleries: found, trouble }, upgrades) {
+/** Those that an upgrade is under way in come first, then the rest, each by name: of many, the first few are shown. */
+export function galleries({ galleries: found, trouble, all }, upgrades) {
   if (trouble.galleries) return problem(trouble.galleries);
   if (!found) return reading();
   if (!found.length) {
@@ -31,7 +33,14 @@ export function galleries({ galleries: found, trouble }, upgrades) {
     return hint("No gallery yet. Register a model with ", code("POST /models"), ", then create one: ", create);
   }
   const newest = (name) => upgrades.find((upgrade) => upgrade.gallery === name);
-  return el("div", { class: "cards" }, found.map((each) => gallery(each, newest(each.name))));
+  const sorted = [...found.filter((each) => each.active_upgrade), ...found.filter((each) => !each.active_upgrade)];
+  const shown = all ? sorted : sorted.slice(0, FIRST);
+  return [
+    el("div", { class: "cards", id: "cards" }, shown.map((each) => gallery(each, newest(each.name)))),
+    found.length > FIRST && el("button", {
+      type: "button", id: "all", "data-action": "all", "data-key": "all", "aria-expanded": String(all), "aria-controls": "cards",
+    }, all ? `Show the first ${FIRST} only` : `Show all ${words.count(found.length)}`),
+  ];
 }
 
 function gallery({ name, model, items, segments, version, columns, side_information: side }, newest) {

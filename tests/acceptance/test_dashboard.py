@@ -282,6 +282,47 @@ def test_nothing_is_wider_than_the_screen(world: World, visit: Visit) -> None:
         assert person.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_of_many_galleries_the_first_dozen_is_shown_what_is_upgraded_before_all_others(
+    world: World, visit: Visit
+) -> None:
+    world.prepared().filled()
+    for number in range(20):
+        world.post("/galleries", {"name": f"empty-{number:02}", "model": "old"})
+    world.start()
+    person = visit(world.client.base_url)
+    person.page.set_viewport_size({"width": 390, "height": 844})
+    names = person.page.locator("#galleries h3")
+    expect(names).to_have_text([PHOTOS, *(f"empty-{number:02}" for number in range(11))])
+    below = person.page.get_by_role("heading", name="Upgrades", exact=True)
+
+    more = person.page.get_by_role("button", name="Show all 21")
+    expect(more).to_have_attribute("aria-expanded", "false")
+    far = below.evaluate("title => title.offsetTop")
+    more.focus()
+    person.page.keyboard.press("Enter")
+    expect(names).to_have_text([PHOTOS, *(f"empty-{number:02}" for number in range(20))])
+    fewer = person.page.get_by_role("button", name="Show the first 12 only")
+    expect(fewer).to_be_focused()
+    expect(fewer).to_have_attribute("aria-expanded", "true")
+    with person.page.expect_response("**/galleries?*"):
+        pass  # what is read again changes neither
+    expect(names).to_have_count(21)
+    person.page.keyboard.press("Enter")
+    expect(names).to_have_count(12)
+    expect(more).to_be_focused()
+    expect(more).to_be_in_viewport()
+    assert below.evaluate("title => title.offsetTop") == far
+
+
+def test_a_dozen_galleries_are_all_there_are(world: World, visit: Visit) -> None:
+    world.prepared()
+    for number in range(11):
+        world.post("/galleries", {"name": f"empty-{number:02}", "model": "old"})
+    person = visit(world.client.base_url)
+    expect(person.page.locator("#galleries h3")).to_have_count(12)
+    expect(person.page.locator("#galleries").get_by_role("button")).to_have_count(0)
+
+
 # --- an empty service, a refusal, a key, a restart, a name that looks like markup -------------------------------------
 
 
