@@ -58,9 +58,10 @@ def test_what_the_queues_library_says_is_json_too(tmp_path: Path) -> None:
     log = tmp_path / "log"
     broker = "redis://:SECRET@127.0.0.1:1/0"  # nobody is there, which is worth a warning
     environment = {**os.environ, "FORWARDFILL_DATA": str(tmp_path / "data"), "FORWARDFILL_BROKER_URL": broker}
+    program = [sys.executable, "-m", "forwardfill"]
+    subprocess.run([*program, "migrate"], env=environment, check=True)  # or the worker waits for it, and asks no queue
     with log.open("wb") as out:
-        program = [sys.executable, "-m", "forwardfill", "worker"]
-        process = subprocess.Popen(program, env=environment, stdout=out, stderr=out)
+        process = subprocess.Popen([*program, "worker"], env=environment, stdout=out, stderr=out)
     try:
         wait_for(lambda: "Cannot connect" in log.read_text(), PATIENCE_SECONDS, log.read_text)
     finally:
