@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 from functools import partial
 
 import structlog
 from celery import signals
-from sqlalchemy.exc import OperationalError
 
 from gallery import faults
 from gallery.catalog import schema
-from gallery.catalog.transaction import Catalog
+from gallery.catalog.transaction import UNANSWERED, Catalog
 from gallery.files import Files
 from gallery.settings import GallerySettings
 from gallery.store import Store
@@ -51,8 +49,7 @@ def run() -> None:
     app = create_app(settings, gallery_settings.data)
     register(app, worker)
     queue = Queue(app)
-    with suppress(OperationalError):  # a server that does not answer yet will; what is no catalog at all never will
-        _until_migrated(store.catalog)
+    _until_migrated(store.catalog)
 
     def started(**_: object) -> None:
         log.info("worker_started", owner=worker.owner, device=device)
@@ -81,9 +78,22 @@ def run() -> None:
 
 
 def _until_migrated(catalog: Catalog) -> None:
-    """Wait for whoever migrates, such as a service that starts at the same time; until then every look would fail."""
-    if schema.is_current(catalog):
-        return
-    log.warning("schema_is_old", detail="waiting for a service that starts on SQLite, or for `forwardfill migrate`")
-    while not schema.is_current(catalog):
+    """Wait for whoever migrates, such as a service that starts at the same time; until then every look would fail.
+
+    A database that does not answer says nothing of its schema, and is waited for too; what is no catalog at all is raised.
+    """
+    said = ""
+    while True:
+        try:
+            if schema.is_current(catalog):
+                return
+            lacks = {
+                "event": "schema_is_old",
+                "detail": "waiting for a service on SQLite, or for `forwardfill migrate`",
+            }
+        except UNANSWERED as error:
+            lacks = {"event": "look_failed", "error": repr(error)}
+        if lacks["event"] != said:
+            log.warning(**lacks)
+        said = lacks["event"]
         time.sleep(_LOOK_SECONDS)
