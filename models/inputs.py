@@ -140,14 +140,13 @@ def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Part
     count = len(rows)
     wanted = held_out * count if held_out is not None else min(max(0.2 * count, 2 * MIN_PART), 0.5 * count)
     wanted = min(wanted, 2 * MAX_PART)
-    units = None
-    if pairs.labels is not None and (pairs.labels != pairs.labels[0]).any():  # else whatever is found has the label
-        units = _twos(pairs.labels[rows], rng)
+    units = rng.permutation(count)[:, None] if pairs.labels is None else _twos(pairs.labels[rows], rng)
     # Rows whose label stands alone cannot be dealt in twos: with half of the rows like that, labels tell too little.
-    labelled = units is not None and 2 * units.size >= count
-    if units is None or not labelled:
-        units = rng.permutation(count)[:, None]
+    if 2 * units.size < count:
+        return split(pairs.without_labels(), held_out=held_out, seed=seed)
     held = units[_every(len(units), min(1.0, wanted / units.size), rng.random())]
+    if pairs.labels is not None and any(_all_the_same(pairs.labels[rows[part]]) for part in (held[::2], held[1::2])):
+        return split(pairs.without_labels(), held_out=held_out, seed=seed)  # whatever is found has the label
     validation, test = held[::2].ravel(), held[1::2].ravel()
     if min(len(validation), len(test)) < 2:
         raise ValueError(
@@ -158,7 +157,7 @@ def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Part
         train=rows[train],
         validation=rows[rng.permutation(validation)],
         test=rows[rng.permutation(test)],
-        labelled=labelled,
+        labelled=pairs.labels is not None,
         copies=len(pairs) - count,
     )
 
@@ -186,8 +185,8 @@ def warnings_about(pairs: Pairs, parts: Parts) -> list[str]:
         )
     if pairs.labels is not None and not parts.labelled:
         warnings.append(
-            "most labels stand alone or all are the same, so that no search finds more than another: the labels are not used "
-            "to judge"
+            "most labels stand alone, or those of what is held out are all the same, so that no search finds more than another: "
+            "the labels are not used to judge"
         )
     return warnings
 
@@ -263,6 +262,10 @@ def _twos(labels: Array, rng: np.random.Generator) -> Rows:
     starts = np.flatnonzero(np.r_[True, np.diff(codes[order]) != 0])
     place = np.arange(len(order)) - np.repeat(starts, sizes[starts])  # within its label
     return order[place < sizes - sizes % 2].reshape(-1, 2).astype(np.int64)
+
+
+def _all_the_same(labels: Array) -> bool:
+    return bool((labels == labels.flat[0]).all()) if labels.size else False
 
 
 def _every(count: int, share: float, offset: float) -> npt.NDArray[np.bool_]:

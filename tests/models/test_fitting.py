@@ -127,14 +127,15 @@ class TestSplit:
         assert not parts.labelled
         assert any("stand alone" in warning for warning in warnings_about(pairs, parts))
 
-    def test_one_label_for_all_rows_is_as_good_as_none(self) -> None:
+    @pytest.mark.parametrize("others", [0, 1, 3])
+    def test_one_label_for_all_rows_that_are_held_out_is_as_good_as_none(self, others: int) -> None:
         """Whatever is found has it: every search would be perfect, and none better than another."""
         pairs = hiding(2.0, 0.3)
-        alike = replace(pairs, labels=np.zeros(len(pairs), np.int64))
+        alike = replace(pairs, labels=np.maximum(0, np.arange(len(pairs)) - len(pairs) + others + 1))
         assert not split(alike).labelled
         assessment = assess(extracted(), alike, Options())
         assert assessment.verdict == judged(replace(pairs, labels=None), extracted())
-        assert any("all are the same" in warning for warning in assessment.warnings)
+        assert any("all the same" in warning for warning in assessment.warnings)
 
     @pytest.mark.parametrize("labelled", [True, False])
     @pytest.mark.parametrize("times", [2, 6])
