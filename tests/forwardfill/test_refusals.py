@@ -112,8 +112,9 @@ def test_a_service_that_is_away_is_named_without_its_password(monkeypatch: pytes
     assert "geheim" not in ended.output
 
 
-def test_a_proxy_that_cannot_be_used_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALL_PROXY", "socks://user:geheim@proxy:1080")
+@pytest.mark.parametrize("proxy", ["socks://user:geheim@proxy:1080", "http://user:ge/geheim@proxy:1080"])
+def test_a_proxy_that_cannot_be_used_is_one_line_too(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
     monkeypatch.setenv("FORWARDFILL_URL", "http://elsewhere.invalid")
     refused = CliRunner().invoke(app, ["models", "list"])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
