@@ -211,7 +211,10 @@ def _advice(known: Known, segments: Sequence[Reach], own: Plan) -> str:
         for each in known.registry.transformations
         if not each.advised and each.target == query and each.source in stored
     ]:
-        help_ = f"{', '.join(unadvised)} leads there, but its fit said that it gains nothing: an upgrade that names it uses it"
+        help_ = (
+            f"{', '.join(unadvised)} leads there, but its fit said that it gains nothing by itself: an upgrade that names it "
+            "uses it"
+        )
     else:
         help_ = (
             f"register a forward transformation from {others} to {query} and send companions, or a backward "

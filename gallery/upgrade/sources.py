@@ -68,7 +68,7 @@ def pin(session: Session, gallery: GalleryRow, transformation: str | None, targe
     if gallery.model_id not in latest:
         unadvised = [row.name for row in leading if row.source_id == gallery.model_id]
         but = (
-            f" but {', '.join(unadvised)}, of which the fit said that it gains nothing: name it to use it"
+            f" but {', '.join(unadvised)}, of which the fit said that it gains nothing by itself: name it to use it"
             if unadvised
             else ""
         )

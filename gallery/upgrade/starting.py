@@ -144,7 +144,10 @@ def _plan(session: Session, row: UpgradeRow) -> None:
     sourceless = sources.without_column(session, row, lacking)
     if sourceless:
         unadvised = ", ".join(sources.unadvised(session, row.target_id, sourceless))
-        use = f"; {unadvised} could, but its fit said that it gains nothing: register its artifact by another name to use it"
+        use = (
+            f"; {unadvised} could, but its fit said that it gains nothing by itself: register its artifact by another name to "
+            "use it"
+        )
         raise errors.WrongTransformation(
             f"{len(sourceless)} segments hold neither {row.source.name} nor {row.target.name} vectors, so this "
             f"transformation cannot bring the whole gallery to the target{use if unadvised else ''}"

@@ -237,7 +237,7 @@ def test_what_a_fit_advises_against_is_used_only_where_it_is_named(world: World)
     world.refused(world.client.post(f"/galleries/{GALLERY}/search", json=asked), 409, "no_route")
     started = world.client.post("/admin/upgrades", json={"gallery": GALLERY, "target_model": "new"})
     assert (
-        "useless, of which the fit said that it gains nothing"
+        "useless, of which the fit said that it gains nothing by itself"
         in world.refused(started, 422, "wrong_transformation")["detail"]
     )
     world.post("/admin/upgrades", {"gallery": GALLERY, "transformation": "useless"})

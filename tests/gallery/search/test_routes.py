@@ -258,7 +258,7 @@ def test_what_its_fit_advised_against_is_used_where_it_is_pinned_and_named_where
     verdict: dict[str, object],
 ) -> None:
     unadvised = replace(FORWARD, name="useless", evaluation={"verdict": verdict})
-    with pytest.raises(errors.NoRoute, match="useless leads there, but its fit said that it gains nothing"):
+    with pytest.raises(errors.NoRoute, match="useless leads there, but its fit said that it gains nothing by itself"):
         planned("new", [OLD], unadvised)
     pinned = planned("new", [OLD], unadvised, companions=["old"], pinned={("old", "new"): "useless"})
     assert applied(pinned) == ["useless"]

@@ -390,6 +390,6 @@ def test_where_only_unadvised_transformations_reach_all_segments_the_refusal_say
     with world.store.catalog.transaction() as tx:
         model_rows.transformation_row(tx.session, "direct").evaluation = {"verdict": {"decision": "stay"}}
     with pytest.raises(
-        errors.WrongTransformation, match="direct could, but its fit said that it gains nothing: register"
+        errors.WrongTransformation, match="direct could, but its fit said that it gains nothing by itself: register"
     ):
         world.start("second")
