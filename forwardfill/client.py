@@ -582,7 +582,6 @@ class Client:
             "cutover": cutover,
             "order": order,
             "on_missing_side_information": on_missing_side_information,
-            "on_contradicting_items": on_contradicting_items,
             "dry_run": dry_run,
         }
         optional = {
@@ -591,6 +590,8 @@ class Client:
             "throttle": throttle,
             "gate": gate,
             "score_thresholds": list(score_thresholds) or None,
+            # Which a service of an earlier version does not know, and does all the same.
+            "on_contradicting_items": None if on_contradicting_items == "fail" else on_contradicting_items,
         }
         body |= {name: value for name, value in optional.items() if value is not None}
         headers = {} if idempotency_key is None else {"idempotency-key": idempotency_key}

@@ -919,6 +919,15 @@ def test_a_number_that_json_does_not_have_is_refused_by_its_place_and_nothing_is
     assert recorder.bodies[0]["filter"] == {"price": None, "name": "null"}
 
 
+def test_an_upgrade_can_be_started_at_a_service_that_is_older_than_the_client() -> None:
+    recorder = Recorder({"id": "01JD"})
+    with client_of(recorder) as client:
+        client.start_upgrade("photos", target_model="new")
+        client.start_upgrade("photos", target_model="new", on_contradicting_items="ignore")
+    known = {"gallery", "target_model", "cutover", "order", "on_missing_side_information", "dry_run"}
+    assert [body.keys() - known for body in recorder.bodies] == [set(), {"on_contradicting_items"}]
+
+
 def test_numpys_numbers_are_sent_as_numbers() -> None:
     recorder = Recorder({"version": 1})
     with client_of(recorder) as client:
