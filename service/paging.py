@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 import orjson
 from fastapi import Depends, Query
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -35,7 +35,7 @@ def _size(given: Any) -> Any:
 
 def asked(
     page_size: Annotated[
-        int, BeforeValidator(_size), Query(ge=1, description="At most 1000; more is taken as 1000.")
+        int, Field(ge=1), BeforeValidator(_size), Query(description="At most 1000; more is taken as 1000.")
     ] = _PAGE,
     page_token: Annotated[
         str | None, Query(description="`next_page_token` of the page before; empty or left out for the first.")
