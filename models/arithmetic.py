@@ -68,6 +68,8 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for it, so that it can be worth a try."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)  # `is_bf16_supported` asks about the first one
+    if device.type != "cpu":  # what follows is said of the processor
+        return False
     known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot say
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))
 

@@ -116,3 +116,9 @@ def test_what_this_processor_can_do_is_as_its_flags_say() -> None:
     except (OSError, StopIteration):
         pytest.skip("this system does not tell the flags of its processor")
     assert has_bfloat16(CPU) == bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+def test_what_the_processor_can_do_says_nothing_of_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert has_bfloat16(CPU)
+    assert not has_bfloat16(torch.device("mps"))
