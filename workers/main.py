@@ -82,18 +82,17 @@ def _until_migrated(catalog: Catalog) -> None:
 
     A database that does not answer says nothing of its schema, and is waited for too; what is no catalog at all is raised.
     """
-    said = ""
+    said: str | None = None
     while True:
         try:
             if schema.is_current(catalog):
                 return
-            lacks = {
-                "event": "schema_is_old",
-                "detail": "waiting for a service on SQLite, or for `forwardfill migrate`",
-            }
+            lacks = "waiting for a service on SQLite, or for `forwardfill migrate`"
+            if lacks != said:
+                log.warning("schema_is_old", detail=lacks)
         except UNANSWERED as error:
-            lacks = {"event": "look_failed", "error": repr(error)}
-        if lacks["event"] != said:
-            log.warning(**lacks)
-        said = lacks["event"]
+            lacks = repr(error)
+            if lacks != said:
+                log.warning("look_failed", error=lacks)
+        said = lacks
         time.sleep(_LOOK_SECONDS)
