@@ -128,18 +128,17 @@ def check(store: Store, row: UpgradeRow, used: Sequence[Transformation]) -> tupl
     for transformation in used:
         told += _answered(store, row, transformation)
     wrong: dict[str, list[str]] = {}
-    changed = ""
     for each in told:
         if each["wrong"]:
             wrong.setdefault(each["transformation"], []).append(
                 f"{each['wrong']} ({each['pairs']} pairs: {each['from']})"
             )
-            changed = _IF_CHANGED if each["from"] == _again(row.target.name) else changed
     if wrong:
+        by_items = any(each["wrong"] and each["from"] == _again(row.target.name) for each in told)
         ends = {each.name: f"{each.source} to {each.target}" for each in used}
         raise errors.WrongTransformation(
             "; ".join(f"{name} does not map {ends[name]}: {'; '.join(reasons)}" for name, reasons in wrong.items())
-            + f"; are source and target exchanged, or is it that of other models?{changed}",
+            + f"; are source and target exchanged, or is it that of other models?{_IF_CHANGED if by_items else ''}",
             known_answers=told,
         )
     return {"known_answers": told}, _in_words(used, told)
