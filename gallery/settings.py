@@ -70,7 +70,7 @@ class GallerySettings(BaseSettings):
     )
     index_device: str = Field(
         default="auto",
-        description="Where the API's indexes live: auto (a GPU if FAISS can use one), cpu, cuda, cuda:1, ...",
+        description="Where the API's indexes live: auto (a GPU if there is one that works), cpu, cuda, cuda:1, ...",
     )
     filter_cache_bytes: Bytes = Field(
         default=64 * 1024 * 1024,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
-from gallery.index.device import Device
+from gallery.index.device import Device, Gpu
+from gallery.index.faiss_gpu import open_faiss
 from gallery.search.coalesce import Coalescer
 from gallery.search.run import Searcher
 from gallery.settings import GallerySettings
@@ -91,6 +93,17 @@ def _load(path: Path, computed_in: Literal["auto", "float32", "bfloat16"], large
     return load_transform(path, rule=Rule(computed_in, largest_error))
 
 
+def _open_torch(number: int) -> Gpu | None:
+    """A GPU as PyTorch uses it. It is not imported for that where there is no driver to ask."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    from models.nearest import open_torch  # noqa: PLC0415
+
+    return open_torch(number)
+
+
 def _import_pytorch() -> None:
     """Before somebody waits for it."""
     import models.runtime  # noqa: F401, PLC0415
@@ -146,7 +159,10 @@ def create_app(
 
 def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None], group: Group | None) -> Process:
     searcher, metrics = Searcher.of(store), Metrics(group)
-    place, commits = Device(store.settings.index_device).place, group.commits() if group else None
+    place, commits = (
+        Device(store.settings.index_device, (open_faiss, _open_torch)).place,
+        group.commits() if group else None,
+    )
     galleries = Galleries(store.catalog, store.files, place, commits)
     lanes = _lanes(store.settings, settings.processes)
     searches = Slots(settings.max_concurrent_searches, settings.max_waiting_searches)

@@ -3,25 +3,22 @@
 A shelf has a million rows at the most, which a GPU compares sooner than a CPU walks an index of them, and without missing
 any. It computes as `flat` does with many queries on a CPU: by a matrix product in float32, which proposes a few rows more than
 are wanted; those are scored exactly from the column, and a query for which rounding may have hidden a row is asked again
-([ADR 0050](docs/adr/0050-a-gpu-is-tried-first-and-proves-what-it-finds.md)).
+([ADR 0050](docs/adr/0050-a-gpu-is-tried-first-and-proves-what-it-finds.md)). Which library holds the rows and compares them
+is not known here: FAISS (`faiss_gpu`) and PyTorch (`models/nearest.py`) can
+([ADR 0051](docs/adr/0051-pytorch-compares-on-gpus-that-faiss-does-not-know.md)).
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from threading import Lock
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
 
 import numpy as np
 import structlog
 
 from gallery.arrays import Rows, Space, Stored, Vectors
 from gallery.index import _exact, _faiss
-from gallery.index._library import WITH_GPU, faiss
 from gallery.index.base import Found, Index
 from gallery.index.quantizer import Assignments
 from gallery.index.selection import Selected
@@ -34,87 +31,51 @@ MOST = 2048
 _MORE = 32
 #: fewer rows are compared on the CPU before a GPU was asked
 FEWEST_ROWS = 10_000
-_TRIAL = "import sys; from gallery.index.device import Gpu; Gpu(int(sys.argv[1])).try_out()"
-# In which a GPU is made ready that has to be woken first.
-_TRIAL_SECONDS = 60
 
 log = structlog.get_logger()
 
 
 class NoSuchDevice(ValueError):
-    """There is no such GPU, or the installed FAISS cannot use it."""
+    """There is no such GPU, or no installed library can use it."""
 
 
-class Gpu:
-    """A GPU as FAISS uses it: by one thread at a time (https://github.com/facebookresearch/faiss/wiki/Threads-and-asynchronous-calls).
-
-    That goes for what frees memory, too. A snapshot is dropped by whichever thread held it last, so what is dropped is only put
-    down here, and freed by the next that has the lock.
-    """
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-        self._resources = faiss.StandardGpuResources()
-        self._lock = Lock()
-        self._dropped: deque[Any] = deque()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """While no other thread uses it. Searches that wait meanwhile gather and become one call."""
-        with self._lock:
-            self._dropped.clear()
-            yield
-
-    def hold(self, dimension: int, metric: int) -> Held:
-        """Room for rows, compared by FAISS's `metric`."""
-        config = faiss.GpuIndexFlatConfig()
-        config.device = self._number
-        with self.alone():
-            return Held(self, faiss.GpuIndexFlat(self._resources, dimension, metric, config))
-
-    def drop(self, flat: Any) -> None:
-        """Free what this holds, later: this may be called anywhere, also by a thread that has the lock."""
-        self._dropped.append(flat)
-
-    def try_out(self) -> None:
-        """Raise RuntimeError where it finds nothing, if FAISS does not end the process before."""
-        rows = np.eye(8, dtype=np.float32)
-        held = self.hold(8, faiss.METRIC_L2)
-        held.add(rows)
-        if held.search(rows, 1)[1][:, 0].tolist() != [*range(8)]:
-            raise RuntimeError("it finds wrong rows")
-
-
-class Held:
-    """Rows in the memory of a GPU, for as long as somebody refers to this."""
-
-    def __init__(self, gpu: Gpu, flat: Any) -> None:
-        self._gpu = gpu
-        self._flat = flat
-
-    def __del__(self) -> None:
-        self._gpu.drop(self._flat)
+class Held(Protocol):
+    """Rows in the memory of a GPU, for as long as somebody refers to this. Any thread may search, others meanwhile too."""
 
     def add(self, vectors: Vectors) -> None:
-        """Copy rows (n, dimension) there; raises RuntimeError where there is no room."""
-        with self._gpu.alone():
-            self._flat.add(vectors)
+        """Copy float32 rows (n, dimension) there; raises RuntimeError where there is no room."""
 
     def search(self, queries: Vectors, count: int) -> tuple[Vectors, Rows]:
-        """FAISS's scores and rows (queries, count); raises RuntimeError where there is no room to compute."""
-        with self._gpu.alone():
-            found: tuple[Vectors, Rows] = self._flat.search(queries, count)
-        return found
+        """The best `count` rows for float32 queries (n, dimension), by a matrix product in float32.
+
+        Returns:
+            Squared distances or inner products, and rows, both (n, count); -1 in the place of a row where it is no number.
+
+        Raises:
+            RuntimeError: there is no room to compute, or the GPU fails.
+        """
+
+
+class Gpu(Protocol):
+    """A GPU that was tried, and works."""
+
+    def hold(self, rows: int, dimension: int, *, by_distance: bool) -> Held:
+        """Room for rows, compared by distance or else by inner product; raises RuntimeError where there is none."""
+
+
+#: a GPU by its number: None where the library sees none at all, RuntimeError where it cannot use what it sees
+Open = Callable[[int], Gpu | None]
 
 
 class DeviceIndex(_faiss.FaissIndex):
-    """A FAISS index that compares every row."""
+    """An index that compares every row, on a GPU."""
 
     def __init__(self, held: Held, longest: float, *, vectors: Stored | Stack, space: Space) -> None:
         """Of `vectors`, the longest of which has this length, as they are `held`."""
         super().__init__("device", vectors=vectors, space=space)
         self._held = held
         self._longest = longest
+        self._told = False
 
     @property
     def reads(self) -> int:
@@ -127,11 +88,19 @@ class DeviceIndex(_faiss.FaissIndex):
 
     def _found(self, assigned: Assignments, k: int, count: int, effort: float, selected: Selected | None) -> Found:
         if count <= MOST:
-            with suppress(RuntimeError):  # which is how FAISS says that the memory is full
+            try:
                 if assigned.roughly:
                     return super()._found(assigned, k, count, effort, selected)
                 return self._proven(assigned.queries, k, count, selected)
+            except RuntimeError as error:  # which is how FAISS and PyTorch say that the memory is full
+                self._tell(error)
         return _exact.search_column(assigned.queries, self._column, k, self.space, selected)
+
+    def _tell(self, error: RuntimeError) -> None:
+        """Once: what fails may fail for each search from now on."""
+        if not self._told:
+            self._told = True
+            log.warning("gpu_search_failed", rows=len(self._column), reason=reason(error))
 
     def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:  # noqa: ARG002
         return self._held.search(assigned.queries, count)[1]
@@ -157,14 +126,18 @@ class DeviceIndex(_faiss.FaissIndex):
 class Device:
     """One GPU, or none: where the indexes of a process live."""
 
-    def __init__(self, name: str) -> None:
-        """`auto` takes a GPU if FAISS can use one, `cpu` none, `cuda` the first, `cuda:1` the second.
+    def __init__(self, name: str, opens: Sequence[Open]) -> None:
+        """`auto` takes a GPU if there is one that works, `cpu` none, `cuda` the first, `cuda:1` the second.
+
+        Args:
+            name: as in the settings.
+            opens: by each library that may be able to use it, the best first.
 
         Raises:
             NoSuchDevice: the message says what would help.
         """
         number = _number(name)
-        self._gpu = None if number is None else Gpu(number)
+        self._gpu = None if number is None else _opened(name, number, opens)
 
     def place(self, index: Index, columns: Sequence[Stored]) -> Index:
         """The rows of a shelf on the GPU; or `index`, prepared, where there is none, or no room in it, or where they are few."""
@@ -176,8 +149,13 @@ class Device:
         return index
 
 
+def reason(error: RuntimeError) -> str:
+    """What a library says first; PyTorch goes on with lines about how to debug it."""
+    return str(error).partition("\n")[0]
+
+
 def _placed(gpu: Gpu, vectors: Stack, space: Space) -> DeviceIndex:
-    held, longest = gpu.hold(vectors.shape[1], _exact.faiss_metric(space.metric)), 0.0
+    held, longest = gpu.hold(*vectors.shape, by_distance=space.metric == "euclidean"), 0.0
     for column in vectors.columns:
         for start in range(0, len(column), _exact.BLOCK):
             part = column[start : start + _exact.BLOCK]
@@ -196,31 +174,23 @@ def _number(name: str) -> int | None:
     wanted = 0 if name == AUTO or not number else int(number) if number.isdecimal() else -1
     if kind not in (AUTO, "cuda") or wanted < 0:
         raise NoSuchDevice(f"an index lives on auto, cpu, cuda, or cuda:N, and not on {name!r}")
-    if not hasattr(faiss, "StandardGpuResources"):
-        if name == AUTO:
-            return None
-        raise NoSuchDevice(f"the installed FAISS knows no GPU: {WITH_GPU}, or set FORWARDFILL_INDEX_DEVICE=cpu")
-    wrong = _tried(wanted)
-    if wrong is None:
-        return wanted
+    return wanted
+
+
+def _opened(name: str, number: int, opens: Sequence[Open]) -> Gpu | None:
+    wrong = list[str]()
+    for each in opens:
+        try:
+            gpu = each(number)
+        except RuntimeError as error:
+            wrong.append(reason(error))
+        else:
+            if gpu is not None:
+                log.info("gpu_used", number=number, by=type(gpu).__module__)
+                return gpu
     if name == AUTO:
-        log.warning("gpu_not_used", reason=wrong)
+        if wrong:
+            log.warning("gpu_not_used", reason="; ".join(wrong))
         return None
-    raise NoSuchDevice(f"FAISS cannot use {name!r} ({wrong}): mend that, or set FORWARDFILL_INDEX_DEVICE=cpu")
-
-
-def _tried(number: int) -> str | None:
-    """What is wrong with a GPU, if anything.
-
-    By another process, since FAISS ends the one that it is in where a GPU does not do what it asks: `faiss-gpu-cu12` 1.14 has
-    code for compute capabilities 7 and 8 only, and aborts on an H100.
-    """
-    command = [sys.executable, "-c", _TRIAL, str(number)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        return f"it is not ready after {_TRIAL_SECONDS} s"
-    if not done.returncode:
-        return None
-    *_, last = done.stderr.strip().splitlines() or [f"its trial ended with {done.returncode}"]
-    return last
+    why = "; ".join(wrong) or "neither PyTorch nor FAISS sees a GPU"
+    raise NoSuchDevice(f"indexes cannot live on {name!r} ({why}): mend that, or set FORWARDFILL_INDEX_DEVICE=cpu")

@@ -1,13 +1,14 @@
-"""Indexes on a device: its part of the work is FAISS's, ours is that answers are exact, and that one thread asks at a time.
+"""Indexes on a device: a library compares, FAISS or PyTorch; ours is that answers are exact, and who may ask it when.
 
-Everything here is done with FAISS's index of all rows on the CPU in the place of the one on a GPU, which it equals in all but
-where it computes; and with a GPU where there is one.
+Everything here is done with this host as the device: PyTorch computes here as it does there, and FAISS's index of all rows on
+the CPU equals the one on a GPU in all but where it computes. Where there is a GPU, it is done there as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event, Lock, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -15,20 +16,26 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+import torch
+from structlog.testing import capture_logs
 
 from gallery.arrays import Space, Stored, Vectors
-from gallery.index import _exact, device
+from gallery.index import _exact, device, faiss_gpu
 from gallery.index.base import Index
-from gallery.index.device import Device, Gpu
+from gallery.index.device import Device, Gpu, Open
+from gallery.index.faiss_gpu import FaissGpu, open_faiss
 from gallery.index.flat import FlatIndex
 from gallery.index.quantizer import Assignments
 from gallery.index.selection import Selected
+from models import nearest
+from models.nearest import TorchGpu, open_torch
 from tests.gallery.index.conftest import column_of, queries_of
 from tests.gallery.index.test_every_backend import assert_right, assert_same, every_dtype, every_space
 
 Make = Callable[[list[Stored], Space], Index]
 # Not how many FAISS sees: on one that it cannot use it would end this process.
-GPUS = hasattr(faiss, "StandardGpuResources") and device._tried(0) is None
+FAISS_GPUS = hasattr(faiss, "StandardGpuResources") and faiss_gpu._tried(0) is None
+TORCH_GPUS = torch.cuda.is_available()
 EUCLIDEAN = Space("euclidean", normalized=False)
 
 
@@ -86,26 +93,47 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     Flat.goes_on.set()
     Flat.told.clear()
     faked = SimpleNamespace(
-        StandardGpuResources=object, GpuIndexFlatConfig=SimpleNamespace, GpuIndexFlat=Flat, METRIC_L2=faiss.METRIC_L2
+        StandardGpuResources=object,
+        GpuIndexFlatConfig=SimpleNamespace,
+        GpuIndexFlat=Flat,
+        METRIC_L2=faiss.METRIC_L2,
+        METRIC_INNER_PRODUCT=faiss.METRIC_INNER_PRODUCT,
     )
-    monkeypatch.setattr(device, "faiss", faked)
-    monkeypatch.setattr(device, "_tried", lambda number: None)
+    monkeypatch.setattr(faiss_gpu, "faiss", faked)
+    monkeypatch.setattr(faiss_gpu, "_tried", lambda number: None)
     yield
     Flat.goes_on.set()
 
 
-def on_a_gpu(columns: list[Stored], space: Space) -> Index:
-    placed = Device("cuda").place(FlatIndex(columns[0], space), columns)
+def open_host(number: int) -> Gpu:
+    """This host, as PyTorch computes on it."""
+    gpu = TorchGpu("cpu")
+    gpu.try_out()
+    return gpu
+
+
+def on_a_gpu(columns: list[Stored], space: Space, by: Open = open_faiss) -> Index:
+    placed = Device("cuda", (by,)).place(FlatIndex(columns[0], space), columns)
     assert placed.kind == "device"
     return placed
 
 
-@pytest.fixture(params=["host", *([pytest.param("gpu", marks=pytest.mark.gpu)] if GPUS else [])])
+WAYS = {"faiss, host": open_faiss, "faiss, gpu": open_faiss, "pytorch, host": open_host, "pytorch, gpu": open_torch}
+
+
+@pytest.fixture(
+    params=[
+        "faiss, host",
+        "pytorch, host",
+        *([pytest.param("faiss, gpu", marks=pytest.mark.gpu)] if FAISS_GPUS else []),
+        *([pytest.param("pytorch, gpu", marks=pytest.mark.gpu)] if TORCH_GPUS else []),
+    ]
+)
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setattr(device, "FEWEST_ROWS", 1)
-    if request.param == "host":
+    if request.param == "faiss, host":
         request.getfixturevalue("host")
-    return on_a_gpu
+    return partial(on_a_gpu, by=WAYS[request.param])
 
 
 @every_space
@@ -216,7 +244,7 @@ def test_one_thread_asks_at_a_time_whatever_the_shelf(
     host: None, monkeypatch: pytest.MonkeyPatch, clustered: Vectors
 ) -> None:
     monkeypatch.setattr(device, "FEWEST_ROWS", 1)
-    gpu = Device("cuda")
+    gpu = Device("cuda", (open_faiss,))
     indexes = [gpu.place(FlatIndex(clustered, EUCLIDEAN), [clustered]) for _ in range(2)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda at: indexes[at % 2].search(clustered[:1].copy(), 3), range(400)))
@@ -228,7 +256,7 @@ def test_what_a_dropped_index_held_is_freed_by_who_uses_the_gpu_next_and_never_w
 ) -> None:
     """FAISS keeps what it allocated in a map without a lock: to free beside a search ruins it."""
     monkeypatch.setattr(device, "FEWEST_ROWS", 1)
-    gpu = Device("cuda")
+    gpu = Device("cuda", (open_faiss,))
     kept, dropped = (gpu.place(FlatIndex(clustered, EUCLIDEAN), [clustered]) for _ in range(2))
     Flat.goes_on.clear()
     searching = Thread(target=kept.search, args=(clustered[:1], 3))
@@ -247,7 +275,7 @@ def test_searches_go_on_while_a_shelf_is_copied_there(
 ) -> None:
     monkeypatch.setattr(device, "FEWEST_ROWS", 1)
     monkeypatch.setattr(_exact, "BLOCK", 1000)
-    gpu, prepared, found = Device("cuda"), _exact.prepared, list[int]()
+    gpu, prepared, found = Device("cuda", (open_faiss,)), _exact.prepared, list[int]()
     placed = gpu.place(FlatIndex(clustered, EUCLIDEAN), [clustered])
 
     def reading(part: Stored, space: Space) -> Vectors:
@@ -266,41 +294,96 @@ def test_a_gpu_that_ends_the_process_that_tries_it_is_left_alone_or_refused_with
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As FAISS does on a GPU that its package has no code for."""
-    monkeypatch.setattr(device, "faiss", SimpleNamespace(StandardGpuResources=object))
+    monkeypatch.setattr(faiss_gpu, "faiss", SimpleNamespace(StandardGpuResources=object))
     script = "import os, sys; print('CUDA error 209 no kernel image', file=sys.stderr, flush=True); os.abort()"
-    monkeypatch.setattr(device, "_TRIAL", script)
-    assert Device("auto")._gpu is None
-    with pytest.raises(device.NoSuchDevice, match=r"cannot use 'cuda:1' \(CUDA error 209 no kernel image\): .*=cpu"):
-        Device("cuda:1")
+    monkeypatch.setattr(faiss_gpu, "_TRIAL", script)
+    with capture_logs() as logs:
+        assert Device("auto", (open_faiss,))._gpu is None
+    assert [(each["event"], each["reason"]) for each in logs] == [
+        ("gpu_not_used", "FAISS: CUDA error 209 no kernel image")
+    ]
+    with pytest.raises(device.NoSuchDevice, match=r"on 'cuda:1' \(FAISS: CUDA error 209 no kernel image\): .*=cpu"):
+        Device("cuda:1", (open_faiss,))
 
 
-def test_a_gpu_is_tried_as_it_is_used(host: None) -> None:
-    Gpu(0).try_out()
+def test_where_faiss_cannot_use_a_gpu_pytorch_does(monkeypatch: pytest.MonkeyPatch, clustered: Vectors) -> None:
+    monkeypatch.setattr(device, "FEWEST_ROWS", 1)
+
+    def unknown(number: int) -> Gpu:
+        raise RuntimeError("FAISS: CUDA error 209 no kernel image")
+
+    column = clustered
+    placed = Device("auto", (unknown, open_host)).place(FlatIndex(column, EUCLIDEAN), [column])
+    assert placed.kind == "device"
+    assert_same(placed.search(column[:9], 10), FlatIndex(column, EUCLIDEAN).search(column[:9], 10))
+
+
+def test_each_library_is_tried_as_it_is_used(host: None) -> None:
+    FaissGpu(0).try_out()
     assert Flat.asked == [1]
     Flat.full = True
     with pytest.raises(RuntimeError, match="alloc fail"):
-        Gpu(0).try_out()
+        FaissGpu(0).try_out()
+    TorchGpu("cpu").try_out()
+
+
+def test_a_gpu_that_computes_more_roughly_than_in_float32_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TensorFloat-32 does, which an environment may ask for, and by which no answer could be proven."""
+    exact = torch.addmm
+
+    def roughly(added: torch.Tensor, one: torch.Tensor, other: torch.Tensor, *, alpha: float) -> torch.Tensor:
+        return exact(
+            added, *((each.view(torch.int32) & ~0x1FFF).view(torch.float32) for each in (one, other)), alpha=alpha
+        )
+
+    monkeypatch.setattr(torch, "addmm", roughly)
+    with pytest.raises(RuntimeError, match="wrong rows"):
+        TorchGpu("cpu").try_out()
+
+
+def test_a_shelf_that_is_more_than_is_compared_at_once_is_compared_in_parts(
+    monkeypatch: pytest.MonkeyPatch, clustered: Vectors
+) -> None:
+    monkeypatch.setattr(device, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(nearest, "_PRODUCTS", 700 * 20)
+    for space in (EUCLIDEAN, Space("inner_product", normalized=False)):
+        index = on_a_gpu([clustered], space, open_host)
+        assert_same(index.search(clustered[:20], 10), FlatIndex(clustered, space).search(clustered[:20], 10))
+
+
+def test_a_gpu_that_fails_is_told_of_once_and_the_cpu_answers(
+    host: None, monkeypatch: pytest.MonkeyPatch, clustered: Vectors
+) -> None:
+    monkeypatch.setattr(device, "FEWEST_ROWS", 1)
+    index = on_a_gpu([clustered], EUCLIDEAN)
+    Flat.full = True
+    with capture_logs() as logs:
+        for _ in range(3):
+            index.search(clustered[:1], 3)
+    assert [(each["event"], each["reason"]) for each in logs] == [
+        ("gpu_search_failed", "StandardGpuResources: alloc fail")
+    ]
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not GPUS, reason="FAISS can use no GPU, so nothing here was done on one")
+@pytest.mark.skipif(not (FAISS_GPUS or TORCH_GPUS), reason="no library can use a GPU, so nothing here was done on one")
 def test_where_there_is_a_gpu_indexes_live_there_unless_told_otherwise(
     clustered: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "FEWEST_ROWS", 1)
     index = FlatIndex(clustered, Space("euclidean", normalized=False))
-    assert Device("auto").place(index, [clustered]).kind == "device"
-    assert Device("cpu").place(index, [clustered]) is index
+    assert Device("auto", (open_faiss, open_torch)).place(index, [clustered]).kind == "device"
+    assert Device("cpu", (open_faiss, open_torch)).place(index, [clustered]) is index
 
 
 def test_without_a_gpu_indexes_stay_where_they_are(clustered: Vectors) -> None:
     index = FlatIndex(clustered, Space("euclidean", normalized=False))
-    assert Device("cpu").place(index, [clustered]) is index
-    if not GPUS:
-        assert Device("auto").place(index, [clustered]) is index
+    assert Device("cpu", (open_host,)).place(index, [clustered]) is index
+    if not (FAISS_GPUS or TORCH_GPUS):
+        assert Device("auto", (open_faiss, open_torch)).place(index, [clustered]) is index
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "cuda:x", "cuda:-1", ""])
 def test_a_device_that_is_not_there_is_named_with_what_would_be_right(name: str) -> None:
     with pytest.raises(ValueError, match=r"FORWARDFILL_INDEX_DEVICE=cpu|auto, cpu, cuda, or cuda:N"):
-        Device(name)
+        Device(name, (open_faiss, open_torch))

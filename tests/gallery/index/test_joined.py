@@ -151,7 +151,7 @@ def test_other_kinds_are_asked_alone(name: str, clustered: Vectors, tmp_path: Pa
 def test_what_takes_long_is_made_before_the_first_search(clustered: Vectors, tmp_path: Path) -> None:
     index = joined(parts("ivf_pq", clustered, Space("euclidean", normalized=False), tmp_path))
     assert "lists" not in vars(index)
-    assert Device("cpu").place(index, [clustered]) is index
+    assert Device("cpu", ()).place(index, [clustered]) is index
     assert "lists" in vars(index)
 
 

@@ -1,0 +1,115 @@
+"""Rows in a GPU's memory, compared with every query by PyTorch: what searches need of a GPU, and any that PyTorch knows will do.
+
+The search over mixed spaces hands rows and queries in and takes scores and rows out (`gallery/index/device.py`). It proves
+that rounding hid no row, which holds for products of float32 and for no rougher ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+# Of queries and rows at once: 256 MB of float32. More are compared no sooner.
+_PRODUCTS = 1 << 26
+# In a trial. A rougher number type, such as TensorFloat-32 with its 10 bits, takes all of the rows for the same few.
+_TRIAL_ROWS, _TRIAL_STEP, _TRIAL_COUNT = 4096, 2.0**-20, 8
+
+
+class TorchGpu:
+    """A GPU as PyTorch uses it: any number of threads at once, each of which waits for its own answer only."""
+
+    def __init__(self, device: str | torch.device) -> None:
+        self._device = torch.device(device)
+        # Images of PyTorch and owners of GPUs may have asked for TensorFloat-32 in the environment.
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    def hold(self, rows: int, dimension: int, *, by_distance: bool) -> TorchHeld:
+        """Room for rows, compared by distance or else by inner product; raises RuntimeError where there is none."""
+        return TorchHeld(rows, dimension, self._device, by_distance=by_distance)
+
+    def try_out(self) -> None:
+        """Raise RuntimeError where it does not compute, or not in float32."""
+        order = np.random.default_rng(0).permutation(_TRIAL_ROWS)
+        rows = np.zeros((_TRIAL_ROWS, 32), np.float32)
+        rows[:, 0] = 1 + order * _TRIAL_STEP
+        held = self.hold(*rows.shape, by_distance=False)
+        held.add(rows)
+        _, found = held.search(np.eye(1, 32, dtype=np.float32).repeat(64, axis=0), _TRIAL_COUNT)
+        if not (found == np.argsort(-order)[:_TRIAL_COUNT]).all():
+            raise RuntimeError("it finds wrong rows")
+
+
+class TorchHeld:
+    """Rows in the memory of a device, for as long as somebody refers to this. Any thread may search, others meanwhile too."""
+
+    def __init__(self, rows: int, dimension: int, device: torch.device, *, by_distance: bool) -> None:
+        self._rows = torch.empty((rows, dimension), device=device)
+        self._by_distance = by_distance
+        # What is added to a product, so that the least is the best: |x|^2 for distances, and else nothing.
+        self._added = torch.zeros(rows, device=device)
+        self._filled = 0
+
+    def add(self, vectors: Floats) -> None:
+        """Copy float32 rows (n, dimension) there, after those that are there already."""
+        place = slice(self._filled, self._filled + len(vectors))
+        with torch.inference_mode():
+            part = self._rows[place].copy_(
+                torch.tensor(vectors)
+            )  # copied, as PyTorch warns of what is mapped read-only
+            if self._by_distance:
+                self._added[place] = part.square().sum(dim=1)
+        self._filled = place.stop
+
+    def search(self, queries: Floats, count: int) -> tuple[Floats, Rows]:
+        """The best `count` rows for float32 queries (n, dimension), or as many as there are.
+
+        Returns:
+            Squared distances (the least first) or inner products (the largest first), and rows, both (n, count); -1 in the
+            place of a row where it is no number.
+
+        Raises:
+            RuntimeError: there is no room to compute, or the GPU fails.
+        """
+        with torch.inference_mode():
+            asked = torch.tensor(queries, device=self._rows.device)
+            least, rows = self._least(asked, count)
+            scores = least + asked.square().sum(dim=1, keepdim=True) if self._by_distance else -least
+            rows = rows.where(scores.isfinite(), -1)
+            return scores.cpu().numpy(), rows.cpu().numpy()
+
+    def _least(self, asked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Of all rows the `count` (queries, count) with the least of what they are ordered by, which is not a number last."""
+        best, rows = asked.new_empty((len(asked), 0)), asked.new_empty((len(asked), 0), dtype=torch.int64)
+        step = max(count, _PRODUCTS // max(1, len(asked)))
+        for start in range(0, self._filled, step):
+            part = slice(start, min(start + step, self._filled))
+            near = torch.addmm(self._added[part], asked, self._rows[part].T, alpha=-2.0 if self._by_distance else -1.0)
+            least, at = near.topk(min(count, near.shape[1]), largest=False)
+            best, rows = torch.cat((best, least), dim=1), torch.cat((rows, at + start), dim=1)
+            best, at = best.topk(min(count, best.shape[1]), largest=False)
+            rows = rows.gather(1, at)
+        return best, rows
+
+
+def open_torch(number: int) -> TorchGpu | None:
+    """A GPU by its number, after it was tried.
+
+    Returns:
+        None where the installed PyTorch knows no GPUs, or sees none.
+
+    Raises:
+        RuntimeError: it cannot be used; the message says why.
+    """
+    if not torch.cuda.device_count():
+        return None
+    try:
+        gpu = TorchGpu(f"cuda:{number}")
+        gpu.try_out()
+    except RuntimeError as error:
+        raise RuntimeError(f"PyTorch: {error}") from error
+    return gpu
