@@ -153,7 +153,8 @@ def create_app(
         app.include_router(subject.router)
     errors.install(app)
     documents.install(app)
-    app.entry = Telemetry(Express(app.entry, process), process.metrics.counts)
+    app.entry = telemetry = Telemetry(app.entry, process.metrics.counts)
+    app.state.express = Express(process, telemetry.account)
     return app
 
 

@@ -1,24 +1,29 @@
-"""Brief searches, answered before FastAPI: its routing and its dependencies take longer than they do.
+"""Brief searches, answered before FastAPI and ASGI: a task, messages, routing and dependencies take longer than they do.
 
-Whatever is not a brief, well-formed search of someone who may search goes on to the application as it came, with its body,
-and is answered or refused there. So what a search means, and why one is refused, is said in one place, and here only what is
-answered.
+Whatever is not a brief, well-formed search of someone who may search goes to the application as it came, with its body, and is
+answered or refused there; so does what cannot be answered for any other reason. So what a search means, and why one is refused,
+is said in one place, and here only what is answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import time
+from collections.abc import Callable
 
 import orjson
-from pydantic import ValidationError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from gallery.errors import GalleryError
+from gallery.search.request import Answer
+from gallery.snapshot import World
 from service import auth, keys
-from service.api.search import SearchBody, answered_on_the_loop, router
-from service.bodies import in_time
-from service.errors import RequestTimeout, problem
+from service.api.search import SearchBody, answer_as_json, brief_request, router
+from service.errors import Unavailable, problem
 from service.process import Process
+from service.telemetry import Account, request_id_of
 
 #: a base64 vector of 8,192 numbers, and as much again for companions; whatever is larger takes its time anyway
 _MOST_BYTES = 1 << 16
@@ -27,57 +32,146 @@ _BEFORE, _AFTER = "/galleries/", "/search"
 _ROUTE = next(route for route in router.routes if getattr(route, "path", "") == f"{_BEFORE}{{gallery}}{_AFTER}")
 
 
-class Express:
-    """The searches that take the short way."""
+class Brief:
+    """A request on the short way. The server has begun with it, but for running the application.
 
-    def __init__(self, app: ASGIApp, process: Process) -> None:
-        """Stand before `app`."""
-        self._app = app
+    It is answered, refused or handed on, once.
+    """
+
+    __slots__ = ("_account", "_body", "_run", "cycle", "gallery", "scope", "since", "tasks")
+
+    def __init__(
+        self,
+        cycle: RequestResponseCycle,
+        gallery: str,
+        *,
+        run: Callable[[], None],
+        account: Account,
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
+        """Take a request.
+
+        Args:
+            cycle: how the server knows it.
+            gallery: that is to be searched.
+            run: the application for it.
+            account: told once it is answered.
+            tasks: those that the server waits for when it stops, and cancels in the end.
+        """
+        self.cycle = cycle
+        self.scope: Scope = cycle.scope  # type: ignore[assignment]
+        self.gallery = gallery
+        self.since = time.perf_counter()
+        self.tasks = tasks
+        self._run = run
+        self._account = account
+        self._body: SearchBody | None = None
+
+    def read(self) -> SearchBody:
+        """What is asked; raises whatever is wrong with it."""
+        self._body = SearchBody.model_validate(orjson.loads(self.cycle.body))
+        return self._body
+
+    def hand_on(self) -> None:
+        """Let the application answer, unless that is done."""
+        if not self.cycle.response_started:
+            self._run()
+
+    def answered(self, answer: Answer, query: int) -> None:
+        """Answer with what was found for one of several queries."""
+        assert self._body is not None  # noqa: S101 - it was read before it was asked
+        body = answer_as_json(self._body, answer, query, self.since)
+        self._write(
+            request_id_of(self.scope),
+            200,
+            b"content-length: %d\r\ncontent-type: application/json\r\n" % len(body),
+            body,
+        )
+
+    def refuse(self, error: GalleryError) -> None:
+        """Refuse it where the application can no longer be run."""
+        request_id = request_id_of(self.scope)
+        refusal: Response = problem(error, request_id)
+        head = b"".join(b"%b: %b\r\n" % each for each in refusal.raw_headers if each[0] != b"x-request-id")
+        self._write(request_id, refusal.status_code, head, bytes(refusal.body))
+
+    def _write(self, request_id: str, status: int, head: bytes, body: bytes) -> None:
+        """As uvicorn's cycle does it, but in one piece."""
+        cycle = self.cycle
+        if not cycle.disconnected and not cycle.transport.is_closing():
+            common = b"".join([b"%b: %b\r\n" % each for each in cycle.default_headers])
+            close = b"" if cycle.keep_alive else b"connection: close\r\n"
+            ours = b"x-request-id: %b\r\n\r\n" % request_id.encode()
+            cycle.transport.write(b"".join((STATUS_LINE[status], common, head, close, ours, body)))
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+        self.scope["route"] = _ROUTE
+        self._account(self.scope, request_id, status, time.perf_counter() - self.since)
+
+
+class Express:
+    """The searches that take the short way; used from the event loop only."""
+
+    def __init__(self, process: Process, account: Account) -> None:
+        """Answer for `process`; `account` is told of each answer."""
+        self.account = account
         self._process = process
         self._most_bytes = min(_MOST_BYTES, process.settings.max_body_bytes)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or hand on."""
+    def searched(self, cycle: RequestResponseCycle) -> str | None:
+        """The gallery of a search that may take the short way by its head, and whose sender may search; None for all else.
+
+        The sender is looked at before the body is waited for; the application says why not. Where a proxy says who sent it, and
+        that decides, it is asked there, too: uvicorn finds it out on the way.
+        """
+        scope: Scope = cycle.scope  # type: ignore[assignment]
         gallery = _searched(scope, self._most_bytes)
-        if gallery is None or not self._admitted(scope):
-            await self._app(scope, receive, send)
-            return
-        scope["route"] = _ROUTE
-        try:
-            message = await in_time(receive(), self._process)
-        except RequestTimeout as error:
-            await problem(error, scope["state"]["request_id"])(scope, receive, send)
-            return
-        body = message.get("body", b"")
-        answer = None if message.get("more_body") or not body else await self._answer(gallery, body)
-        if answer is None:
-            await self._app(scope, _first(message, receive), send)
-            return
-        length = str(len(answer)).encode()
-        headers = [(b"content-length", length), (b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
-
-    def _admitted(self, scope: Scope) -> bool:
-        """Before the body is waited for; the application says why not."""
-        try:
-            auth.admitted(self._process, scope, keys.Scope.SEARCH)
-        except GalleryError:
-            return False
-        return True
-
-    async def _answer(self, gallery: str, body: bytes) -> bytes | None:
-        """None where the application is to say why not."""
-        try:
-            search = SearchBody.model_validate(orjson.loads(body))
-            return await answered_on_the_loop(self._process, gallery, search)
-        except (GalleryError, ValidationError, orjson.JSONDecodeError):
+        if gallery is None or cycle.waiting_for_100_continue or cycle.flow.write_paused:
             return None
+        try:
+            if not self._process.keyring.current.needed and _forwarded(scope):
+                return None
+            auth.admitted(self._process, scope, keys.Scope.SEARCH)
+        except Exception:  # noqa: BLE001 - the application meets it too, and says what it is
+            return None
+        return gallery
+
+    def ask(self, brief: Brief) -> None:
+        """Answer, or hand on, a request whose body is there. Never raises, since a parser calls it."""
+        if self._process.galleries.behind is None:
+            self._ask(brief, self._process.galleries.current)
+            return
+        waiting = asyncio.get_running_loop().create_task(self._caught_up(brief))
+        brief.tasks.add(waiting)
+        waiting.add_done_callback(brief.tasks.discard)
+
+    async def _caught_up(self, brief: Brief) -> None:
+        try:
+            world = await self._process.catch_up.world_on_the_loop()
+        except asyncio.CancelledError:
+            brief.refuse(Unavailable(""))
+            raise
+        except Exception:  # noqa: BLE001 - as in `_ask`
+            brief.hand_on()
+        else:
+            self._ask(brief, world)
+
+    def _ask(self, brief: Brief, world: World) -> None:
+        try:
+            asked = brief_request(self._process, world, brief.gallery, brief.read())
+        except Exception:  # noqa: BLE001 - the application meets it too, and says what it is
+            asked = None
+        if asked is None:
+            brief.hand_on()
+        else:
+            self._process.gatherer.ask(world, brief.gallery, *asked, brief)
 
 
 def _searched(scope: Scope, most_bytes: int) -> str | None:
     """The gallery of a search whose body is small and plain; None for any other request."""
-    if scope["type"] != "http" or scope["method"] != "POST":
+    if scope["method"] != "POST":
         return None
     path: str = scope["path"]
     if not (path.startswith(_BEFORE) and path.endswith(_AFTER)):
@@ -85,21 +179,15 @@ def _searched(scope: Scope, most_bytes: int) -> str | None:
     small = False
     for name, value in scope["headers"]:
         if name == b"content-length":
-            small = value.isdigit() and int(value) <= most_bytes
+            small = len(value) < 8 and value.isdigit() and 0 < int(value) <= most_bytes
         elif name == b"content-encoding" or (name == b"content-type" and not _is_json(value)):
             return None
     return path[len(_BEFORE) : -len(_AFTER)] if small else None
 
 
+def _forwarded(scope: Scope) -> bool:
+    return any(name.startswith(b"x-forwarded-") for name, _ in scope["headers"])
+
+
 def _is_json(media_type: bytes) -> bool:
     return media_type.partition(b";")[0].strip().lower() == b"application/json"
-
-
-def _first(message: Message, receive: Receive) -> Callable[[], Awaitable[Message]]:
-    """Receives a message again that was received already, and then what comes."""
-    waiting = [message]
-
-    async def again() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return again

@@ -1,4 +1,4 @@
-"""How an API process reads HTTP: as uvicorn does, but no more of a request's head than is decent.
+"""How an API process reads HTTP: as uvicorn does, but no more of a request's head than is decent; and brief searches apart.
 
 uvicorn has no limit of its own, and a head is read before anyone's key is looked at: it would take all memory, and the event
 loop with it.
@@ -6,10 +6,14 @@ loop with it.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import structlog
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import HeadersTooLarge, problem
+from service.express import Brief, Express
 from service.telemetry import new_request_id
 
 log = structlog.get_logger()
@@ -17,6 +21,8 @@ log = structlog.get_logger()
 #: bytes of a request's first line and headers; proxies and other servers take 8 to 64 KiB
 MOST_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0
+# For the body of a brief search; the application waits for longer.
+_BODY_SECONDS = 0.1
 
 
 class Protocol(HttpToolsProtocol):
@@ -30,6 +36,13 @@ class Protocol(HttpToolsProtocol):
     #: bytes of the pieces since one brought anything else
     _useless = 0
     _of_use = _suspect = _too_large = _refused = False
+    #: whose body is not complete yet
+    _brief: Brief | None = None
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        """As uvicorn's, for an application of `service.app`."""
+        super().__init__(*given, **named)
+        self._express: Express = self.config.app.state.express  # type: ignore[union-attr]
 
     def data_received(self, data: bytes) -> None:
         """Read a piece."""
@@ -40,6 +53,7 @@ class Protocol(HttpToolsProtocol):
         self._useless = 0 if self._of_use else self._useless + len(data)
         if self._useless > MOST_BYTES and not self._refused:
             self._refuse()
+        self._wait()
 
     def on_headers_complete(self) -> None:
         """Begin with a request, unless its head is too large: what is raised here ends the parsing with `send_400_response`."""
@@ -58,6 +72,44 @@ class Protocol(HttpToolsProtocol):
         """End a request."""
         self._of_use = True
         HttpToolsProtocol.on_message_complete(self)
+        brief = self._brief
+        if brief is not None and brief.cycle is self.cycle:
+            self._brief = None
+            self._express.ask(brief)
+
+    def on_response_complete(self) -> None:
+        """Begin with the request that waited for it, if any."""
+        HttpToolsProtocol.on_response_complete(self)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing comes any more."""
+        HttpToolsProtocol.connection_lost(self, exc)
+        if self._brief is not None:
+            self._hand_on(self._brief)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Begin with a request, whose body is not complete, unless it had to wait for those before it."""
+        gallery = self._express.searched(cycle)
+        run = partial(HttpToolsProtocol._start_asgi_task, self, cycle, app)
+        if gallery is None:
+            run()
+            return
+        brief = Brief(cycle, gallery, run=run, account=self._express.account, tasks=self.tasks)
+        if cycle.more_body:
+            self._brief = brief
+        else:
+            self._express.ask(brief)
+
+    def _wait(self) -> None:
+        if self._brief is not None:
+            self.loop.call_later(_BODY_SECONDS, self._hand_on, self._brief)
+
+    def _hand_on(self, brief: Brief) -> None:
+        """Let the application wait for the rest of a body."""
+        if self._brief is brief:
+            self._brief = None
+            brief.hand_on()
 
     def _in_head(self) -> bool:
         """Whether a head has begun and is not complete."""

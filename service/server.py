@@ -53,8 +53,6 @@ def run(app: FastAPI, sockets: Sequence[socket.socket]) -> None:
         signal.signal(number, lambda *_: None)
     _share_the_interpreter()
     server = _Server(configured(app))
-    process: Process = app.state.process
-    process.gatherer.alone = lambda: len(server.server_state.tasks) == 1
     server.run(list(sockets))
 
 

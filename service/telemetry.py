@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -31,6 +31,8 @@ _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 #: names requests whose clients did not: unlike any other, and made in no time
 _PROCESS, _numbers = str(ULID()), count(1)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+#: told of a request's scope, its id, the status of its answer, and the seconds that it took
+Account = Callable[[Scope, str, int, float], None]
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
@@ -53,7 +55,7 @@ class Telemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = next(_sane_ids(scope), None) or new_request_id()
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         _request_id.set(request_id)
         answer = _Answer(send, request_id)
@@ -61,7 +63,7 @@ class Telemetry:
         try:
             await self._answered(scope, receive, answer)
         finally:
-            self._account(scope, answer.status, time.perf_counter() - started)
+            self.account(scope, request_id, answer.status, time.perf_counter() - started)
 
     async def _answered(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
@@ -82,7 +84,8 @@ class Telemetry:
             elif not answer.whole:
                 raise  # part of the answer is gone already; the server closes the connection
 
-    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+    def account(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        """Log and count a request that was answered, whichever way it took."""
         route = getattr(scope.get("route"), "path", "unmatched")
         self._counts.requested(scope["method"], route, status)
         if scope["path"] not in _QUIET:
@@ -92,6 +95,7 @@ class Telemetry:
                 path=scope["path"],
                 status=status,
                 milliseconds=round(seconds * 1000, 2),
+                request_id=request_id,
             )
 
 
@@ -117,11 +121,14 @@ class _Answer:
         await self._send(message)
 
 
-def _sane_ids(scope: Scope) -> Iterator[str]:
-    """The client's own request id, if it can be logged and sent back as it is."""
+def request_id_of(scope: Scope) -> str:
+    """The client's own request id, if it can be logged and sent back as it is; else a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _SANE_ID.fullmatch(text := value.decode("latin-1")):
-            yield text
+        if name == b"x-request-id":
+            text: str = value.decode("latin-1")
+            if _SANE_ID.fullmatch(text):
+                return text
+    return new_request_id()
 
 
 def configure_logs() -> None:
@@ -150,7 +157,7 @@ def _as_line(logger: Any, level: str, event: MutableMapping[str, Any]) -> bytes:
         event = structlog.processors.format_exc_info(logger, level, event)
     event["level"] = level
     event["timestamp"] = datetime.now(UTC)
-    if request_id := _request_id.get():
+    if "request_id" not in event and (request_id := _request_id.get()):
         event["request_id"] = request_id
     return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z)
 

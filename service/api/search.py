@@ -19,7 +19,7 @@ from gallery.arrays import Vectors
 from gallery.catalog import items as item_rows
 from gallery.catalog.filters import MOST_CONDITIONS, MOST_VALUES
 from gallery.errors import GalleryError
-from gallery.search.brief import AT_MOST, MOST_CANDIDATES, MOST_HITS, NotBrief
+from gallery.search.brief import AT_MOST, MOST_CANDIDATES, MOST_HITS
 from gallery.search.request import Answer, Hit, SearchRequest
 from gallery.search.run import planned_for
 from gallery.snapshot import World
@@ -206,32 +206,22 @@ async def search(
         return await run_in_threadpool(_searched, process, gallery, body)
 
 
-async def answered_on_the_loop(process: Process, gallery: str, body: SearchBody) -> bytes | None:
-    """Answer a search that begins on the event loop, as JSON; None where it is better done in a thread from the beginning.
+def brief_request(process: Process, world: World, gallery: str, body: SearchBody) -> tuple[SearchRequest, int] | None:
+    """What to ask where a search may begin on the event loop, and how many numbers that reads; None where a thread is better.
 
     Raises:
-        GalleryError: it is refused; nothing was counted yet.
+        GalleryError: it is refused.
     """
-    started = time.perf_counter()
     if body.filter is not None or body.include or body.k > min(MOST_HITS, process.store.settings.max_k):
         return None
-    world = process.galleries.current
-    if process.galleries.behind is not None:
-        world = await process.catch_up.world_on_the_loop()
     snapshot = world.snapshot(gallery)
     request = request_for(body, one_query(body, world), slice(None))
     work = planned_for(world, snapshot, request).reads
-    if work is None or work > AT_MOST:
-        return None
-    try:
-        answer, query = await process.gatherer.search(world, gallery, request, work)
-    except NotBrief:
-        return None
-    except GalleryError:
-        raise
-    except BaseException:
-        process.metrics.counts.ended("failed")
-        raise
+    return None if work is None or work > AT_MOST else (request, work)
+
+
+def answer_as_json(body: SearchBody, answer: Answer, query: int, started: float) -> bytes:
+    """What was found for one of the queries of an answer, without payloads."""
     return orjson.dumps({"hits": _plain(answer, query), **_about(body, answer, started)})
 
 

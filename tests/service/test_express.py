@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from unittest.mock import PropertyMock
 
 import httpx
 import pytest
 
 from gallery.search.mapped import MappedColumns
+from service.errors import Unavailable
+from service.express import Brief
 from service.gather import Gatherer
 from service.keys import create_key
 from tests.acceptance.system import wait_for
-from tests.service.world import GALLERY, World, opened
+from tests.service.world import GALLERY, UNITS, World, opened
 
 SEARCH = f"/galleries/{GALLERY}/search"
 
@@ -25,13 +30,13 @@ SEARCH = f"/galleries/{GALLERY}/search"
 def gathered(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models of the searches that took the short way."""
     taken: list[str] = []
-    search = Gatherer.search
+    ask = Gatherer.ask
 
-    def recorded(self: Gatherer, seen: Any, gallery: str, request: Any, reads: int) -> Any:
+    def recorded(self: Gatherer, seen: Any, gallery: str, request: Any, reads: int, asker: Any) -> None:
         taken.append(request.model)
-        return search(self, seen, gallery, request, reads)
+        ask(self, seen, gallery, request, reads, asker)
 
-    monkeypatch.setattr(Gatherer, "search", recorded)
+    monkeypatch.setattr(Gatherer, "ask", recorded)
     return taken
 
 
@@ -105,6 +110,7 @@ def test_a_refusal_is_the_same_by_both_ways(world: World, body: bytes) -> None:
         {"origin": "https://elsewhere.example"},
         {"origin": "http://["},
         {"origin": "null"},
+        {"x-forwarded-for": "203.0.113.9"},
     ],
 )
 def test_what_is_not_plain_is_refused_by_both_ways(world: World, headers: dict[str, str]) -> None:
@@ -185,6 +191,152 @@ def test_a_key_is_asked_for_before_the_body_is_waited_for(world: World) -> None:
     with socket.create_connection((address.host, address.port or 80), timeout=10) as connection:
         connection.sendall(f"POST {SEARCH} HTTP/1.1\r\nHost: {address.host}\r\nContent-Length: 60000\r\n\r\n".encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+def whole(body: bytes, *headers: bytes) -> bytes:
+    """A search as bytes."""
+    head = (f"POST {SEARCH} HTTP/1.1".encode(), b"Host: 127.0.0.1", b"Content-Length: %d" % len(body), *headers)
+    return b"\r\n".join((*head, b"", body))
+
+
+@contextmanager
+def connected(world: World) -> Iterator[tuple[socket.socket, BinaryIO]]:
+    """A connection, and what is read from it."""
+    address = world.client.base_url
+    with (
+        socket.create_connection((address.host, address.port or 80), timeout=20) as connection,
+        connection.makefile("rb") as stream,
+    ):
+        yield connection, stream
+
+
+def read(stream: BinaryIO) -> tuple[bytes, dict[bytes, bytes], Any]:
+    """The next answer: its status line, headers, and what it says."""
+    status, headers = stream.readline().rstrip(), dict[bytes, bytes]()
+    while line := stream.readline().rstrip():
+        name, _, value = line.partition(b": ")
+        headers[name.lower()] = value
+    return status, headers, json.loads(stream.read(int(headers[b"content-length"])))
+
+
+def axis(at: int, model: str = "old", **more: Any) -> bytes:
+    return json.dumps({"model": model, "vector": UNITS[at].tolist(), "k": 1, **more}).encode()
+
+
+def test_both_ways_write_the_same_head(world: World, gathered: list[str]) -> None:
+    with connected(world) as (connection, stream):
+        heads = []
+        for search in (whole(axis(1), b"X-Request-Id: mine"), whole(axis(1, filter={}), b"X-Request-Id: mine")):
+            connection.sendall(search)
+            status, headers, _ = read(stream)
+            heads.append(
+                (status, [name for name in headers if name != b"date"], headers[b"x-request-id"], b"date" in headers)
+            )
+    assert heads[0] == heads[1]
+    assert gathered == ["old"]
+
+
+def test_searches_sent_without_waiting_are_answered_in_their_order_whichever_way_they_take(
+    world: World, gathered: list[str]
+) -> None:
+    sent = [axis(0), axis(1), axis(2, include=["payload"]), axis(3), axis(0, model="none"), axis(1)]
+    with connected(world) as (connection, stream):
+        connection.sendall(b"".join(map(whole, sent)))
+        answers = [read(stream) for _ in sent]
+    found = [said["hits"][0]["id"] if "hits" in said else said["code"] for _, _, said in answers]
+    assert found == ["item-0", "item-1", "item-2", "item-3", "model_not_found", "item-1"]
+    assert len(gathered) == 4
+
+
+def test_a_body_may_come_after_its_head_and_in_pieces(world: World, gathered: list[str]) -> None:
+    head, _, body = whole(axis(2)).partition(b"\r\n\r\n")
+    with connected(world) as (connection, stream):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in (head + b"\r\n\r\n", body[:10], body[10:]):
+            connection.sendall(piece)
+        assert read(stream)[2]["hits"][0]["id"] == "item-2"
+    assert gathered == ["old"]
+
+
+def test_a_body_that_is_long_in_coming_is_waited_for_by_the_long_way(
+    world: World, gathered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.protocol._BODY_SECONDS", 0.0)
+    handed_on, hand_on = threading.Event(), Brief.hand_on
+    monkeypatch.setattr(Brief, "hand_on", lambda brief: (hand_on(brief), handed_on.set()))
+    search = whole(axis(2))
+    with connected(world) as (connection, stream):
+        for _ in range(2):
+            handed_on.clear()
+            connection.sendall(search[:-5])
+            assert handed_on.wait(10)
+            connection.sendall(search[-5:])
+            assert read(stream)[2]["hits"][0]["id"] == "item-2"
+    assert gathered == []
+
+
+def test_a_body_that_is_long_in_coming_behind_another_search_is_waited_for_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.protocol._BODY_SECONDS", 0.0)
+    search = whole(axis(2))
+    with connected(world) as (connection, stream):
+        connection.sendall(search + search[:-5])
+        assert read(stream)[2]["hits"][0]["id"] == "item-2"
+        connection.sendall(search[-5:])
+        assert read(stream)[2]["hits"][0]["id"] == "item-2"
+
+
+def test_a_client_that_wants_no_more_is_answered_and_the_connection_closed(world: World, gathered: list[str]) -> None:
+    with connected(world) as (connection, stream):
+        connection.sendall(whole(axis(1), b"Connection: close"))
+        _, headers, said = read(stream)
+        assert (headers[b"connection"], said["hits"][0]["id"]) == (b"close", "item-1")
+        assert stream.read() == b""
+    assert gathered == ["old"]
+
+
+def test_a_client_that_hangs_up_before_its_body_is_counted_as_gone(world: World, count: Callable[[str], float]) -> None:
+    with connected(world) as (connection, _):
+        connection.sendall(whole(axis(1))[:-5])
+    name = 'forwardfill_http_requests_total{method="POST",route="/galleries/{gallery}/search",status="499"}'
+    wait_for(lambda: count(name) == 1, 10, lambda: "it was not counted")
+
+
+def test_a_client_that_hangs_up_before_its_answer_harms_nobody(
+    world: World, gathered: list[str], count: Callable[[str], float]
+) -> None:
+    for _ in range(20):
+        with connected(world) as (connection, _):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed, it is reset
+            connection.sendall(whole(axis(1)))
+    wait_for(lambda: len(gathered) >= 1, 10, lambda: "none was read")
+    assert world.old_search(1)["hits"][0]["id"] == "item-1"
+    assert count('forwardfill_searches_total{outcome="failed"}') == 0
+
+
+def test_a_refusal_where_the_application_can_no_longer_be_run_is_as_every_refusal_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: Any) -> None:
+        given[-1].refuse(Unavailable(""))
+
+    monkeypatch.setattr(Gatherer, "ask", stopped)
+    refused = world.client.post(SEARCH, content=axis(1))
+    world.refused(refused, 503, "unavailable")
+    assert refused.headers["retry-after"] == "1"
+
+
+def test_where_the_process_lags_behind_another_a_search_waits_for_it(
+    world: World, gathered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = world.app.state.process
+    behind = PropertyMock(side_effect=[7, None, None, None])
+    monkeypatch.setattr(type(process.galleries), "behind", behind)
+    with connected(world) as (connection, stream):
+        connection.sendall(whole(axis(3)))
+        assert read(stream)[2]["hits"][0]["id"] == "item-3"
+    assert gathered == ["old"]
 
 
 def test_a_client_that_hangs_up_is_no_error_of_the_service(world: World, count: Callable[[str], float]) -> None:

@@ -1,22 +1,24 @@
-"""Searches that reach the event loop together: one call, each its own answer, and no one's error is another's."""
+"""Searches that reach the event loop together: one call, each its own answer; what fails is handed on, to be done alone."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from gallery.errors import GalleryError
 from gallery.search.brief import AT_MOST, NotBrief
 from gallery.search.request import Answer, SearchRequest
 from gallery.snapshot import World as Seen
-from service.errors import Overloaded
-from service.gather import Found, Gatherer
+from service.errors import Unavailable
+from service.gather import Gatherer
 from service.metrics import Metrics
 from service.slots import Slots
 from tests.gallery.world import GALLERY, OLD, World
@@ -39,6 +41,33 @@ class Recording:
         return self.world.searcher.search(seen, gallery, request, at_most=at_most)
 
 
+class HandedOnError(Exception):
+    """It is to be done in a thread by itself."""
+
+
+class Asker:
+    """One who waits for an answer."""
+
+    def __init__(self) -> None:
+        self.since = time.perf_counter()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.told: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+
+    def answered(self, answer: Answer, query: int) -> None:
+        self.told.set_result(Found(answer, query))
+
+    def hand_on(self) -> None:
+        self.told.set_exception(HandedOnError())
+
+    def refuse(self, error: GalleryError) -> None:
+        self.told.set_exception(error)
+
+
+class Found(NamedTuple):
+    answer: Answer
+    query: int
+
+
 class Stage:
     """A gallery of four items, and what gathers searches of it."""
 
@@ -54,8 +83,10 @@ class Stage:
 
     def ask(self, axis: int, *, reads: int = 1, k: int = 1, poisoned: bool = False) -> asyncio.Future[Found]:
         vector = np.full((1, OLD), POISON, np.float32) if poisoned else np.eye(OLD, dtype=np.float32)[axis : axis + 1]
-        asked = self.gatherer.search(self.seen, GALLERY, SearchRequest("old", vector, k), reads)
-        return asyncio.ensure_future(asked)
+        asker = Asker()
+        self.gatherer.ask(self.seen, GALLERY, SearchRequest("old", vector, k), reads, asker)
+        self.tasks = asker.tasks
+        return asker.told
 
     @staticmethod
     def id(found: Found) -> str:
@@ -92,17 +123,6 @@ def test_a_lone_search_is_a_call_of_its_own(stage: Stage) -> None:
     assert stage.searcher.calls == [1, 1]
 
 
-def test_where_nothing_else_is_under_way_a_search_waits_for_no_other(stage: Stage) -> None:
-    stage.gatherer.alone = lambda: True
-
-    async def in_turn() -> list[str]:
-        return [stage.id(each) for each in await asyncio.gather(stage.ask(1), stage.ask(2))]
-
-    assert asyncio.run(in_turn()) == ["b", "c"]
-    assert stage.searcher.calls == [1, 1]
-    assert stage.counted("answered") == 2
-
-
 def test_those_that_differ_in_what_they_ask_are_asked_apart(stage: Stage) -> None:
     async def together() -> list[Found]:
         return await asyncio.gather(stage.ask(0), stage.ask(0, k=3), stage.ask(1))
@@ -118,7 +138,7 @@ def test_one_call_reads_no_more_than_the_loop_may_be_held_for_and_others_get_the
     async def together() -> list[Found]:
         loop = asyncio.get_running_loop()
         asked = [stage.ask(axis % 4, reads=AT_MOST // 2) for axis in range(5)]
-        loop.call_soon(loop.call_soon, lambda: turns.append(len(stage.searcher.calls)))  # once all have asked
+        loop.call_soon(lambda: turns.append(len(stage.searcher.calls)))
         return await asyncio.gather(*asked)
 
     assert [stage.id(each) for each in asyncio.run(together())] == ["a", "b", "c", "d", "a"]
@@ -126,35 +146,35 @@ def test_one_call_reads_no_more_than_the_loop_may_be_held_for_and_others_get_the
     assert turns == [1]
 
 
-def test_a_search_that_fails_fails_alone(stage: Stage) -> None:
+@pytest.mark.parametrize("others", [0, 2])
+def test_where_one_fails_all_that_were_asked_together_are_handed_on_and_nothing_is_counted(
+    stage: Stage, others: int
+) -> None:
     async def together() -> list[Any]:
-        asked = [stage.ask(0), stage.ask(0, poisoned=True), stage.ask(1)]
+        asked = [stage.ask(0, poisoned=True), *(stage.ask(axis) for axis in range(others))]
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    first, failed, last = asyncio.run(together())
-    assert (stage.id(first), stage.id(last)) == ("a", "b")
-    assert isinstance(failed, MemoryError)
-    assert stage.counted("answered") == 2
+    assert [type(each) for each in asyncio.run(together())] == [HandedOnError] * (1 + others)
+    assert stage.searcher.calls == [1 + others]
+    assert stage.counted("answered") == 0
 
 
-def test_a_lone_search_that_fails_is_not_tried_again(stage: Stage) -> None:
-    async def alone() -> None:
-        await stage.ask(0, poisoned=True)
+def test_one_that_cannot_be_answered_keeps_no_other_waiting(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = Asker.answered
 
-    with pytest.raises(MemoryError, match="poisoned"):
-        asyncio.run(alone())
-    assert stage.searcher.calls == [1]
+    def first_fails(asker: Asker, answer: Answer, query: int) -> None:
+        if query == 0:
+            raise MemoryError("no room for the answer")
+        answered(asker, answer, query)
 
+    monkeypatch.setattr(Asker, "answered", first_fails)
 
-def test_who_went_away_is_not_answered_and_the_others_are(stage: Stage) -> None:
-    async def together() -> str:
-        gone, stays = stage.ask(0), stage.ask(1)
-        await asyncio.sleep(0)  # both have asked
-        gone.cancel()
-        return stage.id(await stays)
+    async def together() -> list[Any]:
+        return await asyncio.gather(stage.ask(0), stage.ask(1), return_exceptions=True)
 
-    assert asyncio.run(together()) == "b"
-    assert stage.searcher.calls == [2]
+    failed, found = asyncio.run(together())
+    assert isinstance(failed, HandedOnError)
+    assert stage.id(found) == "b"
 
 
 def test_where_as_many_wait_as_may_the_next_is_told_at_once(stage: Stage) -> None:
@@ -165,7 +185,7 @@ def test_where_as_many_wait_as_may_the_next_is_told_at_once(stage: Stage) -> Non
 
     first, second, third = asyncio.run(together())
     assert (stage.id(first), stage.id(second)) == ("a", "b")
-    assert isinstance(third, NotBrief)
+    assert isinstance(third, HandedOnError)
 
 
 class Halting(Recording):
@@ -217,17 +237,6 @@ def test_what_the_loop_has_no_time_for_goes_on_in_a_thread_and_the_loop_goes_on_
     assert stage.counted("answered") == 2
 
 
-def test_a_search_that_is_alone_goes_on_in_a_thread_too(stage: Stage, halting: Halting) -> None:
-    stage.gatherer.alone = lambda: True
-    halting.may_end.set()
-
-    async def alone() -> str:
-        return stage.id(await stage.ask(3))
-
-    assert asyncio.run(alone()) == "d"
-    assert (halting.calls, halting.rests, stage.counted("answered")) == ([1], 1, 1)
-
-
 def test_no_more_go_on_at_once_than_there_are_lanes_and_slots_for_the_others_to_wait_in(
     stage: Stage, halting: Halting
 ) -> None:
@@ -242,19 +251,32 @@ def test_no_more_go_on_at_once_than_there_are_lanes_and_slots_for_the_others_to_
     stage.gatherer = stage.gathering(most=100, lanes=2)
     found = asyncio.run(one_by_one())
     assert halting.most_at_once == 2
-    assert [type(each) for each in found].count(Overloaded) == 2, "four have slots"
+    assert [type(each) for each in found].count(HandedOnError) == 2, "four have slots"
     assert stage.counted("answered") == 4
 
 
-def test_one_that_fails_later_fails_alone_and_several_are_to_be_asked_one_by_one(
-    stage: Stage, halting: Halting
-) -> None:
+def test_those_that_fail_later_are_handed_on(stage: Stage, halting: Halting) -> None:
     halting.failure = MemoryError("later")
     halting.may_end.set()
 
     async def together(*axes: int) -> list[Any]:
         return await asyncio.gather(*map(stage.ask, axes), return_exceptions=True)
 
-    assert [type(each) for each in asyncio.run(together(0))] == [MemoryError]
-    assert [type(each) for each in asyncio.run(together(0, 1))] == [NotBrief, NotBrief]
+    assert [type(each) for each in asyncio.run(together(0))] == [HandedOnError]
+    assert [type(each) for each in asyncio.run(together(0, 1))] == [HandedOnError] * 2
+    assert stage.counted("answered") == 0
+
+
+def test_what_still_goes_on_when_the_server_waits_no_longer_is_refused(stage: Stage, halting: Halting) -> None:
+    async def cancelled() -> None:
+        asked = stage.ask(0)
+        while not halting.rests:
+            await asyncio.sleep(0)
+        (going_on,) = stage.tasks
+        going_on.cancel()
+        asyncio.get_running_loop().call_soon(halting.may_end.set)
+        await asked
+
+    with pytest.raises(Unavailable):
+        asyncio.run(cancelled())
     assert stage.counted("answered") == 0
