@@ -98,8 +98,7 @@ def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
     try:
         make_ready(catalog, settings)
         catalog.close()
-        with worker_child() if worker else nullcontext():
-            status = serve_together(settings)
+        status = serve_together(settings, beside=worker_child if worker else nullcontext)
     except PortTakenError as error:
         refuse(str(error))
     raise typer.Exit(status)

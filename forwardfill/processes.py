@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -45,8 +45,12 @@ def worker_child() -> Iterator[None]:
         yield
 
 
-def serve_together(settings: ServiceSettings) -> int:
+def serve_together(settings: ServiceSettings, *, beside: Callable[[], AbstractContextManager[None]]) -> int:
     """Keep several API processes behind one port, until SIGTERM or SIGINT.
+
+    Args:
+        settings: of the service.
+        beside: entered once the port is theirs, left when they have ended; the worker.
 
     Returns:
         The exit status: 0; or that of a process which ended before it could serve, for it would do so again.
@@ -57,7 +61,7 @@ def serve_together(settings: ServiceSettings) -> int:
     ended: SimpleQueue[int] = SimpleQueue()  # which may be put into by a signal's handler, whatever it interrupts
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.put(0))
-    with reserved(settings.host, settings.port) as port, _group_folder() as folder:
+    with reserved(settings.host, settings.port) as port, beside(), _group_folder() as folder:
         children = [
             _Child(
                 f"api-{member.place}",

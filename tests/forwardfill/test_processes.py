@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 from pathlib import Path
 from queue import SimpleQueue
@@ -10,7 +12,9 @@ from queue import SimpleQueue
 import pytest
 
 from forwardfill import processes
-from forwardfill.processes import _Child, _kept
+from forwardfill.processes import _Child, _kept, serve_together
+from service.group import PortTakenError
+from service.settings import ServiceSettings
 from tests.acceptance.system import wait_for
 
 UNKNOWN = 2  # with which the command line refuses a command that it does not have
@@ -65,3 +69,9 @@ def test_one_that_cannot_be_started_for_lack_of_memory_is_tried_again(monkeypatc
     with _kept([_Child("late", ["no-such-command"], works=lambda: False, failed=ended.put)]):
         assert ended.get(timeout=60) == UNKNOWN
     assert len(tries) == 3
+
+
+def test_nothing_is_started_beside_api_processes_whose_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its handlers
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PortTakenError):
+        serve_together(ServiceSettings(port=taken.getsockname()[1], processes=2), beside=pytest.fail)
