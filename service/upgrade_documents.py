@@ -166,7 +166,7 @@ class Quality(BaseModel):
     before: Measures | None = Field(description="Queries of the source model, when `now` was measured.")
     now: Measures | None = Field(description="Queries of the target model, over what searches see.")
     expected_after: Measures | None = Field(
-        description="Queries of the target model over the whole gallery, each candidate transformed; before the cutover of "
+        description="Queries of the target model over the whole gallery, every item transformed; before the cutover of "
         "an upgrade that is not progressive, over the upgraded columns themselves."
     )
     by_progress: list[Point] = Field(description="`now` while a progressive upgrade ran; at most 128 points, evenly.")

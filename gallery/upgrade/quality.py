@@ -1,7 +1,8 @@
 """Ask a gallery's probes and judge what they find.
 
 Probes are queries with known vectors, in the source and in the target model, and, where known, the ids that are relevant.
-They are asked by the same search that serves, of one snapshot: what the source model's queries find of it is `before`.
+They are asked by the same search that serves, of one snapshot: what the source model's queries find of it is `before`. Before
+the first segment it cannot say what will be found, so what is expected is told by a search that maps and scores every item.
 Items that come and go meanwhile thus change both sides of every comparison.
 """
 
@@ -17,6 +18,7 @@ from gallery import errors
 from gallery.arrays import Vectors
 from gallery.catalog import probes as probe_rows
 from gallery.catalog.tables import ProbeRow, UpgradeRow
+from gallery.search.exact import search_exactly
 from gallery.search.request import SearchRequest
 from gallery.search.run import Searcher
 from gallery.snapshot import World
@@ -24,8 +26,6 @@ from gallery.upgrade import gate
 from gallery.upgrade.measures import K, measures
 from gallery.upgrade.thresholds import Scored, carried_over, unknown
 
-# Candidates per hit where the gallery will be searched directly once it is upgraded: so many that hardly a hit is missed.
-THOROUGH = 100
 _NO_PROBES = "there are no probes with vectors of both models, which could tell"
 
 
@@ -88,7 +88,7 @@ def compare(
     *,
     before: World,
     after: World,
-    oversample: int | None = None,
+    exactly: bool = False,
 ) -> Comparison:
     """Ask the probes with vectors of both models; where none has both, each model is asked by those that it has.
 
@@ -98,7 +98,9 @@ def compare(
         probes: of its gallery.
         before: what source-model queries are asked of: the gallery as searches see it now.
         after: what target-model queries are asked of: the same, or one of `foresight`'s.
-        oversample: candidates per hit on forward routes.
+        exactly: whether target-model queries are compared with every row, as they will be once the gallery is upgraded. While
+            it is not, what the source model proposes decides, too, and both models together often find more than the upgraded
+            gallery will.
     """
     source, target = row.source.name, row.target.name
     both = _having(probes, source, target)
@@ -106,7 +108,7 @@ def compare(
         # A query of the source model comes without its vector in the target, as it did before; where items came natively in
         # the target model, it is answered from the others.
         _find(before, searcher, row, source, both or _having(probes, source), without={target}, partial=True),
-        _find(after, searcher, row, target, both or _having(probes, target), partial=bool(both), oversample=oversample),
+        _find(after, searcher, row, target, both or _having(probes, target), partial=bool(both), exactly=exactly),
         paired=bool(both),
     )
 
@@ -135,7 +137,7 @@ def _find(
     *,
     partial: bool,
     without: Collection[str] = (),
-    oversample: int | None = None,
+    exactly: bool = False,
 ) -> Found | None:
     """What queries of a model find, with their vectors in other models; None if there are none, or no route serves them."""
     if not probes:
@@ -147,10 +149,10 @@ def _find(
         companions={other: probe_rows.vectors(probes, other) for other in sorted(companions)},
         k=K,
         allow_partial=partial,
-        oversample=oversample,
     )
     try:
-        answer = searcher.search(world, row.gallery_name, request)
+        ask = search_exactly if exactly else Searcher.search
+        answer = ask(searcher, world, row.gallery_name, request)
     except (errors.NoRoute, errors.ModelRetired):
         return None
     hits = [answer.hits(at) for at in range(len(probes))]

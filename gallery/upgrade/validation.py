@@ -85,7 +85,7 @@ def _gated(
     """Measure before, now and after; a gate that is missed is a refusal of its own beside what was measured."""
     world = galleries.refresh()
     seen, upgraded = foresight.running(store, world, row), foresight.upgraded(store, world, row)
-    expected = quality.compare(searcher, row, probes, before=seen, after=upgraded, oversample=quality.THOROUGH)
+    expected = quality.compare(searcher, row, probes, before=seen, after=upgraded, exactly=True)
     measured = expected.measured()
     if probes:
         now_ = quality.compare(searcher, row, probes, before=seen, after=seen).measured().after

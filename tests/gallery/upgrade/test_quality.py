@@ -116,6 +116,23 @@ def test_items_that_are_skipped_are_missed_by_what_is_expected(world: World) -> 
     assert read(world, upgrade).quality["expected_after"]["negative_flips"] == 4
 
 
+def test_what_is_expected_is_what_the_upgraded_gallery_finds_also_where_the_source_model_would_not_propose_it(
+    world: World,
+) -> None:
+    """Both models together find the right item first; the target model alone finds one that the source model holds for far."""
+    near = np.arange(1200, dtype=np.float32)[:, None] * np.eye(1, 4, dtype=np.float32)
+    far = np.array([[5000, 0, 0, 0]], np.float32)
+    world.upsert("old", ["far", *(f"n{row}" for row in range(1200))], np.vstack([far, near]), side=np.zeros((1201, 2)))
+    asked = {"old": near[0], "new": WITH_SIDE(far * 0.8, SIDE[:1])[0]}
+    with world.store.catalog.transaction() as tx:
+        probe_rows.replace(tx.session, gallery_row(tx.session, GALLERY).id, [(asked, ["n999"])])
+    dry = world.start(dry_run=True, gate={"min_cmc1": 1.0})
+    assert world.run(dry) is State.FAILED
+    upgrade = world.start()
+    assert world.run(upgrade) is State.COMPLETED
+    assert read(world, dry).quality["expected_after"] == read(world, upgrade).quality["now"]
+
+
 # --- the gate, before the first segment ---------------------------------------------------------------------------------
 
 
