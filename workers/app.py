@@ -41,6 +41,8 @@ def create_app(settings: WorkerSettings, data: Path) -> Celery:
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A Redis that is no master any more, or has no memory left, refuses; Celery would end the worker for that.
+        broker_channel_error_retry=True,
         broker_transport_options=_transport(settings, data),
     )
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from functools import partial
 
@@ -21,7 +22,6 @@ from models.runtime import load_transform
 from workers.app import create_app
 from workers.devices import chosen
 from workers.fitting import fit_pairs
-from workers.queue import Queue
 from workers.settings import WorkerSettings
 from workers.tasks import Worker, register, watch
 
@@ -34,6 +34,7 @@ def run() -> None:
 
     Raises:
         NewerSchemaError: the catalog is of a newer version.
+        SystemExit: it ended though nobody told it to.
     """
     faults.arm(os.environ.get(faults.VARIABLE))
     settings, gallery_settings = WorkerSettings(), GallerySettings()
@@ -48,20 +49,16 @@ def run() -> None:
     worker = Worker(store, settings, partial(fit_pairs, device=device))
     app = create_app(settings, gallery_settings.data)
     register(app, worker)
-    queue = Queue(app)
     _until_migrated(store.catalog)
-
-    def started(**_: object) -> None:
-        log.info("worker_started", owner=worker.owner, device=device)
-        watch(worker, queue.nudge, settings.sweep_seconds)
 
     def stopping(**_: object) -> None:
         worker.stopping.set()
 
     # Where there is a receiver, Celery leaves logs to whoever started this process.
     signals.setup_logging.connect(lambda **_: None, weak=False)
-    signals.worker_ready.connect(started, weak=False)
     signals.worker_shutting_down.connect(stopping, weak=False)
+    log.info("worker_started", owner=worker.owner, device=device)
+    watching = watch(worker, settings.sweep_seconds)
     # Solo: tasks run in this very process, which is the one that may touch a GPU and the one that holds the leases.
     # Quiet: it would print a banner, which is no line of a log, and end where there is no place for it.
     app.worker_main(
@@ -75,6 +72,13 @@ def run() -> None:
             "--without-heartbeat",
         ]
     )
+    told = worker.stopping.is_set()
+    worker.stopping.set()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    watching.join()
+    if not told:
+        raise SystemExit(1)
 
 
 def _until_migrated(catalog: Catalog) -> None:

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import math
+import threading
 import time
 
 import structlog
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 from workers.app import WORK
 
 log = structlog.get_logger()
 # A nudge that nobody took for this long is stale: every worker has looked by itself since.
 _EXPIRES_SECONDS = 10
-# Whoever writes a hundred times a second need not say so each time: the last of them is found by the worker itself, soon.
+# Whoever writes a hundred times a second need not say so each time.
 _APART_SECONDS = 0.1
 
 
 class Queue:
-    """Sends nudges; safe from many threads."""
+    """Sends nudges from a thread of its own: what was committed is not answered later because a broker hangs."""
 
     def __init__(self, app: Celery) -> None:
         """Send through `app`."""
         self._app = app
-        self._nudged = -math.inf
+        self._wanted = threading.Event()
+        threading.Thread(target=self._run, name="nudge", daemon=True).start()
 
     def nudge(self) -> None:
-        """Tell a worker to look for work. Never raises: if the broker is down, workers find the work by themselves."""
-        if time.monotonic() - self._nudged < _APART_SECONDS:
-            return
-        self._nudged = time.monotonic()
+        """Tell a worker to look for work. If the broker is down, workers find it by themselves, half a second later."""
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while self._wanted.wait():
+            self._wanted.clear()
+            self._send()
+            time.sleep(_APART_SECONDS)
+
+    def _send(self) -> None:
         try:
             self._app.send_task(WORK, expires=_EXPIRES_SECONDS, retry=False, ignore_result=True)
-        except (OperationalError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next one may go well
             log.warning("nudge_lost", error=repr(error))

@@ -79,7 +79,7 @@ class Worker:
 
     @property
     def at_work(self) -> bool:
-        """Whether it does what is due already, so that it need not be told to look."""
+        """Whether it does what is due already."""
         return self._at_work.locked()
 
     def has_work(self) -> bool:
@@ -314,8 +314,8 @@ def register(app: Celery, worker: Worker) -> None:
         worker.work()
 
 
-def watch(worker: Worker, nudge: Callable[[], None], seconds: float) -> threading.Thread:
-    """Look for work by itself, so that the loss of a message costs `seconds` and nothing else."""
+def watch(worker: Worker, seconds: float) -> threading.Thread:
+    """Do by itself what is due: the loss of a message then costs `seconds` and nothing else, and so does that of the queue."""
 
     def look() -> None:
         wait = seconds
@@ -325,7 +325,7 @@ def watch(worker: Worker, nudge: Callable[[], None], seconds: float) -> threadin
                 if worker.at_work:
                     continue
                 if worker.has_work():
-                    nudge()
+                    worker.work()
                 else:
                     wait = worker.next_look(seconds)
             except Exception as error:  # noqa: BLE001 - the database may be restarting; the next look will tell

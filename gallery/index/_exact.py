@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from gallery import errors
 from gallery.arrays import Metric, Rows, Space, Stored, Vectors
 from gallery.index._library import ONE_BY_ONE, faiss
 from gallery.index.base import Found
@@ -131,7 +132,16 @@ def ranked(queries: Vectors, rows: Rows, column: Stored | Stack, space: Space, k
 
 
 def scores_of(queries: Vectors, rows: Rows, column: Stored | Stack, space: Space) -> Vectors:
-    """The exact scores of rows (queries, candidates) of a column; the worst for -1."""
+    """The exact scores of rows (queries, candidates) of a column; the worst for -1.
+
+    Raises:
+        Damaged: the column has no such row.
+    """
+    if rows.size and rows.max() >= len(column):  # FAISS would read there, wherever that is
+        raise errors.Damaged(
+            f"an index leads to row {rows.max()}, and its column has {len(column)}: it is damaged, so run "
+            "`forwardfill verify --repair`"
+        )
     if is_plain(column, space):
         return score_rows(queries, column, rows, space.metric)
     vectors = taken(column, np.maximum(rows, 0))  # (queries, candidates, dimension)

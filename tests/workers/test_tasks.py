@@ -26,6 +26,7 @@ from gallery.files import Files
 from gallery.transforms import Transforms
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
+from tests.acceptance.system import wait_for
 from tests.gallery.world import PLAIN, WITH_SIDE, Linear, World, load, lost_connection
 from workers.settings import WorkerSettings
 from workers.tasks import Worker, watch
@@ -107,11 +108,10 @@ def test_it_stops_between_two_steps_when_it_is_told_to(world: World, worker: Wor
 
 
 def test_it_looks_by_itself_so_that_a_lost_message_costs_only_time(world: World, worker: Worker) -> None:
-    nudged = threading.Event()
-    thread = watch(worker, nudged.set, seconds=0.01)
+    thread = watch(worker, seconds=0.01)
     fill(world)
-    world.start()
-    assert nudged.wait(20)
+    upgrade = world.start()
+    wait_for(lambda: world.state(upgrade) is State.COMPLETED, 20, lambda: str(world.state(upgrade)))
     worker.stopping.set()
     thread.join(20)
     assert not thread.is_alive()
@@ -145,7 +145,7 @@ def test_it_looks_again_as_soon_as_a_throttle_lets_an_upgrade_go_on(
             latencies.publish(tx.session, "api", {1: 62.0})
     worker.work()
     worker.stopping = stopping = Waits()
-    watch(worker, pytest.fail, seconds=3600).join(20)
+    watch(worker, seconds=3600).join(20)
     assert stopping.asked == [3600, pytest.approx(waits, abs=60)]
 
 

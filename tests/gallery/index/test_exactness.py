@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gallery import errors
 from gallery.arrays import Mask, Metric, Space, Vectors
 from gallery.index import _exact
 from gallery.index.base import Found
@@ -34,6 +35,16 @@ def test_a_batch_gets_the_very_answers_of_its_queries_alone(
         for at in (0, 9, 63):
             same(_exact.search(queries[at : at + 1], vectors, k, metric, chosen), one(together, at))
         assert_exact(together, queries, vectors, metric, k, selected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_row_that_a_damaged_index_leads_to_and_the_column_does_not_have_is_refused(dtype: str) -> None:
+    """FAISS would read there, wherever that is, and the process would end."""
+    column, queries = np.ones((3, 2), dtype), np.ones((1, 2), np.float32)
+    space = Space("euclidean", normalized=False)
+    assert _exact.scores_of(queries, np.array([[2, -1]]), column, space).tolist() == [[0.0, np.inf]]
+    with pytest.raises(errors.Damaged, match="--repair"):
+        _exact.scores_of(queries, np.array([[0, 10**9]]), column, space)
 
 
 @pytest.mark.parametrize("metric", METRICS)
