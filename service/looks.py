@@ -25,7 +25,12 @@ class Looks(Generic[T]):
         now = time.monotonic()
         began, found = self._latest.get(name, (0.0, None))
         if found is None or (found.done() and now - began >= seconds):
-            self._latest = {each: kept for each, kept in self._latest.items() if now - kept[0] < _FORGOTTEN_SECONDS}
+            self._latest = {
+                each: kept
+                for each, kept in self._latest.items()
+                if now - kept[0] < _FORGOTTEN_SECONDS
+                or not kept[1].done()  # of one that hangs there shall be no second
+            }
             found = asyncio.ensure_future(run_in_threadpool(look))
             self._latest[name] = now, found
         return await asyncio.shield(found)  # who goes away must not take it from the others

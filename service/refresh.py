@@ -28,6 +28,8 @@ _PUBLISH_SECONDS = 1.0
 _HITS_SECONDS = 30.0
 # Answers with thousands of hits leave holes in the heap of the thread that made them; the worst moment of each would stay.
 _GIVE_BACK_SECONDS = 10.0
+# Within which a catalog that is asked for the last time has to answer.
+_LAST_SECONDS = 5.0
 
 
 class Refresher:
@@ -78,12 +80,22 @@ class Refresher:
             thread.start()
 
     def stop(self) -> None:
-        """Stop them; write the last counts and hits, and take back what was said of latencies."""
+        """Stop them; write the last counts and hits, and take back what was said of latencies.
+
+        A catalog that hangs is not waited for.
+        """
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
         if self._warm_up.ident is not None:  # an import must not be cut off by the end of the interpreter
             self._warm_up.join()
+        last = threading.Thread(target=self._last_words, name="last-words", daemon=True)
+        last.start()
+        last.join(_LAST_SECONDS)
+        if last.is_alive():
+            log.warning("last_words_lost", error=f"the catalog did not answer within {_LAST_SECONDS:g} s")
+
+    def _last_words(self) -> None:
+        for thread in self._threads:
+            thread.join()
         try:
             self._metrics.share()
             self._metrics.hits.write(self._store.catalog)

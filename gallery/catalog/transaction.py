@@ -34,6 +34,9 @@ _BUSY_TIMEOUT_MS = 30_000  # an Arrow upsert of a million rows may hold SQLite's
 # Longer than any transaction that writes waits for its own process; one that reads may open files meanwhile.
 _SUSPENDED_MS = 30_000
 
+# libpq's, unless the URL says otherwise: without them a server's host that is gone is waited for from two minutes to two hours.
+_PATIENCE = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}
+
 
 class Transaction:
     """A session that will be committed, and what to do once it is."""
@@ -96,8 +99,12 @@ def _attempt(action: Callable[[], None]) -> None:
 
 
 def _engine(url: str | URL) -> Engine:
-    if make_url(url).get_backend_name() != "sqlite":
-        engine = create_engine(url, json_serializer=_as_json, pool_pre_ping=True, pool_size=10, max_overflow=20)
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        patience = {name: value for name, value in _PATIENCE.items() if name not in parsed.query}
+        engine = create_engine(
+            url, json_serializer=_as_json, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=patience
+        )
         event.listen(engine, "begin", _begin_postgresql)
         return engine
     engine = create_engine(url, json_serializer=_as_json, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000})

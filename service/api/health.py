@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ from service.errors import Unavailable
 from service.process import Process, ProcessDep
 
 router = APIRouter(tags=["operations"])
+
+# Shorter than what asks waits for, which is told nothing where it does not wait for the answer.
+_READY_SECONDS = 2.0
 
 
 class Health(BaseModel):
@@ -59,12 +63,15 @@ async def live() -> Health:
 
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", responses=problems([Unavailable]))
-def ready(process: ProcessDep) -> Health:
+async def ready(process: ProcessDep) -> Health:
     """Whether requests can be served: the catalog answers and has the schema of this version."""
+    look = process.looks.recent("/health/ready", 0, lambda: is_current(process.store.catalog))
     try:
-        current = is_current(process.store.catalog)
+        current = await asyncio.wait_for(look, _READY_SECONDS)
     except (SQLAlchemyError, NewerSchemaError) as error:
         raise Unavailable(repr(error)) from error
+    except TimeoutError:
+        raise Unavailable(f"the catalog did not answer within {_READY_SECONDS:g} s") from None
     if not current or process.closing.is_set():
         raise Unavailable("the catalog has another schema, or the process is being stopped")
     return Health()

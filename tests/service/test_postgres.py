@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,16 @@ def test_the_story_is_the_same(world: World) -> None:
     assert world.post(f"/galleries/{GALLERY}/items/delete", {"ids": ["item-0", "\0"]})["deleted"] == 1
     assert "forwardfill_upgrade_items_total" in world.client.get("/metrics").text
     assert world.client.delete(f"/galleries/{GALLERY}").status_code == 204
+
+
+def test_a_host_that_is_gone_is_not_waited_for_longer_than_the_url_says(postgres_url: str) -> None:
+    for url, seconds in ((postgres_url, "10"), (f"{postgres_url}&connect_timeout=77", "77")):
+        catalog = Catalog(url)
+        with catalog.reading() as session:
+            connection: Any = session.connection().connection.driver_connection
+            assert connection.info.get_parameters()["connect_timeout"] == seconds
+            assert connection.info.get_parameters()["tcp_user_timeout"] == "30000"
+        catalog.close()
 
 
 def test_text_that_it_cannot_hold_is_refused(world: World) -> None:

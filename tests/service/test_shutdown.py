@@ -14,8 +14,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import create_engine
 
 from forwardfill.local_service import free_port
+from gallery.catalog.schema import migrate
+from gallery.catalog.transaction import Catalog
 from service.settings import ServiceSettings
 from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, UNITS
@@ -37,10 +40,11 @@ print("RETURNED", flush=True)
 """
 
 
-def started(program: str, folder: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+def started(program: str, folder: Path, port: int, log: Path, **more: str) -> subprocess.Popen[bytes]:
     """A service that waits a second for requests under way when it is told to stop."""
     environment = {
         **os.environ,
+        **more,
         "FORWARDFILL_DATA": str(folder / "data"),
         "FORWARDFILL_PORT": str(port),
         "FORWARDFILL_SHUTDOWN_SECONDS": "1",
@@ -118,3 +122,35 @@ def test_a_request_that_is_not_waited_for_any_longer_is_told_so_as_every_refusal
     assert lines[0].startswith(b"http/1.1 503 "), answer
     assert b"content-type: application/problem+json" in lines
     assert any(line.startswith(b"retry-after: ") for line in lines)
+
+
+@pytest.mark.timeout(120)
+def test_a_catalog_that_hangs_is_not_ready_and_does_not_keep_the_process(tmp_path: Path, postgres_url: str) -> None:
+    port, log = free_port(), tmp_path / "log"
+    catalog = Catalog(postgres_url)
+    migrate(catalog)
+    catalog.close()
+    process = started("from service.main import run; run()", tmp_path, port, log, FORWARDFILL_DATABASE_URL=postgres_url)
+    other = create_engine(postgres_url)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
+
+            def status() -> int:
+                assert process.poll() is None, log.read_text()
+                try:
+                    return client.get("/health/ready").status_code
+                except httpx.TransportError:
+                    return 0
+
+            wait_for(lambda: status() == 200, PATIENCE_SECONDS, log.read_text)
+            with other.connect() as connection:
+                connection.exec_driver_sql("LOCK TABLE alembic_version, galleries, api_keys IN ACCESS EXCLUSIVE MODE")
+                assert [status() for _ in range(3)] == [503] * 3
+                assert client.get("/health/live").status_code == 200
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(PATIENCE_SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+        other.dispose()
+    assert "last_words_lost" in log.read_text()
