@@ -105,6 +105,12 @@ def test_a_log_may_be_a_pipe() -> None:
         assert [text.partition(",")[0] for text in lines] == ["epoch", "0", "epoch", "1"]
 
 
+def test_a_state_that_cannot_be_written_ends_a_training_with_the_systems_own_error(tmp_path: Path) -> None:
+    (tmp_path / "state.unfinished").mkdir()  # in the way, as a full disk would be
+    with pytest.raises(IsADirectoryError):
+        train(Line(), line(), PLAN, checkpoint=tmp_path / "state")
+
+
 def test_bfloat16_learns_the_same_line_where_there_is_any() -> None:
     task = Line()
     train(task, line(), replace(PLAN, bfloat16=True))
