@@ -6,6 +6,7 @@ What a user did wrong is one sentence on the error stream and exit code 2.
 from __future__ import annotations
 
 import json
+import secrets
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -292,8 +293,12 @@ def _check_places(read: dict[str, Path | None], written: dict[str, Path | None])
         other = flags.setdefault(path.resolve(), flag)
         if other != flag:
             raise ValueError(f"--{other} and --{flag} are the same file, {path}: name another place for --{flag}")
-    for path in places.values():
+    for flag, path in places.items():
         path.parent.mkdir(parents=True, exist_ok=True)
+        if flag == "output":  # is written beside first, and last of all; the others may be pipes
+            beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+            beside.touch(exist_ok=False)
+            beside.unlink()
 
 
 def _check_folder(path: Path | None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from models.method import Batch
@@ -51,8 +51,10 @@ class Checkpoints:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(self.path.name + ".unfinished")
         # A copy each: safetensors refuses tensors that share their memory.
-        save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, beside, metadata)
-        with beside.open("rb+") as file:
+        data = to_bytes({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, metadata)
+        with beside.open("wb") as file:  # not by the library, whose error for a full disk is no OSError
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())  # else a power cut could leave the new name with nothing in it
         beside.replace(self.path)
 

@@ -23,8 +23,9 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import save as arrays_to_bytes
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -75,7 +76,7 @@ class Stages:
         seconds = before + time.perf_counter() - start
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
         with _whole(place) as beside:
-            save_file(tensors, beside, {"seconds": repr(seconds)})
+            beside.write_bytes(to_bytes(tensors, {"seconds": repr(seconds)}))
         checkpoint.unlink(missing_ok=True)
         return module.eval().requires_grad_(False), seconds
 
@@ -87,7 +88,7 @@ class Stages:
         arrays = {name: np.ascontiguousarray(values) for name, values in compute().items()}
         if place is not None:
             with _whole(place) as beside:
-                save_arrays(arrays, beside)
+                beside.write_bytes(arrays_to_bytes(arrays))
         return arrays
 
     def figures(self, role: str, depends_on: object, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -121,7 +122,10 @@ def code_of(kind: type) -> str:
 
 @contextmanager
 def _whole(place: Path) -> Iterator[Path]:
-    """Write beside, then rename: a killed run must not find half of a file."""
+    """Write beside, then rename: a killed run must not find half of a file.
+
+    Bytes, by the body: the error of safetensors' own writing, where a disk is full, is no OSError.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = place.with_name(place.name + ".unfinished")
     yield beside

@@ -258,7 +258,7 @@ def train_classifier(
     **how: Unpack[How],
 ) -> Classifier:
     """Train a classifier, untouched by any compatibility term; returns it in eval mode."""
-    rows = Batch(images=as_tensor(images), labels=as_tensor(labels))
+    rows = Batch(images=as_tensor(images), labels=as_tensor(labels).long())
 
     def view(batch: Batch, generator: torch.Generator) -> Batch:
         shown = augmentation(as_floats(needed(batch.images, "images")), generator)
@@ -350,7 +350,7 @@ def train_backbone(
     """
     rows = Batch(
         images=as_tensor(images),
-        labels=as_tensor(labels),
+        labels=as_tensor(labels).long(),
         old=as_tensor(old).float(),
         new=None if new is None else as_tensor(new).float(),
     )
@@ -404,7 +404,7 @@ def train_transformation(
     """
     given = {"old": old, "new": new, "side": side, "labels": labels}
     tensors = {name: as_tensor(values) for name, values in given.items() if values is not None}
-    rows = Batch(**{name: tensor if name == "labels" else tensor.float() for name, tensor in tensors.items()})
+    rows = Batch(**{name: tensor.long() if name == "labels" else tensor.float() for name, tensor in tensors.items()})
     plan = plan or method.plan(len(rows))
     return train(method, rows, plan, **how)
 

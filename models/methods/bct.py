@@ -125,7 +125,8 @@ def completed_head(head: Tensor, old: Tensor, labels: Tensor, classes: int) -> T
     and small ones with every trained row, so that all of them would count as unseen; and a softmax determines its rows
     only up to a vector common to all, so that the head's zero point is arbitrary. Row k is therefore factor * mean_k +
     offset, with the one factor and the one offset under which the completed head classifies the old vectors best. That
-    is a convex problem in d_old + 1 numbers; the head's own rows stay as they are.
+    is a convex problem in d_old + 1 numbers; the head's own rows stay as they are. It is solved with the old vectors'
+    root mean square element as the unit: in another one its start is far from its end, and it is not solved.
 
     Args:
         head: (known, d_old), known < classes.
@@ -136,6 +137,8 @@ def completed_head(head: Tensor, old: Tensor, labels: Tensor, classes: int) -> T
     Returns:
         (K, d_old).
     """
+    unit = old.square().mean().sqrt()
+    old, known = old / unit, head * unit
     means = class_means(old, labels, classes)[len(head) :]
     every = math.ceil(len(old) / FIT_ROWS)
     old, labels = old[::every], labels[::every]
@@ -145,14 +148,14 @@ def completed_head(head: Tensor, old: Tensor, labels: Tensor, classes: int) -> T
 
         def loss() -> float:
             optimizer.zero_grad()
-            logits = F.linear(old, torch.cat((head, factor * means + offset)))
+            logits = F.linear(old, torch.cat((known, factor * means + offset)))
             # the small weight keeps classes that are separable from pushing the numbers to infinity
             value = F.cross_entropy(logits, labels) + 1e-4 * (factor.square() + offset.square().sum())
             torch.autograd.backward(value)
             return float(value.detach())
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return torch.cat((head, factor.detach() * means + offset.detach()))
+    return torch.cat((head, (factor.detach() * means + offset.detach()) / unit))
 
 
 def _needed_head(setting: Setting, unseen: Unseen) -> Tensor:

@@ -73,7 +73,8 @@ class Xbt(Method):
         """Return `alignment` and `contrast` over `batch.new` and `batch.old`; noise only in train mode."""
         new, old = F.normalize(needed(batch.new, "new"), dim=1), needed(batch.old, "old")
         if self.training:
-            new = new + self.noise * torch.randn_like(new)
+            # drawn on the CPU, whose generator a checkpoint keeps
+            new = new + self.noise * torch.randn(new.shape).to(new)
         predicted = self.projector(new)
         return {
             "alignment": alignment(predicted, old, metric="cosine").mean(),

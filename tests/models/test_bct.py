@@ -156,6 +156,18 @@ def test_a_completed_head_tells_old_vectors_apart_better_than_one_with_means_put
     assert known_found(torch.cat((head, means))) < 0.6 < known_found(completed)
 
 
+@pytest.mark.parametrize("unit", [2.0**-14, 2.0**-7, 2.0**14])
+def test_a_completed_head_says_the_same_of_old_vectors_in_any_unit(unit: float) -> None:
+    batch = rows(400)
+    assert batch.old is not None
+    assert batch.labels is not None
+    head = 3 * torch.randn(KNOWN, OLD, generator=torch.Generator().manual_seed(2))
+    said = batch.old @ completed_head(head, batch.old, batch.labels, CLASSES).T
+    scaled = unit * batch.old
+    again = scaled @ completed_head(head / unit, scaled, batch.labels, CLASSES).T
+    torch.testing.assert_close(again, said, rtol=1e-4, atol=1e-4)
+
+
 def test_the_backward_map_takes_the_first_dimensions_as_the_influence_does() -> None:
     backward = method().transformations().backward
     assert backward is not None

@@ -223,6 +223,13 @@ class TestRefusals:
         assert f"{tmp_path} is a folder: name the file to write" in refused(result)
         assert not list(tmp_path.iterdir())
 
+    def test_an_output_that_cannot_be_written_is_refused_before_anything_is_trained(
+        self, data: Path, tmp_path: Path
+    ) -> None:
+        flags = ["--output", tmp_path / ("x" * 254), "--log", tmp_path / "loss.csv"]
+        assert "File name too long" in refused(run("fit", *pairs(data), *QUICK, *flags))
+        assert not list(tmp_path.iterdir())
+
     def test_a_file_that_is_named_as_a_state_and_not_needed_is_left_alone(self, data: Path, tmp_path: Path) -> None:
         (tmp_path / "precious").write_text("precious")
         flags = ["--method", "procrustes", "--output", tmp_path / "map", "--checkpoint", tmp_path / "precious"]

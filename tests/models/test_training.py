@@ -3,8 +3,10 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,11 +14,23 @@ from torch import Tensor, nn
 from models.augmentation import Augmentation
 from models.checkpoints import OfAnotherTraining
 from models.data import digits
-from models.encoders import Classifier, Design, embed, residual_network
+from models.encoders import Classifier, Design, Encoder, embed, residual_network
 from models.evaluation import cross_test
-from models.method import Batch, Task
+from models.method import Batch, Setting, Task
+from models.methods.bct import Bct
+from models.methods.fastfill import FastFill
 from models.plan import Plan, rate_factor, transformation_plan
-from models.training import Step, progress_bar, train, train_autoencoder, train_classifier, train_simclr
+from models.training import (
+    CompatibleTraining,
+    Step,
+    progress_bar,
+    train,
+    train_autoencoder,
+    train_backbone,
+    train_classifier,
+    train_simclr,
+    train_transformation,
+)
 
 
 class Line(Task):
@@ -105,6 +119,12 @@ def test_a_log_may_be_a_pipe() -> None:
         assert [text.partition(",")[0] for text in lines] == ["epoch", "0", "epoch", "1"]
 
 
+def test_a_state_that_cannot_be_written_ends_a_training_with_the_systems_own_error(tmp_path: Path) -> None:
+    (tmp_path / "state.unfinished").mkdir()  # in the way, as a full disk would be
+    with pytest.raises(IsADirectoryError):
+        train(Line(), line(), PLAN, checkpoint=tmp_path / "state")
+
+
 def test_bfloat16_learns_the_same_line_where_there_is_any() -> None:
     task = Line()
     train(task, line(), replace(PLAN, bfloat16=True))
@@ -178,6 +198,27 @@ def test_a_classifier_learns_digits_it_has_not_seen() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
+def test_labels_may_be_integers_of_any_width(kind: type[np.integer[Any]]) -> None:
+    vectors, labels = np.random.default_rng(0).random((64, 4), np.float32), np.arange(64) % 2
+    images = vectors.reshape(64, 1, 2, 2)
+    plan = replace(PLAN, epochs=1)
+
+    def encoder() -> Encoder:
+        return residual_network(Design(widths=(4,)), channels=1)
+
+    def last_losses(given: npt.NDArray[Any]) -> list[dict[str, float]]:
+        torch.manual_seed(0)
+        setting = Setting(old_dimension=4, new_dimension=4, classes=2, new_head=torch.eye(4))
+        train_classifier(Classifier(encoder(), 2), images, given, plan, augmentation=Augmentation())
+        task = CompatibleTraining(encoder(), Bct(setting))
+        backbone = train_backbone(task, images, given, plan, old=vectors, augmentation=Augmentation())
+        pairs = train_transformation(FastFill(setting, hidden=8), old=vectors, new=vectors, labels=given, plan=plan)
+        return [backbone.epochs[-1], pairs.epochs[-1]]
+
+    assert last_losses(labels.astype(kind)) == last_losses(labels)
+
+
 def test_simclr_gathers_digits_without_their_labels() -> None:
     torch.manual_seed(0)
     data = digits().of_classes(4)

@@ -69,6 +69,15 @@ def test_noise_is_added_to_the_unit_vector_while_training_and_never_after() -> N
     assert (quiet["alignment"] - xbt.losses(rows)["alignment"]).abs() > 1e-3
 
 
+def test_noise_is_drawn_on_the_cpu_wherever_it_is_added_since_a_checkpoint_keeps_that_state_alone() -> None:
+    with torch.device("meta"):  # another device, which is everywhere
+        method = Xbt(Setting(old_dimension=4, new_dimension=6)).train()
+        batch = Batch(old=torch.rand(3, 4), new=torch.rand(3, 6))
+    before = torch.get_rng_state()
+    method.losses(batch)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_losses_do_not_see_how_long_vectors_are() -> None:
     xbt, rows = method(noise=0.0), texts()
     assert rows.new is not None

@@ -1,0 +1,25 @@
+"""Finished stages of an experiment, kept as files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from models.stages import Stages
+
+
+@pytest.mark.parametrize("kept", ["module", "arrays"])
+def test_a_stage_that_cannot_be_written_fails_with_the_systems_own_error(kept: str, tmp_path: Path) -> None:
+    def keep() -> None:
+        if kept == "module":
+            Stages(tmp_path).trained("stage", 0, lambda: nn.Linear(2, 2), lambda *_: None)
+        else:
+            Stages(tmp_path).arrays("stage", 0, lambda: {"values": np.zeros(3)})
+
+    keep()
+    (place,) = tmp_path.iterdir()
+    place.unlink()
+    place.with_name(f"{place.name}.unfinished").mkdir()  # in the way, as a full disk would be
+    with pytest.raises(IsADirectoryError):
+        keep()
