@@ -1,6 +1,6 @@
 // The page: what it has read, when it reads again, and what happens where a person clicks.
 
-import { show } from "./dom.js";
+import { keepingFocus, show } from "./dom.js";
 import * as service from "./service.js";
 import * as view from "./view.js";
 
@@ -140,9 +140,11 @@ function render() {
   if (seen.lost) said("banner", `${seen.lost instanceof service.Refused ? seen.lost.message : LOST}. Trying again; what you see may be old.`);
   said("status", seen.lost ? "not connected" : following ? "live" : "up to date");
   byId("status").className = seen.lost ? "bad" : following ? "live" : "";
-  show(byId("galleries"), view.galleries(seen, seen.upgrades ?? []));
-  show(byId("upgrades"), view.upgrades(seen, seen.upgrades, upgrade));
-  show(byId("chosen"), view.detail(upgrade, seen));
+  keepingFocus(() => {
+    show(byId("galleries"), view.galleries(seen, seen.upgrades ?? []));
+    show(byId("upgrades"), view.upgrades(seen, seen.upgrades, upgrade));
+    show(byId("chosen"), view.detail(upgrade, seen));
+  });
   document.title = view.tab(upgrade);
 }
 

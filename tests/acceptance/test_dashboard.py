@@ -246,6 +246,23 @@ def test_what_an_upgrade_takes_now_is_offered_and_what_cannot_be_undone_is_asked
     expect(buttons).to_have_count(0)
 
 
+def test_who_works_by_keyboard_stays_among_the_verbs_when_the_one_that_was_pressed_is_gone(
+    world: World, visit: Visit
+) -> None:
+    upgrade = world.prepared().filled().start()
+    person = visit(world.client.base_url)
+    verbs = person.chosen.get_by_role("group", name="What can be done")
+    buttons = verbs.get_by_role("button")
+    buttons.get_by_text("Pause").press("Enter")
+    expect(person.state).to_have_text("paused")
+    expect(verbs).to_be_focused()
+    person.page.keyboard.press("Tab")
+    expect(buttons.get_by_text("Resume")).to_be_focused()
+    world.verb(upgrade, "resume")  # somebody else did
+    expect(person.state).to_have_text("pending")
+    expect(verbs).to_be_focused()
+
+
 def test_a_retry_is_offered_where_something_failed(world: World, visit: Visit) -> None:
     world.prepared().filled().start(gate={"min_cmc1": 1.0})
     world.work()  # a gate without probes is always missed
