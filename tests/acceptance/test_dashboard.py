@@ -16,10 +16,11 @@ from playwright.sync_api import BrowserContext, Locator, Page, Request, Route, e
 
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
+from gallery.catalog import upgrades as upgrade_rows
 from models import artifacts
 from models.transformations import Linear, build
 from service.app import create_app
-from service.keys import create_key
+from service.keys import create_key, revoke_key
 from tests.acceptance.forks import Nursery
 from tests.acceptance.gallery_world import base64_of
 from tests.acceptance.system import System, ok, running
@@ -404,6 +405,30 @@ def test_where_a_key_is_needed_the_page_asks_for_it_says_which_is_wrong_and_keep
     kept = "JSON.stringify([document.cookie, localStorage, location.href, document.body.innerHTML])"
     assert keys["admin"] not in person.page.evaluate(kept)
     expect(visit(world.client.base_url).page.get_by_label("API key")).to_be_visible()  # it is another tab
+
+
+def test_a_key_that_is_revoked_while_a_question_is_open_takes_the_question_away_and_says_so(
+    world: World, visit: Visit
+) -> None:
+    upgrade = world.prepared().filled().start()
+    key = create_key(world.store.catalog, "admin", "admin")
+    world.app.state.process.keyring.refresh()
+    person = visit(world.client.base_url)
+    person.page.get_by_label("API key").fill(key)
+    person.page.keyboard.press("Enter")
+    person.chosen.get_by_role("button", name="Cancel…").click()
+    expect(person.page.get_by_role("dialog")).to_be_visible()
+    revoke_key(world.store.catalog, "admin")
+    world.app.state.process.keyring.refresh()
+    expect(person.page.get_by_label("API key")).to_be_focused()
+    expect(person.page.get_by_role("dialog")).to_be_hidden()
+    expect(person.page.get_by_role("alert")).to_contain_text("was revoked")
+
+    with person.page.expect_response("**/galleries?*"):  # as if somebody had looked for another key and came back
+        person.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(person.page.get_by_role("alert")).to_contain_text("was revoked")
+    with world.store.catalog.reading() as session:
+        assert upgrade_rows.upgrade_row(session, upgrade).state == "pending"
 
 
 def test_the_page_recovers_when_the_service_comes_back(world: World, visit: Visit) -> None:
