@@ -299,5 +299,5 @@ def fits_a_header(key: str) -> bool:
 
 
 def quoted(name: str) -> str:
-    """A name as one part of a path."""
-    return quote(name, safe="")
+    """A name as one part of a path; dots that stand alone would be taken out of it, with what is before them."""
+    return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")

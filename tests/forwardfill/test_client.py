@@ -416,6 +416,14 @@ def test_what_numpy_would_read_numbers_into_is_no_vector(vector: Any) -> None:
         encoded(vector)
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_name_of_dots_asks_for_nothing_else(name: str) -> None:
+    service = Recorder({})
+    with client_of(service) as client:
+        client.item("photos", name)
+    assert service.requests[0].url.path == f"/galleries/photos/items/{name}"
+
+
 @pytest.mark.parametrize("kind", ["i1", "u8", ">f8", "f2", "g"])
 def test_real_numbers_of_any_type_are_vectors(kind: Any) -> None:
     assert encoded(np.array([1, 2], kind)) == encoded([1.0, 2.0])
