@@ -39,9 +39,15 @@ def real(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
     """What is given for an argument, as float32.
 
     Raises:
-        ValueError: it is not made of real numbers, so that NumPy would leave a part out, or read numbers into it.
+        ValueError: it is not made of real numbers, so that NumPy would leave a part out, or read numbers into it; or NumPy cannot
+            read it at all.
     """
-    array = np.asarray(vectors)
+    if isinstance(vectors, np.ma.MaskedArray) and np.ma.is_masked(vectors):
+        raise ValueError(f"{name}: some of it is masked, and what is under a mask is no number; leave such vectors out")
+    try:
+        array = np.asarray(vectors)
+    except (TypeError, ValueError, RuntimeError) as error:  # of NumPy, or of the library whose array it is
+        raise ValueError(f"{name}: {error}; convert it to a NumPy array of float32") from error
     # Types that other libraries add, such as bfloat16, have no kind of their own, but can be cast.
     if array.dtype == bool or not np.can_cast(array.dtype, np.float64, "same_kind"):
         raise ValueError(f"{name}: vectors are real numbers, not {array.dtype}; convert them to float32")

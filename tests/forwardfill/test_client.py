@@ -416,6 +416,23 @@ def test_what_numpy_would_read_numbers_into_is_no_vector(vector: Any) -> None:
         encoded(vector)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        torch.ones(1, 2, dtype=torch.bfloat16),
+        torch.ones(1, 2, requires_grad=True),
+        [[1.0, 2.0], [1.0]],
+        np.ma.array([[1.0, 2.0]], mask=[[False, True]]),  # type: ignore[no-untyped-call]
+    ],
+    ids=["of a type that NumPy lacks", "that is being trained", "of different lengths", "masked"],
+)
+def test_vectors_that_cannot_be_read_as_they_are_are_refused_by_the_argument(given: Any) -> None:
+    service = Recorder({"version": 1})
+    with client_of(service) as client, pytest.raises(ValueError, match=r"^embeddings: "):
+        client.upsert("photos", "old", ids=["a"], embeddings=given)
+    assert service.requests == []
+
+
 @pytest.mark.parametrize("name", [".", ".."])
 def test_a_name_of_dots_asks_for_nothing_else(name: str) -> None:
     service = Recorder({})
