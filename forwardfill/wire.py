@@ -23,6 +23,7 @@ Vectors = npt.ArrayLike
 UPLOAD_BLOCK = 1 << 20
 #: JSON around a vector and a payload; an estimate, to keep requests below the server's limit of bytes
 ITEM_OVERHEAD = 256
+_STEPS_INWARDS = 8
 
 
 class Event(NamedTuple):
@@ -54,19 +55,42 @@ def real(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
     return array.astype("<f4", copy=False)
 
 
-def as_json(body: Json) -> bytes:
-    """A body as JSON, in which NumPy's numbers are numbers.
+def as_json(body: Any, place: str = "") -> bytes:
+    """A body, or what has a place in one, as JSON, in which NumPy's numbers are numbers.
 
     Raises:
+        TypeError: it holds what JSON has no word for.
         ValueError: it holds NaN or infinity. JSON has neither, and `null`, which would be sent, is something else: of a throttle,
             for instance, it takes the limit away.
     """
-    content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    try:
+        content = _dumped(body)
+    except TypeError as error:
+        raise TypeError(f"{_wrong(body, place)}: {error}") from error
     if b"null" in content:  # which is also what is meant by None, and may be a part of a text
-        for place, number in _numbers(body, ""):
+        for where, number in _numbers(body, place):
             if not math.isfinite(number):
-                raise ValueError(f"{place}: {number} is no number in JSON; leave it out, or send another")
+                raise ValueError(f"{where}: {number} is no number in JSON; leave it out, or send another")
     return content
+
+
+def _dumped(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _wrong(value: Any, place: str) -> str:
+    """Where it is in something that is no JSON: its first part that is none either, and so on inwards, a few steps."""
+    for _ in range(_STEPS_INWARDS):
+        parts: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for name, each in parts:
+            try:
+                _dumped({name: each} if isinstance(value, dict) else each)
+            except TypeError:
+                value, place = each, f"{place}/{name}"
+                break
+        else:
+            break
+    return place
 
 
 def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
@@ -194,9 +218,7 @@ class Rows:
     def bytes_per_item(self) -> int:
         """About how long an item is as JSON."""
         floats = int(self.embeddings.shape[1]) + (0 if self.side is None else int(self.side.shape[1]))
-        payload = max(
-            (len(orjson.dumps(each, option=orjson.OPT_SERIALIZE_NUMPY)) for each in self.payloads or ()), default=0
-        )
+        payload = max((len(as_json(each, f"/payloads/{at}")) for at, each in enumerate(self.payloads or ())), default=0)
         return ITEM_OVERHEAD + floats * 4 * 4 // 3 + payload + max((len(each) for each in self.ids), default=0)
 
     def items(self, part: slice) -> list[Json]:
