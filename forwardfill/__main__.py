@@ -1,5 +1,16 @@
-"""`python -m forwardfill` is the command line, where no script of that name is on the PATH."""
+"""The command line, by its script or as `python -m forwardfill`, where no script of that name is on the PATH."""
 
-from forwardfill.cli import app
+import sys
 
-app()
+
+def main() -> None:
+    """Run it. It takes seconds to import on a slow machine, and who stops it then is told as little as at any other time."""
+    try:
+        from forwardfill.cli import app  # noqa: PLC0415 - what is imported at the top is not in the `try`
+    except KeyboardInterrupt:
+        sys.exit(130)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -366,8 +366,8 @@ class Client:
             The gallery's version after the last request; all before it is durable. 0 for no items.
 
         Raises:
-            TypeError: ids are no texts, or one text or payload is given in place of several.
-            ValueError: lengths differ, vectors are no real numbers, or `batch` is less than 1.
+            TypeError: ids are no texts, one text or payload is given in place of several, or a payload is no JSON.
+            ValueError: lengths differ, vectors are no real numbers or masked, a payload holds NaN, or `batch` is less than 1.
             ForwardfillError: an item was refused; `errors` points at it, counted within its request.
         """
         if batch is not None and batch < 1:

@@ -23,6 +23,7 @@ Vectors = npt.ArrayLike
 UPLOAD_BLOCK = 1 << 20
 #: JSON around a vector and a payload; an estimate, to keep requests below the server's limit of bytes
 ITEM_OVERHEAD = 256
+_STEPS_INWARDS = 8
 
 
 class Event(NamedTuple):
@@ -39,28 +40,57 @@ def real(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
     """What is given for an argument, as float32.
 
     Raises:
-        ValueError: it is not made of real numbers, so that NumPy would leave a part out, or read numbers into it.
+        ValueError: it is not made of real numbers, so that NumPy would leave a part out, or read numbers into it; or NumPy cannot
+            read it at all.
     """
-    array = np.asarray(vectors)
+    if isinstance(vectors, np.ma.MaskedArray) and np.ma.is_masked(vectors):
+        raise ValueError(f"{name}: some of it is masked, and what is under a mask is no number; leave such vectors out")
+    try:
+        array = np.asarray(vectors)
+    except (TypeError, ValueError, RuntimeError) as error:  # of NumPy, or of the library whose array it is
+        raise ValueError(f"{name}: {error}; convert it to a NumPy array of float32") from error
     # Types that other libraries add, such as bfloat16, have no kind of their own, but can be cast.
     if array.dtype == bool or not np.can_cast(array.dtype, np.float64, "same_kind"):
         raise ValueError(f"{name}: vectors are real numbers, not {array.dtype}; convert them to float32")
     return array.astype("<f4", copy=False)
 
 
-def as_json(body: Json) -> bytes:
-    """A body as JSON, in which NumPy's numbers are numbers.
+def as_json(body: Any, place: str = "") -> bytes:
+    """A body, or what has a place in one, as JSON, in which NumPy's numbers are numbers.
 
     Raises:
+        TypeError: it holds what JSON has no word for.
         ValueError: it holds NaN or infinity. JSON has neither, and `null`, which would be sent, is something else: of a throttle,
             for instance, it takes the limit away.
     """
-    content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    try:
+        content = _dumped(body)
+    except TypeError as error:
+        raise TypeError(f"{_wrong(body, place)}: {error}") from error
     if b"null" in content:  # which is also what is meant by None, and may be a part of a text
-        for place, number in _numbers(body, ""):
+        for where, number in _numbers(body, place):
             if not math.isfinite(number):
-                raise ValueError(f"{place}: {number} is no number in JSON; leave it out, or send another")
+                raise ValueError(f"{where}: {number} is no number in JSON; leave it out, or send another")
     return content
+
+
+def _dumped(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _wrong(value: Any, place: str) -> str:
+    """Where it is in something that is no JSON: its first part that is none either, and so on inwards, a few steps."""
+    for _ in range(_STEPS_INWARDS):
+        parts: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for name, each in parts:
+            try:
+                _dumped({name: each} if isinstance(value, dict) else each)
+            except TypeError:
+                value, place = each, f"{place}/{name}"
+                break
+        else:
+            break
+    return place
 
 
 def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
@@ -188,9 +218,7 @@ class Rows:
     def bytes_per_item(self) -> int:
         """About how long an item is as JSON."""
         floats = int(self.embeddings.shape[1]) + (0 if self.side is None else int(self.side.shape[1]))
-        payload = max(
-            (len(orjson.dumps(each, option=orjson.OPT_SERIALIZE_NUMPY)) for each in self.payloads or ()), default=0
-        )
+        payload = max((len(as_json(each, f"/payloads/{at}")) for at, each in enumerate(self.payloads or ())), default=0)
         return ITEM_OVERHEAD + floats * 4 * 4 // 3 + payload + max((len(each) for each in self.ids), default=0)
 
     def items(self, part: slice) -> list[Json]:
@@ -299,5 +327,5 @@ def fits_a_header(key: str) -> bool:
 
 
 def quoted(name: str) -> str:
-    """A name as one part of a path."""
-    return quote(name, safe="")
+    """A name as one part of a path; dots that stand alone would be taken out of it, with what is before them."""
+    return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")

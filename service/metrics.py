@@ -21,6 +21,7 @@ from gallery.search.routes import Coverage
 from service.group import Group
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_OUTCOMES = ("answered", "partial", "refused", "failed")
 _WINDOW_SECONDS = 5.0
 
 
@@ -30,8 +31,9 @@ class Counts(Collector):
     def __init__(self) -> None:
         """Start at zero."""
         self._lock = threading.Lock()
-        #: searches by how they ended, and items by the route that reached them
-        self._ended: Counter[str] = Counter()
+        #: searches by how they ended, and items by the route that reached them; from zero, because Prometheus takes the first
+        #: value of a series for where it stood already, so that an alert would miss the first failure
+        self._ended: Counter[str] = Counter(dict.fromkeys(_OUTCOMES, 0))
         self._reached: Counter[str] = Counter(dict.fromkeys(Coverage._fields, 0))
         self._within = [0] * (len(_SECONDS) + 1)
         self._seconds = 0.0

@@ -264,11 +264,11 @@ def last_done(session: Session, upgrade_id: str, *, before: datetime | None = No
 
 
 def items_transformed(session: Session) -> Mapping[str, int]:
-    """Items that upgrades transformed, by the name of the gallery; never fewer than before."""
+    """Items that upgrades transformed, by the name of the gallery; never fewer than before, and 0 from when one was started."""
     rows = session.execute(
         select(UpgradeRow.gallery_name, func.sum(UpgradeRow.items_transformed)).group_by(UpgradeRow.gallery_name)
     )
-    return {gallery: int(items) for gallery, items in rows if items}
+    return {gallery: int(items) for gallery, items in rows}
 
 
 def by_state(session: Session) -> Mapping[str, int]:

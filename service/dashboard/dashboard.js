@@ -1,6 +1,6 @@
 // The page: what it has read, when it reads again, and what happens where a person clicks.
 
-import { show } from "./dom.js";
+import { keepingFocus, show } from "./dom.js";
 import * as service from "./service.js";
 import * as view from "./view.js";
 
@@ -38,7 +38,7 @@ async function look() {
   if (turn !== turns) return; // somebody asked again meanwhile
   const errors = [galleries.reason, upgrades.reason].filter(Boolean);
   if (errors.some(({ status }) => status === 401)) return askForKey();
-  byId("key-form").hidden = true;
+  byId("key-form").hidden = byId("key-problem").hidden = true;
   seen.lost = errors.find((error) => !(error instanceof service.Refused) || error.status >= 500 || error.status === 429) ?? null;
   if (!seen.lost) {
     Object.assign(seen, { galleries: galleries.value ?? null, upgrades: upgrades.value ?? null, failures: failures ?? [] });
@@ -133,6 +133,7 @@ function heard(id, { id: eventId, event, data }) {
 // --- showing ---------------------------------------------------------------------------------------------------------
 
 function render() {
+  if (!byId("key-form").hidden) return; // nothing is known
   const upgrade = chosen();
   byId("main").hidden = false;
   byId("forget").hidden = !service.key.get();
@@ -140,9 +141,11 @@ function render() {
   if (seen.lost) said("banner", `${seen.lost instanceof service.Refused ? seen.lost.message : LOST}. Trying again; what you see may be old.`);
   said("status", seen.lost ? "not connected" : following ? "live" : "up to date");
   byId("status").className = seen.lost ? "bad" : following ? "live" : "";
-  show(byId("galleries"), view.galleries(seen, seen.upgrades ?? []));
-  show(byId("upgrades"), view.upgrades(seen, seen.upgrades, upgrade));
-  show(byId("chosen"), view.detail(upgrade, seen));
+  keepingFocus(() => {
+    show(byId("galleries"), view.galleries(seen, seen.upgrades ?? []));
+    show(byId("upgrades"), view.upgrades(seen, seen.upgrades, upgrade));
+    show(byId("chosen"), view.detail(upgrade, seen));
+  });
   document.title = view.tab(upgrade);
 }
 
@@ -157,8 +160,10 @@ function askForKey() {
   const wrong = service.key.get() !== null;
   forget();
   byId("key-form").hidden = false;
-  byId("key-problem").hidden = !wrong;
-  said("key-problem", wrong ? "The service does not take this key: it is mistyped, or was revoked." : "");
+  if (wrong) {
+    byId("key-problem").hidden = false;
+    said("key-problem", "The service does not take this key: it is mistyped, or was revoked.");
+  }
   byId("key").focus();
 }
 
@@ -167,6 +172,7 @@ function forget() {
   following?.abort.abort();
   following = null;
   Object.assign(seen, fresh());
+  byId("question").close("no"); // nobody could get at what is behind it
   for (const id of ["galleries", "upgrades", "chosen"]) byId(id).replaceChildren();
   byId("main").hidden = byId("forget").hidden = byId("banner").hidden = true;
   said("status", "");

@@ -64,4 +64,13 @@ function update(node, wanted) {
   show(node, ...wanted.childNodes);
 }
 
+/** Change the document, and leave the focus where it was. Where that is gone, such as a button that was pressed, it goes to what
+ * it was in: a browser would begin at the top of the page again, and say nothing. */
+export function keepingFocus(change) {
+  const places = [document.activeElement];
+  for (let at = places[0]; (at = at?.parentElement?.closest("[tabindex]")); ) places.push(at);
+  change();
+  if (document.activeElement !== places[0]) places.find((each) => each.isConnected)?.focus({ preventScroll: true });
+}
+
 const keyOf = (node) => node.dataset?.key;

@@ -137,7 +137,7 @@ export function detail(upgrade, { failures, refused, busy }) {
     ], "facts"),
     conditions.map(condition),
     error && !conditions.some((each) => each.detail === error) && problem(error),
-    el("div", { class: "row", role: "group", "aria-label": "What can be done" }, allowed.filter((verb) => isOfUse(verb, upgrade)).map((verb) => button(verb, busy))),
+    el("div", { class: "row", role: "group", "aria-label": "What can be done", tabindex: -1, "data-key": "verbs" }, allowed.filter((verb) => isOfUse(verb, upgrade)).map((verb) => button(verb, busy))),
     refused?.id === id && problem(`${words.spoken(refused.verb)} was refused: ${refused.detail}`, { role: "alert", "data-key": "refused" }),
     el("h4", null, "Quality"), quality(upgrade),
     failures.length > 0 && [el("h4", null, "Failed segments"), failed(failures, progress.segments_failed)],

@@ -16,10 +16,11 @@ from playwright.sync_api import BrowserContext, Locator, Page, Request, Route, e
 
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
+from gallery.catalog import upgrades as upgrade_rows
 from models import artifacts
 from models.transformations import Linear, build
 from service.app import create_app
-from service.keys import create_key
+from service.keys import create_key, revoke_key
 from tests.acceptance.forks import Nursery
 from tests.acceptance.gallery_world import base64_of
 from tests.acceptance.system import System, ok, running
@@ -246,6 +247,23 @@ def test_what_an_upgrade_takes_now_is_offered_and_what_cannot_be_undone_is_asked
     expect(buttons).to_have_count(0)
 
 
+def test_who_works_by_keyboard_stays_among_the_verbs_when_the_one_that_was_pressed_is_gone(
+    world: World, visit: Visit
+) -> None:
+    upgrade = world.prepared().filled().start()
+    person = visit(world.client.base_url)
+    verbs = person.chosen.get_by_role("group", name="What can be done")
+    buttons = verbs.get_by_role("button")
+    buttons.get_by_text("Pause").press("Enter")
+    expect(person.state).to_have_text("paused")
+    expect(verbs).to_be_focused()
+    person.page.keyboard.press("Tab")
+    expect(buttons.get_by_text("Resume")).to_be_focused()
+    world.verb(upgrade, "resume")  # somebody else did
+    expect(person.state).to_have_text("pending")
+    expect(verbs).to_be_focused()
+
+
 def test_a_retry_is_offered_where_something_failed(world: World, visit: Visit) -> None:
     world.prepared().filled().start(gate={"min_cmc1": 1.0})
     world.work()  # a gate without probes is always missed
@@ -387,6 +405,30 @@ def test_where_a_key_is_needed_the_page_asks_for_it_says_which_is_wrong_and_keep
     kept = "JSON.stringify([document.cookie, localStorage, location.href, document.body.innerHTML])"
     assert keys["admin"] not in person.page.evaluate(kept)
     expect(visit(world.client.base_url).page.get_by_label("API key")).to_be_visible()  # it is another tab
+
+
+def test_a_key_that_is_revoked_while_a_question_is_open_takes_the_question_away_and_says_so(
+    world: World, visit: Visit
+) -> None:
+    upgrade = world.prepared().filled().start()
+    key = create_key(world.store.catalog, "admin", "admin")
+    world.app.state.process.keyring.refresh()
+    person = visit(world.client.base_url)
+    person.page.get_by_label("API key").fill(key)
+    person.page.keyboard.press("Enter")
+    person.chosen.get_by_role("button", name="Cancel…").click()
+    expect(person.page.get_by_role("dialog")).to_be_visible()
+    revoke_key(world.store.catalog, "admin")
+    world.app.state.process.keyring.refresh()
+    expect(person.page.get_by_label("API key")).to_be_focused()
+    expect(person.page.get_by_role("dialog")).to_be_hidden()
+    expect(person.page.get_by_role("alert")).to_contain_text("was revoked")
+
+    with person.page.expect_response("**/galleries?*"):  # as if somebody had looked for another key and came back
+        person.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(person.page.get_by_role("alert")).to_contain_text("was revoked")
+    with world.store.catalog.reading() as session:
+        assert upgrade_rows.upgrade_row(session, upgrade).state == "pending"
 
 
 def test_the_page_recovers_when_the_service_comes_back(world: World, visit: Visit) -> None:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -414,6 +415,31 @@ def test_vectors_that_are_not_real_are_refused_by_the_argument_and_nothing_is_se
 def test_what_numpy_would_read_numbers_into_is_no_vector(vector: Any) -> None:
     with pytest.raises(ValueError, match="real numbers"):
         encoded(vector)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        torch.ones(1, 2, dtype=torch.bfloat16),
+        torch.ones(1, 2, requires_grad=True),
+        [[1.0, 2.0], [1.0]],
+        np.ma.array([[1.0, 2.0]], mask=[[False, True]]),  # type: ignore[no-untyped-call]
+    ],
+    ids=["of a type that NumPy lacks", "that is being trained", "of different lengths", "masked"],
+)
+def test_vectors_that_cannot_be_read_as_they_are_are_refused_by_the_argument(given: Any) -> None:
+    service = Recorder({"version": 1})
+    with client_of(service) as client, pytest.raises(ValueError, match=r"^embeddings: "):
+        client.upsert("photos", "old", ids=["a"], embeddings=given)
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_name_of_dots_asks_for_nothing_else(name: str) -> None:
+    service = Recorder({})
+    with client_of(service) as client:
+        client.item("photos", name)
+    assert service.requests[0].url.path == f"/galleries/photos/items/{name}"
 
 
 @pytest.mark.parametrize("kind", ["i1", "u8", ">f8", "f2", "g"])
@@ -893,6 +919,18 @@ def test_a_stream_whose_read_timeout_passes_the_end_of_the_wait_is_opened_anew(m
     assert service.timeouts[1] <= service.timeouts[0] - 0.01
 
 
+@pytest.mark.parametrize("value", [Decimal(1), {1: 2}, {1, 2}, 2**64, "\ud800"], ids=["a", "b", "c", "d", "e"])
+def test_what_json_cannot_say_is_refused_by_its_place_before_anything_is_sent(value: Any) -> None:
+    recorder = Recorder({"version": 1})
+    payloads = [{"price": 1}, {"price": [value]}]
+    with client_of(recorder) as client:
+        with pytest.raises(TypeError, match=r"^/payloads/1/price/0.*: "):
+            client.upsert("g", "m", ids=["a", "b"], embeddings=np.eye(2), payloads=payloads, batch=1)
+        with pytest.raises(TypeError, match=r"^/filter/price/in/0.*: "):
+            client.search("g", "m", [1], filter={"price": {"in": [value]}})
+    assert recorder.requests == []
+
+
 @pytest.mark.parametrize("kind", [float, np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
 def test_a_number_that_json_does_not_have_is_refused_by_its_place_and_nothing_is_sent(
@@ -902,7 +940,7 @@ def test_a_number_that_json_does_not_have_is_refused_by_its_place_and_nothing_is
     recorder = Recorder({})
     with client_of(recorder) as client:
         for place, call in {
-            "/items/1/payload/price": lambda: client.upsert(
+            "/payloads/1/price": lambda: client.upsert(
                 "g", "m", ids=["a", "b"], embeddings=[[1], [2]], payloads=[{"price": None}, {"price": number}]
             ),
             "/filter/price/in/0": lambda: client.search("g", "m", [1], filter={"price": {"in": [number]}}),

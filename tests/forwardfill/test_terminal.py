@@ -108,3 +108,13 @@ def test_whoever_lacks_a_key_is_told_where_to_put_one(tmp_path: Path, monkeypatc
             assert why in refused.stderr
             assert "; set FORWARDFILL_API_KEY to a key that may" in refused.stderr
             assert refused.stdout == ""
+
+
+def test_who_stops_a_command_while_it_is_loaded_reads_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    search = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    command = [sys.executable, "-m", "forwardfill", "--help"]
+    stopped = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": search}, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (130, "", "")

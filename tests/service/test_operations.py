@@ -64,6 +64,18 @@ def test_health_answers_those_who_ask_for_the_head_only(empty: World) -> None:
         assert empty.client.post(path).headers["allow"] == "GET, HEAD"
 
 
+def test_what_is_alerted_on_when_it_grows_is_zero_before(world: World) -> None:
+    def counted() -> list[str]:
+        lines = world.client.get("/metrics").text.splitlines()
+        return [line for line in lines if line.startswith(("forwardfill_searches_total", "forwardfill_upgrade_items"))]
+
+    outcomes = ("answered", "partial", "refused", "failed")
+    searches = [f'forwardfill_searches_total{{outcome="{each}"}} 0.0' for each in outcomes]
+    assert counted() == searches
+    world.start()  # no worker takes it up
+    assert counted() == [*searches, 'forwardfill_upgrade_items_total{gallery="photos"} 0.0']
+
+
 def test_metrics_count_searches_and_upgraded_items(world: World) -> None:
     world.old_search(0)
     world.client.post(SEARCH, json={**QUERY, "vector": [1]})
