@@ -38,7 +38,7 @@ class Brief:
     It is answered, refused or handed on, once.
     """
 
-    __slots__ = ("_account", "_body", "_run", "cycle", "gallery", "scope", "since", "tasks")
+    __slots__ = ("_account", "_body", "_run", "begun", "cycle", "gallery", "scope", "since", "tasks")
 
     def __init__(
         self,
@@ -61,7 +61,8 @@ class Brief:
         self.cycle = cycle
         self.scope: Scope = cycle.scope  # type: ignore[assignment]
         self.gallery = gallery
-        self.since = time.perf_counter()
+        #: when it began; since its body was read, by which searches are measured
+        self.begun = self.since = time.perf_counter()
         self.tasks = tasks
         self._run = run
         self._account = account
@@ -70,6 +71,7 @@ class Brief:
     def read(self) -> SearchBody:
         """What is asked; raises whatever is wrong with it."""
         self._body = SearchBody.model_validate(orjson.loads(self.cycle.body))
+        self.since = time.perf_counter()
         return self._body
 
     def hand_on(self) -> None:
@@ -108,7 +110,7 @@ class Brief:
             cycle.transport.close()
         cycle.on_response()
         self.scope["route"] = _ROUTE
-        self._account(self.scope, request_id, status, time.perf_counter() - self.since)
+        self._account(self.scope, request_id, status, time.perf_counter() - self.begun)
 
 
 class Express:

@@ -140,13 +140,13 @@ class Gatherer:
 
     def _answered(self, asked: Sequence[_Asked], answer: Answer) -> None:
         now = time.perf_counter()
-        self._metrics.answered([answer], [now - each.asker.since for each in asked])
         for query, each in enumerate(asked):
             try:
                 each.asker.answered(answer, query)
             except Exception:  # of one, for whose sake the others must not wait for ever
                 log.exception("answer_failed")
                 each.asker.hand_on()
+        self._metrics.answered([answer], [now - each.asker.since for each in asked])  # for which no client waits
 
 
 def _hand_on(asked: Sequence[_Asked]) -> None:
