@@ -20,10 +20,10 @@ import torch
 from structlog.testing import capture_logs
 
 from gallery.arrays import Space, Stored, Vectors
-from gallery.index import _exact, device, faiss_gpu
+from gallery.index import _exact, _faiss_gpu, device
+from gallery.index._faiss_gpu import FaissGpu, open_faiss
 from gallery.index.base import Index
 from gallery.index.device import Device, Gpu, Open
-from gallery.index.faiss_gpu import FaissGpu, open_faiss
 from gallery.index.flat import FlatIndex
 from gallery.index.quantizer import Assignments
 from gallery.index.selection import Selected
@@ -34,7 +34,7 @@ from tests.gallery.index.test_every_backend import assert_right, assert_same, ev
 
 Make = Callable[[list[Stored], Space], Index]
 # Not how many FAISS sees: on one that it cannot use it would end this process.
-FAISS_GPUS = hasattr(faiss, "StandardGpuResources") and faiss_gpu._tried(0) is None
+FAISS_GPUS = hasattr(faiss, "StandardGpuResources") and _faiss_gpu._tried(0) is None
 TORCH_GPUS = torch.cuda.is_available()
 EUCLIDEAN = Space("euclidean", normalized=False)
 
@@ -99,8 +99,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         METRIC_L2=faiss.METRIC_L2,
         METRIC_INNER_PRODUCT=faiss.METRIC_INNER_PRODUCT,
     )
-    monkeypatch.setattr(faiss_gpu, "faiss", faked)
-    monkeypatch.setattr(faiss_gpu, "_tried", lambda number: None)
+    monkeypatch.setattr(_faiss_gpu, "faiss", faked)
+    monkeypatch.setattr(_faiss_gpu, "_tried", lambda number: None)
     yield
     Flat.goes_on.set()
 
@@ -294,9 +294,9 @@ def test_a_gpu_that_ends_the_process_that_tries_it_is_left_alone_or_refused_with
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As FAISS does on a GPU that its package has no code for."""
-    monkeypatch.setattr(faiss_gpu, "faiss", SimpleNamespace(StandardGpuResources=object))
+    monkeypatch.setattr(_faiss_gpu, "faiss", SimpleNamespace(StandardGpuResources=object))
     script = "import os, sys; print('CUDA error 209 no kernel image', file=sys.stderr, flush=True); os.abort()"
-    monkeypatch.setattr(faiss_gpu, "_TRIAL", script)
+    monkeypatch.setattr(_faiss_gpu, "_TRIAL", script)
     with capture_logs() as logs:
         assert Device("auto", (open_faiss,))._gpu is None
     assert [(each["event"], each["reason"]) for each in logs] == [
