@@ -20,7 +20,7 @@ from gallery import errors
 from gallery.arrays import Rows, Vectors
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
-from gallery.catalog.galleries import gallery_row
+from gallery.catalog.galleries import gallery_row, items_live
 from gallery.catalog.tables import ColumnRow, FitRow, GalleryRow, SegmentRow
 from gallery.columns import Ids, open_column, open_ids, verify, write, write_ids
 from gallery.files import Files, Written
@@ -80,6 +80,8 @@ class Pairs:
     side: Vectors | None
     #: (n,) strings
     labels: NDArray[np.str_] | None
+    #: live items of the gallery that they are a sample of
+    gallery: int
     #: what of the request could not be used, and why
     warnings: tuple[str, ...] = ()
 
@@ -187,7 +189,7 @@ def _read(store: Store, fit: FitRow) -> Pairs:
             raise errors.GalleryNotFound(f"the gallery {fit.gallery_name!r} was deleted")
         places = item_rows.places(session, gallery.id, ids)
         parts = _parts(session, gallery.id, fit.source_id, ids, places)
-        source = model_rows.as_model(fit.source)
+        source, live = model_rows.as_model(fit.source), items_live(session, gallery.id)
     used = np.zeros(len(ids), dtype=np.bool_)
     for part in parts:
         used[part.at] = True
@@ -205,6 +207,7 @@ def _read(store: Store, fit: FitRow) -> Pairs:
         target=np.asarray(vectors, dtype=np.float32)[used],
         side=None if side is None else side[used],
         labels=None if labels is None else np.array(list(labels), dtype=np.str_)[used],
+        gallery=live,
         warnings=(*warnings, *why),
     )
 

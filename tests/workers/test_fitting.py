@@ -125,6 +125,7 @@ def test_items_that_are_gone_since_are_left_out_and_it_says_so(world: World) -> 
     solver = Solver()
     worker(world, solver).work()
     kept = [at for at in range(20) if at not in (3, 17)]
+    assert solver.given[0][0].gallery == len(kept)
     assert np.array_equal(solver.given[0][0].source, OLD_VECTORS[kept])
     assert np.array_equal(solver.given[0][0].target, NEW_VECTORS[kept])
     assert row(world, fit).report["warnings"] == ["2 of 20 pairs are left out: their items were deleted meanwhile"]
@@ -341,6 +342,23 @@ def test_pairs_of_which_too_few_are_left_say_why(world: World) -> None:
     assert (found.state, found.attempts) == ("failed", 1)
     assert "source has 9 rows" in str(found.error)
     assert "11 of 20 pairs are left out: their items were deleted meanwhile" in str(found.error)
+
+
+@pytest.mark.parametrize(("items", "labelled", "said"), [(11, False, True), (10, False, False), (11, True, False)])
+def test_a_verdict_without_labels_says_that_it_may_not_hold_among_many_more_items(
+    tmp_path: Path, items: int, labelled: bool, said: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    old, new = (rng.standard_normal((200, 4)).astype(np.float32) for _ in range(2))
+    judged = 50
+    labels = np.repeat([str(at) for at in range(4)], 50) if labelled else None
+    given = Pairs(source=old, target=new, side=None, labels=labels, gallery=items * judged)
+    asked = Asked("affine", "forward", metric="cosine", other_metric="cosine", seed=0)
+    verdict = fit_pairs(given, asked, tmp_path / "map", lambda *_: None).report["verdict"]
+    assert verdict["gallery"] == judged
+    sentence = "; it may not hold in the gallery of 550, where finer differences decide: send labels or more pairs,"
+    assert (sentence in verdict["reason"]) is said
+    assert ("may not hold" in verdict["reason"]) is said
 
 
 def test_a_name_that_is_taken_meanwhile_loses_nothing(world: World) -> None:
