@@ -38,7 +38,7 @@ class Brief:
     It is answered, refused or handed on, once.
     """
 
-    __slots__ = ("_account", "_body", "_run", "cycle", "gallery", "scope", "since", "tasks")
+    __slots__ = ("_account", "_begun", "_body", "_run", "cycle", "gallery", "scope", "since", "tasks")
 
     def __init__(
         self,
@@ -61,7 +61,8 @@ class Brief:
         self.cycle = cycle
         self.scope: Scope = cycle.scope  # type: ignore[assignment]
         self.gallery = gallery
-        self.since = time.perf_counter()
+        #: when the body was there: how long a client takes to send it is no search's time, and must slow no worker down
+        self.since = self._begun = time.perf_counter()
         self.tasks = tasks
         self._run = run
         self._account = account
@@ -108,7 +109,7 @@ class Brief:
             cycle.transport.close()
         cycle.on_response()
         self.scope["route"] = _ROUTE
-        self._account(self.scope, request_id, status, time.perf_counter() - self.since)
+        self._account(self.scope, request_id, status, time.perf_counter() - self._begun)
 
 
 class Express:
@@ -140,6 +141,7 @@ class Express:
 
     def ask(self, brief: Brief) -> None:
         """Answer, or hand on, a request whose body is there. Never raises, since a parser calls it."""
+        brief.since = time.perf_counter()
         if self._process.galleries.behind is None:
             self._ask(brief, self._process.galleries.current)
             return

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -256,6 +257,20 @@ def test_a_body_may_come_after_its_head_and_in_pieces(world: World, gathered: li
             connection.sendall(piece)
         assert read(stream)[2]["hits"][0]["id"] == "item-2"
     assert gathered == ["old"]
+
+
+def test_how_long_a_body_takes_to_come_is_no_time_of_the_search(
+    world: World, gathered: list[str], monkeypatch: pytest.MonkeyPatch, count: Callable[[str], float]
+) -> None:
+    monkeypatch.setattr("service.protocol._BODY_SECONDS", 20.0)
+    head, _, body = whole(axis(2)).partition(b"\r\n\r\n")
+    with connected(world) as (connection, stream):
+        connection.sendall(head + b"\r\n\r\n")
+        time.sleep(1)
+        connection.sendall(body)
+        assert read(stream)[2]["took_ms"] < 1000
+    assert gathered == ["old"]
+    assert count("forwardfill_search_seconds_sum") < 1
 
 
 def test_a_body_that_is_long_in_coming_is_waited_for_by_the_long_way(
