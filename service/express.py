@@ -101,9 +101,9 @@ class Brief:
         cycle = self.cycle
         if not cycle.disconnected and not cycle.transport.is_closing():
             common = b"".join([b"%b: %b\r\n" % each for each in cycle.default_headers])
-            close = b"" if cycle.keep_alive else b"connection: close\r\n"
-            ours = b"x-request-id: %b\r\n\r\n" % request_id.encode()
-            cycle.transport.write(b"".join((STATUS_LINE[status], common, head, close, ours, body)))
+            ours = b"x-request-id: %b\r\n" % request_id.encode()
+            close = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+            cycle.transport.write(b"".join((STATUS_LINE[status], common, head, ours, close, body)))
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
             cycle.transport.close()

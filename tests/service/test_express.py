@@ -224,11 +224,12 @@ def axis(at: int, model: str = "old", **more: Any) -> bytes:
     return json.dumps({"model": model, "vector": UNITS[at].tolist(), "k": 1, **more}).encode()
 
 
-def test_both_ways_write_the_same_head(world: World, gathered: list[str]) -> None:
-    with connected(world) as (connection, stream):
-        heads = []
-        for search in (whole(axis(1), b"X-Request-Id: mine"), whole(axis(1, filter={}), b"X-Request-Id: mine")):
-            connection.sendall(search)
+@pytest.mark.parametrize("more", [b"Connection: keep-alive", b"Connection: close"])
+def test_both_ways_write_the_same_head(world: World, gathered: list[str], more: bytes) -> None:
+    heads = []
+    for body in (axis(1), axis(1, filter={})):
+        with connected(world) as (connection, stream):
+            connection.sendall(whole(body, b"X-Request-Id: mine", more))
             status, headers, _ = read(stream)
             heads.append(
                 (status, [name for name in headers if name != b"date"], headers[b"x-request-id"], b"date" in headers)
