@@ -331,6 +331,29 @@ def test_a_client_that_hangs_up_before_its_answer_harms_nobody(
     assert count('forwardfill_searches_total{outcome="failed"}') == 0
 
 
+def test_a_client_that_hangs_up_with_several_requests_under_way_is_no_error_of_the_service(
+    world: World, monkeypatch: pytest.MonkeyPatch, count: Callable[[str], float], caplog: pytest.LogCaptureFixture
+) -> None:
+    searcher = type(world.app.state.process.searcher)
+    search, searching, gone = searcher.search, threading.Event(), threading.Event()
+
+    def waiting(*given: Any, **named: Any) -> Any:
+        searching.set()
+        assert gone.wait(10)
+        return search(*given, **named)
+
+    monkeypatch.setattr(searcher, "search", waiting)
+    caplog.set_level("ERROR")
+    with connected(world) as (connection, _):
+        connection.sendall(whole(axis(1, filter={})) + whole(axis(2, filter={})))
+        assert searching.wait(10)
+    time.sleep(0.2)
+    gone.set()
+    name = 'forwardfill_http_requests_total{method="POST",route="/galleries/{gallery}/search",status="200"}'
+    wait_for(lambda: count(name) == 1, 10, lambda: "it was not answered")
+    assert caplog.records == []
+
+
 def test_a_refusal_where_the_application_can_no_longer_be_run_is_as_every_refusal_is(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
