@@ -19,7 +19,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from gallery.arrays import Space, Stored, Vectors
+from gallery.arrays import Metric, Space, Stored, Vectors
 from gallery.index import _exact, device, faiss_gpu
 from gallery.index.base import Index
 from gallery.index.device import Device, Gpu, Open
@@ -191,6 +191,17 @@ def test_rows_that_differ_by_less_than_half_precision_tells_are_found(make: Make
     for column in (clustered + 1000, clustered * np.float32(1e-8)):
         index, queries = make([column], EUCLIDEAN), (column[:20] + column[20:40]) / 2
         assert_same(index.search(queries, 10), FlatIndex(column, EUCLIDEAN).search(queries, 10))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
+def test_products_too_small_for_float32_to_tell_prove_nothing(make: Make, metric: Metric) -> None:
+    numbers, space = np.random.default_rng(0), Space(metric, normalized=False)
+    column, queries = ((numbers.standard_normal((rows, 64)) * 1e-23).astype(np.float32) for rows in (12_000, 20))
+    index, flat = make([column], space), FlatIndex(column, space)
+    found = index.search(queries, 10)
+    for at in range(len(queries)):
+        # Not rows: so many are equally good that which of them come first is anybody's.
+        assert found.scores[at].tolist() == flat.search(queries[at : at + 1], 10).scores[0].tolist()
 
 
 def test_where_rounding_may_have_hidden_a_row_a_gpu_is_asked_for_more_and_then_the_cpu(
