@@ -329,6 +329,22 @@ def test_where_faiss_cannot_use_a_gpu_pytorch_does(monkeypatch: pytest.MonkeyPat
     assert_same(placed.search(column[:9], 10), FlatIndex(column, EUCLIDEAN).search(column[:9], 10))
 
 
+@pytest.mark.parametrize(
+    "wrong", [AssertionError("Invalid device id"), torch.cuda.DeferredCudaCallError("CUDA call failed lazily")]
+)
+def test_whatever_pytorch_says_is_wrong_with_a_gpu_it_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, wrong: Exception
+) -> None:
+    def fail(gpu: TorchGpu) -> None:
+        raise wrong
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(TorchGpu, "try_out", fail)
+    with capture_logs() as logs:
+        assert Device("auto", (open_torch,))._gpu is None
+    assert [(each["event"], each["reason"]) for each in logs] == [("gpu_not_used", f"PyTorch: {wrong}")]
+
+
 def test_each_library_is_tried_as_it_is_used(host: None) -> None:
     FaissGpu(0).try_out()
     assert Flat.asked == [1]
