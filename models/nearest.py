@@ -110,6 +110,8 @@ def open_torch(number: int) -> TorchGpu | None:
     try:
         gpu = TorchGpu(f"cuda:{number}")
         gpu.try_out()
-    except RuntimeError as error:
+    except (
+        Exception
+    ) as error:  # PyTorch has AssertionError and classes of its own for what is wrong with a GPU or a driver
         raise RuntimeError(f"PyTorch: {error}") from error
     return gpu

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
-from gallery.index._faiss_gpu import open_faiss
 from gallery.index.device import Device, Gpu
+from gallery.index.faiss_gpu import open_faiss
 from gallery.search.coalesce import Coalescer
 from gallery.search.run import Searcher
 from gallery.settings import GallerySettings

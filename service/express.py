@@ -38,7 +38,7 @@ class Brief:
     It is answered, refused or handed on, once.
     """
 
-    __slots__ = ("_account", "_body", "_run", "begun", "cycle", "gallery", "scope", "since", "tasks")
+    __slots__ = ("_account", "_begun", "_body", "_run", "cycle", "gallery", "scope", "since", "tasks")
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class Brief:
         self.cycle = cycle
         self.scope: Scope = cycle.scope  # type: ignore[assignment]
         self.gallery = gallery
-        #: when it began; since its body was read, by which searches are measured
-        self.begun = self.since = time.perf_counter()
+        #: when the body was there: how long a client takes to send it is no search's time, and must slow no worker down
+        self.since = self._begun = time.perf_counter()
         self.tasks = tasks
         self._run = run
         self._account = account
@@ -71,7 +71,6 @@ class Brief:
     def read(self) -> SearchBody:
         """What is asked; raises whatever is wrong with it."""
         self._body = SearchBody.model_validate(orjson.loads(self.cycle.body))
-        self.since = time.perf_counter()
         return self._body
 
     def hand_on(self) -> None:
@@ -102,15 +101,15 @@ class Brief:
         cycle = self.cycle
         if not cycle.disconnected and not cycle.transport.is_closing():
             common = b"".join([b"%b: %b\r\n" % each for each in cycle.default_headers])
-            close = b"" if cycle.keep_alive else b"connection: close\r\n"
-            ours = b"x-request-id: %b\r\n\r\n" % request_id.encode()
-            cycle.transport.write(b"".join((STATUS_LINE[status], common, head, close, ours, body)))
+            ours = b"x-request-id: %b\r\n" % request_id.encode()
+            close = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+            cycle.transport.write(b"".join((STATUS_LINE[status], common, head, ours, close, body)))
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
             cycle.transport.close()
         cycle.on_response()
         self.scope["route"] = _ROUTE
-        self._account(self.scope, request_id, status, time.perf_counter() - self.begun)
+        self._account(self.scope, request_id, status, time.perf_counter() - self._begun)
 
 
 class Express:
@@ -142,6 +141,7 @@ class Express:
 
     def ask(self, brief: Brief) -> None:
         """Answer, or hand on, a request whose body is there. Never raises, since a parser calls it."""
+        brief.since = time.perf_counter()
         if self._process.galleries.behind is None:
             self._ask(brief, self._process.galleries.current)
             return

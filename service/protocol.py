@@ -36,6 +36,8 @@ class Protocol(HttpToolsProtocol):
     #: bytes of the pieces since one brought anything else
     _useless = 0
     _of_use = _suspect = _too_large = _refused = False
+    #: begun last: `cycle` is the one read last, and that may wait for it
+    _begun: RequestResponseCycle | None = None
     #: whose body is not complete yet
     _brief: Brief | None = None
 
@@ -83,13 +85,17 @@ class Protocol(HttpToolsProtocol):
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing comes any more."""
+        """Nothing comes any more. uvicorn tells the request that it read last, and not one before it that is under way."""
         HttpToolsProtocol.connection_lost(self, exc)
+        if self._begun is not None and not self._begun.response_complete:
+            self._begun.disconnected = True
+            self._begun.message_event.set()
         if self._brief is not None:
             self._hand_on(self._brief)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Begin with a request, whose body is not complete, unless it had to wait for those before it."""
+        self._begun = cycle
         gallery = self._express.searched(cycle)
         run = partial(HttpToolsProtocol._start_asgi_task, self, cycle, app)
         if gallery is None:

@@ -204,11 +204,12 @@ def beyond_doubt(
     then `_one_by_one`, which rounds too, gives the same rows.
     """
     lengths = np.sqrt(np.einsum("qd,qd->q", queries, queries, dtype=np.float64))
-    rounding = (queries.shape[1] + 8) * 2.0**-24
+    terms = queries.shape[1] + 8
     if metric == "euclidean":
-        gap = products.max(axis=1) - last.astype(np.float64) ** 2
-        return np.asarray(gap > 3 * rounding * (lengths + longest) ** 2)
-    return np.asarray(last - products.min(axis=1).astype(np.float64) > 3 * rounding * lengths * longest)
+        gap, most = products.max(axis=1) - last.astype(np.float64) ** 2, (lengths + longest) ** 2
+    else:
+        gap, most = last - products.min(axis=1).astype(np.float64), lengths * longest
+    return np.asarray(gap > 3 * terms * (2.0**-24 * most + 2.0**-126))
 
 
 def _over_blocks(

@@ -4,7 +4,7 @@ A shelf has a million rows at the most, which a GPU compares sooner than a CPU w
 any. It computes as `flat` does with many queries on a CPU: by a matrix product in float32, which proposes a few rows more than
 are wanted; those are scored exactly from the column, and a query for which rounding may have hidden a row is asked again
 ([ADR 0050](docs/adr/0050-a-gpu-is-tried-first-and-proves-what-it-finds.md)). Which library holds the rows and compares them
-is not known here: FAISS (`_faiss_gpu`) and PyTorch (`models/nearest.py`) can
+is not known here: FAISS (`faiss_gpu`) and PyTorch (`models/nearest.py`) can
 ([ADR 0051](docs/adr/0051-pytorch-compares-on-gpus-that-faiss-does-not-know.md)).
 """
 

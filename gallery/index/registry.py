@@ -10,7 +10,9 @@ from gallery import index
 from gallery.index.base import Backend
 
 # Modules that others import by name. Private helpers begin with an underscore and need no line here.
-NOT_BACKENDS = frozenset({"base", "choose", "device", "quantizer", "registry", "scores", "selection", "stack"})
+NOT_BACKENDS = frozenset(
+    {"base", "choose", "device", "faiss_gpu", "quantizer", "registry", "scores", "selection", "stack"}
+)
 
 
 class UnknownBackend(ValueError):

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,11 +224,12 @@ def axis(at: int, model: str = "old", **more: Any) -> bytes:
     return json.dumps({"model": model, "vector": UNITS[at].tolist(), "k": 1, **more}).encode()
 
 
-def test_both_ways_write_the_same_head(world: World, gathered: list[str]) -> None:
-    with connected(world) as (connection, stream):
-        heads = []
-        for search in (whole(axis(1), b"X-Request-Id: mine"), whole(axis(1, filter={}), b"X-Request-Id: mine")):
-            connection.sendall(search)
+@pytest.mark.parametrize("more", [b"Connection: keep-alive", b"Connection: close"])
+def test_both_ways_write_the_same_head(world: World, gathered: list[str], more: bytes) -> None:
+    heads = []
+    for body in (axis(1), axis(1, filter={})):
+        with connected(world) as (connection, stream):
+            connection.sendall(whole(body, b"X-Request-Id: mine", more))
             status, headers, _ = read(stream)
             heads.append(
                 (status, [name for name in headers if name != b"date"], headers[b"x-request-id"], b"date" in headers)
@@ -256,6 +258,20 @@ def test_a_body_may_come_after_its_head_and_in_pieces(world: World, gathered: li
             connection.sendall(piece)
         assert read(stream)[2]["hits"][0]["id"] == "item-2"
     assert gathered == ["old"]
+
+
+def test_how_long_a_body_takes_to_come_is_no_time_of_the_search(
+    world: World, gathered: list[str], monkeypatch: pytest.MonkeyPatch, count: Callable[[str], float]
+) -> None:
+    monkeypatch.setattr("service.protocol._BODY_SECONDS", 20.0)
+    head, _, body = whole(axis(2)).partition(b"\r\n\r\n")
+    with connected(world) as (connection, stream):
+        connection.sendall(head + b"\r\n\r\n")
+        time.sleep(1)
+        connection.sendall(body)
+        assert read(stream)[2]["took_ms"] < 1000
+    assert gathered == ["old"]
+    assert count("forwardfill_search_seconds_sum") < 1
 
 
 def test_a_body_that_is_long_in_coming_is_waited_for_by_the_long_way(
@@ -313,6 +329,29 @@ def test_a_client_that_hangs_up_before_its_answer_harms_nobody(
     wait_for(lambda: len(gathered) >= 1, 10, lambda: "none was read")
     assert world.old_search(1)["hits"][0]["id"] == "item-1"
     assert count('forwardfill_searches_total{outcome="failed"}') == 0
+
+
+def test_a_client_that_hangs_up_with_several_requests_under_way_is_no_error_of_the_service(
+    world: World, monkeypatch: pytest.MonkeyPatch, count: Callable[[str], float], caplog: pytest.LogCaptureFixture
+) -> None:
+    searcher = type(world.app.state.process.searcher)
+    search, searching, gone = searcher.search, threading.Event(), threading.Event()
+
+    def waiting(*given: Any, **named: Any) -> Any:
+        searching.set()
+        assert gone.wait(10)
+        return search(*given, **named)
+
+    monkeypatch.setattr(searcher, "search", waiting)
+    caplog.set_level("ERROR")
+    with connected(world) as (connection, _):
+        connection.sendall(whole(axis(1, filter={})) + whole(axis(2, filter={})))
+        assert searching.wait(10)
+    time.sleep(0.2)
+    gone.set()
+    name = 'forwardfill_http_requests_total{method="POST",route="/galleries/{gallery}/search",status="200"}'
+    wait_for(lambda: count(name) == 1, 10, lambda: "it was not answered")
+    assert caplog.records == []
 
 
 def test_a_refusal_where_the_application_can_no_longer_be_run_is_as_every_refusal_is(

@@ -19,11 +19,11 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from gallery.arrays import Space, Stored, Vectors
-from gallery.index import _exact, _faiss_gpu, device
-from gallery.index._faiss_gpu import FaissGpu, open_faiss
+from gallery.arrays import Metric, Space, Stored, Vectors
+from gallery.index import _exact, device, faiss_gpu
 from gallery.index.base import Index
 from gallery.index.device import Device, Gpu, Open
+from gallery.index.faiss_gpu import FaissGpu, open_faiss
 from gallery.index.flat import FlatIndex
 from gallery.index.quantizer import Assignments
 from gallery.index.selection import Selected
@@ -34,7 +34,7 @@ from tests.gallery.index.test_every_backend import assert_right, assert_same, ev
 
 Make = Callable[[list[Stored], Space], Index]
 # Not how many FAISS sees: on one that it cannot use it would end this process.
-FAISS_GPUS = hasattr(faiss, "StandardGpuResources") and _faiss_gpu._tried(0) is None
+FAISS_GPUS = hasattr(faiss, "StandardGpuResources") and faiss_gpu._tried(0) is None
 TORCH_GPUS = torch.cuda.is_available()
 EUCLIDEAN = Space("euclidean", normalized=False)
 
@@ -99,8 +99,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         METRIC_L2=faiss.METRIC_L2,
         METRIC_INNER_PRODUCT=faiss.METRIC_INNER_PRODUCT,
     )
-    monkeypatch.setattr(_faiss_gpu, "faiss", faked)
-    monkeypatch.setattr(_faiss_gpu, "_tried", lambda number: None)
+    monkeypatch.setattr(faiss_gpu, "faiss", faked)
+    monkeypatch.setattr(faiss_gpu, "_tried", lambda number: None)
     yield
     Flat.goes_on.set()
 
@@ -191,6 +191,17 @@ def test_rows_that_differ_by_less_than_half_precision_tells_are_found(make: Make
     for column in (clustered + 1000, clustered * np.float32(1e-8)):
         index, queries = make([column], EUCLIDEAN), (column[:20] + column[20:40]) / 2
         assert_same(index.search(queries, 10), FlatIndex(column, EUCLIDEAN).search(queries, 10))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
+def test_products_too_small_for_float32_to_tell_prove_nothing(make: Make, metric: Metric) -> None:
+    numbers, space = np.random.default_rng(0), Space(metric, normalized=False)
+    column, queries = ((numbers.standard_normal((rows, 64)) * 1e-23).astype(np.float32) for rows in (12_000, 20))
+    index, flat = make([column], space), FlatIndex(column, space)
+    found = index.search(queries, 10)
+    for at in range(len(queries)):
+        # Not rows: so many are equally good that which of them come first is anybody's.
+        assert found.scores[at].tolist() == flat.search(queries[at : at + 1], 10).scores[0].tolist()
 
 
 def test_where_rounding_may_have_hidden_a_row_a_gpu_is_asked_for_more_and_then_the_cpu(
@@ -294,9 +305,9 @@ def test_a_gpu_that_ends_the_process_that_tries_it_is_left_alone_or_refused_with
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As FAISS does on a GPU that its package has no code for."""
-    monkeypatch.setattr(_faiss_gpu, "faiss", SimpleNamespace(StandardGpuResources=object))
+    monkeypatch.setattr(faiss_gpu, "faiss", SimpleNamespace(StandardGpuResources=object))
     script = "import os, sys; print('CUDA error 209 no kernel image', file=sys.stderr, flush=True); os.abort()"
-    monkeypatch.setattr(_faiss_gpu, "_TRIAL", script)
+    monkeypatch.setattr(faiss_gpu, "_TRIAL", script)
     with capture_logs() as logs:
         assert Device("auto", (open_faiss,))._gpu is None
     assert [(each["event"], each["reason"]) for each in logs] == [
@@ -316,6 +327,22 @@ def test_where_faiss_cannot_use_a_gpu_pytorch_does(monkeypatch: pytest.MonkeyPat
     placed = Device("auto", (unknown, open_host)).place(FlatIndex(column, EUCLIDEAN), [column])
     assert placed.kind == "device"
     assert_same(placed.search(column[:9], 10), FlatIndex(column, EUCLIDEAN).search(column[:9], 10))
+
+
+@pytest.mark.parametrize(
+    "wrong", [AssertionError("Invalid device id"), torch.cuda.DeferredCudaCallError("CUDA call failed lazily")]
+)
+def test_whatever_pytorch_says_is_wrong_with_a_gpu_it_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, wrong: Exception
+) -> None:
+    def fail(gpu: TorchGpu) -> None:
+        raise wrong
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(TorchGpu, "try_out", fail)
+    with capture_logs() as logs:
+        assert Device("auto", (open_torch,))._gpu is None
+    assert [(each["event"], each["reason"]) for each in logs] == [("gpu_not_used", f"PyTorch: {wrong}")]
 
 
 def test_each_library_is_tried_as_it_is_used(host: None) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from gallery.arrays import Rows, Vectors
 from gallery.index._library import faiss
 
-_TRIAL = "import sys; from gallery.index._faiss_gpu import FaissGpu; FaissGpu(int(sys.argv[1])).try_out()"
+_TRIAL = "import sys; from gallery.index.faiss_gpu import FaissGpu; FaissGpu(int(sys.argv[1])).try_out()"
 # In which a GPU is made ready that has to be woken first.
 _TRIAL_SECONDS = 60
 
