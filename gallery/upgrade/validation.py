@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,12 +96,23 @@ def _gated(
     if missed:
         found.report.refuse("gate", gate.in_words(missed))
     thresholds = quality.thresholds(world, row, asked, expected)
-    return {"score_thresholds": thresholds} if asked else {}, _in_words(row, probes, missed)
+    return {"score_thresholds": thresholds} if asked else {}, _in_words(row, probes, missed, measured)
 
 
-def _in_words(row: UpgradeRow, probes: Sequence[ProbeRow], missed: Sequence[gate.Shortfall]) -> str:
+def _in_words(
+    row: UpgradeRow, probes: Sequence[ProbeRow], missed: Sequence[gate.Shortfall], measured: quality.Measured
+) -> str:
     if not probes:
         return "not measured: the gallery has no probes"
     if not row.gate:
-        return f"measured with {len(probes)} probes; no limit was asked for"
+        return "; ".join([f"measured with {len(probes)} probes", "no limit was asked for", *_falls(measured)])
     return f"measured with {len(probes)} probes; {len(missed)} of {len(row.gate)} limits are missed"
+
+
+def _falls(measured: quality.Measured) -> Iterator[str]:
+    """What an upgrade would make worse, of which nobody is told who asked for no limit and looks at no number."""
+    before, after = measured.before or {}, measured.after or {}
+    for name in ("cmc1", "recall_at_10", "map"):
+        was, will_be = before.get(name), after.get(name)
+        if measured.paired and was is not None and will_be is not None and will_be < was:
+            yield f"{name} falls from {was:.3f} to {will_be:.3f}"

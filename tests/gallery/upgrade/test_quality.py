@@ -116,6 +116,19 @@ def test_items_that_are_skipped_are_missed_by_what_is_expected(world: World) -> 
     assert read(world, upgrade).quality["expected_after"]["negative_flips"] == 4
 
 
+def test_a_dry_run_without_a_gate_says_what_would_be_worse(world: World) -> None:
+    world.upsert("old", IDS[:4], OLD[:4], side=SIDE[:4])
+    world.upsert("old", IDS[4:], OLD[4:])
+    probe(world, ITSELF)
+    dry = world.start(on_missing_side_information="skip", dry_run=True)
+    assert world.run(dry) is State.COMPLETED
+    (said,) = (each["detail"] for each in read(world, dry).report["checks"] if each["check"] == "quality")
+    assert said == (
+        "measured with 8 probes; no limit was asked for; cmc1 falls from 1.000 to 0.500; recall_at_10 falls from 1.000 to 0.500; "
+        "map falls from 1.000 to 0.500"
+    )
+
+
 def test_what_is_expected_is_what_the_upgraded_gallery_finds_also_where_the_source_model_would_not_propose_it(
     world: World,
 ) -> None:
