@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import orjson
 from starlette.responses import Response
@@ -38,7 +39,7 @@ class Brief:
     It is answered, refused or handed on, once.
     """
 
-    __slots__ = ("_account", "_begun", "_body", "_run", "cycle", "gallery", "scope", "since", "tasks")
+    __slots__ = ("_account", "_begun", "_body", "_run", "_tasks", "cycle", "gallery", "scope", "since")
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Brief:
         self.gallery = gallery
         #: when the body was there: how long a client takes to send it is no search's time, and must slow no worker down
         self.since = self._begun = time.perf_counter()
-        self.tasks = tasks
+        self._tasks = tasks
         self._run = run
         self._account = account
         self._body: SearchBody | None = None
@@ -72,6 +73,12 @@ class Brief:
         """What is asked; raises whatever is wrong with it."""
         self._body = SearchBody.model_validate(orjson.loads(self.cycle.body))
         return self._body
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what cannot be done at once, while the server waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def hand_on(self) -> None:
         """Let the application answer, unless that is done."""
@@ -145,9 +152,7 @@ class Express:
         if self._process.galleries.behind is None:
             self._ask(brief, self._process.galleries.current)
             return
-        waiting = asyncio.get_running_loop().create_task(self._caught_up(brief))
-        brief.tasks.add(waiting)
-        waiting.add_done_callback(brief.tasks.discard)
+        brief.start(self._caught_up(brief))
 
     async def _caught_up(self, brief: Brief) -> None:
         try:

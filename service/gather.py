@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -32,12 +32,13 @@ log = structlog.get_logger()
 
 
 class Asker(Protocol):
-    """Who asked, and is told once: one of these three."""
+    """Who asked, and is told once: it is answered, handed on, or refused."""
 
     #: by the performance counter, when
     since: float
-    #: that the server waits for when it stops
-    tasks: set[asyncio.Task[None]]
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what cannot be done at once, which ends by one of the following."""
 
     def answered(self, answer: Answer, query: int) -> None:
         """Which of the queries of an answer was asked."""
@@ -112,17 +113,11 @@ class Gatherer:
             if halted.rest is None:
                 _hand_on(asked)
             else:
-                self._start(asked, halted.rest)
+                asked[0].asker.start(self._go_on(asked, halted.rest))
         except Exception:  # noqa: BLE001 - whose fault it is cannot be told, so each finds out alone
             _hand_on(asked)
         else:
             self._answered(asked, answer)
-
-    def _start(self, asked: Sequence[_Asked], rest: Callable[[], Answer]) -> None:
-        going_on = asyncio.get_running_loop().create_task(self._go_on(asked, rest))
-        tasks = asked[0].asker.tasks
-        tasks.add(going_on)
-        going_on.add_done_callback(tasks.discard)
 
     async def _go_on(self, asked: Sequence[_Asked], rest: Callable[[], Answer]) -> None:
         """Where it stopped, in a thread."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +50,11 @@ class Asker:
 
     def __init__(self) -> None:
         self.since = time.perf_counter()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks = list[asyncio.Task[None]]()
         self.told: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks.append(asyncio.get_running_loop().create_task(work))
 
     def answered(self, answer: Answer, query: int) -> None:
         self.told.set_result(Found(answer, query))
