@@ -52,14 +52,14 @@ def run() -> None:
     _until_migrated(store.catalog)
 
     def stopping(**_: object) -> None:
-        worker.stopping.set()
+        worker.stop()
 
     # Where there is a receiver, Celery leaves logs to whoever started this process.
     signals.setup_logging.connect(lambda **_: None, weak=False)
     signals.worker_shutting_down.connect(stopping, weak=False)
     log.info("worker_started", owner=worker.owner, device=device)
     watching = watch(worker, settings.sweep_seconds)
-    # Solo: tasks run in this very process, which is the one that may touch a GPU and the one that holds the leases.
+    # Solo: tasks run in this very process, whose one working thread they wake.
     # Quiet: it would print a banner, which is no line of a log, and end where there is no place for it.
     app.worker_main(
         [
@@ -73,7 +73,7 @@ def run() -> None:
         ]
     )
     told = worker.stopping.is_set()
-    worker.stopping.set()
+    worker.stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     watching.join()

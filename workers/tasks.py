@@ -1,4 +1,4 @@
-"""What a worker does with a nudge: everything that is due, one small step after another.
+"""What a worker does: everything that is due, one small step after another.
 
 Any worker may do any step, and doing one twice is doing it once, so messages may be lost, repeated, late or in any order.
 """
@@ -61,7 +61,7 @@ class Worker:
         self._clock = clock
         #: unique per process, so that a lease of a process that died is never taken for one's own
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{str(ULID())[-6:]}"
-        self.stopping = threading.Event()
+        self.nudged, self.stopping = threading.Event(), threading.Event()
         self._galleries = Galleries(store.catalog, store.files)
         self._searcher = Searcher.of(store)
         self._refinements = Refinements(store, self._galleries, self._searcher)
@@ -75,12 +75,11 @@ class Worker:
         #: what upgrades and fits keep waiting, and when one piece of it is done in spite of them
         self._waiting = deque([self._index_one, self._compact_one])
         self._next_turn = clock() + _TURN_SECONDS
-        self._at_work = threading.Lock()
 
-    @property
-    def at_work(self) -> bool:
-        """Whether it does what is due already."""
-        return self._at_work.locked()
+    def stop(self) -> None:
+        """Let the step under way be the last."""
+        self.stopping.set()
+        self.nudged.set()
 
     def has_work(self) -> bool:
         """Whether anything is due now."""
@@ -104,14 +103,13 @@ class Worker:
         A step that fails costs itself: the others go on. What nothing needs any more is removed last of all, and meanwhile
         too, because where there is much to do there is no last of all.
         """
-        with self._at_work:
-            try:
-                while not self.stopping.is_set():
-                    if not (self._pressing() or self._compact_one() or self._measure_one() or self._fit_one()):
-                        break
-            finally:
-                if not self.stopping.is_set():
-                    self._tidy()
+        try:
+            while not self.stopping.is_set():
+                if not (self._pressing() or self._compact_one() or self._measure_one() or self._fit_one()):
+                    break
+        finally:
+            if not self.stopping.is_set():
+                self._tidy()
 
     def _pressing(self) -> bool:
         """What comes before the rest: what has waited for long enough, else what is urgent."""
@@ -307,24 +305,28 @@ def _to_come(moments: Mapping[int, float], moment: float) -> dict[int, float]:
 
 
 def register(app: Celery, worker: Worker) -> None:
-    """Let the app's one task be this worker's work."""
+    """Let the app's one task wake this worker. It is over at once: Celery goes on listening, to signals too."""
 
     @app.task(name=WORK)  # type: ignore[untyped-decorator,unused-ignore]
     def work() -> None:
-        worker.work()
+        worker.nudged.set()
 
 
 def watch(worker: Worker, seconds: float) -> threading.Thread:
-    """Do by itself what is due: the loss of a message then costs `seconds` and nothing else, and so does that of the queue."""
+    """The one thread that works: at once after a nudge, and by itself what it finds due each `seconds`.
+
+    So the loss of a message costs `seconds` and nothing else, and so does that of the queue. It is one thread whoever asks,
+    as each that computes keeps threads and memory of its own.
+    """
 
     def look() -> None:
         wait = seconds
-        while not worker.stopping.wait(wait):
+        while not worker.stopping.is_set():
+            nudged = worker.nudged.wait(wait)
+            worker.nudged.clear()
             wait = seconds
             try:
-                if worker.at_work:
-                    continue
-                if worker.has_work():
+                if nudged or worker.has_work():
                     worker.work()
                 else:
                     wait = worker.next_look(seconds)

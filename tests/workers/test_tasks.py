@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from celery import Celery
 from sqlalchemy import select
 
 from gallery.catalog import latencies, probes
@@ -28,8 +29,9 @@ from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
 from tests.acceptance.system import wait_for
 from tests.gallery.world import PLAIN, WITH_SIDE, Linear, World, load, lost_connection
+from workers.app import WORK
 from workers.settings import WorkerSettings
-from workers.tasks import Worker, watch
+from workers.tasks import Worker, register, watch
 
 
 @pytest.fixture
@@ -112,22 +114,38 @@ def test_it_looks_by_itself_so_that_a_lost_message_costs_only_time(world: World,
     fill(world)
     upgrade = world.start()
     wait_for(lambda: world.state(upgrade) is State.COMPLETED, 20, lambda: str(world.state(upgrade)))
-    worker.stopping.set()
+    worker.stop()
     thread.join(20)
     assert not thread.is_alive()
+
+
+def test_a_nudge_makes_it_look_at_once_and_that_is_all_that_it_does(world: World, worker: Worker) -> None:
+    app = Celery(set_as_current=False)
+    register(app, worker)
+    thread = watch(worker, seconds=3600)
+    fill(world)
+    upgrade = world.start()
+    app.tasks[WORK]()
+    wait_for(lambda: world.state(upgrade) is State.COMPLETED, 20, lambda: str(world.state(upgrade)))
+    worker.stop()
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for its hour"
 
 
 class Waits(threading.Event):
     """Nobody waits; told to stop at the second look."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: Worker) -> None:
         super().__init__()
         self.asked: list[float] = []
+        self._worker = worker
 
     def wait(self, timeout: float | None = None) -> bool:
         """Note for how long."""
         self.asked.append(timeout or 0)
-        return len(self.asked) > 1
+        if len(self.asked) > 1:
+            self._worker.stopping.set()
+        return False
 
 
 @pytest.mark.parametrize(
@@ -144,9 +162,9 @@ def test_it_looks_again_as_soon_as_a_throttle_lets_an_upgrade_go_on(
         with world.store.catalog.transaction() as tx:
             latencies.publish(tx.session, "api", {1: 62.0})
     worker.work()
-    worker.stopping = stopping = Waits()
+    worker.nudged = nudged = Waits(worker)
     watch(worker, seconds=3600).join(20)
-    assert stopping.asked == [3600, pytest.approx(waits, abs=60)]
+    assert nudged.asked == [3600, pytest.approx(waits, abs=60)]
 
 
 def test_it_reclaims_what_a_crash_left_behind_and_nothing_else(world: World, worker: Worker) -> None:
