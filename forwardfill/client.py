@@ -14,22 +14,19 @@ service, or never came back, is raised as httpx raises it.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
-import math
-import os
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import httpx
 
-from forwardfill import wire
+from forwardfill import following, wire
 from forwardfill.answers import Answer, BatchAnswer, Contradicting, Cutover, Json, MissingSide, Order, Throttle, Upgrade
-from forwardfill.errors import ForwardfillError, UpgradeStoppedError, answered, problem, stranger
-from forwardfill.patience import passes, patiently
+from forwardfill.errors import ForwardfillError, UpgradeStoppedError
+from forwardfill.patience import patiently
+from forwardfill.session import Session
 from forwardfill.wire import Event, Vectors
 
 #: what a user of the client needs, wherever it is written
@@ -39,17 +36,8 @@ Metric = Literal["cosine", "inner_product", "euclidean"]
 
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 ARROW = "application/vnd.apache.arrow.stream"
-EVENTS = "text/event-stream"
-#: no event comes from an upgrade that is throttled to less than a segment in this time
-QUIET_SECONDS = 60.0
-RECONNECT_SECONDS = 0.5
-#: by so much may the read timeout of a stream pass the end of a wait; then the stream is opened anew, with less
-SLACK_SECONDS = 5.0
 #: a fit takes minutes, and tells how far it is once a second
 LOOK_SECONDS = 0.5
-#: states that no waiting leads out of: from a pause that somebody asked for, or before a manual cutover, it goes on as soon as
-#: somebody says so
-RESTING = frozenset({"finalized", "cancelled", "rolled_back", "failed"})
 
 
 class Client:
@@ -78,29 +66,11 @@ class Client:
         Raises:
             ValueError: the key is none.
         """
-        headers = {"accept": "application/json"}
-        if api_key is not None:
-            if not wire.fits_a_header(api_key):
-                raise ValueError("api_key: is empty, or has spaces, a line's end or signs that no key has")
-            headers["authorization"] = f"Bearer {api_key}"
-
-        def connections() -> httpx.Client:
-            way = transport or _straight_way(base_url)
-            return httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=way)
-
-        self._connections, self._made, self._process = connections, connections(), os.getpid()
-        self._limits: dict[str, int] | None = None
+        self._session = Session(base_url, api_key, timeout, transport)
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
-
-    @property
-    def _http(self) -> httpx.Client:
-        """Connections that no other process has: two that share one read each other's answers."""
-        if self._process != os.getpid() and not self._made.is_closed:
-            self._made, self._process = self._connections(), os.getpid()
-        return self._made
+        self._session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +84,7 @@ class Client:
 
     def info(self) -> Json:
         """Return the service's version and limits."""
-        return self._call("GET", "/info")
+        return self._session.call("GET", "/info")
 
     def health(self) -> Json:
         """Return whether the service is ready to answer.
@@ -122,7 +92,7 @@ class Client:
         Raises:
             ForwardfillError: it is not (503).
         """
-        return self._call("GET", "/health/ready")
+        return self._session.call("GET", "/health/ready")
 
     # --- models and transformations -----------------------------------------------------------------------------------
 
@@ -161,15 +131,15 @@ class Client:
             "transformations": list(transformations) or None,
         }
         required = {"side_information", "fingerprint"}
-        return self._call("POST", "/models", {k: v for k, v in body.items() if v is not None or k in required})
+        return self._session.call("POST", "/models", {k: v for k, v in body.items() if v is not None or k in required})
 
     def models(self) -> list[Json]:
         """Return all models."""
-        return list(self._pages("/models"))
+        return list(self._session.pages("/models"))
 
     def model(self, name: str) -> Json:
         """Return a model, with the galleries and transformations that use it."""
-        return self._call("GET", f"/models/{wire.quoted(name)}")
+        return self._session.call("GET", f"/models/{wire.quoted(name)}")
 
     def upload_artifact(self, path: str | Path) -> str:
         """Stream a safetensors file to the service; once is enough, again costs little.
@@ -181,7 +151,7 @@ class Client:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         headers = {"content-type": "application/octet-stream", "content-length": str(path.stat().st_size)}
-        self._request("PUT", f"/artifacts/{digest}", content=wire.blocks(path), headers=headers)
+        self._session.request("PUT", f"/artifacts/{digest}", content=wire.blocks(path), headers=headers)
         return digest
 
     def register_transformation(
@@ -203,15 +173,15 @@ class Client:
             "method": method,
             "artifact": artifact,
         }
-        return self._call("POST", "/transformations", body)
+        return self._session.call("POST", "/transformations", body)
 
     def transformations(self) -> list[Json]:
         """Return all transformations."""
-        return list(self._pages("/transformations"))
+        return list(self._session.pages("/transformations"))
 
     def transformation(self, name: str) -> Json:
         """Return a transformation with its evaluation."""
-        return self._call("GET", f"/transformations/{wire.quoted(name)}")
+        return self._session.call("GET", f"/transformations/{wire.quoted(name)}")
 
     def evaluate(
         self,
@@ -242,7 +212,7 @@ class Client:
             body["side_information"] = wire.encoded(side_information, "side_information")
         if labels is not None:
             body["labels"] = wire.label_list(labels)
-        return self._call("POST", f"/transformations/{wire.quoted(transformation)}/evaluate", body)
+        return self._session.call("POST", f"/transformations/{wire.quoted(transformation)}/evaluate", body)
 
     def start_fit(
         self,
@@ -281,19 +251,19 @@ class Client:
         if use_side_information is not None:
             query["use_side_information"] = str(use_side_information).lower()
         headers = {"content-type": ARROW} | ({} if idempotency_key is None else {"idempotency-key": idempotency_key})
-        return self._request("POST", "/transformations/fit", content=pairs, query=query, headers=headers)
+        return self._session.request("POST", "/transformations/fit", content=pairs, query=query, headers=headers)
 
     def fits(self) -> list[Json]:
         """Return all fits."""
-        return list(self._pages("/transformations/fits"))
+        return list(self._session.pages("/transformations/fits"))
 
     def fit(self, fit_id: str) -> Json:
         """Return a fit: its progress, and once it is completed its verdict."""
-        return self._call("GET", f"/transformations/fits/{wire.quoted(fit_id)}")
+        return self._session.call("GET", f"/transformations/fits/{wire.quoted(fit_id)}")
 
     def cancel_fit(self, fit_id: str) -> Json:
         """End a fit that has not ended; nothing is registered."""
-        return self._call("POST", f"/transformations/fits/{wire.quoted(fit_id)}/cancel")
+        return self._session.call("POST", f"/transformations/fits/{wire.quoted(fit_id)}/cancel")
 
     def watch_fit(self, fit_id: str) -> Iterator[Json]:
         """Follow a fit until it has ended, also while the service starts again; what it is then comes last."""
@@ -319,23 +289,23 @@ class Client:
         body: Json = {"name": name, "model": model, "storage_dtype": storage_dtype}
         if index is not None:
             body["index"] = index
-        return self._call("POST", "/galleries", body)
+        return self._session.call("POST", "/galleries", body)
 
     def galleries(self) -> list[Json]:
         """Return all galleries."""
-        return list(self._pages("/galleries"))
+        return list(self._session.pages("/galleries"))
 
     def gallery(self, name: str) -> Json:
         """Return a gallery: items, columns, segments, version, active upgrade."""
-        return self._call("GET", f"/galleries/{wire.quoted(name)}")
+        return self._session.call("GET", f"/galleries/{wire.quoted(name)}")
 
     def delete_gallery(self, name: str) -> None:
         """Delete a gallery and all it holds; an upgrade of it is cancelled first."""
-        self._request("DELETE", f"/galleries/{wire.quoted(name)}")
+        self._session.request("DELETE", f"/galleries/{wire.quoted(name)}")
 
     def compact_gallery(self, name: str) -> Json:
         """Ask for a gallery's small segments to be merged, and its deleted rows to be left out; a worker does it."""
-        return self._call("POST", f"/admin/galleries/{wire.quoted(name)}/compact")
+        return self._session.call("POST", f"/admin/galleries/{wire.quoted(name)}/compact")
 
     def upsert(
         self,
@@ -373,10 +343,12 @@ class Client:
         if batch is not None and batch < 1:
             raise ValueError(f"batch: {batch} items per request; at least 1, or None")
         rows = wire.Rows(ids, embeddings, side_information, payloads)
-        by_bytes = self._limit("max_body_bytes") * 9 // 10 // rows.bytes_per_item()
-        size = max(1, min(batch or len(rows.ids), self._limit("max_items_per_upsert"), by_bytes))
+        by_bytes = self._session.limit("max_body_bytes") * 9 // 10 // rows.bytes_per_item()
+        size = max(1, min(batch or len(rows.ids), self._session.limit("max_items_per_upsert"), by_bytes))
         version, path = 0, f"/galleries/{wire.quoted(gallery)}/items"
-        for answer in self._parts(path, len(rows.ids), size, lambda part: {"model": model, "items": rows.items(part)}):
+        for answer in self._session.parts(
+            path, len(rows.ids), size, lambda part: {"model": model, "items": rows.items(part)}
+        ):
             version = int(answer["version"])
         return version
 
@@ -392,7 +364,7 @@ class Client:
         path = f"/galleries/{wire.quoted(gallery)}/items"
         headers = {"content-type": ARROW, "content-length": str(len(stream))}
         # In pieces, because httpx keeps a body that it was handed whole until the garbage collector comes by.
-        return self._request("POST", path, content=wire.pieces(stream), query={"model": model}, headers=headers)
+        return self._session.request("POST", path, content=wire.pieces(stream), query={"model": model}, headers=headers)
 
     def delete_items(self, gallery: str, ids: Iterable[str]) -> Json:
         """Delete items; returns `deleted`, a number, and `missing`, the ids that were not there.
@@ -401,8 +373,8 @@ class Client:
             TypeError: ids are no texts, or one text is given in place of several.
         """
         deleted, missing, wanted = 0, list[str](), wire.id_list(ids)
-        size, path = self._limit("max_items_per_upsert"), f"/galleries/{wire.quoted(gallery)}/items/delete"
-        for answer in self._parts(path, len(wanted), size, lambda part: {"ids": wanted[part]}):
+        size, path = self._session.limit("max_items_per_upsert"), f"/galleries/{wire.quoted(gallery)}/items/delete"
+        for answer in self._session.parts(path, len(wanted), size, lambda part: {"ids": wanted[part]}):
             deleted += answer["deleted"]
             missing += answer["missing"]
         return {"deleted": deleted, "missing": missing}
@@ -410,7 +382,7 @@ class Client:
     def item(self, gallery: str, item_id: str, *, vectors: bool = False) -> Json:
         """Return an item: its payload and columns, with their vectors if asked for."""
         query = {"include": "vectors"} if vectors else None
-        return self._call("GET", f"/galleries/{wire.quoted(gallery)}/items/{wire.quoted(item_id)}", query=query)
+        return self._session.call("GET", f"/galleries/{wire.quoted(gallery)}/items/{wire.quoted(item_id)}", query=query)
 
     # --- search -------------------------------------------------------------------------------------------------------
 
@@ -450,7 +422,7 @@ class Client:
             **wire.query(vector, companions),
             **wire.options(k, filter, include, allow_partial, oversample),
         }
-        answer: Any = self._call("POST", f"/galleries/{wire.quoted(gallery)}/search", body)
+        answer: Any = self._session.call("POST", f"/galleries/{wire.quoted(gallery)}/search", body)
         return answer  # type: ignore[no-any-return]
 
     def search_batch(
@@ -483,7 +455,7 @@ class Client:
         wire.same_count({"vectors": own, **{wire.companion(name): each for name, each in others.items()}})
         queries = [wire.query(row, {name: each[at] for name, each in others.items()}) for at, row in enumerate(own)]
         body = {"model": model, "queries": queries, **wire.options(k, filter, include, allow_partial, oversample)}
-        answer: Any = self._call("POST", f"/galleries/{wire.quoted(gallery)}/search/batch", body)
+        answer: Any = self._session.call("POST", f"/galleries/{wire.quoted(gallery)}/search/batch", body)
         return answer  # type: ignore[no-any-return]
 
     def explain(
@@ -514,7 +486,7 @@ class Client:
             **wire.query(vector, companions),
             **wire.options(k, filter, include, allow_partial, oversample),
         }
-        return self._call("POST", f"/galleries/{wire.quoted(gallery)}/search/explain", body)
+        return self._session.call("POST", f"/galleries/{wire.quoted(gallery)}/search/explain", body)
 
     def set_probes(
         self, gallery: str, vectors: Mapping[str, Vectors], *, relevant: Iterable[Iterable[str]] | None = None
@@ -540,7 +512,7 @@ class Client:
         ]
         if wanted is not None:
             probes = [{**probe, "relevant": ids} for probe, ids in zip(probes, wanted, strict=True)]
-        return self._call("PUT", f"/galleries/{wire.quoted(gallery)}/probes", {"probes": probes})
+        return self._session.call("PUT", f"/galleries/{wire.quoted(gallery)}/probes", {"probes": probes})
 
     # --- upgrades -----------------------------------------------------------------------------------------------------
 
@@ -599,7 +571,7 @@ class Client:
 
     def upgrades(self) -> list[Upgrade]:
         """Return all upgrades."""
-        found: list[Any] = list(self._pages("/admin/upgrades"))
+        found: list[Any] = list(self._session.pages("/admin/upgrades"))
         return found
 
     def upgrade(self, upgrade_id: str) -> Upgrade:
@@ -640,16 +612,16 @@ class Client:
 
     def failures(self, upgrade_id: str) -> list[Json]:
         """Return the segments that failed, with error and attempts."""
-        return list(self._pages(f"/admin/upgrades/{wire.quoted(upgrade_id)}/failures"))
+        return list(self._session.pages(f"/admin/upgrades/{wire.quoted(upgrade_id)}/failures"))
 
     def refinement(self, upgrade_id: str, *, page_size: int = 1000, page_token: str | None = None) -> Json:
         """Return the ids whose embedding again pays most, a page of them, and what it has paid so far."""
         query = {"page_size": str(page_size), **({} if page_token is None else {"page_token": page_token})}
-        return self._call("GET", f"/admin/upgrades/{wire.quoted(upgrade_id)}/refinement", query=query)
+        return self._session.call("GET", f"/admin/upgrades/{wire.quoted(upgrade_id)}/refinement", query=query)
 
     def audit(self, *, gallery: str | None = None, upgrade: str | None = None) -> Iterator[Json]:
         """Yield who did what to models, galleries, upgrades and keys, the newest first."""
-        return self._pages("/admin/events", gallery=gallery, upgrade=upgrade)
+        return self._session.pages("/admin/events", gallery=gallery, upgrade=upgrade)
 
     def events(self, upgrade_id: str, *, after: str | None = None) -> Generator[Event, None, None]:
         """Follow an upgrade, event by event, until the service ends the stream.
@@ -658,7 +630,7 @@ class Client:
             upgrade_id: which.
             after: the id of the last event seen, to go on from there.
         """
-        return self._events(upgrade_id, after)
+        return following.events(self._session, upgrade_id, after)
 
     def wait(
         self, upgrade_id: str, *, until: str | Collection[str] = "completed", timeout: float | None = None
@@ -682,83 +654,10 @@ class Client:
                 state.
             TimeoutError: it did not get there in time.
         """
-        wanted = {until} if isinstance(until, str) else set(until)
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        seen: str | None = None
-        upgrade = self.upgrade(upgrade_id)
-        while upgrade["state"] not in wanted:
-            if upgrade["state"] in RESTING or _gate_paused(upgrade):
-                raise UpgradeStoppedError(upgrade)
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"upgrade {upgrade_id} is {upgrade['state']} after {timeout} s")
-            seen = self._next_state(upgrade_id, seen, left)
-            upgrade = patiently(lambda: self.upgrade(upgrade_id), deadline=deadline)
-        return upgrade
+        states = {until} if isinstance(until, str) else set(until)
+        return following.reached(self._session, upgrade_id, lambda: self.upgrade(upgrade_id), states, timeout)
 
     # --- how ----------------------------------------------------------------------------------------------------------
-
-    def _next_state(self, upgrade_id: str, seen: str | None, left: float) -> str | None:
-        """Follow events until one tells another state, the stream ends, or it is time to look: at the latest in `left` seconds.
-
-        An upgrade that rests sends no events, but a comment now and then. Each comment starts the read timeout again, so
-        the timeout alone would never end the stream: the clock is looked at with every line.
-        """
-        quiet, deadline = min(QUIET_SECONDS, left), time.monotonic() + left
-
-        def in_time() -> bool:
-            return deadline - time.monotonic() > max(0.0, quiet - SLACK_SECONDS)
-
-        try:
-            for event in self._events(upgrade_id, seen, quiet, in_time):
-                seen = event.id or seen
-                if event.name == "state":
-                    return seen
-        except httpx.ReadTimeout:
-            return seen
-        except (httpx.TransportError, ForwardfillError) as error:
-            if not passes(error):
-                raise
-        if in_time():
-            time.sleep(min(RECONNECT_SECONDS, max(0.0, deadline - time.monotonic())))
-        return seen
-
-    def _events(
-        self, upgrade_id: str, after: str | None, quiet: float = QUIET_SECONDS, go_on: Callable[[], bool] = lambda: True
-    ) -> Generator[Event, None, None]:
-        """Events, as long as something comes within `quiet` seconds and, at each line, the caller wants to go on."""
-        headers = {"accept": EVENTS}
-        if after is not None:
-            headers["last-event-id"] = after
-        timeout = httpx.Timeout(quiet, connect=min(5.0, quiet))
-        url = f"/admin/upgrades/{wire.quoted(upgrade_id)}/events"
-        with self._http.stream("GET", url, headers=headers, timeout=timeout) as response:
-            if not response.is_success:
-                response.read()
-                raise problem(response)
-            if not response.headers.get("content-type", EVENTS).startswith(EVENTS):
-                raise stranger(response)
-            yield from wire.parse_events(takewhile(lambda _: go_on(), wire.lines(response.iter_bytes())))
-
-    def _limit(self, name: str) -> int:
-        """One of the service's published limits, asked for once."""
-        if self._limits is None:
-            self._limits = self.info()["limits"]
-        return self._limits[name]
-
-    def _parts(self, path: str, count: int, size: int, body: Callable[[slice], Json]) -> Iterator[Json]:
-        """Send so many rows, as many in a request as the size says, or half as many once something says that it is too large."""
-        start = 0
-        while start < count:
-            part = slice(start, min(start + size, count))
-            try:
-                yield self._call("POST", path, body(part))
-            except ForwardfillError as error:
-                if error.status != httpx.codes.REQUEST_ENTITY_TOO_LARGE or part.stop - start == 1:
-                    raise
-                size = (part.stop - start) // 2
-            else:
-                start = part.stop
 
     def _verb(self, upgrade_id: str, verb: str, **options: bool) -> Upgrade:
         body = {name: True for name, value in options.items() if value} or None
@@ -767,57 +666,5 @@ class Client:
     def _upgrade(
         self, method: str, path: str, body: Json | None = None, *, headers: Mapping[str, str] | None = None
     ) -> Upgrade:
-        upgrade: Any = self._call(method, path, body, headers=headers)
+        upgrade: Any = self._session.call(method, path, body, headers=headers)
         return upgrade  # type: ignore[no-any-return]
-
-    def _pages(self, path: str, **only: str | None) -> Iterator[Json]:
-        """All entries of a list, page by page; an answer has them under the list's own name."""
-        query = {"page_size": "1000", **{name: value for name, value in only.items() if value is not None}}
-        while True:
-            page = self._call("GET", path, query=query)
-            yield from page[path.rpartition("/")[2]]
-            if not page.get("next_page_token"):
-                return
-            query["page_token"] = page["next_page_token"]
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        body: Json | None = None,
-        *,
-        query: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Json:
-        sent = dict(headers or {})
-        content = None
-        if body is not None:
-            sent["content-type"] = "application/json"
-            content = wire.as_json(body)
-        return self._request(method, path, content=content, query=query, headers=sent)
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: bytes | Iterable[bytes] | None = None,
-        query: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Json:
-        return answered(self._http.request(method, path, content=content, params=query, headers=headers))
-
-
-def _gate_paused(upgrade: Upgrade) -> bool:
-    """Only a person's decision leads out of that, and nobody may know yet that it is asked for."""
-    return any((each["type"], each["reason"]) == ("paused", "gate_closed") for each in upgrade["conditions"])
-
-
-def _straight_way(base_url: str) -> httpx.HTTPTransport | None:
-    """To this machine, past the environment's proxies; None where the service is elsewhere."""
-    host = httpx.URL(base_url).host
-    try:
-        here = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        here = False
-    return httpx.HTTPTransport() if here else None

@@ -16,10 +16,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from forwardfill import probes
 from forwardfill.answers import Contradicting, Cutover, MissingSide, Order, Throttle, Upgrade
-from forwardfill.client import RESTING, Client
+from forwardfill.client import Client
 from forwardfill.connection import connected as _client
 from forwardfill.dry_run import tell as tell_dry_run
 from forwardfill.errors import ForwardfillError
+from forwardfill.following import RESTING
 from forwardfill.patience import AGAIN_SECONDS, passes, patiently
 from forwardfill.tables import listed
 from forwardfill.terminal import console, refuse, say

@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from forwardfill.answers import Throttle, Upgrade
-from forwardfill.client import RESTING, Client
+from forwardfill.client import Client
 from forwardfill.demo import report
 from forwardfill.demo.quality import Exam, GalleryMovedError, Measurement, Queries, fraction_of
 from forwardfill.demo.story import NEW, OLD, SEGMENTS, Items, Scale, Story
 from forwardfill.demo.traffic import Plan, Traffic, TrafficStoppedError
 from forwardfill.errors import ForwardfillError, UpgradeStoppedError
+from forwardfill.following import RESTING
 from forwardfill.local_service import LocalService, ServiceDiedError
 from models import recipes
 from models.artifacts import save

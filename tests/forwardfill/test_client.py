@@ -5,16 +5,12 @@ from __future__ import annotations
 import base64
 import copy
 import hashlib
-import math
 import pickle
 import subprocess
 import sys
 import threading
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,54 +19,13 @@ from typing import Any
 import httpx
 import numpy as np
 import orjson
-import pyarrow as pa
 import pytest
-import torch
 
 from forwardfill.answers import Json
 from forwardfill.client import Client, ForwardfillError, UpgradeStoppedError
 from forwardfill.errors import problem
-from forwardfill.pairs import from_files, stream
-from forwardfill.wire import encoded, parse_events
-
-Handler = Callable[[httpx.Request], httpx.Response]
-
-LIMITS = {"limits": {"max_items_per_upsert": 4, "max_body_bytes": 1 << 20}}
-
-
-def client_of(handler: Handler, **options: Any) -> Client:
-    return Client("http://service", transport=httpx.MockTransport(handler), **options)
-
-
-def upgrade(state: str, **more: Any) -> dict[str, Any]:
-    return {"id": "01JD", "state": state, "error": None, "conditions": [], **more}
-
-
-#: as the service tells of a pause that its gate made
-CLOSED = [
-    {"type": "paused", "reason": "gate_closed", "detail": "its gate closed; resume it with POST .../resume"},
-    {"type": "gate_closed", "reason": "min_cmc1", "detail": "CMC-1 is 0.5, below 0.9"},
-]
-ASKED_FOR = [{"type": "paused", "reason": "requested", "detail": "paused as somebody asked for"}]
-
-
-class Recorder:
-    """Answers every request alike and keeps the bodies; `/info` gives small limits."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-        self.requests: list[httpx.Request] = []
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/info":
-            return httpx.Response(200, json=LIMITS)
-        self.requests.append(request)
-        return httpx.Response(200, json=self.answer)
-
-    @property
-    def bodies(self) -> list[Any]:
-        return [orjson.loads(request.content) for request in self.requests]
-
+from forwardfill.wire import encoded
+from tests.forwardfill.answering import LIMITS, Recorder, client_of, upgrade
 
 # --- connections ------------------------------------------------------------------------------------------------------
 
@@ -375,76 +330,12 @@ def test_fewer_than_one_item_in_a_request_is_refused(batch: int) -> None:
     assert service.requests == []
 
 
-ONE: Any = np.ones((1, 3))
-NOT_REAL: Any = ONE * 1j
-
-
-@pytest.mark.parametrize(
-    ("name", "call"),
-    [
-        ("embeddings", lambda client: client.upsert("photos", "old", ids=["a"], embeddings=NOT_REAL)),
-        (
-            "side_information",
-            lambda client: client.upsert("photos", "old", ids=["a"], embeddings=ONE, side_information=NOT_REAL),
-        ),
-        ("vector", lambda client: client.search("photos", "old", NOT_REAL[0])),
-        ("companions of old", lambda client: client.search("photos", "new", ONE[0], companions={"old": NOT_REAL[0]})),
-        ("vectors", lambda client: client.search_batch("photos", "old", NOT_REAL)),
-        ("companions of old", lambda client: client.search_batch("photos", "new", ONE, companions={"old": NOT_REAL})),
-        ("vectors of old", lambda client: client.set_probes("photos", {"old": NOT_REAL})),
-        (
-            "target_embeddings",
-            lambda client: client.evaluate("t", source_embeddings=ONE, target_embeddings=NOT_REAL),
-        ),
-        ("embeddings", lambda _: stream(["a"], NOT_REAL)),
-    ],
-)
-def test_vectors_that_are_not_real_are_refused_by_the_argument_and_nothing_is_sent(
-    name: str, call: Callable[[Client], object]
-) -> None:
-    service = Recorder({"version": 1})
-    with (
-        client_of(service) as client,
-        pytest.raises(ValueError, match=f"^{name}: vectors are real numbers, not complex"),
-    ):
-        call(client)
-    assert service.requests == []
-
-
-@pytest.mark.parametrize("vector", [[True, False], ["1.5", "2"], np.array([3, 4], "datetime64[s]"), [None, 1.0]])
-def test_what_numpy_would_read_numbers_into_is_no_vector(vector: Any) -> None:
-    with pytest.raises(ValueError, match="real numbers"):
-        encoded(vector)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        torch.ones(1, 2, dtype=torch.bfloat16),
-        torch.ones(1, 2, requires_grad=True),
-        [[1.0, 2.0], [1.0]],
-        np.ma.array([[1.0, 2.0]], mask=[[False, True]]),  # type: ignore[no-untyped-call]
-    ],
-    ids=["of a type that NumPy lacks", "that is being trained", "of different lengths", "masked"],
-)
-def test_vectors_that_cannot_be_read_as_they_are_are_refused_by_the_argument(given: Any) -> None:
-    service = Recorder({"version": 1})
-    with client_of(service) as client, pytest.raises(ValueError, match=r"^embeddings: "):
-        client.upsert("photos", "old", ids=["a"], embeddings=given)
-    assert service.requests == []
-
-
 @pytest.mark.parametrize("name", [".", ".."])
 def test_a_name_of_dots_asks_for_nothing_else(name: str) -> None:
     service = Recorder({})
     with client_of(service) as client:
         client.item("photos", name)
     assert service.requests[0].url.path == f"/galleries/photos/items/{name}"
-
-
-@pytest.mark.parametrize("kind", ["i1", "u8", ">f8", "f2", "g"])
-def test_real_numbers_of_any_type_are_vectors(kind: Any) -> None:
-    assert encoded(np.array([1, 2], kind)) == encoded([1.0, 2.0])
 
 
 @pytest.mark.parametrize("nothing", [[], np.empty((0, 3))], ids=["a list", "an array"])
@@ -455,148 +346,11 @@ def test_an_upsert_of_nothing_sends_nothing(nothing: Any) -> None:
     assert service.requests == []
 
 
-def test_an_upsert_of_columns_of_different_length_sends_nothing() -> None:
-    service = Recorder({})
-    with client_of(service) as client, pytest.raises(ValueError, match="2 ids, but 3 embeddings"):
-        client.upsert("photos", "old", ids=["a", "b"], embeddings=np.eye(3))
-    assert service.requests == []
-
-
-PAYLOADS = [{"at": 0}, None, {"at": 2}]
-
-
-@pytest.mark.parametrize("given", [iter, tuple, lambda payloads: np.array(payloads, object)])
-def test_payloads_may_come_in_whatever_can_be_iterated_over(given: Callable[[list[Any]], Any]) -> None:
-    listed, other = (Recorder({"version": 1}) for _ in range(2))
-    for service, payloads in ((listed, PAYLOADS), (other, given(PAYLOADS))):
-        with client_of(service) as client:
-            client.upsert("photos", "old", ids=["a", "b", "c"], embeddings=np.eye(3), payloads=payloads)
-    assert other.bodies == listed.bodies
-    assert [item.get("payload") for item in listed.bodies[0]["items"]] == PAYLOADS
-
-
-@pytest.mark.parametrize("payloads", [{"a": {"at": 0}}, {"at": 0}, "a", b"a"])
-def test_one_payload_or_payloads_by_id_are_no_list_of_payloads(payloads: Any) -> None:
-    service = Recorder({"version": 1})
-    with client_of(service) as client, pytest.raises(TypeError, match=r"^payloads: .* one for each id, in their order"):
-        client.upsert("photos", "old", ids=["a"], embeddings=np.eye(1), payloads=payloads)
-    assert service.requests == []
-
-
-@pytest.mark.parametrize("vectors", [[[1.0, 2.0]], np.eye(2), "old"], ids=["a list", "an array", "a text"])
-@pytest.mark.parametrize(
-    ("name", "call"),
-    [
-        ("companions", lambda client, given: client.search("photos", "new", [1.0], companions=given)),
-        ("companions", lambda client, given: client.explain("photos", "new", [1.0], companions=given)),
-        ("companions", lambda client, given: client.search_batch("photos", "new", np.eye(1), companions=given)),
-        ("vectors", lambda client, given: client.set_probes("photos", given)),
-    ],
-)
-def test_vectors_of_no_model_are_refused_where_each_model_has_its_own(
-    name: str, call: Callable[[Client, Any], object], vectors: Any
-) -> None:
-    service = Recorder({"results": []})
-    told = f"^{name}: vectors by the model's name, as {{'MODEL': "
-    with client_of(service) as client, pytest.raises(TypeError, match=told):
-        call(client, vectors)
-    assert service.requests == []
-
-
 def test_a_delete_is_split_and_its_answers_are_added() -> None:
     service = Recorder({"deleted": 3, "missing": ["x"]})
     with client_of(service) as client:
         assert client.delete_items("photos", [str(at) for at in range(6)]) == {"deleted": 6, "missing": ["x", "x"]}
     assert [len(body["ids"]) for body in service.bodies] == [4, 2]
-
-
-TAKE_IDS: dict[str, Callable[[Client, Any], object]] = {
-    "delete": lambda client, ids: client.delete_items("photos", ids),
-    "upsert": lambda client, ids: client.upsert("photos", "old", ids=ids, embeddings=np.eye(3)),
-    "probes": lambda client, ids: client.set_probes("photos", {"old": np.eye(1)}, relevant=[ids]),
-    "pairs": lambda _, ids: stream(ids, np.eye(3)),
-}
-
-
-@pytest.mark.parametrize("call", TAKE_IDS.values(), ids=TAKE_IDS)
-@pytest.mark.parametrize(
-    ("ids", "told"),
-    [
-        ("123", "'123' is one, not several; put it into a list"),
-        (b"123", "b'123' is one, not several"),
-        (["a", 2, 3], r"number 1 is 2, of type int; an id is a text: convert with str\(\)"),
-        (["a", "b", uuid.UUID(int=7)], "number 2 is UUID"),
-        (np.arange(3), "number 0 is .*, of type int64"),
-    ],
-    ids=["one text", "bytes", "numbers", "UUIDs", "an array of numbers"],
-)
-def test_one_text_is_no_list_of_ids_and_nothing_but_texts_are_ids(
-    call: Callable[[Client, Any], object], ids: Any, told: str
-) -> None:
-    service = Recorder({"version": 1, "deleted": 1, "missing": []})
-    with client_of(service) as client, pytest.raises(TypeError, match=told):
-        call(client, ids)
-    assert service.requests == []
-
-
-LABELLED: dict[str, Callable[[Client, Any], object]] = {
-    "evaluate": lambda client, labels: client.evaluate(
-        "t", source_embeddings=np.eye(3), target_embeddings=np.eye(3), labels=labels
-    ),
-    "pairs": lambda _, labels: stream(["a", "b", "c"], np.eye(3), labels),
-}
-
-
-@pytest.mark.parametrize("call", LABELLED.values(), ids=LABELLED)
-@pytest.mark.parametrize(
-    ("labels", "told"),
-    [
-        ("abc", "'abc' is one, not several"),
-        (["x", None, "y"], "number 1 is None"),
-        (["x", "y", math.nan], "number 2 is nan"),
-        (np.array([1.0, 2.0, math.nan]), "number 0 is"),
-    ],
-)
-def test_what_is_no_label_is_refused_by_its_number_and_nothing_is_sent(
-    call: Callable[[Client, Any], object], labels: Any, told: str
-) -> None:
-    service = Recorder({})
-    with client_of(service) as client, pytest.raises(TypeError, match=told):
-        call(client, labels)
-    assert service.requests == []
-
-
-@pytest.mark.parametrize(
-    "labels", [[1, 2, 1], np.array([1, 2, 1]), torch.tensor([1, 2, 1]), (each for each in [1, 2, 1])]
-)
-def test_labels_may_be_whole_numbers_in_whatever_can_be_iterated_over(labels: Any) -> None:
-    service = Recorder({})
-    with client_of(service) as client:
-        LABELLED["evaluate"](client, labels)
-    assert service.bodies[0]["labels"] == [1, 2, 1]
-
-
-def test_a_line_of_ids_ends_where_an_import_ends_it(tmp_path: Path) -> None:
-    ids = ["one", "two\u2028still two", "three\x1e"]
-    (tmp_path / "ids.txt").write_text("".join(f"{each}\r\n" for each in ids), encoding="utf-8-sig", newline="")
-    np.save(tmp_path / "new.npy", np.eye(3))
-    written = pa.ipc.open_stream(
-        from_files(tmp_path / "ids.txt", tmp_path / "new.npy", tmp_path / "ids.txt")
-    ).read_all()
-    assert written.column("id").to_pylist() == written.column("label").to_pylist() == ids
-
-
-@pytest.mark.parametrize("call", TAKE_IDS.values(), ids=TAKE_IDS)
-@pytest.mark.parametrize("given", [iter, tuple, dict.fromkeys, lambda ids: dict.fromkeys(ids).keys(), np.array])
-def test_ids_may_come_in_whatever_can_be_iterated_over(
-    call: Callable[[Client, Any], object], given: Callable[[list[str]], Any]
-) -> None:
-    listed, other = (Recorder({"version": 1, "deleted": 1, "missing": []}) for _ in range(2))
-    with client_of(listed) as client:
-        expected = call(client, ["a", "b", "c"])
-    with client_of(other) as client:
-        assert call(client, given(["a", "b", "c"])) == expected
-    assert other.bodies == listed.bodies
 
 
 def test_an_artifact_is_put_under_the_digest_of_its_bytes(tmp_path: Path) -> None:
@@ -620,45 +374,6 @@ def test_a_batch_carries_the_companions_of_each_query() -> None:
         "k": 5,
         "queries": [{"vector": encoded(row), "companions": {"old": encoded(np.ones(3))}} for row in np.eye(2)],
     }
-
-
-NINE: Any = np.ones((9, 3))
-
-
-@pytest.mark.parametrize(
-    ("told", "call"),
-    [
-        (
-            "2 vectors, but 9 companions of new",
-            lambda client: client.search_batch("photos", "old", ONE.repeat(2, 0), companions={"new": NINE}),
-        ),
-        (
-            "9 vectors, but 1 companions of new",
-            lambda client: client.search_batch("photos", "old", NINE, companions={"old": NINE, "new": ONE}),
-        ),
-        (
-            "1 vectors of new, but 9 vectors of old",
-            lambda client: client.set_probes("photos", {"new": ONE, "old": NINE}),
-        ),
-        (
-            "9 vectors of old, but 1 vectors of new",
-            lambda client: client.set_probes("photos", {"old": NINE, "new": ONE}),
-        ),
-        (
-            "9 vectors of old, but 1 lists of relevant ids",
-            lambda client: client.set_probes("photos", {"old": NINE}, relevant=[["a"]]),
-        ),
-        ("9 embeddings, but 2 ids", lambda _: stream(["a", "b"], NINE)),
-        ("1 embeddings, but 2 labels", lambda _: stream(["a"], ONE, [1, 2])),
-    ],
-)
-def test_rows_that_do_not_fit_are_refused_with_both_numbers_and_nothing_is_sent(
-    told: str, call: Callable[[Client], object]
-) -> None:
-    service = Recorder({"results": []})
-    with client_of(service) as client, pytest.raises(ValueError, match=f"^{told}$"):
-        call(client)
-    assert service.requests == []
 
 
 def test_what_is_not_asked_for_is_left_to_the_service() -> None:
@@ -686,277 +401,6 @@ def test_a_list_is_read_to_its_last_page() -> None:
         assert [model["name"] for model in client.models()] == ["a", "b"]
 
 
-# --- events -----------------------------------------------------------------------------------------------------------
-
-STREAM = (
-    ': a comment\n\nid: 41\nevent: state\ndata: {"state":"running",\ndata: "at":"\u2028now"}\n\n'
-    'event: progress\ndata: {"fraction":0.5}\r\n\r\nevent: nothing\n\ndata: {"unfinished":1}\n'
-)
-
-
-class Drops(httpx.SyncByteStream):
-    """A stream in awkward pieces, which breaks at its end if asked to."""
-
-    def __init__(self, text: str, *, breaks: bool = False) -> None:
-        self._bytes = text.encode()
-        self._breaks = breaks
-
-    def __iter__(self) -> Iterator[bytes]:
-        for start in range(0, len(self._bytes), 3):
-            yield self._bytes[start : start + 3]
-        if self._breaks:
-            raise httpx.ReadError("the connection was lost")
-
-
-def test_events_have_a_name_data_and_the_last_id_and_an_unfinished_one_is_none() -> None:
-    events = list(parse_events(STREAM.replace("\r", "").removesuffix("\n").split("\n")))
-    assert [(event.name, event.data, event.id) for event in events] == [
-        ("state", {"state": "running", "at": "\u2028now"}, "41"),
-        ("progress", {"fraction": 0.5}, "41"),
-    ]
-
-
-def test_events_survive_any_cut_of_the_stream() -> None:
-    with client_of(lambda _: httpx.Response(200, stream=Drops(STREAM))) as client:
-        assert [event.name for event in client.events("01JD")] == ["state", "progress"]
-
-
-class Upgrades:
-    """An upgrade that is in the next state each time it is asked for; its streams tell so, or break."""
-
-    def __init__(self, *states: str, breaks: bool = False) -> None:
-        self._states = list(states)
-        self._breaks = breaks
-        self.seen: list[str | None] = []
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if not request.url.path.endswith("/events"):
-            state = self._states.pop(0) if len(self._states) > 1 else self._states[0]
-            return httpx.Response(200, json=upgrade(state))
-        self.seen.append(request.headers.get("last-event-id"))
-        number = len(self.seen)
-        news = f'id: {number}\nevent: progress\ndata: {{"fraction":0.1}}\n\n'
-        if not self._breaks:
-            news += f'id: {number}\nevent: state\ndata: {{"state":"?"}}\n\n'
-        return httpx.Response(200, stream=Drops(news, breaks=self._breaks))
-
-
-def test_waiting_ends_in_the_state_that_was_asked_for() -> None:
-    service = Upgrades("pending", "running", "verifying", "completed")
-    with client_of(service) as client:
-        assert client.wait("01JD")["state"] == "completed"
-    assert service.seen == [None, "1", "2"]
-
-
-def test_a_broken_stream_is_taken_up_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forwardfill.client.RECONNECT_SECONDS", 0.0)
-    service = Upgrades("running", "running", "paused", breaks=True)
-    with client_of(service) as client:
-        assert client.wait("01JD", until={"paused", "completed"})["state"] == "paused"
-    assert service.seen == [None, "1"]
-
-
-class StartsAgain:
-    """Before a service that answers everything but the first question as one that is away, so many times."""
-
-    def __init__(self, service: Handler, times: int, status: int | None) -> None:
-        self._service, self._times, self._status = service, times, status
-        self._asked = 0
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self._asked += 1
-        if not 1 < self._asked <= 1 + self._times:
-            return self._service(request)
-        if self._status is None:
-            raise httpx.ConnectError("connection refused")
-        return httpx.Response(self._status, json={"status": self._status, "code": "unavailable", "detail": "d"})
-
-
-@pytest.fixture
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("client.RECONNECT_SECONDS", "client.LOOK_SECONDS", "patience.AGAIN_SECONDS"):
-        monkeypatch.setattr(f"forwardfill.{name}", 0.0)
-
-
-AWAY = pytest.mark.parametrize("status", [None, 429, 502, 503, 504])
-
-
-@AWAY
-@pytest.mark.usefixtures("hurry")
-def test_a_service_that_starts_again_is_waited_for_with_its_upgrade(status: int | None) -> None:
-    with client_of(StartsAgain(Upgrades("running", "completed"), 4, status)) as client:
-        assert client.wait("01JD", timeout=30.0)["state"] == "completed"
-
-
-@AWAY
-@pytest.mark.usefixtures("hurry")
-def test_a_service_that_starts_again_is_waited_for_with_its_fit(status: int | None) -> None:
-    ends = iter([None, "now", None])
-    service = StartsAgain(lambda _: httpx.Response(200, json={"finished_at": next(ends)}), 3, status)
-    with client_of(service) as client:
-        assert [found["finished_at"] for found in client.watch_fit("01JF")] == [None, "now"]
-
-
-@pytest.mark.usefixtures("hurry")
-def test_a_service_that_stays_away_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    service = StartsAgain(Upgrades("running"), 10**9, None)
-    with client_of(service) as client, pytest.raises(TimeoutError, match="does not answer"):
-        client.wait("01JD", timeout=0.05)
-    monkeypatch.setattr("forwardfill.patience.AWAY_SECONDS", 0.05)
-    with client_of(StartsAgain(Upgrades("running"), 10**9, None)) as client, pytest.raises(httpx.ConnectError):
-        client.wait("01JD")
-
-
-def test_a_service_that_never_answered_is_not_waited_for() -> None:
-    def away(_: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("connection refused")
-
-    with client_of(away) as client, pytest.raises(httpx.ConnectError):
-        client.wait("01JD")
-
-
-@pytest.mark.usefixtures("hurry")
-def test_an_upgrade_that_is_gone_is_not_waited_for() -> None:
-    gone = {"status": 404, "code": "upgrade_not_found", "detail": "no upgrade has the id"}
-    service = iter([httpx.Response(200, json=upgrade("running")), *(httpx.Response(404, json=gone) for _ in range(2))])
-    with client_of(lambda _: next(service)) as client, pytest.raises(ForwardfillError, match="upgrade_not_found"):
-        client.wait("01JD")
-
-
-def test_waiting_for_what_cannot_come_any_more_is_an_error() -> None:
-    with client_of(Upgrades("running", "failed")) as client, pytest.raises(UpgradeStoppedError, match="failed"):
-        client.wait("01JD")
-
-
-def in_turn(*upgrades: dict[str, Any]) -> Handler:
-    """An upgrade that is the next one each time it is asked for, and the last one from then on; its streams end at once."""
-    left = list(upgrades)
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("/events"):
-            return httpx.Response(200, stream=Drops("event: state\ndata: {}\n\n"))
-        return httpx.Response(200, json=left.pop(0) if len(left) > 1 else left[0])
-
-    return answer
-
-
-def test_a_pause_that_a_gate_made_is_not_waited_out_because_only_a_person_ends_it() -> None:
-    paused = upgrade("paused", conditions=CLOSED)
-    with client_of(in_turn(upgrade("running"), paused)) as client, pytest.raises(UpgradeStoppedError) as caught:
-        client.wait("01JD", timeout=30.0)
-    assert caught.value.upgrade == paused
-    for condition in CLOSED:
-        assert condition["detail"] in str(caught.value)
-
-
-def test_a_pause_that_is_waited_for_is_found_whoever_made_it() -> None:
-    for conditions in (CLOSED, ASKED_FOR):
-        with client_of(in_turn(upgrade("paused", conditions=conditions))) as client:
-            assert client.wait("01JD", until={"paused", "completed"})["conditions"] == conditions
-
-
-def test_a_pause_that_somebody_asked_for_and_a_manual_cutover_are_waited_out() -> None:
-    paused, waits = upgrade("paused", conditions=ASKED_FOR), upgrade("awaiting_cutover", conditions=CLOSED[1:])
-    with client_of(in_turn(paused, upgrade("running"), waits, upgrade("completed"))) as client:
-        assert client.wait("01JD", timeout=30.0)["state"] == "completed"
-
-
-def test_waiting_has_a_limit() -> None:
-    with client_of(Upgrades("running")) as client, pytest.raises(TimeoutError, match="running"):
-        client.wait("01JD", timeout=0.0)
-
-
-class Rests:
-    """An upgrade that rests: its streams send comments, or nothing, and keep the read timeout that they were asked with."""
-
-    def __init__(self, comments: Iterable[bytes] = ()) -> None:
-        self._comments = comments
-        self.timeouts: list[float] = []
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if not request.url.path.endswith("/events"):
-            return httpx.Response(200, json=upgrade("paused"))
-        self.timeouts.append(request.extensions["timeout"]["read"])
-        return httpx.Response(200, stream=Silence(self._comments))
-
-
-class Silence(httpx.SyncByteStream):
-    """Comments, and then nothing within the read timeout."""
-
-    def __init__(self, comments: Iterable[bytes]) -> None:
-        self._comments = comments
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._comments
-        raise httpx.ReadTimeout("nothing came")
-
-
-def comments() -> Iterator[bytes]:
-    """Comments without an end, though no test should read them for seconds."""
-    patience = time.monotonic() + 5.0
-    while time.monotonic() < patience:
-        yield b": still here\n\n"
-    pytest.fail("was waited on for ever")
-
-
-def test_comments_do_not_prolong_a_wait() -> None:
-    with client_of(Rests(comments())) as client, pytest.raises(TimeoutError, match=r"is paused after 0\.05 s"):
-        client.wait("01JD", timeout=0.05)
-
-
-def test_no_stream_of_a_wait_is_silent_beyond_its_end() -> None:
-    service = Rests()
-    with client_of(service) as client, pytest.raises(TimeoutError, match="paused"):
-        client.wait("01JD", timeout=0.05)
-    assert max(service.timeouts) <= 0.05
-
-
-def test_a_stream_whose_read_timeout_passes_the_end_of_the_wait_is_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forwardfill.client.SLACK_SECONDS", 0.01)
-    service = Rests(comments())
-    with client_of(service) as client, pytest.raises(TimeoutError, match="paused"):
-        client.wait("01JD", timeout=0.05)
-    assert service.timeouts[1] <= service.timeouts[0] - 0.01
-
-
-@pytest.mark.parametrize("value", [Decimal(1), {1: 2}, {1, 2}, 2**64, "\ud800"], ids=["a", "b", "c", "d", "e"])
-def test_what_json_cannot_say_is_refused_by_its_place_before_anything_is_sent(value: Any) -> None:
-    recorder = Recorder({"version": 1})
-    payloads = [{"price": 1}, {"price": [value]}]
-    with client_of(recorder) as client:
-        with pytest.raises(TypeError, match=r"^/payloads/1/price/0.*: "):
-            client.upsert("g", "m", ids=["a", "b"], embeddings=np.eye(2), payloads=payloads, batch=1)
-        with pytest.raises(TypeError, match=r"^/filter/price/in/0.*: "):
-            client.search("g", "m", [1], filter={"price": {"in": [value]}})
-    assert recorder.requests == []
-
-
-@pytest.mark.parametrize("kind", [float, np.float64, np.float32, np.float16])
-@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
-def test_a_number_that_json_does_not_have_is_refused_by_its_place_and_nothing_is_sent(
-    text: str, kind: Callable[[str], Any]
-) -> None:
-    number = kind(text)
-    recorder = Recorder({})
-    with client_of(recorder) as client:
-        for place, call in {
-            "/payloads/1/price": lambda: client.upsert(
-                "g", "m", ids=["a", "b"], embeddings=[[1], [2]], payloads=[{"price": None}, {"price": number}]
-            ),
-            "/filter/price/in/0": lambda: client.search("g", "m", [1], filter={"price": {"in": [number]}}),
-            "/throttle/items_per_second": lambda: client.start_upgrade(
-                "g", transformation="t", throttle={"items_per_second": number}
-            ),
-            "/gate/min_cmc1": lambda: client.start_upgrade("g", transformation="t", gate={"min_cmc1": number}),
-            "/filter/price/in/1": lambda: client.search("g", "m", [1], filter={"price": {"in": np.array([1, number])}}),
-        }.items():
-            with pytest.raises(ValueError, match=place):
-                call()
-        assert recorder.requests == []
-        client.search("g", "m", [1], filter={"price": None, "name": "null"})
-    assert recorder.bodies[0]["filter"] == {"price": None, "name": "null"}
-
-
 def test_an_upgrade_can_be_started_at_a_service_that_is_older_than_the_client() -> None:
     recorder = Recorder({"id": "01JD"})
     with client_of(recorder) as client:
@@ -964,15 +408,3 @@ def test_an_upgrade_can_be_started_at_a_service_that_is_older_than_the_client() 
         client.start_upgrade("photos", target_model="new", on_contradicting_items="ignore")
     known = {"gallery", "target_model", "cutover", "order", "on_missing_side_information", "dry_run"}
     assert [body.keys() - known for body in recorder.bodies] == [set(), {"on_contradicting_items"}]
-
-
-def test_numpys_numbers_are_sent_as_numbers() -> None:
-    recorder = Recorder({"version": 1})
-    with client_of(recorder) as client:
-        client.register_model("m", dimension=np.int64(3), metric="cosine", normalized=np.True_)  # type: ignore[arg-type]
-        client.search("g", "m", [1], k=np.int64(2), filter={"price": {"lt": np.float32(0.5)}})  # type: ignore[arg-type]
-        client.upsert("g", "m", ids=["a"], embeddings=[[1]], payloads=[{"size": np.uint8(7), "box": np.arange(2)}])
-    model, search, upsert = recorder.bodies
-    assert (model["dimension"], model["normalized"]) == (3, True)
-    assert (search["k"], search["filter"]) == (2, {"price": {"lt": 0.5}})
-    assert upsert["items"][0]["payload"] == {"size": 7, "box": [0, 1]}

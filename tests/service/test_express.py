@@ -21,6 +21,7 @@ from service.errors import Unavailable
 from service.express import Brief
 from service.gather import Gatherer
 from service.keys import create_key
+from service.protocol import Protocol
 from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, UNITS, World, opened
 
@@ -336,6 +337,7 @@ def test_a_client_that_hangs_up_with_several_requests_under_way_is_no_error_of_t
 ) -> None:
     searcher = type(world.app.state.process.searcher)
     search, searching, gone = searcher.search, threading.Event(), threading.Event()
+    lose, lost = Protocol.connection_lost, threading.Event()
 
     def waiting(*given: Any, **named: Any) -> Any:
         searching.set()
@@ -343,11 +345,12 @@ def test_a_client_that_hangs_up_with_several_requests_under_way_is_no_error_of_t
         return search(*given, **named)
 
     monkeypatch.setattr(searcher, "search", waiting)
+    monkeypatch.setattr(Protocol, "connection_lost", lambda *given: (lose(*given), lost.set()))
     caplog.set_level("ERROR")
     with connected(world) as (connection, _):
         connection.sendall(whole(axis(1, filter={})) + whole(axis(2, filter={})))
         assert searching.wait(10)
-    time.sleep(0.2)
+    assert lost.wait(10)
     gone.set()
     name = 'forwardfill_http_requests_total{method="POST",route="/galleries/{gallery}/search",status="200"}'
     wait_for(lambda: count(name) == 1, 10, lambda: "it was not answered")
