@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from threading import Event
 
 import structlog
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -25,7 +26,7 @@ from gallery.catalog.tables import FitRow, now
 from gallery.catalog.transaction import in_words
 from gallery.files import PART, adopt
 from gallery.fits import Asked, Fit, Outcome, Tell, end
-from gallery.heartbeat import heartbeat
+from gallery.heartbeat import Stopped, heartbeat
 from gallery.pairs import read
 from gallery.spaces import Direction, EmbeddingModel
 from gallery.store import Store
@@ -33,10 +34,6 @@ from gallery.transforms import ARTIFACTS, artifact_file
 
 _TELL_SECONDS = 1.0  # a training step may take a millisecond, and to tell the catalog takes several
 log = structlog.get_logger()
-
-
-class _Stopped(Exception):
-    """The worker was told to stop."""
 
 
 def due(store: Store) -> list[str]:
@@ -63,7 +60,7 @@ def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[],
             _work(store, held, fit, _teller(store, held, go_on))
     except errors.LeaseLost:
         pass  # cancelled, or whoever holds it now will end it
-    except _Stopped:
+    except Stopped:
         _give_back(store, held)
         return False
     except errors.GalleryError as error:
@@ -185,7 +182,7 @@ def _teller(store: Store, held: Lease, go_on: Callable[[], bool]) -> Tell:
             return
         try:
             if not go_on():
-                raise _Stopped
+                raise Stopped
             with store.catalog.transaction() as tx:
                 if not fit_rows.renew(tx.session, held, store.settings.lease_seconds, (fraction, method)):
                     raise errors.LeaseLost(f"fit {held.fit_id} is no longer held by {held.owner}")
@@ -196,7 +193,7 @@ def _teller(store: Store, held: Lease, go_on: Callable[[], bool]) -> Tell:
     return tell
 
 
-def _kept(store: Store, held: Lease) -> AbstractContextManager[None]:
+def _kept(store: Store, held: Lease) -> AbstractContextManager[Event]:
     """Renew the lease meanwhile: some steps, such as a large closed form, take long and tell nothing."""
     seconds = store.settings.lease_seconds
     return heartbeat(store, f"fit {held.fit_id}", lambda session: fit_rows.renew(session, held, seconds))

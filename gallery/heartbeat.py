@@ -15,22 +15,29 @@ from gallery.store import Store
 log = structlog.get_logger()
 
 
+class Stopped(Exception):
+    """Work was given up: its worker was told to stop, or does not hold it any more."""
+
+
 @contextmanager
-def heartbeat(store: Store, of: str, renew: Callable[[Session], bool]) -> Iterator[None]:
-    """Renew a lease while the block runs. One that is lost is noticed when publishing; nothing is interrupted.
+def heartbeat(store: Store, of: str, renew: Callable[[Session], bool]) -> Iterator[threading.Event]:
+    """Renew a lease while the block runs; the event that this gives is set once it is lost.
+
+    That interrupts nothing: it is noticed when publishing, or by whoever looks at the event.
 
     Args:
         store: where the lease is.
         of: what is leased, for the log.
         renew: makes the lease last `lease_seconds` from now on; False if it is lost.
     """
-    stop = threading.Event()
+    stop, lost = threading.Event(), threading.Event()
 
     def beat() -> None:
         while not stop.wait(store.settings.lease_seconds / 3):
             try:
                 with store.catalog.transaction() as tx:
                     if not renew(tx.session):
+                        lost.set()
                         return
             except SQLAlchemyError as error:  # the database may be back before the lease ends
                 log.warning("heartbeat_missed", of=of, error=repr(error))
@@ -38,7 +45,7 @@ def heartbeat(store: Store, of: str, renew: Callable[[Session], bool]) -> Iterat
     thread = threading.Thread(target=beat, name=f"lease-{of}", daemon=True)
     thread.start()
     try:
-        yield
+        yield lost
     finally:
         stop.set()
         thread.join()

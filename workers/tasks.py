@@ -23,6 +23,7 @@ from gallery import errors, fits, fitting, orphans, repair
 from gallery.catalog.compactions import Looked
 from gallery.compact import merge
 from gallery.compact.plan import Rule
+from gallery.heartbeat import Stopped
 from gallery.indexing import index_column, wanting
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
@@ -182,10 +183,22 @@ class Worker:
     def _advance(self, upgrade_id: str) -> bool:
         def step() -> bool:
             return drive.advance(
-                self.store, self._galleries, self._searcher, upgrade_id, self.owner, partial(self._another, upgrade_id)
+                self.store,
+                self._galleries,
+                self._searcher,
+                upgrade_id,
+                self.owner,
+                partial(self._another, upgrade_id),
+                self._between,
             )
 
         return bool(self._tried(step, "upgrade", upgrade=upgrade_id))
+
+    def _between(self) -> None:
+        """While everything of a gallery is read: what that keeps waiting has its turn, too."""
+        if self.stopping.is_set():
+            raise Stopped
+        self._turn()
 
     def _another(self, upgrade_id: str) -> bool:
         """Whether an upgrade may go on with another segment: nothing else has its turn, and the process is not told to stop."""

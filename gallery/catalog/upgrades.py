@@ -178,6 +178,46 @@ def reorder(session: Session, upgrade_id: str, segments: Iterable[int]) -> None:
         session.execute(update(UpgradeSegmentRow), places)
 
 
+def take(session: Session, upgrade_id: str, states: Collection[str], *, owner: str, seconds: float) -> bool:
+    """Let the owner alone judge an upgrade that is in one of these states; False if it is not, or somebody does already."""
+    taken = session.execute(
+        update(UpgradeRow)
+        .where(UpgradeRow.id == upgrade_id, UpgradeRow.state.in_(states), _unattended(session, seconds))
+        .values(owner=owner, leased_until=leases.moment(session) + timedelta(seconds=seconds))
+        .returning(UpgradeRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return taken.first() is not None
+
+
+def keep(session: Session, upgrade_id: str, states: Collection[str], *, owner: str, seconds: float) -> bool:
+    """Heartbeat of who judges it; False if another does now, or there is nothing more to judge."""
+    kept = session.execute(
+        update(UpgradeRow)
+        .where(UpgradeRow.id == upgrade_id, UpgradeRow.state.in_(states), UpgradeRow.owner == owner)
+        .values(leased_until=leases.moment(session) + timedelta(seconds=seconds))
+        .returning(UpgradeRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return kept.first() is not None
+
+
+def leave(session: Session, upgrade_id: str, *, owner: str) -> None:
+    """Whoever judged it does so no more."""
+    session.execute(
+        update(UpgradeRow)
+        .where(UpgradeRow.id == upgrade_id, UpgradeRow.owner == owner)
+        .values(owner=None, leased_until=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def unattended(session: Session, upgrade_id: str, seconds: float = _DAY_SECONDS) -> bool:
+    """Whether nobody judges an upgrade, where leases are given for so many seconds."""
+    free = select(UpgradeRow.id).where(UpgradeRow.id == upgrade_id, _unattended(session, seconds))
+    return session.scalar(free) is not None
+
+
 def segment_work(session: Session, lease: Lease) -> UpgradeSegmentRow:
     """The row of a leased segment, if the lease still holds.
 
@@ -303,6 +343,10 @@ def set_aside(session: Session, upgrade_id: str, segment_id: int, error: str) ->
 def failures(session: Session, upgrade_id: str) -> list[UpgradeSegmentRow]:
     """Segments that were set aside."""
     return in_state(session, upgrade_id, "failed")
+
+
+def _unattended(session: Session, seconds: float) -> ColumnElement[bool]:
+    return or_(UpgradeRow.owner.is_(None), leases.ended(UpgradeRow.leased_until, leases.moment(session), seconds))
 
 
 def _free(moment: datetime, seconds: float) -> ColumnElement[bool]:

@@ -23,15 +23,21 @@ from gallery.views import SegmentView
 _ROWS_AT_ONCE = 8192
 
 
-def search_exactly(searcher: Searcher, world: World, gallery: str, request: SearchRequest) -> Answer:
+def search_exactly(
+    searcher: Searcher, world: World, gallery: str, request: SearchRequest, between: Callable[[], None] = lambda: None
+) -> Answer:
     """Score every row for a request.
+
+    Args:
+        searcher, world, gallery, request: as for `Searcher.search`.
+        between: is called before each block of rows; what it raises ends the search.
 
     Raises:
         GalleryError: as `Searcher.search`.
     """
     snapshot = world.snapshot(gallery)
     planned, filtered = planned_for(world, snapshot, request), searcher.filtered(snapshot, request)
-    return Exact(searcher, world, snapshot, request, planned, filtered).answer()
+    return Exact(searcher, world, snapshot, request, planned, filtered, between).answer()
 
 
 class Exact(Run):
@@ -45,10 +51,12 @@ class Exact(Run):
         request: SearchRequest,
         planned: Planned,
         filtered: Sequence[Mask] | None,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         ways = tuple(way and way._replace(exhaustive=True) for way in planned.plan.ways)
         forgetful = replace(searcher, mapped=MappedColumns(searcher.transforms, 0))
         exhaustive = planned_by(snapshot, replace(planned.plan, ways=ways))
+        self._between = between
         super().__init__(forgetful, world, snapshot, request, exhaustive, filtered)
 
     def _ask(self, at: int, model: str, k: int, *, roughly: bool = False) -> Part:  # noqa: ARG002 - k is the request's
@@ -68,6 +76,7 @@ class Exact(Run):
         def parts() -> Iterator[Part]:
             for position, view, own in shelf.of(rows):
                 for start in range(0, len(own), _ROWS_AT_ONCE):
+                    self._between()
                     block = own[start : start + _ROWS_AT_ONCE]
                     yield single(position, *self._block(block, take(view, block)))
 

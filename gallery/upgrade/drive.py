@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 
 import structlog
 from sqlalchemy import select
@@ -15,13 +18,14 @@ from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, UpgradeRow, now
 from gallery.catalog.transaction import UNANSWERED, in_words
 from gallery.columns import verify
+from gallery.heartbeat import Stopped, heartbeat
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import gate, lifecycle, live, segment, sources, validation
 from gallery.upgrade.lanes import Lanes
 from gallery.upgrade.moves import Changed, complete, drop, locked, move
-from gallery.upgrade.states import DRIVEN, State
+from gallery.upgrade.states import DRIVEN, JUDGED, State
 
 log = structlog.get_logger()
 
@@ -31,7 +35,7 @@ class _Unmeasured(Exception):
 
 
 def due(store: Store) -> list[str]:
-    """Upgrades for which a worker could do something now."""
+    """Upgrades for which a worker could do something now, and no other does it already."""
     with store.catalog.reading() as session:
         rows = session.scalars(select(UpgradeRow).where(UpgradeRow.active, UpgradeRow.state.in_(DRIVEN)))
         return [row.id for row in rows if _due(session, row, store.settings.lease_seconds)]
@@ -50,21 +54,24 @@ def advance(
     upgrade_id: str,
     owner: str,
     more: Callable[[], bool] | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Do the next step of an upgrade; False if there is nothing to do now.
+    """Do the next step of an upgrade; False if there is nothing to do now, or it was given up.
 
     Args:
         store: where the upgrade is.
         galleries: what searches of this process see, to measure quality.
         searcher: of this process.
         upgrade_id: which.
-        owner: who leases segments.
+        owner: who leases segments, and the upgrade itself while it is judged.
         more: whether to go on with more segments, several at once, after one is done; None: one segment is a step.
+        between: is called often while everything of a gallery is read; it raises `Stopped` to give the step up.
     """
     with store.catalog.reading() as session:
         state = State(upgrade_rows.upgrade_row(session, upgrade_id).state)
-    if state in (State.PENDING, State.VALIDATING):
-        return validation.validate(store, galleries, searcher, upgrade_id)
+    if state in JUDGED:
+        judge = finish if state is State.VERIFYING else validation.validate
+        return _judge(store, upgrade_id, owner, between, partial(judge, store, galleries, searcher, upgrade_id))
     if state is State.RUNNING:
 
         def published() -> None:
@@ -72,9 +79,50 @@ def advance(
 
         lanes = Lanes(store, upgrade_id, owner, published=published, more=more)
         return lanes.run() or settle(store, upgrade_id)
-    if state is State.VERIFYING:
-        return finish(store, galleries, searcher, upgrade_id)
     return False
+
+
+def _judge(
+    store: Store,
+    upgrade_id: str,
+    owner: str,
+    between: Callable[[], None],
+    judge: Callable[[Callable[[], None]], bool],
+) -> bool:
+    """Let one worker judge an upgrade, which may read the whole gallery: what it finds out, no other need.
+
+    Args:
+        store: where the upgrade is.
+        upgrade_id: which.
+        owner: who holds it meanwhile.
+        between: is called in between.
+        judge: does it. What it is given it calls in between, and that raises `Stopped` if the upgrade is not held any more.
+
+    Returns:
+        What `judge` does; False where another holds it, or it was given up.
+    """
+    seconds = store.settings.lease_seconds
+    with store.catalog.transaction() as tx:
+        if not upgrade_rows.take(tx.session, upgrade_id, JUDGED, owner=owner, seconds=seconds):
+            return False
+
+    def renew(session: Session) -> bool:
+        return upgrade_rows.keep(session, upgrade_id, JUDGED, owner=owner, seconds=seconds)
+
+    try:
+        with heartbeat(store, f"upgrade {upgrade_id}", renew) as lost:
+            return judge(partial(_go_on, between, lost))
+    except Stopped:
+        return False
+    finally:
+        with suppress(*UNANSWERED), store.catalog.transaction() as tx:  # else it ends by itself
+            upgrade_rows.leave(tx.session, upgrade_id, owner=owner)
+
+
+def _go_on(between: Callable[[], None], lost: threading.Event) -> None:
+    between()
+    if lost.is_set():
+        raise Stopped
 
 
 def settle(store: Store, upgrade_id: str) -> bool:
@@ -97,12 +145,15 @@ def settle(store: Store, upgrade_id: str) -> bool:
     return True
 
 
-def finish(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str) -> bool:
+def finish(
+    store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str, between: Callable[[], None]
+) -> bool:
     """Read every new column again, look for segments without one, measure, then complete or wait for the cutover.
 
-    An upgrade whose gate is missed by the upgraded columns fails; resumed, it completes in spite of that.
+    An upgrade whose gate is missed by the upgraded columns fails; resumed, it completes in spite of that. The arguments are
+    those of `validation.validate`.
     """
-    damaged = _damaged(store, upgrade_id)
+    damaged = _damaged(store, upgrade_id, between)
     if damaged:
         return _set_aside(store, upgrade_id, damaged)
     try:
@@ -178,22 +229,28 @@ def fail(store: Store, upgrade_id: str, expected: State, error: str) -> bool:
 
 
 def _due(session: Session, row: UpgradeRow, lease_seconds: float) -> bool:
-    if row.state != State.RUNNING:
-        return True
+    if row.state in JUDGED:
+        return upgrade_rows.unattended(session, row.id, lease_seconds)
     left = upgrade_rows.counts(session, row.id).segments
     if not left.get("pending") and not left.get("leased"):
         return True
     return segment.hold(session, row) is None and upgrade_rows.next_free(session, row.id, lease_seconds) is not None
 
 
-def _damaged(store: Store, upgrade_id: str) -> dict[int, str]:
+def _damaged(store: Store, upgrade_id: str, between: Callable[[], None]) -> dict[int, str]:
     """Columns of an upgrade whose bytes are not those that were written and could not be made anew, and why; by id."""
     with store.catalog.reading() as session:
         columns = list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == upgrade_id)))
     found: dict[int, str] = {}
     # The network has nothing to do any more: digests may have the processors that it had.
-    with ThreadPoolExecutor(store.settings.segments_at_once, thread_name_prefix="verify") as threads:
-        read = [(column, threads.submit(verify, store.files, column.file, column.sha256)) for column in columns]
+    threads = ThreadPoolExecutor(store.settings.segments_at_once, thread_name_prefix="verify")
+    read = [(column, threads.submit(verify, store.files, column.file, column.sha256)) for column in columns]
+    try:
+        for _, verified in read:
+            between()
+            verified.exception()
+    finally:
+        threads.shutdown(cancel_futures=True)
     for column, verified in read:
         try:
             verified.result()

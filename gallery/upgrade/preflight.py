@@ -23,6 +23,7 @@ from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ArtifactRow, GalleryRow, SegmentRow, UpgradeRow
 from gallery.catalog.transaction import UNANSWERED, in_words
 from gallery.columns import open_column, verify
+from gallery.heartbeat import Stopped
 from gallery.index.choose import choose
 from gallery.spaces import Transformation
 from gallery.store import Store
@@ -31,7 +32,7 @@ from gallery.upgrade import known_answers, memory, sources, throttle
 
 _HEADROOM = 1.1  # index files hold a little more than vectors, and the catalog grows too
 
-#: facts for the report, and what they mean in words; what it raises is a refusal, unless the database did not answer
+#: facts for the report, and what they mean in words; what it raises is a refusal, unless the check was not made
 Check = Callable[[], tuple[Mapping[str, Any], str]]
 
 
@@ -47,7 +48,7 @@ class Report:
         """Make a check; whether it passed."""
         try:
             facts, detail = check()
-        except UNANSWERED:
+        except (*UNANSWERED, Stopped):
             raise  # nothing was found out, so the step is done again
         except Exception as error:  # noqa: BLE001 - whatever stops the measuring is a reason not to start
             self.refuse(name, in_words(error))

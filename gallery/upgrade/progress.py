@@ -17,14 +17,14 @@ from gallery.catalog.tables import UpgradeRow, now
 from gallery.catalog.upgrades import Counts
 from gallery.upgrade import gate, throttle
 from gallery.upgrade.segment import hold
-from gallery.upgrade.states import State
+from gallery.upgrade.states import JUDGED, State
 
 _STALLED_AFTER = timedelta(seconds=15)
-#: what a worker does in one step, and what it may mean that it takes long
-_ONE_STEP = {
+#: what no worker does, where none holds the upgrade
+_NOT_DONE = {
     State.PENDING: "no worker has taken it up",
-    State.VALIDATING: "a worker checks and measures it for a while, or died at that and no other has taken it up",
-    State.VERIFYING: "a worker reads every new column again, or none has taken that up",
+    State.VALIDATING: "no worker checks it: whoever did has died or was stopped",
+    State.VERIFYING: "all is done and no worker verifies it",
 }
 
 
@@ -116,8 +116,8 @@ def _waiting(session: Session, row: UpgradeRow) -> list[Condition]:
     """In a state in which workers have something to do, and do it slowly or not."""
     if row.state == State.RUNNING:
         return _running(session, row)
-    if row.state in _ONE_STEP and now() - row.state_since > _STALLED_AFTER:
-        return [Condition("stalled", row.state_since, "no_worker", f"{_ONE_STEP[State(row.state)]}; is one running?")]
+    if row.state in JUDGED and now() - row.state_since > _STALLED_AFTER and upgrade_rows.unattended(session, row.id):
+        return [Condition("stalled", row.state_since, "no_worker", f"{_NOT_DONE[State(row.state)]}; is one running?")]
     return []
 
 

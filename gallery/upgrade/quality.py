@@ -8,7 +8,7 @@ Items that come and go meanwhile thus change both sides of every comparison.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +18,7 @@ from gallery import errors
 from gallery.arrays import Vectors
 from gallery.catalog import probes as probe_rows
 from gallery.catalog.tables import ProbeRow, UpgradeRow
-from gallery.search.exact import search_exactly
-from gallery.search.request import SearchRequest
+from gallery.search.request import Answer, SearchRequest
 from gallery.search.run import Searcher
 from gallery.snapshot import World
 from gallery.upgrade import gate
@@ -27,6 +26,10 @@ from gallery.upgrade.measures import K, measures
 from gallery.upgrade.thresholds import Scored, carried_over, unknown
 
 _NO_PROBES = "there are no probes with vectors of both models, which could tell"
+
+
+#: a search of one gallery in what a process sees
+Ask = Callable[[Searcher, World, str, SearchRequest], Answer]
 
 
 class Found(NamedTuple):
@@ -88,7 +91,7 @@ def compare(
     *,
     before: World,
     after: World,
-    exactly: bool = False,
+    ask: Ask = Searcher.search,
 ) -> Comparison:
     """Ask the probes with vectors of both models; where none has both, each model is asked by those that it has.
 
@@ -98,9 +101,8 @@ def compare(
         probes: of its gallery.
         before: what source-model queries are asked of: the gallery as searches see it now.
         after: what target-model queries are asked of: the same, or one of `foresight`'s.
-        exactly: whether target-model queries are compared with every row, as they will be once the gallery is upgraded. While
-            it is not, what the source model proposes decides, too, and both models together often find more than the upgraded
-            gallery will.
+        ask: how target-model queries are asked: until the gallery is upgraded, by `search_exactly`. In a search that serves,
+            what the source model proposes decides, too, and both models together often find more than the upgraded gallery will.
     """
     source, target = row.source.name, row.target.name
     both = _having(probes, source, target)
@@ -108,7 +110,7 @@ def compare(
         # A query of the source model comes without its vector in the target, as it did before; where items came natively in
         # the target model, it is answered from the others.
         _find(before, searcher, row, source, both or _having(probes, source), without={target}, partial=True),
-        _find(after, searcher, row, target, both or _having(probes, target), partial=bool(both), exactly=exactly),
+        _find(after, searcher, row, target, both or _having(probes, target), partial=bool(both), ask=ask),
         paired=bool(both),
     )
 
@@ -137,7 +139,7 @@ def _find(
     *,
     partial: bool,
     without: Collection[str] = (),
-    exactly: bool = False,
+    ask: Ask = Searcher.search,
 ) -> Found | None:
     """What queries of a model find, with their vectors in other models; None if there are none, or no route serves them."""
     if not probes:
@@ -151,7 +153,6 @@ def _find(
         allow_partial=partial,
     )
     try:
-        ask = search_exactly if exactly else Searcher.search
         answer = ask(searcher, world, row.gallery_name, request)
     except (errors.NoRoute, errors.ModelRetired):
         return None

@@ -62,6 +62,8 @@ ACTIVE = frozenset(State) - {S.COMPLETED, S.FINALIZED, S.CANCELLED, S.ROLLING_BA
 WORKING = frozenset({S.PENDING, S.VALIDATING, S.RUNNING, S.PAUSED, S.FAILED})
 #: every segment was transformed; what is written in the source model now is transformed with its request
 TRANSFORMED = frozenset({S.VERIFYING, S.AWAITING_CUTOVER, S.COMPLETED})
+#: one worker finds out whether it may begin, or complete
+JUDGED = frozenset({S.PENDING, S.VALIDATING, S.VERIFYING})
 #: a worker has something to do
 DRIVEN = frozenset({S.PENDING, S.VALIDATING, S.RUNNING, S.VERIFYING})
 #: the holder of a lease may still publish; a paused upgrade lets the segment under way finish

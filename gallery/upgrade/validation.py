@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ProbeRow, UpgradeRow, now
+from gallery.search.exact import search_exactly
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
@@ -27,15 +29,25 @@ class _Findings:
     work: list[Candidate] = field(default_factory=list)
 
 
-def validate(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str) -> bool:
-    """Check, measure, judge, and put the work in order. Safe to repeat."""
+def validate(
+    store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str, between: Callable[[], None]
+) -> bool:
+    """Check, measure, judge, and put the work in order. Safe to repeat.
+
+    Args:
+        store: where the upgrade is.
+        galleries: what searches of this process see.
+        searcher: of this process.
+        upgrade_id: which.
+        between: is called often while every item is mapped and scored; what it raises ends the step, and nothing is changed.
+    """
     with store.catalog.transaction() as tx:
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
         if row.state == State.PENDING:
             move(tx.session, row, State.VALIDATING)
         if row.state != State.VALIDATING:
             return False
-    found = _measured(store, galleries, searcher, row)
+    found = _measured(store, galleries, searcher, row, between)
     error = found.report.error
     with store.catalog.transaction("validate") as tx:
         row, _ = held(tx.session, row.id)
@@ -49,14 +61,16 @@ def validate(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id:
     return True
 
 
-def _measured(store: Store, galleries: Galleries, searcher: Searcher, row: UpgradeRow) -> _Findings:
+def _measured(
+    store: Store, galleries: Galleries, searcher: Searcher, row: UpgradeRow, between: Callable[[], None]
+) -> _Findings:
     found = _Findings(preflight(store, row))
     asked = [each["before"] for each in row.report.get("score_thresholds", ())]
     with store.catalog.reading() as session:
         probes = quality.stored(session, row)
 
     def gated() -> tuple[dict[str, Any], str]:
-        return _gated(store, galleries, searcher, row, probes, asked, found)
+        return _gated(store, galleries, searcher, row, probes, asked, found, partial(search_exactly, between=between))
 
     def ordered() -> tuple[dict[str, Any], str]:
         found.work = order.measure(store, row)
@@ -81,11 +95,12 @@ def _gated(
     probes: Sequence[ProbeRow],
     asked: Sequence[float],
     found: _Findings,
+    exactly: quality.Ask,
 ) -> tuple[dict[str, Any], str]:
     """Measure before, now and after; a gate that is missed is a refusal of its own beside what was measured."""
     world = galleries.refresh()
     seen, upgraded = foresight.running(store, world, row), foresight.upgraded(store, world, row)
-    expected = quality.compare(searcher, row, probes, before=seen, after=upgraded, exactly=True)
+    expected = quality.compare(searcher, row, probes, before=seen, after=upgraded, ask=exactly)
     measured = expected.measured()
     if probes:
         now_ = quality.compare(searcher, row, probes, before=seen, after=seen).measured().after

@@ -10,16 +10,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from gallery import orphans
 from gallery.catalog.galleries import files_of
-from gallery.catalog.tables import GalleryRow
+from gallery.catalog.tables import GalleryRow, UpgradeRow, UpgradeSegmentRow
 from gallery.catalog.transaction import Catalog, Transaction
 from gallery.files import Files
 from tests.gallery.world import World
@@ -151,6 +152,14 @@ class Stage:
         """Close all connections."""
         for catalog in (self._mortal, *self._catalogs.values()):
             catalog.close()
+
+
+def leases_run_out(catalog: Catalog, of: str = "mortal") -> None:
+    """What the dead held of upgrades may be taken over."""
+    with catalog.transaction() as tx:
+        for row in (UpgradeRow, UpgradeSegmentRow):
+            ended = update(row).where(row.owner == of).values(leased_until=datetime(2000, 1, 1, tzinfo=UTC))
+            tx.session.execute(ended)
 
 
 def stored_files(folder: Path) -> set[str]:

@@ -11,23 +11,22 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from gallery import errors, removal
 from gallery.catalog import items as item_rows
-from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeRow, UpgradeSegmentRow
+from gallery.catalog.tables import ColumnRow, SegmentRow, UpgradeRow
 from gallery.columns import verify
 from gallery.compact.merge import reclaim
 from gallery.indexing import index_column
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
-from tests.gallery.crash import Bomb, Killed, Stage, named_files, stored_files, sweep
+from tests.gallery.crash import Bomb, Killed, Stage, leases_run_out, named_files, stored_files, sweep
 from tests.gallery.world import WITH_SIDE, World, distance, found
 
 RNG = np.random.default_rng(7)
@@ -153,8 +152,7 @@ def _follows(case: Case, bomb: Bomb, world: World, before: Any, after: Any) -> N
 
 def _goes_on(case: Case, world: World) -> None:
     """A new process: leases of the dead end, and the operation is done again."""
-    with world.store.catalog.transaction() as tx:
-        tx.session.execute(update(UpgradeSegmentRow).values(leased_until=datetime(2000, 1, 1, tzinfo=UTC)))
+    leases_run_out(world.store.catalog)
     with suppress(errors.GalleryNotFound):  # deleted already
         case.operation(world)
 

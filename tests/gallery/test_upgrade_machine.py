@@ -35,7 +35,7 @@ from gallery.indexing import index_column, wanting
 from gallery.search.request import Answer
 from gallery.upgrade import lifecycle, segment
 from gallery.upgrade.states import ACTIVE, DRIVEN, PUBLISHING, TRANSFORMED, State, Verb, wants
-from tests.gallery.crash import Bomb, Killed, Stage, named_files, stored_files, sweep
+from tests.gallery.crash import Bomb, Killed, Stage, leases_run_out, named_files, stored_files, sweep
 from tests.gallery.world import BACKWARD, GALLERY, NEW, OLD, PLAIN, SIDE, WITH_SIDE, World, distance, found, work
 
 DIMENSIONS = {"old": OLD, "new": NEW}
@@ -347,10 +347,7 @@ class UpgradeMachine(RuleBasedStateMachine):
         """A worker dies; what it leased is taken over later."""
         with self._dying(at % 12, unwinds) as (_, world):
             world.step(self.upgrade or "", "mortal")
-        with self.world.store.catalog.reading() as session:
-            left = list(session.scalars(select(UpgradeSegmentRow).where(UpgradeSegmentRow.owner == "mortal")))
-        for row in left:
-            self._expire(row.segment_id)
+        leases_run_out(self.world.store.catalog)
         self._worked()
 
     @precondition(lambda self: self.upgrade is not None)

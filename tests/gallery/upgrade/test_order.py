@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from gallery import errors, removal
+from gallery import errors, faults, removal
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ArtifactRow, SegmentRow, UpgradeSegmentRow
 from gallery.search.hits import Hits
@@ -21,7 +21,7 @@ from gallery.transforms import Transforms
 from gallery.upgrade import order
 from gallery.upgrade.plan import Order
 from gallery.upgrade.states import State
-from tests.gallery.crash import Bomb, Killed, Stage
+from tests.gallery.crash import Bomb, Killed, Stage, leases_run_out
 from tests.gallery.world import GALLERY, OLD, PLAIN, WITH_SIDE, Linear, World
 
 #: the log-variance of an item is the first number of its embedding
@@ -179,11 +179,13 @@ def test_a_worker_that_comes_too_late_with_its_measure_changes_nothing(world: Wo
     ran: list[State] = []
 
     class Slow(Linear):
-        """While it predicts, another worker does everything; and what it predicts is the contrary."""
+        """While it predicts, its lease runs out and another worker does everything; and what it predicts is the contrary."""
 
         def uncertainty(self, embeddings: Any, side: Any = None) -> Any:
             if not ran:
+                faults.arm("clock:3600")
                 ran.append(first.run(upgrade))
+                faults.arm(None)
             return -np.asarray(embeddings)[:, 0]
 
     world.store = replaced(world.store, lambda _: Slow(CERTAIN.embedding))
@@ -212,12 +214,14 @@ def test_whenever_a_worker_dies_as_it_measures_the_next_one_has_the_same_order(
         stage.set(tmp_path / "before")
         bomb = Bomb(at, unwinds=unwinds)
         with suppress(Killed):
-            stage.mortal(bomb).step(upgrade)
+            stage.mortal(bomb).step(upgrade, "mortal")
         survivor = stage.open()
-        assert positions(survivor, upgrade) == ([2, 3, 1] if bomb.commits == 2 else [1, 2, 3]), bomb.passed
+        leases_run_out(survivor.store.catalog)
+        begun = survivor.state(upgrade) is State.RUNNING
+        assert positions(survivor, upgrade) == ([2, 3, 1] if begun else [1, 2, 3]), bomb.passed
         assert done(survivor, upgrade) == [2, 3, 1], bomb.passed
         if not bomb.went_off:
-            assert at == 6  # two transactions, each with a moment before it, one before its commit and one after
+            assert at == 12  # four transactions, each with a moment before it, one before its commit and one after
             stage.close()
             return
     pytest.fail("validation never ends")
