@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from gallery.catalog import upgrades as upgrade_rows
@@ -23,7 +24,7 @@ from service.process import Process, ProcessDep
 router = APIRouter(tags=["operations"])
 
 # Shorter than what asks waits for, which is told nothing where it does not wait for the answer.
-_READY_SECONDS = 2.0
+_ANSWER_SECONDS = 2.0
 
 
 class Health(BaseModel):
@@ -67,11 +68,11 @@ async def ready(process: ProcessDep) -> Health:
     """Whether requests can be served: the catalog answers and has the schema of this version."""
     look = process.looks.recent("/health/ready", 0, lambda: is_current(process.store.catalog))
     try:
-        current = await asyncio.wait_for(look, _READY_SECONDS)
+        current = await asyncio.wait_for(look, _ANSWER_SECONDS)
     except (SQLAlchemyError, NewerSchemaError) as error:
         raise Unavailable(repr(error)) from error
     except TimeoutError:
-        raise Unavailable(f"the catalog did not answer within {_READY_SECONDS:g} s") from None
+        raise Unavailable(f"the catalog did not answer within {_ANSWER_SECONDS:g} s") from None
     if not current or process.closing.is_set():
         raise Unavailable("the catalog has another schema, or the process is being stopped")
     return Health()
@@ -93,10 +94,19 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/metrics", response_class=Response, **documented(answers=_TEXT))
-def metrics(_: MaySearch, process: ProcessDep) -> Response:
-    """Metrics for Prometheus: what the service counted, and the present state of galleries and upgrades."""
-    shared = generate_latest(_Once(_shared(process)))
-    return Response(process.metrics.as_text() + shared, media_type=CONTENT_TYPE_LATEST)
+async def metrics(_: MaySearch, process: ProcessDep) -> Response:
+    """Metrics for Prometheus: what the service counted, and the present state of galleries and upgrades.
+
+    While the catalog does not answer, they lack what only it knows.
+    """
+    look = process.looks.recent("/metrics", 0, lambda: _of_the_catalog(process))
+    try:
+        found = await asyncio.wait_for(look, _ANSWER_SECONDS)
+    except (SQLAlchemyError, TimeoutError):
+        found = []
+    up = GaugeMetricFamily("forwardfill_catalog_up", "Whether the catalog answers.", value=bool(found))
+    counted = await run_in_threadpool(_counted, process)
+    return Response(counted + generate_latest(_Once([up, *found])), media_type=CONTENT_TYPE_LATEST)
 
 
 class _Once:
@@ -109,13 +119,18 @@ class _Once:
         return self._found
 
 
-def _shared(process: Process) -> list[Metric]:
-    """What every process would answer alike, counted from memory and from rows."""
+def _counted(process: Process) -> bytes:
+    """What was counted in memory; the galleries, every process would answer alike."""
     items = GaugeMetricFamily("forwardfill_gallery_items", "Live items.", labels=["gallery"])
     segments = GaugeMetricFamily("forwardfill_gallery_segments", "Segments.", labels=["gallery"])
     for name, snapshot in process.catch_up.world().galleries.items():
         items.add_metric([name], snapshot.live)
         segments.add_metric([name], len(snapshot.segments))
+    return process.metrics.as_text() + generate_latest(_Once([items, segments]))
+
+
+def _of_the_catalog(process: Process) -> list[Metric]:
+    """What is counted from rows."""
     done = CounterMetricFamily("forwardfill_upgrade_items", "Items that upgrades transformed.", labels=["gallery"])
     states = GaugeMetricFamily("forwardfill_upgrades", "Upgrades by state, without dry runs.", labels=["state"])
     with process.store.catalog.reading() as session:
@@ -123,5 +138,5 @@ def _shared(process: Process) -> list[Metric]:
             done.add_metric([gallery], count)
         for state, count in upgrade_rows.by_state(session).items():
             states.add_metric([state], count)
-    found: list[Any] = [items, segments, done, states]
+    found: list[Any] = [done, states]
     return found

@@ -102,7 +102,7 @@ def test_the_count_of_upgraded_items_does_not_fall_with_what_it_counts(world: Wo
     assert 'forwardfill_upgrade_items_total{gallery="photos"} 5.0' in world.client.get("/metrics").text
 
 
-def test_a_catalog_that_does_not_answer_is_not_ready_but_searches_go_on(world: World) -> None:
+def test_a_catalog_that_does_not_answer_is_not_ready_but_searches_go_on_and_are_counted(world: World) -> None:
     catalog = world.folder / "data" / "catalog.sqlite3"
     moved = catalog.with_suffix(".away")
     catalog.rename(moved)
@@ -111,11 +111,15 @@ def test_a_catalog_that_does_not_answer_is_not_ready_but_searches_go_on(world: W
         world.refused(world.client.get("/health/ready"), 503, "unavailable")
         assert world.get("/health/live") == {"status": "ok"}
         assert len(world.old_search(0)["hits"]) == 4
+        lines = world.client.get("/metrics").text.splitlines()
+        assert {"forwardfill_catalog_up 0.0", "forwardfill_search_seconds_count 1.0"} <= set(lines)
+        assert 'forwardfill_gallery_items{gallery="photos"} 4.0' in lines
     finally:
         world.store.catalog.engine.dispose()
         for made in catalog.parent.glob("catalog.sqlite3*"):
             made.unlink()
         moved.rename(catalog)
+    assert "forwardfill_catalog_up 1.0" in world.client.get("/metrics").text.splitlines()
 
 
 #: so many hits that the search is no brief one, which would be done on the event loop

@@ -144,9 +144,11 @@ def test_a_catalog_that_hangs_is_not_ready_and_does_not_keep_the_process(tmp_pat
 
             wait_for(lambda: status() == 200, PATIENCE_SECONDS, log.read_text)
             with other.connect() as connection:
-                connection.exec_driver_sql("LOCK TABLE alembic_version, galleries, api_keys IN ACCESS EXCLUSIVE MODE")
+                tables = "alembic_version, galleries, upgrades, api_keys"
+                connection.exec_driver_sql(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
                 assert [status() for _ in range(3)] == [503] * 3
                 assert client.get("/health/live").status_code == 200
+                assert "forwardfill_catalog_up 0.0" in client.get("/metrics").text.splitlines()
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(PATIENCE_SECONDS) == 0
     finally:
