@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -262,3 +263,33 @@ def test_no_stage_goes_on_without_the_process_that_was_killed() -> None:
     while child.exists() and ") Z " not in child.read_text():
         assert time.monotonic() < end, "the stage goes on"
         time.sleep(0.02)
+
+
+STAGES = """
+import sys
+from pathlib import Path
+from models.benchmark.benchmark import Where, benchmark
+from models.recipes import DIGITS
+
+if __name__ == "__main__":
+    benchmark(Where(recipe=DIGITS, root=None, folder=Path(sys.argv[1]), only=("Procrustes",)), jobs=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("whom", [os.kill, os.killpg], ids=["the parent", "the group, as a terminal does"])
+def test_stages_in_processes_end_with_an_interrupt_and_none_is_begun_after_it(
+    whom: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    (tmp_path / "stages.py").write_text(STAGES)
+    command = [sys.executable, tmp_path / "stages.py", tmp_path]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as parent:
+        while not any(tmp_path.glob("stages/*.checkpoint")):
+            assert parent.poll() is None
+            time.sleep(0.02)
+        whom(parent.pid, signal.SIGINT)
+        said, _ = parent.communicate()
+    assert said.count(b"Traceback") == 1  # of the one process that was asked, not of its children
+    assert said.rstrip().endswith(b"KeyboardInterrupt")
+    assert not any(tmp_path.glob("stages/*.safetensors"))
