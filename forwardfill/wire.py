@@ -51,7 +51,9 @@ def real(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
         raise ValueError(f"{name}: {error}; convert it to a NumPy array of float32") from error
     # Types that other libraries add, such as bfloat16, have no kind of their own, but can be cast.
     if array.dtype == bool or not np.can_cast(array.dtype, np.float64, "same_kind"):
-        raise ValueError(f"{name}: vectors are real numbers, not {array.dtype}; convert them to float32")
+        a_column = array.ndim == 1 and len(array) > 0 and np.ndim(array[0]) == 1  # of a data frame
+        mend = "make one array of these rows with np.stack" if a_column else "convert them to float32"
+        raise ValueError(f"{name}: vectors are real numbers, not {array.dtype}; {mend}")
     return array.astype("<f4", copy=False)
 
 

@@ -259,14 +259,12 @@ def _where(
     data: str, root: Path | None, folder: Path | None, seed: int, device: str, only: tuple[str, ...] = ()
 ) -> Where:
     from models.benchmark.benchmark import Where
-    from models.recipes import RECIPES
+    from models.recipes import RECIPES, recipe_name
 
     _check_seed(seed)
     _check_device(device)
     _check_folder(folder)
-    recipe = f"{data}-{device}" if f"{data}-{device}" in RECIPES else data
-    if recipe not in RECIPES:
-        raise ValueError(f"the data set {data!r} is not one of digits, cifar100")
+    recipe = recipe_name(data, device)
     return Where(
         recipe=RECIPES[recipe],
         root=root,

@@ -55,7 +55,7 @@ def evaluate_retrieval(
         leave_one_out: query i is gallery item i, and is left out of its own ranking.
 
     Raises:
-        ValueError: shapes do not fit, or the metric is unknown.
+        ValueError: shapes do not fit, a value is not finite, or the metric is unknown.
     """
     return mean_retrieval(
         judge_queries(queries, gallery, query_labels, gallery_labels, metric=metric, leave_one_out=leave_one_out)
@@ -159,11 +159,12 @@ def evaluate_pairs(
         what these pairs do not define: one pair has no neighbour, and labels that occur once have nothing to find.
 
     Raises:
-        ValueError: no pair at all, shapes that differ, or an unknown metric.
+        ValueError: no pair at all, shapes that differ, a value that is not finite, or an unknown metric.
     """
     if predicted.shape != target.shape or predicted.ndim != 2 or not len(predicted):
         raise ValueError(f"pairs must have one shape (n, d) with n > 0, not {predicted.shape} and {target.shape}")
     predicted, target = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
+    _check_finite(predicted=predicted, target=target)
     values = {
         "mean_cosine": float((_unit(predicted) * _unit(target)).sum(axis=1).mean()),
         "mean_squared_error": float(np.square(predicted - target).mean()),
@@ -200,13 +201,14 @@ def score_blocks(
         The block's first query, and its scores (block, n): larger is better, the own item at -infinity.
 
     Raises:
-        ValueError: shapes do not fit, or the metric is unknown.
+        ValueError: shapes do not fit, a value is not finite, or the metric is unknown.
     """
     if metric not in METRICS:
         raise ValueError(f"the metric {metric!r} is not one of {', '.join(METRICS)}")
     queries, gallery = np.asarray(queries, np.float64), np.asarray(gallery, np.float64)
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries {queries.shape} and gallery {gallery.shape} must be (n, d) of one width d")
+    _check_finite(queries=queries, gallery=gallery)
     if leave_one_out and len(queries) > len(gallery):
         raise ValueError(f"{len(queries)} queries cannot each be one of {len(gallery)} items")
     if metric == "cosine":
@@ -345,6 +347,16 @@ def map_from_ranking(relevance: Array, total_relevant: Array) -> float:
 def fraction_closed(before: float, after: float, best: float) -> float:
     """Return how much of the distance from `before` to `best` is closed by `after`: 0 nothing, 1 everything."""
     return (after - before) / (best - before)
+
+
+def _check_finite(**columns: Array) -> None:
+    """Refuse what has no score: such queries and items would be left out, and what is left be judged as if it were all."""
+    for name, vectors in columns.items():
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"{name}: a NaN or an infinity, first in row {int(finite.argmin())}; drop such rows from all"
+            )
 
 
 def _check_own(queries: Array, gallery: Array, leave_one_out: bool) -> None:

@@ -192,6 +192,11 @@ def fit(
     check_pairs(pairs)
     options = followed(options, pairs)
     parts = split(pairs, held_out=options.held_out, seed=options.seed)
+    if len(parts.train) < 2:
+        held, left = len(parts.validation) + len(parts.test), len(parts.train)
+        raise ValueError(
+            f"holding out {held} of {held + left} different pairs leaves {left} to train on: hold out less"
+        )
     validation, test = _samples(pairs, parts)
     trainings = _Trainings(pairs, options, validation, on_step, checkpoint, log)
     if options.method == AUTO:

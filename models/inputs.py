@@ -92,6 +92,7 @@ def check_pairs(pairs: Pairs, names: Mapping[str, str] | None = None) -> None:
         names: what a column is called where it comes from, a file's path for instance.
 
     Raises:
+        TypeError: a column is no NumPy array.
         ValueError: names the column, what is wrong, and the fix.
     """
     names = names or {}
@@ -203,6 +204,8 @@ def _map(path: Path) -> Array:
 
 
 def _check_kind(name: str, values: Array, *, is_label: bool) -> None:
+    if not isinstance(values, np.ndarray):  # in memory it may be anything that has rows
+        raise TypeError(f"{name} is of type {type(values).__name__}: give a NumPy array, as np.asarray makes one")
     if is_label:
         if values.ndim != 1 or values.dtype.kind not in "iuUS":
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -167,6 +168,18 @@ class BackboneMethod(Method):
             source_dimension=self.dimension, target_dimension=self.setting.old_dimension, normalize_output=True
         )
         return Transformations(backward=build(cut))
+
+
+def check_range(least: float, most: float = math.inf, **hyperparameters: float) -> None:
+    """Check that hyperparameters are in a range.
+
+    Raises:
+        ValueError: names the first that is not.
+    """
+    allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+    for name, value in hyperparameters.items():
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be {allowed}, not {value}")
 
 
 def needed(tensor: Tensor | None, name: str) -> Tensor:

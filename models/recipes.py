@@ -26,6 +26,7 @@ from models.transformations import Transformation
 
 Floats = npt.NDArray[np.float32]
 
+DATA = ("digits", "cifar100")
 VIEW_BATCH = 2_000
 
 
@@ -157,7 +158,7 @@ def train_forward(
         )
 
     with drawn_from(seed, recipe.threads):
-        depends_on = (recipe, data.digest, seed, code_of(Fct))
+        depends_on = (recipe, data.digest, seed, torch.device(device).type, code_of(Fct))
         method, _ = Stages(cache).trained("forward", depends_on, lambda: Fct(widths, hidden=recipe.hidden), fit)
     return method.exported()
 
@@ -207,7 +208,7 @@ def load_data(name: str, root: str | Path | None = None) -> Dataset:
         return cifar100(root)
     if name == "cifar100":
         raise ValueError("cifar100 is not bundled: give the folder that holds it")
-    raise ValueError(f"the data set {name!r} is not one of digits, cifar100")
+    raise ValueError(f"the data set {name!r} is not one of {', '.join(DATA)}")
 
 
 def _classifier(
@@ -238,8 +239,9 @@ def _classifier(
             **places,
         )
 
+    depends_on = (recipe.name, data.digest, model, classes, seed, torch.device(device).type)
     with drawn_from(seed, recipe.threads):
-        return Stages(cache).trained(role, (recipe.name, data.digest, model, classes, seed), make, fit)[0]
+        return Stages(cache).trained(role, depends_on, make, fit)[0]
 
 
 def _side(
@@ -263,7 +265,7 @@ def _side(
         how = {"augmentation": model.augmentation, "seed": seed, "device": device, "on_step": on_step}
         train(encoder, images, model.plan, **by, **how, **places)
 
-    depends_on = (recipe.name, data.digest, model, *by.values(), recipe.old_classes, seed)
+    depends_on = (recipe.name, data.digest, model, *by.values(), recipe.old_classes, seed, torch.device(device).type)
     with drawn_from(seed, recipe.threads):
         return Stages(cache).trained(role, depends_on, make, fit)[0]
 
@@ -380,5 +382,17 @@ CIFAR100_CUDA = replace(
     threads=None,
 )
 
-#: by data set, and by data set and device where a device has its own
+#: by data set, and by data set and kind of device where a kind has its own
 RECIPES: dict[str, Recipe] = {"digits": DIGITS, "cifar100": CIFAR100, "cifar100-cuda": CIFAR100_CUDA}
+
+
+def recipe_name(data: str, device: str) -> str:
+    """Name the recipe for a data set on a device, such as cuda:1: a key of RECIPES.
+
+    Raises:
+        ValueError: an unknown data set.
+    """
+    if data not in DATA:
+        raise ValueError(f"the data set {data!r} is not one of {', '.join(DATA)}")
+    own = f"{data}-{torch.device(device).type}"
+    return own if own in RECIPES else data

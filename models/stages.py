@@ -155,4 +155,5 @@ def _logged(log: Path) -> float:
     if not log.exists():
         return 0.0
     with log.open(newline="", encoding="utf-8") as file:
-        return sum(float(line["seconds"]) for line in csv.DictReader(file))
+        whole = (line for line in file if line.endswith("\n"))  # the last may be torn, as `train` mends it
+        return sum(float(line["seconds"]) for line in csv.DictReader(whole))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -194,11 +195,21 @@ def _write(log: Path, line: dict[str, float]) -> None:
     begun = _columns_of(log)
     if begun is not None and begun != ",".join(line):
         raise _not_its(log)
+    if begun is not None:
+        _cut(log)
     with log.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, line)
-        if begun is None:
+        if begun is None or not file.tell():
             writer.writeheader()
         writer.writerow(line)
+
+
+def _cut(log: Path) -> None:
+    """Take off a last line that a full disk or a power cut left unfinished: the next one would go on in it."""
+    content = log.read_bytes()
+    torn = content.rpartition(b"\n")[2]
+    if torn:
+        os.truncate(log, len(content) - len(torn))
 
 
 def _columns_of(log: Path) -> str | None:

@@ -71,7 +71,7 @@ def read_vector(value: object) -> NDArray[Any]:
 def _without_nul(value: str) -> str:
     """PostgreSQL cannot even be asked for text with a NUL."""
     if "\0" in value:
-        raise ValueError("text without NUL characters")
+        raise ValueError("should be text without NUL characters")
     return value
 
 

@@ -211,13 +211,18 @@ def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]], **details: 
         details: extension members for the answer.
     """
     pointed = [
-        {"pointer": errors.pointer(*location), "detail": _WORDS.get(kind, message.partition(" after validation")[0])}
+        {"pointer": errors.pointer(*location), "detail": _WORDS.get(kind) or _plain(message)}
         for location, kind, message in found[:MAX_ERRORS]
     ]
     detail = f"{pointed[0]['pointer'] or 'the body'}: {pointed[0]['detail']}"
     if all(kind == "invalid_vector" for _, kind, _ in found):
         return errors.InvalidVector(detail, errors=pointed, **details)
     return InvalidRequest(detail, errors=pointed, **details)
+
+
+def _plain(message: str) -> str:
+    """A message without what pydantic puts around it."""
+    return message.removeprefix("Value error, ").partition(" after validation")[0]
 
 
 def named(error: errors.Invalid, ids: Sequence[str]) -> errors.Invalid:

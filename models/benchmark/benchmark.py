@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,21 @@ def _in_processes(where: Where, jobs: int, tell: Tell) -> None:
     names = [run.name for run in sorted(where.runs, key=lambda run: not METHODS[run.method].trains_backbone)]
     names += [XBT] if where.has_texts else []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
-        for wave in (LONGEST_FIRST, [f"vectors of {role}" for role in LONGEST_FIRST], names):
-            for done in as_completed([pool.submit(_stage, where, name) for name in wave]):
-                name, seconds = done.result()
-                tell(f"{name}: {seconds:.0f} s")
+        try:
+            for wave in (LONGEST_FIRST, [f"vectors of {role}" for role in LONGEST_FIRST], names):
+                for done in as_completed([pool.submit(_stage, where, name) for name in wave]):
+                    name, seconds = done.result()
+                    tell(f"{name}: {seconds:.0f} s")
+        except KeyboardInterrupt:  # leaving the pool would do all of the wave first, which may take hours
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise
 
 
 def _end_with_parent() -> None:
     """Train for nobody once the process that would take the result was killed; the stage goes on from its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for all of the group: no result, and nothing to say
     parent = parent_process()
 
     def watch() -> None:

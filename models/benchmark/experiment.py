@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from models import recipes
 from models.backfilling import backfilling_curve, class_mean_order, distance_order, random_order, uncertainty_order
@@ -134,8 +135,8 @@ class Experiment:
             with self.show(f"{run.name}: evaluation"):
                 return {"rows": self._judged(run, trained, metric)}
 
-        rows: list[Row] = self._stages.figures(f"rows-{run.method}", self.depends_on(run), measure)["rows"]
-        return rows
+        kept: list[Row] = self._stages.figures(f"rows-{run.method}", self.depends_on(run), measure)["rows"]
+        return [{**row, "name": run.name} for row in kept]
 
     def references(self, metric: Metric) -> dict[str, dict[str, float]]:
         """Evaluate old/old, the naive new/old, and new/new."""
@@ -189,8 +190,9 @@ class Experiment:
         code = [code_of(METHODS[name]) for name in ("xbt", "procrustes")]
         recipe = replace(CIFAR100_CAPTIONS, old_classes=self.recipe.old_classes, threads=self.recipe.threads)
 
+        concepts = cifar100_concepts(root)
+
         def measure() -> dict[str, Any]:
-            concepts = cifar100_concepts(root)
             train, test = (
                 Split(
                     old=self.vectors("old")[split][:size],
@@ -206,7 +208,7 @@ class Experiment:
             with self.show("XBT, two image-text models"):
                 return asdict(cross_modal_experiment(train, test, recipe=recipe, seed=self.seed, cache=self.folder))
 
-        return self._stages.figures("cross-modal", (self._models("old", "new"), recipe, *code), measure)
+        return self._stages.figures("cross-modal", (self._models("old", "new"), concepts, recipe, *code), measure)
 
     def depends_on(self, run: Run) -> tuple[object, ...]:
         """Name all that decides a run, the method's code among it."""
@@ -244,7 +246,8 @@ class Experiment:
             "simclr": (r.side, r.temperature),
             "autoencoder": r.autoencoder,
         }
-        return (r.name, self.data.digest, r.old_classes, self.seed, *((role, decides[role]) for role in roles))
+        device = torch.device(self.device).type
+        return (r.name, self.data.digest, r.old_classes, self.seed, device, *((role, decides[role]) for role in roles))
 
     def _setting(self, run: Run) -> Setting:
         return Setting(
@@ -355,7 +358,6 @@ class Experiment:
             flipped = flips(before[:, 0], after[:, 0])
             rows.append(
                 {
-                    "name": run.name,
                     "method": run.method,
                     "direction": direction,
                     "metric": metric,

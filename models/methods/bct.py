@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.functional import class_means
-from models.method import BackboneMethod, Batch, Setting, needed
+from models.method import BackboneMethod, Batch, Setting, check_range, needed
 from models.prototypes import checked_labels, class_count
 
 Unseen = Literal["prototypes", "completed", "skip", "distillation"]
@@ -64,9 +64,11 @@ class Bct(BackboneMethod):
             smoothing: of the new head's labels, 0.1 in BT2's repository; the influence has none.
 
         Raises:
-            ValueError: there is no old head where one is needed, or it has another width.
+            ValueError: there is no old head where one is needed, or it has another width; or a hyperparameter out of range.
         """
         super().__init__(setting)
+        check_range(0, weight=weight, scale=scale)
+        check_range(0, 1, smoothing=smoothing)
         classes = class_count(setting)
         self.unseen, self.weight, self.scale, self.smoothing = unseen, weight, scale, smoothing
         self.head = nn.Linear(setting.new_dimension, classes, bias=False)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
 from models.functional import alignment
-from models.method import BackboneMethod, Batch, Setting, needed
+from models.method import BackboneMethod, Batch, Setting, check_range, needed
 from models.prototypes import Prototypes, class_count
 
 
@@ -51,7 +51,7 @@ class Bt2(BackboneMethod):
             new_weight, prototype_weight, old_weight: lambda_1, lambda_2, lambda_3.
 
         Raises:
-            ValueError: the stored vectors would not be wider than the old ones.
+            ValueError: the stored vectors would not be wider than the old ones, or a hyperparameter out of range.
         """
         super().__init__(setting)
         old, new = setting.old_dimension, setting.new_dimension
@@ -60,6 +60,8 @@ class Bt2(BackboneMethod):
             raise ValueError(
                 f"{new} + {extra} dimensions must be more than the old {old}: extra must be at least {least}"
             )
+        check_range(0, length=length, scale=scale)
+        check_range(0, new_weight=new_weight, prototype_weight=prototype_weight, old_weight=old_weight)
         self.extra, self.length = extra, length
         self.new_weight, self.prototype_weight, self.old_weight = new_weight, prototype_weight, old_weight
         self.to_old = nn.Linear(new + old, max(old, extra))

@@ -10,7 +10,7 @@ from pytorch_metric_learning.reducers import DoNothingReducer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.method import Batch, Setting, needed
+from models.method import Batch, Setting, check_range, needed
 from models.methods.fct import Fct
 
 #: The paper leaves the log-variance free. exp(-s) of a head that strays is infinite, and one such row ends a training.
@@ -66,10 +66,12 @@ class FastFill(Fct):
             temperature: of the supervised contrast, where there is no classifier.
 
         Raises:
-            ValueError: the classifier does not read vectors of the new model's width, or a temperature that is not positive.
+            ValueError: the classifier does not read vectors of the new model's width, or a hyperparameter out of range.
         """
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
+        check_range(0, similarity=similarity, discrimination=discrimination, contrast=contrast, uncertainty=uncertainty)
+        check_range(0, 1, smoothing=smoothing)
         super().__init__(setting, hidden=hidden)
         head = setting.new_head
         if head is not None and (head.ndim != 2 or head.shape[1] != setting.new_dimension):

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from models.method import Setting
+from models.method import Setting, check_range
 from models.moments import unit
 from models.pairs import TrainedPairMaps, linear_maps
 
@@ -23,6 +23,7 @@ class L2(TrainedPairMaps):
     name: ClassVar[str] = "l2"
 
     def __init__(self, setting: Setting, *, weight: float = 10.0) -> None:
+        check_range(0, weight=weight)
         super().__init__(setting, linear_maps(setting, "bias"))
         self.weight = weight
 

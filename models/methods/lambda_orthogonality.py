@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
-from models.method import Batch, Method, Setting, Transformations, needed
+from models.method import Batch, Method, Setting, Transformations, check_range, needed
 from models.methods.procrustes import nearest_isometry, relative_scale
 from models.moments import cross_moment, mean_row, spread, unit
 from models.pairs import check_pairs, linear_maps, pair_plan
 from models.plan import Plan
-from models.transformations import LayerSpec, Mlp, Transformation, build, optional_tensors
+from models.transformations import MAX_WIDTH, LayerSpec, Mlp, Transformation, build, optional_tensors
 
 SMALLEST = 1e-2  # of B's singular values, in the largest: what B has all but erased its inverse does not bring back
 
@@ -84,10 +84,19 @@ class LambdaOrthogonality(Method):
             hidden: width of F, which is o + W2 GELU(W1 o + b1) + b2; where it must widen o the skip is linear.
 
         Raises:
-            ValueError: a temperature that is not positive.
+            ValueError: a hyperparameter out of range.
         """
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
+        check_range(1, MAX_WIDTH, hidden=hidden)
+        check_range(
+            0,
+            threshold=threshold or 0,
+            sharpness=sharpness,
+            backward_weight=backward_weight,
+            forward_weight=forward_weight,
+            contrastive_weight=contrastive_weight,
+        )
         super().__init__(setting)
         old, new = setting.old_dimension, setting.new_dimension
         self.cosine = setting.metric == "cosine"

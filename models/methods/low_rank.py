@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from models.method import Setting
+from models.method import Setting, check_range
 from models.pairs import Scaled, TrainedPairMaps
 from models.transformations import LayerSpec, Mlp
 
@@ -25,7 +25,11 @@ class LowRank(TrainedPairMaps):
             setting: the two widths.
             rank: width of the bottleneck, the paper's 64. A rank far below both widths costs much quality;
                 more than the smaller width means nothing, and is cut to it.
+
+        Raises:
+            ValueError: no rank.
         """
+        check_range(1, rank=rank)
         cosine = setting.metric == "cosine"
         rank = min(rank, setting.old_dimension, setting.new_dimension)
 

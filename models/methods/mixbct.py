@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.functional import class_means
-from models.method import BackboneMethod, Batch, Setting, needed
+from models.method import BackboneMethod, Batch, Setting, check_range, needed
 from models.prototypes import checked_labels, class_count
 
 CENTRES_STD = (
@@ -51,13 +51,15 @@ class MixBct(BackboneMethod):
             margin: ArcFace's m, in radians.
 
         Raises:
-            ValueError: a share is not between 0 and 1.
+            ValueError: a hyperparameter out of range.
         """
         super().__init__(setting)
         if not 0 <= alpha < 1 or not 0 < keep <= 1:
             raise ValueError(
                 f"alpha must be at least 0 and below 1, keep above 0 and at most 1, not {alpha} and {keep}"
             )
+        check_range(0, scale=scale)
+        check_range(0, math.pi, margin=margin)
         self.alpha, self.keep, self.scale, self.margin = alpha, keep, scale, margin
         self.norm = nn.BatchNorm1d(setting.old_dimension)
         self.norm.weight.requires_grad_(False)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
 from models.functional import alignment
-from models.method import BackboneMethod, Batch, Setting, needed
+from models.method import BackboneMethod, Batch, Setting, check_range, needed
 from models.prototypes import Prototypes, class_count
 
 
@@ -54,11 +54,18 @@ class Oca(BackboneMethod):
             class_weight, prototype_weight, alignment_weight: of the three losses.
 
         Raises:
-            ValueError: `extra` is negative, or the setting does not say how many classes there are.
+            ValueError: a hyperparameter out of range, or the setting does not say how many classes there are.
         """
         super().__init__(setting)
-        if extra < 0:
-            raise ValueError(f"extra must be at least 0, not {extra}")
+        check_range(
+            0,
+            extra=extra,
+            scale=scale,
+            class_weight=class_weight,
+            prototype_weight=prototype_weight,
+            alignment_weight=alignment_weight,
+        )
+        check_range(0, 1, smoothing=smoothing, prototype_smoothing=prototype_smoothing)
         self.extra, self.smoothing, self.prototype_smoothing = extra, smoothing, prototype_smoothing
         self.class_weight, self.prototype_weight, self.alignment_weight = (
             class_weight,

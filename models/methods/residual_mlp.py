@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from models.method import Setting
+from models.method import Setting, check_range
 from models.pairs import Scaled, TrainedPairMaps, pair_plan
 from models.plan import Plan
-from models.transformations import LayerSpec, Mlp
+from models.transformations import MAX_WIDTH, LayerSpec, Mlp
 
 
 class ResidualMlp(TrainedPairMaps):
@@ -21,6 +21,7 @@ class ResidualMlp(TrainedPairMaps):
 
     def __init__(self, setting: Setting, *, hidden: int = 256) -> None:
         """Make the two maps, each with `hidden` units."""
+        check_range(1, MAX_WIDTH, hidden=hidden)
         cosine = setting.metric == "cosine"
 
         def fresh(source: int, target: int) -> Scaled:

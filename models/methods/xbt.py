@@ -21,7 +21,7 @@ from models.dual_encoders import DualEncoder
 from models.evaluation import Metric
 from models.functional import alignment, symmetric_info_nce
 from models.low_rank_adapters import add_adapters, merge_adapters
-from models.method import Batch, Method, Setting, Task, Transformations, needed
+from models.method import Batch, Method, Setting, Task, Transformations, check_range, needed
 from models.transformations import LayerSpec, Transformation
 
 
@@ -47,9 +47,10 @@ class Xbt(Method):
             temperature: of InfoNCE.
 
         Raises:
-            ValueError: a negative noise or a temperature that is not positive.
+            ValueError: no expansion, a negative noise or a temperature that is not positive.
         """
         super().__init__(setting)
+        check_range(1, transformations.MAX_WIDTH // setting.new_dimension, expansion=expansion)
         if noise < 0 or temperature <= 0:
             raise ValueError(f"noise is at least 0 and temperature positive, not {noise} and {temperature}")
         architecture = transformations.Mlp(

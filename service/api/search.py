@@ -39,7 +39,7 @@ def _storable(value: Any, depth: int = 16) -> Any:
     if depth == 0:
         raise ValueError("the filter is nested too deep")
     if isinstance(value, str) and "\0" in value:
-        raise ValueError("text without NUL characters")
+        raise ValueError("should be text without NUL characters")
     for inner in (
         (*value.keys(), *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
     ):

@@ -55,6 +55,16 @@ def test_vectors_that_are_not_real_are_refused_by_the_argument_and_nothing_is_se
     assert service.requests == []
 
 
+def test_a_data_frames_column_of_vectors_is_refused_with_what_makes_an_array_of_it() -> None:
+    column = np.empty(2, object)  # as np.asarray makes of a pandas or polars column
+    column[:] = [np.ones(3, np.float32), np.zeros(3, np.float32)]
+    with pytest.raises(ValueError, match=r"^embeddings: .* not object; make one array of these rows with np.stack$"):
+        stream(["a", "b"], column)
+    stream(["a", "b"], np.stack(column))
+    with pytest.raises(ValueError, match="not object; convert them to float32"):
+        stream(["a", "b"], np.array([[1, None], [2, 3]]))
+
+
 @pytest.mark.parametrize("vector", [[True, False], ["1.5", "2"], np.array([3, 4], "datetime64[s]"), [None, 1.0]])
 def test_what_numpy_would_read_numbers_into_is_no_vector(vector: Any) -> None:
     with pytest.raises(ValueError, match="real numbers"):

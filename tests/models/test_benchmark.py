@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from models.benchmark.benchmark import Where, benchmark, chosen
 from models.benchmark.experiment import Experiment, started_from
 from models.benchmark.report import markdown
 from models.benchmark.runs import RUNS, Run
+from models.data import Dataset
 from models.encoders import Design, residual_network
 from models.methods import METHODS
 from models.methods.affine import Affine
@@ -103,6 +106,55 @@ def test_what_is_kept_of_other_data_or_other_old_vectors_is_not_taken() -> None:
         keys = [repr(each.depends_on(run)) for each in (experiment, *others)]
         keys.append(repr(experiment.depends_on(replace(run, centred=True))))
         assert len(set(keys)) == len(keys)
+
+
+def test_what_was_trained_on_another_kind_of_device_is_another_result() -> None:
+    for name in ("FCT, SimCLR", "Procrustes", "OCA"):
+        keys = [
+            repr(replace(small_experiment(), device=device).depends_on(chosen(name)))
+            for device in ("cpu", "cuda", "cuda:1")
+        ]
+        assert keys[0] != keys[1] == keys[2]
+
+
+def _named(root: Path, data: Dataset, prefix: str) -> None:
+    """Write the files that concepts are read from: each image of class k was searched by the prefix and k's name."""
+    names = ["".join(chr(ord("a") + int(digit)) for digit in name) for name in data.class_names]
+    labels = {"fine_names": names, "coarse_names": ["thing"], "coarse_of_fine": [0] * len(names)}
+    (root / "labels.json").write_text(json.dumps(labels))
+    splits = {"train": data.train_labels, "test": data.test_labels}
+    files = {
+        split: {
+            name: [f"{prefix}_{name}_s_{at}.png" for at in range((values == place).sum())]
+            for place, name in enumerate(names)
+        }
+        for split, values in splits.items()
+    }
+    (root / "filenames.json.gz").write_bytes(gzip.compress(json.dumps(files).encode()))
+
+
+@pytest.mark.slow
+def test_image_text_models_are_judged_again_where_the_captions_are_others(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    shown: list[str] = []
+
+    @contextmanager
+    def remember(title: str) -> Iterator[None]:
+        shown.append(title)
+        yield
+
+    for prefix in ("small", "small", "large"):
+        _named(tmp_path, experiment.data, prefix)
+        replace(experiment, show=remember).cross_modal(tmp_path)
+    assert shown.count("XBT, two image-text models") == 2
+
+
+@pytest.mark.slow
+def test_a_row_that_was_renamed_has_its_new_name(experiment: Experiment) -> None:
+    run = chosen("Procrustes")
+    assert {row["name"] for row in experiment.rows(run)} == {"Procrustes"}
+    assert {row["name"] for row in experiment.rows(replace(run, name="rotation"))} == {"rotation"}
 
 
 @pytest.mark.slow
@@ -211,3 +263,33 @@ def test_no_stage_goes_on_without_the_process_that_was_killed() -> None:
     while child.exists() and ") Z " not in child.read_text():
         assert time.monotonic() < end, "the stage goes on"
         time.sleep(0.02)
+
+
+STAGES = """
+import sys
+from pathlib import Path
+from models.benchmark.benchmark import Where, benchmark
+from models.recipes import DIGITS
+
+if __name__ == "__main__":
+    benchmark(Where(recipe=DIGITS, root=None, folder=Path(sys.argv[1]), only=("Procrustes",)), jobs=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("whom", [os.kill, os.killpg], ids=["the parent", "the group, as a terminal does"])
+def test_stages_in_processes_end_with_an_interrupt_and_none_is_begun_after_it(
+    whom: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    (tmp_path / "stages.py").write_text(STAGES)
+    command = [sys.executable, tmp_path / "stages.py", tmp_path]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as parent:
+        while not any(tmp_path.glob("stages/*.checkpoint")):
+            assert parent.poll() is None
+            time.sleep(0.02)
+        whom(parent.pid, signal.SIGINT)
+        said, _ = parent.communicate()
+    assert said.count(b"Traceback") == 1  # of the one process that was asked, not of its children
+    assert said.rstrip().endswith(b"KeyboardInterrupt")
+    assert not any(tmp_path.glob("stages/*.safetensors"))

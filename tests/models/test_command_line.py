@@ -162,6 +162,7 @@ class TestRefusals:
             (["--device", "abacus"], "there is no device 'abacus'"),
             (["--device", "mps"], "the device mps is not one of cpu, cuda"),
             (["--held-out", "1.5"], "the share held out must be above 0"),
+            (["--held-out", "1"], "holding out 400 of 400 different pairs leaves 0 to train on: hold out less"),
             (["--option", "hidden"], "the option 'hidden' is not of the form method.name=value"),
             (["--option", "hidden=wide"], "is not a number, true, false or a quoted string"),
             (["--option", "width=3"], "the hyperparameter of fct 'width' is not one of hidden"),
@@ -185,6 +186,24 @@ class TestRefusals:
         result = run("fit", *pairs(data), *QUICK, "--output", tmp_path / "map", *flags)
         assert message in refused(result)
         assert not (tmp_path / "map").exists()
+
+    @pytest.mark.parametrize(
+        ("method", "option", "message"),
+        [
+            ("low_rank", "rank=0", "rank must be at least 1, not 0"),
+            ("residual_mlp", "hidden=0", "hidden must be from 1 to 65536, not 0"),
+            ("xbt", "expansion=0", "expansion must be from 1 to 8192, not 0"),
+            ("l2", "weight=-1", "weight must be at least 0, not -1"),
+            ("fastfill", "similarity=-1.0", "similarity must be at least 0, not -1.0"),
+            ("fastfill", "smoothing=1.5", "smoothing must be from 0 to 1, not 1.5"),
+            ("lambda_orthogonality", "backward_weight=-1", "backward_weight must be at least 0, not -1"),
+        ],
+    )
+    def test_a_hyperparameter_out_of_its_range_is_named(
+        self, data: Path, tmp_path: Path, method: str, option: str, message: str
+    ) -> None:
+        flags = ["--method", method, "--option", option, "--output", tmp_path / "map"]
+        assert message in refused(run("fit", *pairs(data), *flags))
 
     @pytest.mark.parametrize(
         ("first", "second"),

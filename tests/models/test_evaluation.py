@@ -173,6 +173,19 @@ def test_wrong_shapes_and_metrics_are_refused() -> None:
         cross_test(new, old, labels[:5])
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_not_judged_as_if_they_were_absent(metric: Metric, value: float) -> None:
+    vectors, labels = np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 4
+    bad = vectors.copy()
+    bad[7, 2] = value
+    for queries, gallery, which in ((bad, vectors, "queries"), (vectors, bad, "gallery")):
+        with pytest.raises(ValueError, match=f"{which}: a NaN or an infinity, first in row 7"):
+            cross_test(queries, gallery, labels, metric=metric)
+    with pytest.raises(ValueError, match="a NaN or an infinity, first in row 7"):
+        evaluate_pairs(bad, vectors, metric=metric)
+
+
 def test_ranked_lists_of_ids_give_what_the_vectors_give() -> None:
     new, old, labels = data()
     names = [f"item-{i}" for i in range(len(old))]

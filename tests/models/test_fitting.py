@@ -647,6 +647,12 @@ class TestFit:
         with pytest.raises(ValueError, match="a map needs 10 pairs"):
             check_pairs(small_pairs().take(np.arange(9)))
 
+    def test_pairs_that_are_no_numpy_arrays_are_refused_with_what_would_do(self) -> None:
+        pairs = small_pairs()
+        for source in (torch.from_numpy(pairs.source), pairs.source.tolist()):
+            with pytest.raises(TypeError, match=r"source is of type (Tensor|list): give a NumPy array, as np.asarray"):
+                fit(replace(pairs, source=source), quick())
+
 
 def real(step: int, *, swapped: bool = False) -> Pairs:
     with np.load(EMBEDDINGS) as files:

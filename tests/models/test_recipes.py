@@ -10,7 +10,7 @@ from models.data import Dataset, digits
 from models.encoders import Encoder, embed
 from models.evaluation import cross_test, fraction_closed
 from models.plan import Plan
-from models.recipes import CIFAR100, DIGITS, RECIPES, EncoderRecipe, Recipe, embedded_views, load_data
+from models.recipes import CIFAR100, DIGITS, RECIPES, EncoderRecipe, Recipe, embedded_views, load_data, recipe_name
 from models.runtime import Transform
 from models.training import Step
 
@@ -127,6 +127,10 @@ def test_training_leaves_the_callers_random_state_and_threads_alone(data: Datase
 
 def test_both_recipes_use_the_papers_transformation() -> None:
     assert set(RECIPES) == {"digits", "cifar100", "cifar100-cuda"}
+    assert {recipe_name("cifar100", device) for device in ("cuda", "cuda:0", "cuda:7")} == {"cifar100-cuda"}
+    assert (recipe_name("cifar100", "cpu"), recipe_name("digits", "cuda:1")) == ("cifar100", "digits")
+    with pytest.raises(ValueError, match="the data set 'mnist' is not one of digits, cifar100"):
+        recipe_name("mnist", "cpu")
     for recipe in (DIGITS, CIFAR100):
         assert recipe.hidden == 2048
         assert recipe.forward.learning_rate == 5e-4

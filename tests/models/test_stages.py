@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from models.stages import Stages
+from models.stages import Places, Stages
 
 
 @pytest.mark.parametrize("kept", ["module", "arrays"])
@@ -23,3 +23,15 @@ def test_a_stage_that_cannot_be_written_fails_with_the_systems_own_error(kept: s
     place.with_name(f"{place.name}.unfinished").mkdir()  # in the way, as a full disk would be
     with pytest.raises(IsADirectoryError):
         keep()
+
+
+def test_a_stage_whose_log_was_torn_by_a_power_cut_goes_on(tmp_path: Path) -> None:
+    def killed(module: nn.Module, places: Places) -> None:
+        places["checkpoint"].touch()
+        places["log"].write_text("epoch,total,seconds\n0,1.5,2.0\n1,1.25,2.0\n2,1.1")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Stages(tmp_path).trained("stage", 0, lambda: nn.Linear(2, 2), killed)
+    _, seconds = Stages(tmp_path).trained("stage", 0, lambda: nn.Linear(2, 2), lambda *_: None)
+    assert 4 <= seconds < 5

@@ -111,6 +111,17 @@ def test_lines_are_appended_to_no_file_with_other_columns(tmp_path: Path, conten
     assert state.exists() == content.startswith(b"epoch,")  # of which only the first epoch could tell, and that is kept
 
 
+@pytest.mark.parametrize("torn", [1, 5, 40])
+def test_a_log_whose_last_line_is_torn_goes_on_with_whole_ones(tmp_path: Path, torn: int) -> None:
+    log = tmp_path / "loss.csv"
+    for _ in range(2):
+        train(Line(), line(), replace(PLAN, epochs=2), log=log)
+        log.write_bytes(log.read_bytes()[:-torn])
+    lines = log.read_text().splitlines()[:-1]  # but for the last, which nothing went on from
+    assert len(lines) == 3
+    assert len({each.count(",") for each in lines}) == 1
+
+
 def test_a_log_may_be_a_pipe() -> None:
     reads, writes = os.pipe()
     with os.fdopen(reads) as lines:

@@ -236,6 +236,19 @@ def test_what_is_wrong_is_said_in_plain_words(unchanged: World, body: Any, says:
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        (SEARCH, {"model": "old", "vector": UNIT, "filter": {"a": "\0"}}, "/filter: should be text without NUL"),
+        ("/transformations/fit", {"name": "fits"}, "/name: `fits` is where fits are listed; choose another name"),
+    ],
+)
+def test_what_we_refuse_ourselves_is_said_as_we_wrote_it(unchanged: World, path: str, body: Any, says: str) -> None:
+    problem = unchanged.refused(unchanged.client.post(path, json=body), 422, "invalid_request")
+    assert any(f"{each['pointer']}: {each['detail']}".startswith(says) for each in problem["errors"])
+    assert "Value error" not in str(problem)
+
+
+@pytest.mark.parametrize(
     ("query", "code"),
     [
         ([1.0], "dimension_mismatch"),
