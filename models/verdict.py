@@ -179,15 +179,15 @@ class ByNeighbours(Judge):
         blocks = score_blocks(new[: sample.queries], new, metric=metric, leave_one_out=True)
         self._wanted = np.concatenate([ranked(scores, k) for _, scores in blocks])
         self._depth = k * (items - 1) / max(gallery - 1, items - 1)
-        if gallery > items:
-            self.scope = f"in a gallery of {gallery:,}, as far as {items:,} items show it"
-            self.undecided = "these pairs cannot tell whether upgrading gains, more pairs or labels could"
         if self._depth * FURTHEST < 1:
             needed = 1 + ceil((gallery - 1) / (k * FURTHEST))
             self.silent = (
                 f"{items:,} items without labels cannot tell what is found in a gallery of {gallery:,}: {needed:,} that are "
                 "held out could, or labels"
             )
+        elif gallery > items:
+            self.scope = f"in a gallery of {gallery:,}, as far as {items:,} items show it"
+            self.undecided = "these pairs cannot tell whether upgrading gains, more pairs or labels could"
 
     def __call__(self, start: int, scores: Scores) -> Floats:
         wanted = self._wanted[start : start + len(scores)]
