@@ -67,6 +67,9 @@ Seed = Annotated[int, typer.Option(help="Seed of the split, of the weights and o
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Data = Annotated[str, typer.Option(help="digits, which is bundled, or cifar100.")]
 Root = Annotated[Path | None, typer.Option(help="The folder of CIFAR-100's sheets.")]
+Gallery = Annotated[
+    int | None, typer.Option(help="Items in the gallery that the verdict is for (as many as the pairs).")
+]
 Report = Annotated[Path | None, typer.Option(help="Write everything that was found as JSON.")]
 Config = Annotated[
     Path | None,
@@ -90,6 +93,7 @@ def fit(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of training (as the method says).")] = None,
     option: Annotated[list[str] | None, typer.Option(help="A hyperparameter: fct.hidden=512.")] = None,
+    gallery: Gallery = None,
     seed: Seed = 0,
     device: Device = "cpu",
     checkpoint: Annotated[
@@ -116,6 +120,7 @@ def fit(
             direction=direction,
             held_out=held_out,
             epochs=epochs,
+            gallery=gallery,
             seed=seed,
             device=device,
             hyperparameters=_hyperparameters(option or [], method),
@@ -148,6 +153,7 @@ def evaluate(
     side: Side = None,
     labels: Labels = None,
     direction: Direction = "forward",
+    gallery: Gallery = None,
     seed: Seed = 0,
     device: Device = "cpu",
     report: Report = None,
@@ -173,7 +179,7 @@ def evaluate(
         from models.inputs import read_pairs
 
         pairs = read_pairs(source, target, side=side, labels=labels)
-        options = _options(metric=metric, direction=direction, seed=seed, device=device)
+        options = _options(metric=metric, direction=direction, gallery=gallery, seed=seed, device=device)
         assessment = assess(load(artifact), pairs, options)
         _show(assessment)
         _write(report, {"artifact": str(artifact), **asdict(assessment)})
@@ -375,7 +381,7 @@ def _show(assessment: Assessment) -> None:
         "ceiling": "ceiling: new queries, new vectors",
     }
     measures = list(verdict.searches["stay"])
-    title = f"{verdict.queries:,} queries over {verdict.gallery:,} items that nothing was trained on or chosen by"
+    title = f"{verdict.queries:,} queries over {verdict.gallery:,} items that nothing was trained on"
     table = Table("search", *(NAMES[name] for name in measures), title=title)
     for name, measured in verdict.searches.items():
         table.add_row(titles[name], *(f"{100 * measured[measure]:.1f}" for measure in measures))

@@ -274,6 +274,29 @@ def shared_neighbours(scores: Array, wanted: Array) -> npt.NDArray[np.int64]:
     return np.asarray(np.take_along_axis(chosen, wanted, axis=1).sum(axis=1), np.int64)
 
 
+def shared_by_depth(scores: Array, wanted: Array) -> npt.NDArray[np.int64]:
+    """Count, for each query and each depth d from 1 to k, those of its d first wanted neighbours that are among its d best.
+
+    Args:
+        scores: (n_queries, n).
+        wanted: (n_queries, k) places in the gallery, the nearest first.
+
+    Returns:
+        (n_queries, k).
+    """
+    places = np.arange(wanted.shape[1])
+    same = ranked(scores, len(places))[:, :, None] == wanted[:, None, :]
+    needed = np.maximum.outer(places, places)  # the depth, less one, from which on such a match counts
+    return np.stack([same[:, needed == depth].sum(axis=1) for depth in places], axis=1).cumsum(axis=1)
+
+
+def ranked(scores: Array, k: int) -> npt.NDArray[np.int64]:
+    """Return the places of the k best scores of each row, (n_queries, k), the best first."""
+    chosen = top(scores, k)
+    order = np.argsort(-np.take_along_axis(scores, chosen, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(chosen, order, axis=1)
+
+
 def top(scores: Array, k: int) -> npt.NDArray[np.int64]:
     """Return the places of the k best scores of each row, (n_queries, k), in no order."""
     return np.argpartition(-scores, k - 1, axis=1)[:, :k]

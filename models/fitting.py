@@ -74,6 +74,8 @@ class Options:
     epochs: int | None = None
     seed: int = 0
     device: str = "cpu"
+    #: items of the gallery that the verdict is for; None: as many as the pairs
+    gallery: int | None = None
     #: by method and name
     hyperparameters: Hyperparameters = field(default_factory=dict)
 
@@ -84,6 +86,8 @@ class Options:
         _check_choice("method", self.method, (*trainable(), AUTO))
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"training needs an epoch, not {self.epochs}")
+        if self.gallery is not None and self.gallery < 1:
+            raise ValueError(f"a gallery has an item at least, not {self.gallery}")
         for method, given in self.hyperparameters.items():
             _check_choice("method", method, tuple(trainable()))
             kinds = get_type_hints(METHODS[method].__init__)
@@ -358,12 +362,18 @@ def _coded(labels: Array | None) -> Array | None:
 
 
 def _samples(pairs: Pairs, parts: Parts) -> tuple[Sample, Sample]:
+    """Take the validation part and the test part.
+
+    Without labels more items are a finer measure: queries of the test then search the validation part too, of which the map
+    has seen nothing either.
+    """
     judged = pairs if parts.labelled else pairs.without_labels()
-    validation, test = (
-        Sample(pairs=judged.take(rows[:items]), queries=min(queries, len(rows)))
-        for rows, (queries, items) in ((parts.validation, VALIDATION), (parts.test, TEST))
+    searched = parts.test if parts.labelled else np.concatenate([parts.test, parts.validation])
+    (queries, items), (test_queries, test_items) = VALIDATION, TEST
+    return (
+        Sample(pairs=judged.take(parts.validation[:items]), queries=min(queries, len(parts.validation))),
+        Sample(pairs=judged.take(searched[:test_items]), queries=min(test_queries, len(parts.test))),
     )
-    return validation, test
 
 
 def _assess(
@@ -374,7 +384,7 @@ def _assess(
     verdict = give_verdict(
         test,
         transform,
-        judge_of(test, metric=metrics.new),
+        judge_of(test, metric=metrics.new, gallery=options.gallery or len(pairs)),
         direction=direction,
         metrics=metrics,
         weight=weight,

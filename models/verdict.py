@@ -9,12 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import ceil
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from models.evaluation import Array, Metric, fraction_closed, ranks_and_precisions, score_blocks, shared_neighbours, top
+from models.evaluation import (
+    Array,
+    Metric,
+    fraction_closed,
+    ranked,
+    ranks_and_precisions,
+    score_blocks,
+    shared_by_depth,
+)
 from models.fusion import WEIGHTS, Scores, Vectors, fused_blocks
 from models.inputs import Pairs
 from models.runtime import Transform
@@ -28,6 +37,8 @@ Floats = npt.NDArray[np.float64]
 SEARCHES: tuple[str, ...] = ("stay", "naive", "upgrade", "fuse", "ceiling")
 NEIGHBOURS = 10
 RESAMPLES = 2_000
+#: how many times finer than the finest that was seen recall is told: beyond that its line bends (ADR 0053)
+FURTHEST = 10
 MIN_QUERIES = 20  # fewer often agree by chance, and a bootstrap of queries that agree sees no chance at all
 
 
@@ -82,7 +93,7 @@ class Verdict:
     weight: float
     #: how much of the distance from staying to the ceiling upgrading closes; None where there is no such distance
     closed: dict[str, float | None]
-    #: queries that have something to find, and the items they search
+    #: queries that have something to find, and the items they search; a judge may tell from these what a larger gallery gives
     queries: int
     gallery: int
 
@@ -93,10 +104,22 @@ class Judge(ABC):
     measures: ClassVar[tuple[str, ...]]
     #: what the measures take for granted
     assumption: ClassVar[str | None] = None
+    #: what is said where the difference may be none
+    undecided: str = "no measurable gain"
+
+    def __init__(self, items: int) -> None:
+        #: what the measures hold for
+        self.scope = f"among {items:,} items"
+        #: why nothing can be told, whatever is measured
+        self.silent: str | None = None
 
     @abstractmethod
     def __call__(self, start: int, scores: Scores) -> Floats:
-        """Judge a block of queries, `start` its first: (block, measures), NaN where there is nothing to find."""
+        """Look at a block of queries, `start` its first: (block, n), of which `settled` makes the measures."""
+
+    def settled(self, seen: Floats) -> Floats:
+        """Make of what was seen of all queries their measures, (queries, measures), NaN where there is nothing to find."""
+        return seen
 
     def search(self, vectors: Vectors, metric: Metric) -> Floats:
         """Judge a search of `vectors`, (queries, gallery): (queries, measures)."""
@@ -108,7 +131,7 @@ class Judge(ABC):
         for start, scores in fused_blocks(upgraded, old, weights):
             for weight in weights:
                 judged[weight].append(self(start, scores[weight]))
-        return {weight: np.concatenate(parts) for weight, parts in judged.items()}
+        return {weight: self.settled(np.concatenate(parts)) for weight, parts in judged.items()}
 
     def means(self, judged: Floats) -> Measured:
         """Return the mean of each measure over the queries that have something to find."""
@@ -117,7 +140,7 @@ class Judge(ABC):
         return dict(zip(self.measures, map(float, means), strict=True))
 
     def _each(self, blocks: Iterable[tuple[int, Scores]]) -> Floats:
-        return np.concatenate([self(start, scores) for start, scores in blocks])
+        return self.settled(np.concatenate([self(start, scores) for start, scores in blocks]))
 
 
 class ByLabel(Judge):
@@ -126,6 +149,7 @@ class ByLabel(Judge):
     measures = ("cmc1", "map")
 
     def __init__(self, labels: Array) -> None:
+        super().__init__(len(labels))
         self._labels = np.unique(labels, return_inverse=True)[1]
 
     def __call__(self, start: int, scores: Scores) -> Floats:
@@ -135,28 +159,80 @@ class ByLabel(Judge):
 
 
 class ByNeighbours(Judge):
-    """Right is what the new model itself finds: its exact nearest neighbours."""
+    """Right is what the new model itself finds: its exact nearest neighbours, in a gallery that may have more items.
+
+    The ten nearest of a large gallery are nearer than any of the sample: among few items recall@1 is closest to what recall@10
+    is among many. So recall is taken at each depth, and the line that its log-odds follow over the log of the depth is read
+    where the gallery's ten nearest are.
+    """
 
     measures = ("recall",)
     assumption = (
         "there are no usable labels, so what the new model itself finds counts as right: this assumes that it is better"
     )
 
-    def __init__(self, sample: Sample, metric: Metric) -> None:
+    def __init__(self, sample: Sample, metric: Metric, *, gallery: int = 0) -> None:
         new = sample.pairs.target
-        k = min(NEIGHBOURS, len(new) - 1)
+        items = len(new)
+        super().__init__(items)
+        k = min(NEIGHBOURS, items - 1)
         blocks = score_blocks(new[: sample.queries], new, metric=metric, leave_one_out=True)
-        self._wanted = np.concatenate([top(scores, k) for _, scores in blocks])
+        self._wanted = np.concatenate([ranked(scores, k) for _, scores in blocks])
+        self._depth = k * (items - 1) / max(gallery - 1, items - 1)
+        if self._depth * FURTHEST < 1:
+            needed = 1 + ceil((gallery - 1) / (k * FURTHEST))
+            self.silent = (
+                f"{items:,} items without labels cannot tell what is found in a gallery of {gallery:,}: {needed:,} that are "
+                "held out could, or labels"
+            )
+        elif gallery > items:
+            self.scope = f"in a gallery of {gallery:,}, as far as {items:,} items show it"
+            self.undecided = "these pairs cannot tell whether upgrading gains, more pairs or labels could"
 
     def __call__(self, start: int, scores: Scores) -> Floats:
         wanted = self._wanted[start : start + len(scores)]
-        return np.asarray(shared_neighbours(scores, wanted)[:, None] / wanted.shape[1], np.float64)
+        return shared_by_depth(scores, wanted) / np.arange(1, wanted.shape[1] + 1)
+
+    def settled(self, seen: Floats) -> Floats:
+        return carried(seen, self._depth)[:, None]
 
 
-def judge_of(sample: Sample, *, metric: Metric) -> Judge:
-    """Judge a sample by its labels, and where it has none by the new model's neighbours, by that model's metric."""
+def carried(seen: Floats, depth: float) -> Floats:
+    """Tell recall at a depth that cannot be seen from recall at those that can, by a line of its log-odds over log depth.
+
+    Args:
+        seen: (queries, k), recall at the depths 1 to k.
+        depth: above 0, up to k.
+
+    Returns:
+        (queries,), with the recall that is told as their mean. Each query is there as what it weighs in that (the delta
+        method), so that two searches can be compared query by query; a single value may lie outside of 0 to 1.
+    """
+    queries, k = seen.shape
+    if depth >= k or k < 2:
+        return seen[:, -1]
+    margin = 1 / (2 * queries * k)  # log-odds of 0 and 1 are infinite: half a find is added to both sides
+    means = seen.mean(axis=0)
+    inside = margin + (1 - 2 * margin) * means
+    away = np.log(np.arange(1, k + 1) / depth)
+    slopes = (away - away.mean()) / np.square(away - away.mean()).sum()
+    weights = 1 / k - away.mean() * slopes  # of least squares, where `away` is 0
+    odds = np.exp(weights @ np.log(inside / (1 - inside)))
+    level = odds / (1 + odds)
+    told = np.clip((level - margin) / (1 - 2 * margin), 0, 1)
+    return np.asarray(told + level * (1 - level) * ((seen - means) / (inside * (1 - inside))) @ weights, np.float64)
+
+
+def judge_of(sample: Sample, *, metric: Metric, gallery: int = 0) -> Judge:
+    """Judge a sample by its labels, and where it has none by the new model's neighbours, by that model's metric.
+
+    Args:
+        sample: which.
+        metric: of the new model.
+        gallery: items that the new model's neighbours are to be found among, where that is more than the sample has.
+    """
     labels = sample.pairs.labels
-    return ByNeighbours(sample, metric) if labels is None else ByLabel(labels)
+    return ByNeighbours(sample, metric, gallery=gallery) if labels is None else ByLabel(labels)
 
 
 def searches(sample: Sample, transform: Transform, *, direction: Direction) -> dict[str, Vectors]:
@@ -233,13 +309,13 @@ def give_verdict(
         differences["fuse - upgrade"] = compared("fuse", judged["upgrade"])
     means = {name: judge.means(judged[name]) for name in SEARCHES if name in judged}
     queries = len(_counted(judged["stay"]))
-    decision, why = _decide(differences, queries)
-    if gains(differences["naive - stay"]):
+    decision, why = _decide(differences, queries, judge)
+    if judge.silent is None and gains(differences["naive - stay"]):
         why += f"; new queries gain on the old vectors as they are: {describe(differences['naive - stay'])}"
     return Verdict(
         decision=decision,
-        reason=f"{why}; among {len(sample.pairs):,} items",
-        upgrade_gains=queries >= MIN_QUERIES and gains(differences["upgrade - stay"]),
+        reason=f"{why}; {judge.scope}",
+        upgrade_gains=_unknown(queries, judge) is None and gains(differences["upgrade - stay"]),
         assumption=judge.assumption,
         searches=means,
         differences=differences,
@@ -296,10 +372,18 @@ def describe(compared: Compared) -> str:
     )
 
 
-def _decide(differences: dict[str, Compared], queries: int) -> tuple[Decision, str]:
-    upgrade = differences["upgrade - stay"]
+def _unknown(queries: int, judge: Judge) -> str | None:
+    """Say why nothing can be told, if so."""
     if queries < MIN_QUERIES:
-        return "stay", f"{queries} queries have something to find, too few to measure a gain: stay"
+        return f"{queries} queries have something to find, too few to measure a gain: stay"
+    return judge.silent
+
+
+def _decide(differences: dict[str, Compared], queries: int, judge: Judge) -> tuple[Decision, str]:
+    upgrade = differences["upgrade - stay"]
+    unknown = _unknown(queries, judge)
+    if unknown is not None:
+        return "stay", unknown
     against_old = [each for name, each in differences.items() if name.startswith("fuse - stay")]
     fusing = bool(against_old) and all(map(gains, against_old))
     if gains(upgrade):
@@ -317,7 +401,7 @@ def _decide(differences: dict[str, Compared], queries: int) -> tuple[Decision, s
         )
     if loses(upgrade):
         return "stay", f"upgrading loses to staying: {describe(upgrade)}"
-    return "stay", f"no measurable gain: {describe(upgrade)}"
+    return "stay", f"{judge.undecided}: {describe(upgrade)}"
 
 
 def _closed(means: dict[str, Measured], measure: str) -> float | None:

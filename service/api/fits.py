@@ -133,7 +133,9 @@ class FitVerdict(BaseModel):
         description="Share of the difference between `stay` and `ceiling` that the upgrade gains."
     )
     queries: int
-    gallery: int
+    gallery: int = Field(
+        description="Held-out items that were searched; without labels the measures are told from these for the whole gallery."
+    )
 
 
 class FitCandidate(BaseModel):

@@ -98,7 +98,7 @@ class TestFit:
         assert result.exit_code == 0, result.output
         assert "Upgrading, on the validation part" in result.stdout
         assert "fastfill" in result.stdout
-        assert result.stdout.count("chosen") == 2  # in the table, and in the heading of the verdict's
+        assert result.stdout.count("chosen") == 1
 
     def test_two_files_of_vectors_are_enough(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)

@@ -344,21 +344,20 @@ def test_pairs_of_which_too_few_are_left_say_why(world: World) -> None:
     assert "11 of 20 pairs are left out: their items were deleted meanwhile" in str(found.error)
 
 
-@pytest.mark.parametrize(("items", "labelled", "said"), [(11, False, True), (10, False, False), (11, True, False)])
-def test_a_verdict_without_labels_says_that_it_may_not_hold_among_many_more_items(
-    tmp_path: Path, items: int, labelled: bool, said: bool
+@pytest.mark.parametrize(
+    ("gallery", "labelled", "said"), [(10_100, False, True), (9_900, False, False), (10_100, True, False)]
+)
+def test_a_verdict_without_labels_is_for_the_whole_gallery_and_says_where_pairs_are_too_few_for_it(
+    tmp_path: Path, gallery: int, labelled: bool, said: bool
 ) -> None:
     rng = np.random.default_rng(0)
     old, new = (rng.standard_normal((200, 4)).astype(np.float32) for _ in range(2))
-    judged = 50
     labels = np.repeat([str(at) for at in range(4)], 50) if labelled else None
-    given = Pairs(source=old, target=new, side=None, labels=labels, gallery=items * judged)
+    given = Pairs(source=old, target=new, side=None, labels=labels, gallery=gallery)
     asked = Asked("affine", "forward", metric="cosine", other_metric="cosine", seed=0)
     verdict = fit_pairs(given, asked, tmp_path / "map", lambda *_: None).report["verdict"]
-    assert verdict["gallery"] == judged
-    sentence = "; it may not hold in the gallery of 550, where finer differences decide: send labels or more pairs,"
-    assert (sentence in verdict["reason"]) is said
-    assert ("may not hold" in verdict["reason"]) is said
+    assert ("100 items without labels cannot tell what is found in a gallery of 10,100" in verdict["reason"]) is said
+    assert (f"in a gallery of {gallery:,}, as far as 100 items show it" in verdict["reason"]) is not (labelled or said)
 
 
 def test_a_name_that_is_taken_meanwhile_loses_nothing(world: World) -> None:
