@@ -37,7 +37,7 @@ Floats = npt.NDArray[np.float64]
 SEARCHES: tuple[str, ...] = ("stay", "naive", "upgrade", "fuse", "ceiling")
 NEIGHBOURS = 10
 RESAMPLES = 2_000
-#: how many times finer than the finest that was seen recall is told: beyond that its line bends (ADR 0053)
+#: how many times finer than the finest that was seen recall is told: beyond that its line bends (ADR 0055)
 FURTHEST = 10
 MIN_QUERIES = 20  # fewer often agree by chance, and a bootstrap of queries that agree sees no chance at all
 
