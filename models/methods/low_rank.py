@@ -26,15 +26,12 @@ class LowRank(TrainedPairMaps):
             rank: width of the bottleneck, the paper's 64. A rank far below both widths costs much quality;
                 more than the smaller width means nothing, and is cut to it.
         """
-        cosine = setting.metric == "cosine"
         rank = min(rank, setting.old_dimension, setting.new_dimension)
 
         def fresh(source: int, target: int) -> Scaled:
             architecture = Mlp(
                 source_dimension=source,
                 target_dimension=target,
-                normalize_input=cosine,
-                normalize_output=cosine,
                 layers=(LayerSpec(width=rank), LayerSpec(width=target)),
             )
             return Scaled(architecture, optional=("layers.1.bias",))
