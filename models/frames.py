@@ -8,51 +8,67 @@ short between the same vectors in a tenth of the unit: on CIFAR-100's embeddings
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from models.moments import mean_row, spread
+from models.evaluation import Metric
+from models.moments import mean_row, spread, unit
 from models.transformations import Fct, Linear, Mlp, Transformation, build, optional_tensors
 
 Tensors = dict[str, Tensor]
 
 
 class Frame(nn.Module):
-    """A mean that is taken off, and a scale that is divided by: 0 and 1 until vectors are measured."""
+    """A mean that is taken off, and a scale that is divided by: 0 and 1 until vectors are measured.
+
+    Under cosine each row is made a unit vector first. Its mean is then what all vectors have in common, and may be almost all
+    of them.
+    """
 
     mean: Tensor
     scale: Tensor
     #: the root mean square distance from their mean that vectors have in the frame
     deviation: Tensor
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, *, metric: Metric = "euclidean") -> None:
         super().__init__()
+        self.directions = metric == "cosine"
         self.register_buffer("mean", torch.zeros(dimension))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("deviation", torch.ones(()))
 
-    def measure(self, vectors: Tensor, *, centred: bool = True, deviation: float = 1.0) -> None:
+    def measure(self, vectors: Tensor, *, kept: float = 0.0, deviation: float | None = 1.0) -> None:
         """Fit the frame to vectors (n, dimension).
 
         Args:
             vectors: if they are all the same, the scale stays 1.
-            centred: take their mean off.
-            deviation: root mean square distance from their mean, over all elements, that they shall have.
+            kept: how much of their mean they keep, at most: so many times their root mean square distance from it.
+            deviation: root mean square distance from their mean, over all elements, that they shall have; None: what gives
+                them a root mean square length of 1.
         """
-        mean = mean_row(vectors, normalize=False)
-        found = math.sqrt(spread(vectors, mean, normalize=False) / vectors.numel())
-        self.mean.copy_(mean * centred)
-        self.scale.fill_(found / deviation if found > 0 else 1.0)
+        mean = mean_row(vectors, normalize=self.directions)
+        apart = math.sqrt(spread(vectors, mean, normalize=self.directions) / len(vectors))
+        length = float(torch.linalg.vector_norm(mean))
+        left = min(length, kept * apart)
+        if deviation is None:
+            deviation = apart / math.hypot(apart, left) / math.sqrt(len(mean))
+        self.mean.copy_(mean * (1 - left / length if length > 0 else 1.0))
+        self.scale.fill_(apart / math.sqrt(len(mean)) / deviation if apart > 0 else 1.0)
         self.deviation.fill_(deviation)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Bring vectors (n, dimension) into the frame."""
-        return (vectors - self.mean) / self.scale
+        return ((unit(vectors) if self.directions else vectors) - self.mean) / self.scale
 
     def back(self, vectors: Tensor) -> Tensor:
-        """Undo `forward`."""
+        """Undo `forward`, but for the lengths that it took away."""
         return vectors * self.scale + self.mean
+
+    def landed(self, output: Tensor) -> Tensor:
+        """Return where in the frame a map's output (n, dimension) comes to lie: under cosine on the sphere, else where it is."""
+        return self(self.back(output)) if self.directions else output
 
 
 def between(module: Transformation, source: Frame, target: Frame, side: Frame | None = None) -> Transformation:
@@ -62,14 +78,15 @@ def between(module: Transformation, source: Frame, target: Frame, side: Frame | 
     and last layers.
 
     Args:
-        module: linear without means, an MLP whose first and last layers have no norm, or FCT's network.
+        module: linear without means, an MLP whose first and last layers have no norm, or FCT's network. It normalises nothing:
+            what is returned does, as the frames do.
         source, target: of the embeddings, and of what they are mapped to.
         side: of the side-information; FCT without it feeds its second branch from the source.
 
     Returns:
         A new module on the same device. Frames that were not measured change nothing, and add no tensor.
     """
-    architecture = module.architecture
+    architecture = replace(module.architecture, normalize_input=source.directions, normalize_output=target.directions)
     tensors = {name: tensor.detach().double().clone() for name, tensor in module.state_dict().items()}
     match architecture:
         case Linear():

@@ -6,24 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.evaluation import Metric
 
-
-def alignment(predicted: Tensor, target: Tensor, *, metric: Metric) -> Tensor:
-    """Return how far each predicted vector is from its target, as the metric that will search them sees it.
-
-    Args:
-        predicted: (n, d).
-        target: (n, d).
-        metric: Euclidean and inner product: the mean over the d elements of the squared difference (FCT's loss).
-            Cosine: 1 - cos, which no length changes.
-
-    Returns:
-        (n,).
-    """
-    if metric == "cosine":
-        return 1 - F.cosine_similarity(predicted, target, dim=1)
-    return (predicted - target).square().mean(dim=1)
+def alignment(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return 1 - cos (n,) of each predicted vector and its target (n, d): no length changes it."""
+    return 1 - F.cosine_similarity(predicted, target, dim=1)
 
 
 def class_means(vectors: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from models.frames import Frame, between
-from models.functional import alignment
 from models.method import Batch, Method, Setting, Transformations, needed
 from models.moments import CHUNK
 from models.plan import Plan, transformation_plan
@@ -50,18 +49,23 @@ class Scaled(nn.Module):
 
 
 class PairMaps(Method):
-    """A map in each direction, solved from the same pairs by `prepare`; the two share nothing else."""
+    """A map in each direction, solved from the same pairs by `prepare`; the two share nothing else.
+
+    They go from one model's frame to the other's, and so normalise nothing themselves: what is exported does.
+    """
 
     def __init__(self, setting: Setting, make: Callable[[int, int], Scaled | Transformation]) -> None:
         """Make two fresh maps.
 
         Args:
-            setting: the two widths.
+            setting: the two widths, and the metric.
             make: from (source dimension, target dimension) to a map.
         """
         super().__init__(setting)
         self.to_old = make(setting.new_dimension, setting.old_dimension)
         self.to_new = make(setting.old_dimension, setting.new_dimension)
+        self.old_frame = Frame(setting.old_dimension, metric=setting.metric)
+        self.new_frame = Frame(setting.new_dimension, metric=setting.metric)
 
     def prepare(self, rows: Batch) -> None:
         """Check the pairs.
@@ -72,49 +76,36 @@ class PairMaps(Method):
         check_pairs(rows, self.setting)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `backward`, new to old, and `forward`, old to new: the mean `distance` over the pairs."""
-        old, new = needed(batch.old, "old"), needed(batch.new, "new")
+        """Return `backward`, new to old, and `forward`, old to new: the mean `distance` over the pairs, in the frames."""
+        old, new = self.old_frame(needed(batch.old, "old")), self.new_frame(needed(batch.new, "new"))
         return {
-            "backward": self.distance(self.to_old.raw(new), old).mean(),
-            "forward": self.distance(self.to_new.raw(old), new).mean(),
+            "backward": self.distance(self.old_frame.landed(self.to_old.raw(new)), old).mean(),
+            "forward": self.distance(self.new_frame.landed(self.to_new.raw(old)), new).mean(),
         }
 
     def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Return how far each prediction (n, d), not normalised yet, is from its target (n, d): (n,)."""
-        return alignment(predicted, target, metric=self.setting.metric)
-
-    def transformations(self) -> Transformations:
-        return Transformations(forward=_plain(self.to_new), backward=_plain(self.to_old))
-
-
-class TrainedPairMaps(PairMaps):
-    """Maps that the training loop brings closer, by the mean `distance` of both.
-
-    Where lengths count, each model's vectors are trained on in their own frame. The loss is then that of the vectors as they
-    are, times a constant; what is reached does not depend on either model's unit.
-    """
-
-    def __init__(self, setting: Setting, make: Callable[[int, int], Scaled | Transformation]) -> None:
-        super().__init__(setting, make)
-        self.old_frame, self.new_frame = Frame(setting.old_dimension), Frame(setting.new_dimension)
-
-    def prepare(self, rows: Batch) -> None:
-        """Check the pairs, and measure the frames."""
-        super().prepare(rows)
-        if self.setting.metric != "cosine":
-            self.old_frame.measure(needed(rows.old, "old"))
-            self.new_frame.measure(needed(rows.new, "new"))
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what `PairMaps` returns, in the models' frames."""
-        old, new = needed(batch.old, "old"), needed(batch.new, "new")
-        return super().losses(replace(batch, old=self.old_frame(old), new=self.new_frame(new)))
+        """Return how far each prediction (n, d) is from its target (n, d): (n,)."""
+        return (predicted - target).square().mean(dim=1)
 
     def transformations(self) -> Transformations:
         return Transformations(
             forward=between(_plain(self.to_new), self.old_frame, self.new_frame),
             backward=between(_plain(self.to_old), self.new_frame, self.old_frame),
         )
+
+
+class TrainedPairMaps(PairMaps):
+    """Maps that the training loop brings closer, by the mean `distance` of both.
+
+    The frames are measured. So the loss is that of the vectors as they are, times a constant, and what is reached depends neither
+    on a model's unit nor on what all its vectors have in common.
+    """
+
+    def prepare(self, rows: Batch) -> None:
+        """Check the pairs, and measure the frames."""
+        super().prepare(rows)
+        self.old_frame.measure(needed(rows.old, "old"))
+        self.new_frame.measure(needed(rows.new, "new"))
 
     @classmethod
     def plan(cls, rows: int) -> Plan:
@@ -129,15 +120,11 @@ def pair_plan(rows: int, *, learning_rate: float) -> Plan:
     return replace(plan, epochs=max(plan.epochs, -(-MIN_STEPS // steps)))
 
 
-def linear_maps(setting: Setting, *optional: str) -> Callable[[int, int], Transformation]:
+def linear_maps(*optional: str) -> Callable[[int, int], Transformation]:
     """Return what `PairMaps` makes linear maps with, which have these optional tensors."""
-    cosine = setting.metric == "cosine"
 
     def make(source: int, target: int) -> Transformation:
-        architecture = Linear(
-            source_dimension=source, target_dimension=target, normalize_input=cosine, normalize_output=cosine
-        )
-        return build(architecture, optional=optional)
+        return build(Linear(source_dimension=source, target_dimension=target), optional=optional)
 
     return make
 

@@ -33,7 +33,7 @@ class Affine(PairMaps):
         """
         if ridge is not None and not ridge > 0:
             raise ValueError(f"ridge must be positive, not {ridge}: without it few pairs have no solution")
-        super().__init__(setting, linear_maps(setting, "bias"))
+        super().__init__(setting, linear_maps("bias"))
         self.ridges = RIDGES if ridge is None else torch.tensor([ridge], dtype=torch.float64)
         self.requires_grad_(False)
 

@@ -100,8 +100,8 @@ class Bt2(BackboneMethod):
         compatible = self._join(features, independent)[:, : self.setting.old_dimension]
         return {
             "classes": F.cross_entropy(self.head(independent), labels),
-            "new": self.new_weight * alignment(independent, new, metric="cosine").mean(),
-            "old": self.old_weight * alignment(compatible, old, metric="cosine").mean(),
+            "new": self.new_weight * alignment(independent, new).mean(),
+            "old": self.old_weight * alignment(compatible, old).mean(),
             "prototypes": self.prototype_weight * F.cross_entropy(self.prototypes.logits(compatible), labels),
         }
 

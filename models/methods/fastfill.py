@@ -125,15 +125,16 @@ class FastFill(Fct):
         row = self.similarity * self.apart(output, new)
         if labels is None:
             return row
-        return row + self.discrimination * self._discrimination(self.new_frame.back(output), new, labels)
+        return row + self.discrimination * self._discrimination(output, new, labels)
 
     def _discrimination(self, output: Tensor, new: Tensor, labels: Tensor) -> Tensor:
         if self.new_head is not None:
-            logits = F.linear(output, self.new_head)
+            logits = F.linear(self.new_frame.back(output), self.new_head)
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
         # The library drops the diagonal where both sides have the very same labels object: it would compare a row with
         # itself. Here the diagonal is h's output beside its own target, a positive like any other: hence the clone.
-        found = self.contrast(output, labels, ref_emb=new, ref_labels=labels.clone())["loss"]["losses"]
+        landed, native = self.new_frame.landed(output), self.new_frame(new)
+        found = self.contrast(landed, labels, ref_emb=native, ref_labels=labels.clone())["loss"]["losses"]
         return torch.as_tensor(found).expand(len(output))  # a batch of one class has nothing to contrast: a bare zero
 
 

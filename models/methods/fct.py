@@ -8,7 +8,6 @@ from torch import Tensor
 
 from models import transformations
 from models.frames import Frame, between
-from models.functional import alignment
 from models.method import Batch, Method, Setting, Transformations, needed
 
 #: Of the new vectors that h is trained towards, in the frame. At 1 it learns more by heart: on CIFAR-100's embeddings CMC-1 / mAP
@@ -21,12 +20,13 @@ class Fct(Method):
     """Learns h(old embedding, side-information) -> new embedding; the new model stays exactly the independent one.
 
     Under the Euclidean distance, the paper's, the loss is the mean over all B * d_new elements of (n - h(o, s))^2: no
-    normalisation, no label, no weight. Under cosine h's output is normalised, and the loss is 1 - cos: an h that
-    is trained for one metric loses much of its gain under the other.
+    normalisation, no label, no weight. Under cosine n and h's output are normalised, which makes it 1 - cos times a
+    constant: an h that is trained for one metric loses much of its gain under the other.
 
-    What h is trained between is each model's own frame, so that what it reaches does not depend on a model's unit. The
-    loss is the paper's times a constant, and what is exported maps vectors as they are. New vectors are not centred there:
-    with their mean taken off mAP fell by half a point to a whole one.
+    What h is trained between is each model's own frame, so that what it reaches depends neither on a model's unit nor on what all
+    its vectors have in common. The loss is the paper's times a constant, and what is exported maps vectors as they are. New
+    vectors keep a mean that is no longer than they are far from it: without it mAP fell by half a point to a whole one, and a
+    longer one is all that h learns.
     """
 
     name: ClassVar[str] = "fct"
@@ -47,20 +47,19 @@ class Fct(Method):
                 target_dimension=setting.new_dimension,
                 side_dimension=setting.side_dimension,
                 hidden=hidden,
-                normalize_output=setting.metric == "cosine",
             ),
             optional=self.optional,
         )
-        self.old_frame, self.new_frame = Frame(setting.old_dimension), Frame(setting.new_dimension)
+        self.old_frame = Frame(setting.old_dimension, metric=setting.metric)
+        self.new_frame = Frame(setting.new_dimension, metric=setting.metric)
         self.side_frame = None if setting.side_dimension is None else Frame(setting.side_dimension)
 
     def prepare(self, rows: Batch) -> None:
-        """Measure the frames; under cosine h's output has a length of its own, and so no frame."""
+        """Measure the frames."""
         self.old_frame.measure(needed(rows.old, "old"))
         if self.side_frame is not None:
             self.side_frame.measure(needed(rows.side, "side"))
-        if self.setting.metric != "cosine":
-            self.new_frame.measure(needed(rows.new, "new"), centred=False, deviation=DEVIATION)
+        self.new_frame.measure(needed(rows.new, "new"), kept=1.0, deviation=DEVIATION)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return `alignment` over `batch.old`, `batch.new`, and `batch.side` where h takes it."""
@@ -76,7 +75,7 @@ class Fct(Method):
 
         It does not depend on the frame's deviation, so that it weighs the same beside other losses.
         """
-        found = alignment(self.transformation.finish(output), self.new_frame(new), metric=self.setting.metric)
+        found: Tensor = (self.new_frame.landed(output) - self.new_frame(new)).square().mean(dim=1)
         return found / self.new_frame.deviation.square()
 
     def start_epoch(self, epoch: int, epochs: int) -> None:

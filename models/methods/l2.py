@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from models.method import Setting, check_range
-from models.moments import unit
 from models.pairs import TrainedPairMaps, linear_maps
 
 
@@ -16,20 +15,18 @@ class L2(TrainedPairMaps):
     """Minimises 10 * mean_i | f(n_i) / |f(n_i)| - o_i / |o_i| |: the norm of the difference, not its square.
 
     There the new backbone itself is trained by it; here both models are frozen and f is linear with a bias. Norms, unlike
-    squares, let a few pairs that cannot be explained be far off. Under the Euclidean distance and the inner product lengths
-    count, so nothing is normalised.
+    squares, let a few pairs that cannot be explained be far off. It is measured in the target's frame, which is that norm times a
+    constant. Under the Euclidean distance and the inner product lengths count, so nothing is normalised.
     """
 
     name: ClassVar[str] = "l2"
 
     def __init__(self, setting: Setting, *, weight: float = 10.0) -> None:
         check_range(0, weight=weight)
-        super().__init__(setting, linear_maps(setting, "bias"))
+        super().__init__(setting, linear_maps("bias"))
         self.weight = weight
 
     def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Return the weighted norm of the difference of each pair. Where it is zero, so is its gradient."""
-        if self.setting.metric == "cosine":
-            predicted, target = unit(predicted), unit(target)
         apart: Tensor = torch.linalg.vector_norm(predicted - target, dim=1)
         return self.weight * apart

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
+from models.frames import Frame, between
 from models.method import Batch, Method, Setting, Transformations, check_range, needed
 from models.methods.procrustes import nearest_isometry, relative_scale
-from models.moments import cross_moment, mean_row, spread, unit
+from models.moments import cross_moment
 from models.pairs import check_pairs, linear_maps, pair_plan
 from models.plan import Plan
 from models.transformations import MAX_WIDTH, LayerSpec, Mlp, Transformation, build, optional_tensors
@@ -27,14 +28,14 @@ class LambdaOrthogonality(Method):
     """Learns B: new -> old, (nearly) orthogonal so that it keeps what the new model knows, and F: old -> B(new) towards it.
 
     L = w_B |B(n) - o|^2 + w_F |F(o) - B(n)|^2 + w_C (supcon(F(o), B(n)) + supcon(F(o), o)) + L_lambda. Without labels each
-    pair is a class of its own. Squares are divided by the old space's variance, so that the weights mean the same whether
-    vectors are long or short. Under cosine each row is made a unit vector first.
+    pair is a class of its own. All of it is learned in the models' frames, where squares are divided by the old space's
+    variance, so that the weights mean the same whether vectors are long or short, and near each other or not.
 
     B strict is exp(A) with A skew-symmetric: a rotation, no bias. B relaxed is affine, W v + b, and then
-    L_lambda = sigmoid(alpha (x - lambda)) x with x = |W^T W - I|_F, which is |W W^T - I|_F where W is square. Under the
-    Euclidean distance relaxed B sees new vectors multiplied by Procrustes' `scale`, so that a nearly orthogonal W
-    fits them whatever the unit of either model; exported, the factor is in W. Where lengths count, all of it is learned in the
-    old vectors' root mean square distance from their mean, element by element, as the unit.
+    L_lambda = sigmoid(alpha (x - lambda)) x with x = |W^T W - I|_F, which is |W W^T - I|_F where W is square. Relaxed B sees new
+    vectors multiplied by Procrustes' `scale`, so that a nearly orthogonal W fits them whatever the unit of either model;
+    exported, the factor is in W. Strict B sees both models in one unit, the old one's, and with their means, which it has no bias
+    to bring together.
 
     Both are learned in the larger of the two widths, D, old vectors padded with zeros, and a query for the old gallery is
     B(n) cut to d_old: the authors' truncation, of vectors that are turned first. Compared in d_old dimensions alone, B would
@@ -50,13 +51,6 @@ class LambdaOrthogonality(Method):
     """
 
     name: ClassVar[str] = "lambda_orthogonality"
-
-    #: divides old vectors
-    old_unit: Tensor
-    #: multiplies new vectors before they meet B, the unit included
-    scale: Tensor
-    #: mean square distance of old vectors, in the unit, from their mean
-    variance: Tensor
 
     def __init__(
         self,
@@ -99,7 +93,6 @@ class LambdaOrthogonality(Method):
         )
         super().__init__(setting)
         old, new = setting.old_dimension, setting.new_dimension
-        self.cosine = setting.metric == "cosine"
         self.strict = strict
         self.threshold = 0.1 * math.sqrt(new) if threshold is None else threshold
         self.sharpness = sharpness
@@ -113,37 +106,32 @@ class LambdaOrthogonality(Method):
         self.shape = Mlp(source_dimension=old, target_dimension=self.width, layers=layers, residual=True)
         self.towards = build(self.shape, optional=("layers.0.bias", "layers.1.bias"))
         self.contrast = SupConLoss(temperature=temperature, reducer=MeanReducer())
-        for name in ("old_unit", "scale", "variance"):
-            self.register_buffer(name, torch.ones(()))
+        self.old_frame, self.new_frame = Frame(old, metric=setting.metric), Frame(new, metric=setting.metric)
 
     def prepare(self, rows: Batch) -> None:
-        """Measure the old space, and start B as the Procrustes solution and F as the identity."""
+        """Measure both spaces, and start B as the Procrustes solution and F as the identity."""
         check_pairs(rows, self.setting)
         old, new = needed(rows.old, "old"), needed(rows.new, "new")
-        old_mean, new_mean = (mean_row(each, normalize=self.cosine) for each in (old, new))
-        variance = spread(old, old_mean, normalize=self.cosine) / len(old)
-        apart = 1.0 if self.cosine else math.sqrt(variance / old.shape[1])
-        self.old_unit.fill_(apart)
-        self.variance.fill_(variance / apart**2)
-        # A rotation has no bias that could bring the means together: it must align them as it aligns the rest.
-        centres = (0 * new_mean, 0 * old_mean) if self.strict else (new_mean, old_mean)
-        moment = cross_moment(new, old, centres, normalize=self.cosine)
-        scaled = self.setting.metric == "euclidean" and not self.strict
-        scale = relative_scale(new, old, centres, nearest_isometry(moment)) if scaled else 1.0
-        self.scale.fill_(scale / apart)
-        turn = nearest_isometry(self._padded(moment)).T
-        centre = (self._padded(old_mean) - turn @ new_mean * scale) / apart
-        self._start(turn.to(self.variance), centre.to(self.variance))
+        kept = math.inf if self.strict else 0.0
+        self.old_frame.measure(old, kept=kept)
+        self.new_frame.measure(new, kept=kept)
+        centres = self.new_frame.mean.double(), self.old_frame.mean.double()
+        normalize = self.setting.metric == "cosine"
+        moment = cross_moment(new, old, centres, normalize=normalize)
+        isometry = nearest_isometry(moment)
+        scale = 1.0 if self.strict else relative_scale(new, old, centres, isometry, normalize=normalize)
+        self.new_frame.scale.copy_(self.old_frame.scale / scale)
+        self._start(nearest_isometry(self._padded(moment)).T.to(old))
 
     @torch.no_grad()
-    def _start(self, weight: Tensor, bias: Tensor) -> None:
+    def _start(self, weight: Tensor) -> None:
         if self.strict:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)  # torch draws what completes a rectangle to a square
                 self.to_old.weight = weight
         else:
             self.to_old.weight.copy_(weight)
-            self.to_old.bias.copy_(bias)
+            self.to_old.bias.zero_()
         for name, tensor in self.towards.state_dict().items():
             if name.startswith("layers.1."):
                 tensor.zero_()
@@ -152,14 +140,11 @@ class LambdaOrthogonality(Method):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return `backward`, `forward`, `contrastive`, and where B is relaxed `orthogonality`."""
-        old, new = needed(batch.old, "old"), needed(batch.new, "new")
-        if self.cosine:
-            old, new = unit(old), unit(new)
-        old = old / self.old_unit
-        old, back, towards = self._padded(old), self.to_old(self.scale * new), self.towards(old)
+        old, new = self.old_frame(needed(batch.old, "old")), self.new_frame(needed(batch.new, "new"))
+        old, back, towards = self._padded(old), self.to_old(new), self.towards(old)
         terms = {
-            "backward": (back - old).square().sum(dim=1).mean() / self.variance,
-            "forward": (towards - back).square().sum(dim=1).mean() / self.variance,
+            "backward": (back - old).square().sum(dim=1).mean() / self.setting.old_dimension,
+            "forward": (towards - back).square().sum(dim=1).mean() / self.setting.old_dimension,
             "contrastive": self._contrast(towards, back, batch.labels) + self._contrast(towards, old, batch.labels),
         }
         losses = {name: self.weights[name] * term for name, term in terms.items()}
@@ -180,32 +165,25 @@ class LambdaOrthogonality(Method):
         return F.pad(old, (0, self.width - self.setting.old_dimension))
 
     def transformations(self) -> Transformations:
-        weight = self.to_old.weight.detach() * self.scale * self.old_unit
-        bias = torch.zeros_like(weight[:, 0]) if self.strict else self.to_old.bias.detach() * self.old_unit
+        weight = self.to_old.weight.detach().double()
+        bias = torch.zeros_like(weight[:, 0]) if self.strict else self.to_old.bias.detach().double()
         old, new = self.setting.old_dimension, self.setting.new_dimension
-        backward = linear_maps(self.setting, "bias")(new, old)
+        backward = linear_maps("bias")(new, old)
         backward.load_state_dict({"weight": weight[:old], "bias": bias[:old]})
-        forward = self._inverted(weight.double(), bias.double())
-        return Transformations(forward=forward.to(weight.device), backward=backward.to(weight.device))
+        return Transformations(
+            forward=between(self._inverted(weight, bias), self.old_frame, self.new_frame),
+            backward=between(backward, self.new_frame, self.old_frame),
+        )
 
     def _inverted(self, weight: Tensor, bias: Tensor) -> Transformation:
         """Return W^+ (F(o) - b) as one MLP."""
         inverse = torch.linalg.pinv(weight, rtol=SMALLEST)
         tensors = {name: tensor.detach().double() for name, tensor in self.towards.state_dict().items()}
-        tensors["layers.0.weight"] = tensors["layers.0.weight"] / self.old_unit
-        for name in ("layers.1.weight", "layers.1.bias"):
-            tensors[name] = tensors[name] * self.old_unit
         tensors["layers.1.weight"] = inverse @ tensors["layers.1.weight"]
         tensors["layers.1.bias"] = inverse @ (tensors["layers.1.bias"] - bias)
         tensors["skip.weight"] = inverse @ tensors.get("skip.weight", torch.eye(self.width).to(inverse))
         width = self.setting.new_dimension
-        shape = replace(
-            self.shape,
-            target_dimension=width,
-            layers=(self.shape.layers[0], LayerSpec(width=width)),
-            normalize_input=self.cosine,
-            normalize_output=self.cosine,
-        )
+        shape = replace(self.shape, target_dimension=width, layers=(self.shape.layers[0], LayerSpec(width=width)))
         made = build(shape, optional=optional_tensors(shape).keys() & tensors.keys())
         made.load_state_dict(tensors)
         return made

@@ -30,15 +30,12 @@ class LowRank(TrainedPairMaps):
             ValueError: no rank.
         """
         check_range(1, rank=rank)
-        cosine = setting.metric == "cosine"
         rank = min(rank, setting.old_dimension, setting.new_dimension)
 
         def fresh(source: int, target: int) -> Scaled:
             architecture = Mlp(
                 source_dimension=source,
                 target_dimension=target,
-                normalize_input=cosine,
-                normalize_output=cosine,
                 layers=(LayerSpec(width=rank), LayerSpec(width=target)),
             )
             return Scaled(architecture, optional=("layers.1.bias",))

@@ -101,7 +101,7 @@ class Oca(BackboneMethod):
         vectors, labels = self.embed(needed(batch.features, "features")), needed(batch.labels, "labels")
         compatible = vectors[:, : self.setting.old_dimension]
         seen = self.prototypes.logits(compatible)
-        apart = alignment(compatible, self.prototypes.of(labels), metric="cosine").mean()
+        apart = alignment(compatible, self.prototypes.of(labels)).mean()
         return {
             "classes": self.class_weight
             * F.cross_entropy(self.logits(vectors), labels, label_smoothing=self.smoothing),

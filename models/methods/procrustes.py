@@ -35,7 +35,7 @@ class Procrustes(PairMaps):
             setting: under cosine each row is made a unit vector first, as the SLERP authors' code does.
             centred: take each space's mean off before the SVD and add the other's afterwards, the better default.
         """
-        super().__init__(setting, linear_maps(setting, *(("source_mean", "target_mean") if centred else ())))
+        super().__init__(setting, linear_maps(*(("source_mean", "target_mean") if centred else ())))
         self.centred = centred
         self.requires_grad_(False)
 
@@ -62,7 +62,9 @@ def nearest_isometry(moment: Tensor) -> Tensor:
     return nearest
 
 
-def relative_scale(new: Tensor, old: Tensor, means: tuple[Tensor, Tensor], isometry: Tensor) -> float:
+def relative_scale(
+    new: Tensor, old: Tensor, means: tuple[Tensor, Tensor], isometry: Tensor, *, normalize: bool = False
+) -> float:
     """Return how many times as long old vectors are as what of new ones they tell, in the dimensions that an isometry matches.
 
     Args:
@@ -73,7 +75,7 @@ def relative_scale(new: Tensor, old: Tensor, means: tuple[Tensor, Tensor], isome
     Returns:
         s > 0 that makes |U R^T / s - V|^2 least, with U and V centred; 1 where nothing tells.
     """
-    there = cross_moment(old, old, (means[1], means[1]), normalize=False)
-    moment = cross_moment(new, old, means, normalize=False)
+    there = cross_moment(old, old, (means[1], means[1]), normalize=normalize)
+    moment = cross_moment(new, old, means, normalize=normalize)
     ratio = float((isometry @ there * isometry).sum() / (moment * isometry).sum())
     return ratio if 0 < ratio < math.inf else 1.0

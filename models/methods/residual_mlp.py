@@ -22,14 +22,11 @@ class ResidualMlp(TrainedPairMaps):
     def __init__(self, setting: Setting, *, hidden: int = 256) -> None:
         """Make the two maps, each with `hidden` units."""
         check_range(1, MAX_WIDTH, hidden=hidden)
-        cosine = setting.metric == "cosine"
 
         def fresh(source: int, target: int) -> Scaled:
             architecture = Mlp(
                 source_dimension=source,
                 target_dimension=target,
-                normalize_input=cosine,
-                normalize_output=cosine,
                 layers=(LayerSpec(width=hidden, activation="gelu"), LayerSpec(width=target)),
                 residual=True,
             )

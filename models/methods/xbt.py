@@ -14,12 +14,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models import transformations
 from models.dual_encoders import DualEncoder
 from models.evaluation import Metric
-from models.functional import alignment, symmetric_info_nce
+from models.frames import Frame, between
+from models.functional import symmetric_info_nce
 from models.low_rank_adapters import add_adapters, merge_adapters
 from models.method import Batch, Method, Setting, Task, Transformations, check_range, needed
 from models.transformations import LayerSpec, Transformation
@@ -56,8 +56,6 @@ class Xbt(Method):
         architecture = transformations.Mlp(
             source_dimension=setting.new_dimension,
             target_dimension=setting.old_dimension,
-            normalize_input=True,
-            normalize_output=True,
             layers=(
                 LayerSpec(width=expansion * setting.new_dimension, activation="gelu"),
                 LayerSpec(width=setting.old_dimension),
@@ -67,23 +65,30 @@ class Xbt(Method):
         square = setting.new_dimension == setting.old_dimension  # elsewhere the skip's weight is no option
         biases = ("layers.0.bias", "layers.1.bias", "skip.bias")
         self.projector = transformations.build(architecture, optional=(*biases, "skip.weight") if square else biases)
+        self.old_frame = Frame(setting.old_dimension, metric="cosine")
+        self.new_frame = Frame(setting.new_dimension, metric="cosine")
         self.noise = noise
         self.temperature = temperature
 
+    def prepare(self, rows: Batch) -> None:
+        """Measure the frames, in which vectors have a root mean square length of 1."""
+        for frame, vectors in ((self.old_frame, needed(rows.old, "old")), (self.new_frame, needed(rows.new, "new"))):
+            frame.measure(vectors, kept=1.0, deviation=None)
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return `alignment` and `contrast` over `batch.new` and `batch.old`; noise only in train mode."""
-        new, old = F.normalize(needed(batch.new, "new"), dim=1), needed(batch.old, "old")
+        new, old = self.new_frame(needed(batch.new, "new")), self.old_frame(needed(batch.old, "old"))
         if self.training:
             # drawn on the CPU, whose generator a checkpoint keeps
-            new = new + self.noise * torch.randn(new.shape).to(new)
-        predicted = self.projector(new)
+            new = self.new_frame.landed(new + self.noise * torch.randn(new.shape).to(new))
+        predicted = self.old_frame.landed(self.projector.raw(new))
         return {
-            "alignment": alignment(predicted, old, metric="cosine").mean(),
+            "alignment": (predicted - old).square().sum(dim=1).mean() / 2,
             "contrast": symmetric_info_nce(predicted, old, scale=1 / self.temperature),
         }
 
     def transformations(self) -> Transformations:
-        return Transformations(backward=self.projector)
+        return Transformations(backward=between(self.projector, self.new_frame, self.old_frame))
 
 
 class XbtTuning(Task):

@@ -55,11 +55,10 @@ def batch(rows: int = 20) -> Batch:
 
 def arrays(fastfill: FastFill, rows: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """h's output, the log-variance, the target and the labels, in float64."""
-    assert rows.old is not None
     assert rows.new is not None
     assert rows.labels is not None
     with torch.no_grad():
-        output = fastfill.transformation.raw(rows.old, rows.side)
+        output = fastfill.raw(rows)
     weight = fastfill.transformation.get_parameter("uncertainty.weight").detach().double().numpy()
     bias = fastfill.transformation.get_parameter("uncertainty.bias").detach().double().numpy()
     raw = output.double().numpy()
@@ -68,7 +67,7 @@ def arrays(fastfill: FastFill, rows: Batch) -> tuple[np.ndarray, np.ndarray, np.
 
 def similarity(output: np.ndarray, new: np.ndarray, metric: Metric) -> float:
     if metric == "cosine":
-        return float(1 - output @ new / np.linalg.norm(output) / np.linalg.norm(new))
+        output, new = output / np.linalg.norm(output), new / np.linalg.norm(new)
     return float(((output - new) ** 2).sum() / len(new))
 
 

@@ -13,6 +13,7 @@ from models.evaluation import METRICS, Metric
 from models.method import Batch, Setting
 from models.methods.lambda_orthogonality import LambdaOrthogonality, deviation, gate
 from models.methods.procrustes import Procrustes
+from models.moments import unit
 from models.plan import Plan
 from models.training import Step, train
 from models.transformations import Transformation
@@ -72,13 +73,10 @@ def supcon(anchors: Array, others: Array, labels: Array, temperature: float) -> 
 
 def formula(method: LambdaOrthogonality, rows: Batch) -> dict[str, float]:
     """The paper's four terms in NumPy."""
-    old, new = (of(each) for each in vectors(rows))
-    if method.setting.metric == "cosine":
-        old, new = units(old), units(new)
-    old = old / of(method.old_unit)
+    old, new = of(method.old_frame(vectors(rows)[0])), of(method.new_frame(vectors(rows)[1]))
     state = {name: of(tensor) for name, tensor in method.towards.state_dict().items()}
     weight = of(method.to_old.weight)
-    back = new * of(method.scale) @ weight.T + (0 if method.strict else of(method.to_old.bias))
+    back = new @ weight.T + (0 if method.strict else of(method.to_old.bias))
     hidden = old @ state["layers.0.weight"].T + state["layers.0.bias"]
     hidden = hidden * (1 + torch.erf(torch.from_numpy(hidden / np.sqrt(2))).numpy()) / 2
     skip = old @ state["skip.weight"].T if "skip.weight" in state else old
@@ -146,26 +144,29 @@ def test_a_small_threshold_keeps_the_relaxed_map_closer_to_orthogonal() -> None:
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "relaxed"])
 def test_it_starts_as_procrustes(widths: tuple[int, int], metric: Metric, strict: bool) -> None:
     rows = pairs(widths)
+    if metric == "cosine":
+        old, new = vectors(rows)
+        rows = Batch(old=unit(old), new=unit(new))
     setting = Setting(old_dimension=widths[0], new_dimension=widths[1], metric=metric)
     method = LambdaOrthogonality(setting, strict=strict)
-    # strict B is a rotation under every metric
-    rigid = replace(setting, metric="inner_product") if strict and metric == "euclidean" else setting
-    closed = Procrustes(rigid, centred=not strict)
+    # strict B is a rotation under every metric, and relaxed B one with a scale
+    closed = Procrustes(replace(setting, metric="inner_product" if strict else "euclidean"), centred=not strict)
     method.prepare(rows)
     closed.prepare(rows)
     expected = closed.transformations().backward
     assert expected is not None
     new = vectors(rows)[1]
-    torch.testing.assert_close(maps(method)[0](new), expected(new), atol=1e-4, rtol=1e-4)
+    wanted = unit(expected(new)) if metric == "cosine" else expected(new)
+    torch.testing.assert_close(maps(method)[0](new), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_the_relaxed_map_does_not_depend_on_the_unit_of_the_new_vectors() -> None:
     rows = pairs((4, 7))
     old, new = vectors(rows)
     outputs = []
-    for unit in (1.0, 8.0):
-        backward, forward = maps(fitted(replace(rows, new=unit * new)))
-        outputs.append((backward(unit * new), forward(old) / unit))
+    for scale in (1.0, 8.0):
+        backward, forward = maps(fitted(replace(rows, new=scale * new)))
+        outputs.append((backward(scale * new), forward(old) / scale))
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-3, rtol=1e-3)
 
 
@@ -188,7 +189,9 @@ class TestForward:
         method = fitted(rows, metric, strict=True)
         if metric == "cosine":
             old, new = (torch.nn.functional.normalize(each, dim=1) for each in (old, new))
-        stored, one = maps(method)[1](old), method.old_unit
+        stored, one = maps(method)[1](old), method.old_frame.scale
+        assert not method.old_frame.mean.any()
+        assert not method.new_frame.mean.any()
         towards, back = one * method.towards(old / one), one * method.to_old(new / one)
         if metric == "cosine":
             towards = torch.nn.functional.normalize(towards, dim=1)
@@ -206,7 +209,7 @@ class TestForward:
         old, _ = vectors(rows)
         method = fitted(rows, strict=strict)
         stored = maps(method)[1](old)
-        back, towards = method.to_old(method.scale * stored), method.towards(old / method.old_unit)
+        back, towards = method.to_old(method.new_frame(stored)), method.towards(method.old_frame(old))
         torch.testing.assert_close(back, towards, atol=1e-3, rtol=1e-3)
 
     def test_into_a_narrower_space_it_is_the_nearest_point_that_a_query_can_reach(self) -> None:
@@ -214,7 +217,7 @@ class TestForward:
         old, _ = vectors(rows)
         method = fitted(rows, strict=True)
         backward, forward = maps(method)
-        towards, reached = method.old_unit * method.towards(old / method.old_unit), backward(forward(old))
+        towards, reached = method.old_frame.back(method.towards(method.old_frame(old))), backward(forward(old))
         weight = method.to_old.weight
         torch.testing.assert_close((towards - reached) @ weight, torch.zeros(len(old), 4), atol=1e-3, rtol=0)
 
