@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from functools import partial
 
@@ -57,6 +58,8 @@ def run() -> None:
     # Where there is a receiver, Celery leaves logs to whoever started this process.
     signals.setup_logging.connect(lambda **_: None, weak=False)
     signals.worker_shutting_down.connect(stopping, weak=False)
+    # Celery's handlers of signals write there what is no line of a log; where nobody reads it, they would never stop the worker.
+    sys.__stdout__ = None  # type: ignore[misc]
     log.info("worker_started", owner=worker.owner, device=device)
     watching = watch(worker, settings.sweep_seconds)
     # Solo: tasks run in this very process, which is the one that may touch a GPU and the one that holds the leases.
