@@ -159,7 +159,7 @@ class _Lines:
     def __init__(self, file: BinaryIO | None) -> None:
         self._file = file
         self._lock = threading.Lock()
-        self._may_stall = file is not None and not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        self._may_stall = file is not None and _may_stall(file)
         self._stalled = self._torn = False
 
     def msg(self, message: bytes) -> None:
@@ -187,6 +187,14 @@ class _Lines:
         _, ready, _ = select.select((), (file,), (), 0 if self._stalled else _STALL_SECONDS)
         self._stalled = not ready
         return bool(ready)
+
+
+def _may_stall(file: BinaryIO) -> bool:
+    """Whether somebody must read what is written for more to be written."""
+    try:
+        return not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except OSError:  # it is none of the system's
+        return False
 
 
 def _as_line(logger: Any, level: str, event: MutableMapping[str, Any]) -> bytes:
