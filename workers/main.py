@@ -11,7 +11,7 @@ from functools import partial
 import structlog
 from celery import signals
 
-from gallery import faults
+from gallery import faults, folder
 from gallery.catalog import schema
 from gallery.catalog.transaction import UNANSWERED, Catalog
 from gallery.files import Files
@@ -35,6 +35,7 @@ def run() -> None:
 
     Raises:
         NewerSchemaError: the catalog is of a newer version.
+        ForeignFolderError: the data folder is not the catalog's.
         SystemExit: it ended though nobody told it to.
     """
     faults.arm(os.environ.get(faults.VARIABLE))
@@ -51,6 +52,7 @@ def run() -> None:
     app = create_app(settings, gallery_settings.data)
     register(app, worker)
     _until_migrated(store.catalog)
+    folder.claim(store.catalog, files)
 
     def stopping(**_: object) -> None:
         worker.stopping.set()
