@@ -16,8 +16,10 @@ from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
 from forwardfill.refusals import is_read_only, refusals
 from forwardfill.terminal import hand_over, refuse, say, show
+from gallery import folder
 from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
+from gallery.files import Files
 from gallery.settings import GallerySettings
 from service.ready import make_ready
 from service.settings import ServiceSettings
@@ -97,6 +99,7 @@ def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
     catalog = _catalog()
     try:
         make_ready(catalog, settings)
+        folder.claim(catalog, Files(GallerySettings().data))
         catalog.close()
         status = serve_together(settings, beside=worker_child if worker else nullcontext)
     except PortTakenError as error:
@@ -169,8 +172,11 @@ def gc(
     from forwardfill import upkeep
 
     _environment(DATA=data, ORPHAN_SECONDS=older_than)
+    catalog = _current()
+    if delete:
+        folder.check(catalog, Files(GallerySettings().data))
     try:
-        upkeep.collect(_current(), GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
+        upkeep.collect(catalog, GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
     except OperationalError as error:
         if is_read_only(error):
             raise
@@ -284,4 +290,6 @@ def _mend(gallery: str | None) -> int:
     from service.app import build_store
 
     catalog.close()
-    return upkeep.mend(build_store(GallerySettings()), gallery)
+    store = build_store(GallerySettings())
+    folder.check(store.catalog, store.files)
+    return upkeep.mend(store, gallery)

@@ -17,6 +17,7 @@ from forwardfill.settings import ClientSettings
 from forwardfill.terminal import refuse
 from gallery.catalog.schema import CatalogHeldError, NewerSchemaError
 from gallery.errors import GalleryError
+from gallery.folder import ForeignFolderError
 from gallery.settings import GallerySettings
 from service.ready import OldSchemaError, UnsafeBinding
 from service.settings import ServiceSettings
@@ -52,7 +53,14 @@ def in_words(error: Exception) -> str | None:
             return _of_the_catalog(error)
         case ModuleNotFoundError() if (package := (error.name or "").partition(".")[0]) in _EXTRAS:
             return f"{package} is not installed: pip install 'forwardfill[{_EXTRAS[package]}]'"
-        case GalleryError() | CatalogHeldError() | NewerSchemaError() | OldSchemaError() | UnsafeBinding():
+        case (
+            GalleryError()
+            | CatalogHeldError()
+            | ForeignFolderError()
+            | NewerSchemaError()
+            | OldSchemaError()
+            | UnsafeBinding()
+        ):
             return str(error)
         case OSError() if not isinstance(error, BrokenPipeError):  # whoever read the output wants no more
             named = error.filename is not None and error.strerror is not None

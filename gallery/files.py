@@ -39,13 +39,13 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         """Use `root`, which is made if it does not exist."""
-        self.root = root.absolute()
-        self.root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
+        self.root = root.resolve()  # it may be reached by a symbolic link
 
     def path(self, name: str) -> Path:
         """The absolute path of a stored name, which must stay inside the root."""
         path = (self.root / name).resolve()
-        if not path.is_relative_to(self.root.resolve()):
+        if not path.is_relative_to(self.root):
             raise errors.Damaged(f"the stored name {name!r} leads out of the data folder")
         return path
 

@@ -117,7 +117,13 @@ class Galleries:
     """The snapshots of this process."""
 
     def __init__(
-        self, catalog: Catalog, files: Files, place: Place | None = None, commits: Commits | None = None
+        self,
+        catalog: Catalog,
+        files: Files,
+        place: Place | None = None,
+        commits: Commits | None = None,
+        *,
+        only_asked_for: bool = False,
     ) -> None:
         """Start with nothing; call `refresh`.
 
@@ -126,11 +132,14 @@ class Galleries:
             files: where vectors are.
             place: says where indexes live; None leaves them where they were opened.
             commits: of the processes behind the same port, where there are several.
+            only_asked_for: open only galleries that `refresh` was asked for. To open all takes long where there are thousands.
         """
         self._catalog = catalog
         self._files = files
         self._place = place
         self._commits = commits
+        #: the only galleries that are opened; None where all are
+        self._asked_for: set[str] | None = set() if only_asked_for else None
         #: what others had announced before the last refresh; of that, what is not waited for
         self._seen = self._forgone = b""
         #: whether anything changed since something was announced here
@@ -138,13 +147,15 @@ class Galleries:
         self._lock = threading.Lock()
         self.current = _NOTHING
 
-    def refresh(self) -> World:
-        """Read what changed since the last refresh, and swap. Returns what is current now.
+    def refresh(self, gallery: str | None = None) -> World:
+        """Read what changed since the last refresh, and swap. Returns what is current now, in which `gallery` is.
 
         A file may be removed between the read of its row and its opening, by a rollback or finalize; then the rows are read
         again, which no longer name it. A gallery that stays unreadable is reported by `World.snapshot`, to its users only.
         """
         with self._lock:
+            if self._asked_for is not None and gallery is not None:
+                self._asked_for.add(gallery)
             return self._refreshed()
 
     def announced(self) -> World:
@@ -160,6 +171,8 @@ class Galleries:
         """Keep nothing open: what is removed gives its place on the disk back only when nobody has it mapped any more."""
         with self._lock:
             self.current = _NOTHING
+            if self._asked_for is not None:
+                self._asked_for.clear()
 
     @property
     def behind(self) -> bytes | None:
@@ -192,8 +205,10 @@ class Galleries:
         with self._catalog.reading() as session:
             mark = model_rows.registry_mark(session)
             registry = old.registry if mark == old.registry_mark else model_rows.registry(session)
-            versions = session.execute(select(GalleryRow.name, GalleryRow.id, GalleryRow.version)).all()
-            for name, gallery_id, version in versions:
+            versions = select(GalleryRow.name, GalleryRow.id, GalleryRow.version)
+            if self._asked_for is not None:
+                versions = versions.where(GalleryRow.name.in_(self._asked_for))
+            for name, gallery_id, version in session.execute(versions).all():
                 before = old.galleries.get(name)
                 try:
                     galleries[name] = self._snapshot(

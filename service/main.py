@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import structlog
 
-from gallery import faults
+from gallery import faults, folder
 from gallery.settings import GallerySettings
 from service import server
 from service.app import build_store, create_app
@@ -40,6 +40,7 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
 
     Raises:
         OldSchemaError, NewerSchemaError, UnsafeBinding: as `make_ready`.
+        ForeignFolderError: as `folder.claim`.
         PortTakenError: as `own_sockets`.
     """
     configure_logs()
@@ -50,6 +51,7 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
     try:
         if group is None:
             make_ready(store.catalog, settings)
+        folder.claim(store.catalog, store.files)
         # Before a worker is started for it.
         sockets = (own_sockets if group is None else shared_sockets)(settings.host, settings.port)
         queue = Queue(create_celery(workers, gallery_settings.data))

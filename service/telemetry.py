@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+import select
+import stat
+import sys
+import threading
 import time
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 import structlog
@@ -33,6 +38,8 @@ _PROCESS, _numbers = str(ULID()), count(1)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 #: told of a request's scope, its id, the status of its answer, and the seconds that it took
 Account = Callable[[Scope, str, int, float], None]
+# As long as a reader that is only slow may keep everybody waiting.
+_STALL_SECONDS = 0.1
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
@@ -133,22 +140,61 @@ def request_id_of(scope: Scope) -> str:
 
 def configure_logs() -> None:
     """One JSON object per line on standard output, events with fields."""
+    lines = _Lines(sys.stdout.buffer if sys.stdout is not None else None)  # None: it was closed before Python started
     structlog.configure(
         processors=[_as_line],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=lambda *_: _Lines(),
+        logger_factory=lambda *_: lines,
     )
 
 
-class _Lines(structlog.BytesLogger):
-    """Writes to standard output. Where that is a full disk, or nobody reads it any more, lines are lost, and nothing else."""
+class _Lines:
+    """Writes to standard output. Where nobody takes them, lines are lost, and nothing else.
+
+    Nobody does where that is closed, a full disk, or a pipe or a terminal whose reader has gone, or has stopped reading (Ctrl-S).
+    Who writes to one of the last waits without end, and with him, since it is the event loop, all requests. So the reader is
+    waited for briefly, and then not any more until he goes on.
+    """
+
+    def __init__(self, file: BinaryIO | None) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._may_stall = file is not None and _may_stall(file)
+        self._stalled = self._torn = False
 
     def msg(self, message: bytes) -> None:
-        with suppress(OSError, ValueError):
-            super().msg(message)
+        if self._file is not None:
+            with suppress(OSError, ValueError), self._lock:
+                self._write(self._file, message + b"\n")
 
     log = debug = info = warn = warning = msg
     fatal = failure = err = error = critical = exception = msg
+
+    def _write(self, file: BinaryIO, line: bytes) -> None:
+        if self._torn:
+            line = b"\n" + line
+        # Where anything can be written without waiting, so much can, and it stays together whoever else writes there.
+        piece = select.PIPE_BUF if self._may_stall else len(line)
+        for start in range(0, len(line), piece):
+            if self._may_stall and not self._is_read(file):
+                self._torn |= start > 0
+                return
+            file.write(line[start : start + piece])
+            file.flush()
+        self._torn = False
+
+    def _is_read(self, file: BinaryIO) -> bool:
+        _, ready, _ = select.select((), (file,), (), 0 if self._stalled else _STALL_SECONDS)
+        self._stalled = not ready
+        return bool(ready)
+
+
+def _may_stall(file: BinaryIO) -> bool:
+    """Whether somebody must read what is written for more to be written."""
+    try:
+        return not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except OSError:  # it is none of the system's
+        return False
 
 
 def _as_line(logger: Any, level: str, event: MutableMapping[str, Any]) -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from functools import partial
 
 import structlog
 from celery import signals
 
-from gallery import faults
+from gallery import faults, folder
 from gallery.catalog import schema
 from gallery.catalog.transaction import UNANSWERED, Catalog
 from gallery.files import Files
@@ -34,6 +35,7 @@ def run() -> None:
 
     Raises:
         NewerSchemaError: the catalog is of a newer version.
+        ForeignFolderError: the data folder is not the catalog's.
         SystemExit: it ended though nobody told it to.
     """
     faults.arm(os.environ.get(faults.VARIABLE))
@@ -50,6 +52,7 @@ def run() -> None:
     app = create_app(settings, gallery_settings.data)
     register(app, worker)
     _until_migrated(store.catalog)
+    folder.claim(store.catalog, files)
 
     def stopping(**_: object) -> None:
         worker.stop()
@@ -57,6 +60,8 @@ def run() -> None:
     # Where there is a receiver, Celery leaves logs to whoever started this process.
     signals.setup_logging.connect(lambda **_: None, weak=False)
     signals.worker_shutting_down.connect(stopping, weak=False)
+    # Celery's handlers of signals write there what is no line of a log; where nobody reads it, they would never stop the worker.
+    sys.__stdout__ = None  # type: ignore[misc]
     log.info("worker_started", owner=worker.owner, device=device)
     watching = watch(worker, settings.sweep_seconds)
     # Solo: tasks run in this very process, whose one working thread they wake.

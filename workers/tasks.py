@@ -63,7 +63,7 @@ class Worker:
         #: unique per process, so that a lease of a process that died is never taken for one's own
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{str(ULID())[-6:]}"
         self.nudged, self.stopping = threading.Event(), threading.Event()
-        self._galleries = Galleries(store.catalog, store.files)
+        self._galleries = Galleries(store.catalog, store.files, only_asked_for=True)
         self._searcher = Searcher.of(store)
         self._refinements = Refinements(store, self._galleries, self._searcher)
         self._rule = Rule(settings.compact_segments, settings.compact_rows)

@@ -16,6 +16,7 @@ from gallery.catalog.tables import (
     ColumnRow,
     FitRow,
     GalleryRow,
+    IdentityRow,
     ItemRow,
     ModelRow,
     ProbeRow,
@@ -175,3 +176,14 @@ def known_files(session: Session, folder: str) -> Callable[[str], bool]:
         names.update(session.scalars(select(column).where(column.startswith(f"{folder}/", autoescape=True))))
     artifacts = set(session.scalars(select(ArtifactRow.sha256)))
     return lambda name: name in names or PurePosixPath(name).stem in artifacts
+
+
+def names_files(session: Session) -> bool:
+    """Whether any row names a file."""
+    firsts = [*(select(column).where(column.is_not(None)) for column in _NAMES), select(ArtifactRow.sha256)]
+    return any(session.scalar(first.limit(1)) is not None for first in firsts)
+
+
+def identity(session: Session) -> str:
+    """Which catalog this is."""
+    return session.scalars(select(IdentityRow.id)).one()

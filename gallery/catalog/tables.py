@@ -408,3 +408,11 @@ class KeyRow(Base):
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[datetime] = mapped_column(default=now)
     revoked_at: Mapped[datetime | None]
+
+
+class IdentityRow(Base):
+    """Which catalog this is, in the one row that its migration made."""
+
+    __tablename__ = "identity"
+
+    id: Mapped[str] = mapped_column(String(26), primary_key=True)

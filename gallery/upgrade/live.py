@@ -88,7 +88,7 @@ def look(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str
             return
     started = time.monotonic()
     try:
-        world = galleries.refresh()
+        world = galleries.refresh(row.gallery_name)
         measured = quality.compare(searcher, row, probes, before=world, after=world).measured()
     except errors.GalleryError as error:
         log.warning("quality_not_measured", upgrade=upgrade_id, error=repr(error))
@@ -105,7 +105,7 @@ def before_cutover(
         probes = quality.stored(session, row)
     if not probes:
         return None
-    world = galleries.refresh()
+    world = galleries.refresh(row.gallery_name)
     upgraded = foresight.cut_over(store, world, row)
     return quality.compare(searcher, row, probes, before=world, after=upgraded)
 

@@ -87,7 +87,7 @@ class Refinements:
         if not live.due(known, counted.fraction, now(), self._store.settings.quality_share):
             return False
         try:
-            world = self._galleries.refresh()
+            world = self._galleries.refresh(gallery.name)
             found = quality.compare(self._searcher, row, probes, before=world, after=world).measured().after
         except errors.GalleryError as error:
             log.warning("refinement_not_measured", upgrade=upgrade_id, error=repr(error))

@@ -98,7 +98,7 @@ def _gated(
     exactly: quality.Ask,
 ) -> tuple[dict[str, Any], str]:
     """Measure before, now and after; a gate that is missed is a refusal of its own beside what was measured."""
-    world = galleries.refresh()
+    world = galleries.refresh(row.gallery_name)
     seen, upgraded = foresight.running(store, world, row), foresight.upgraded(store, world, row)
     expected = quality.compare(searcher, row, probes, before=seen, after=upgraded, ask=exactly)
     measured = expected.measured()

@@ -95,6 +95,18 @@ def test_a_catalog_of_a_newer_version_is_refused_in_a_line_that_says_what_helps(
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "command", ["serve --no-worker", "serve --no-worker --processes 2", "worker", "verify --repair", "gc --delete"]
+)
+def test_who_would_write_into_the_folder_of_another_catalog_is_refused_in_a_line(command: str, tmp_path: Path) -> None:
+    assert run("migrate").exit_code == 0
+    (tmp_path / "data" / "catalog.id").write_text("01M8NKHKZ5R6NS45QWCW26YAYP\n")
+    ended = run(*command.split())
+    assert ended.exit_code == 2, ended.exception
+    assert f"{tmp_path / 'data'} belongs to another catalog" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
 def test_each_wrong_setting_has_a_line_with_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDFILL_MAX_K", "0")
     monkeypatch.setenv("FORWARDFILL_THREADS", "-1")

@@ -13,6 +13,7 @@ from sqlalchemy import event
 from gallery import fits, fitting, orphans
 from gallery.catalog.fits import fit_row
 from gallery.catalog.transaction import Catalog
+from gallery.files import Files
 from gallery.pairs import NewPairs
 from gallery.transforms import artifact_file
 from tests.gallery.crash import named_files, stored_files
@@ -93,3 +94,16 @@ def test_it_takes_no_more_statements_to_find_orphans_among_many_files(each_world
     statements.clear()
     assert found(each_world) == {"columns/1/orphan.npy"}
     assert len(statements) < 40
+
+
+def test_what_nothing_needs_is_removed_from_a_folder_that_is_reached_by_a_symbolic_link(
+    world: World, tmp_path: Path
+) -> None:
+    orphan = world.store.files.path("columns/1/orphan.npy")
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"12345")
+    os.utime(orphan, (0, 0))
+    (tmp_path / "link").symlink_to(world.store.files.root)
+    linked = Files(tmp_path / "link")
+    assert orphans.remove(world.store.catalog, linked, "columns", older_than=60) == ["columns/1/orphan.npy"]
+    assert not orphan.exists()

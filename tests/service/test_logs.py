@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from forwardfill.client import Client
 from forwardfill.local_service import free_port
 from models import artifacts
 from models.transformations import Linear, build
-from tests.acceptance.system import System, children, command, running, wait_for
+from tests.acceptance.system import Spawn, System, children, command, running, wait_for
 
 PATIENCE_SECONDS = 60.0
 
@@ -106,29 +108,70 @@ def test_a_service_says_where_it_serves_and_one_whose_port_is_taken_says_so_befo
 
 
 FULL = Path("/dev/full")
+PROGRAM = [sys.executable, "-m", "forwardfill"]
 
 
-def without_a_place_to_write(
+def on_a_full_disk(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    log.touch()
+    with FULL.open("wb", buffering=0) as out:
+        return started([*PROGRAM, *arguments], environment, out)
+
+
+def with_its_output_closed(
     arguments: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
     log.touch()
-    with FULL.open("wb", buffering=0) as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "forwardfill", *arguments],
-            env=environment,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+    with log.open("ab") as out:
+        return started(["sh", "-c", 'exec "$0" "$@" >&- 2>&-', *PROGRAM, *arguments], environment, out)
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+def into_a_pipe_whose_reader_stopped(
+    arguments: Sequence[str], environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    log.touch()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while os.write(writer, b"\n"):
+            pass
+    os.set_blocking(writer, True)
+    _UNREAD.append(os.fdopen(reader, "rb", buffering=0))
+    with os.fdopen(writer, "wb", buffering=0) as out:
+        return started([*PROGRAM, *arguments], environment, out)
+
+
+#: readers of pipes, which must not be closed
+_UNREAD: list[IO[bytes]] = []
+
+
+def started(program: Sequence[str], environment: Mapping[str, str], out: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(program, env=environment, stdout=out, stderr=out, start_new_session=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_readers_are_left() -> Iterator[None]:
+    yield
+    while _UNREAD:
+        _UNREAD.pop().close()
+
+
+@pytest.mark.parametrize(
+    "spawn",
+    [
+        pytest.param(
+            on_a_full_disk,
+            marks=pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full"),
+        ),
+        with_its_output_closed,
+        into_a_pipe_whose_reader_stopped,
+    ],
+)
 @pytest.mark.timeout(240)
-def test_a_log_that_cannot_be_written_loses_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_loses_lines_and_nothing_else(tmp_path: Path, spawn: Spawn) -> None:
     """No request fails for it, a worker starts, and one that is killed is started again."""
     artifacts.save(tmp_path / "forward.safetensors", build(Linear(source_dimension=4, target_dimension=4)))
     vectors = np.eye(4, dtype=np.float32)
-    with running(System(tmp_path, spawn=without_a_place_to_write)) as system:
+    with running(System(tmp_path, spawn=spawn)) as system:
         api = system.add_api()
 
         def worker() -> int | None:
@@ -151,3 +194,38 @@ def test_a_log_that_cannot_be_written_loses_lines_and_nothing_else(tmp_path: Pat
             wait_for(lambda: worker() not in (None, first), 60, lambda: "no worker was started again")
             started = client.start_upgrade("photos", transformation="forward")["id"]
             assert client.wait(started, timeout=120)["state"] == "completed"
+
+
+@pytest.mark.timeout(120)
+def test_whoever_stopped_reading_the_log_finds_whole_lines_when_he_goes_on(tmp_path: Path) -> None:
+    with running(System(tmp_path, spawn=into_a_pipe_whose_reader_stopped)) as system:
+        api = system.add_api("--no-worker")
+        assert api.http.get("/galleries").status_code == 200
+        (reader,) = _UNREAD
+        os.set_blocking(reader.fileno(), False)
+        while reader.read(1 << 16):
+            pass
+        os.set_blocking(reader.fileno(), True)
+        assert api.http.get("/galleries", headers={"x-request-id": "read"}).status_code == 200
+        ids = list[str]()
+        while "read" not in ids:  # of the request before there may be a line, too: it is written after the answer
+            ids += [json.loads(line)["request_id"] for line in reader.read(1 << 16).splitlines()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whether a process has a handler is asked of /proc")
+@pytest.mark.timeout(120)
+def test_a_worker_stops_although_nobody_reads_its_log(tmp_path: Path) -> None:
+    system = System(tmp_path, spawn=into_a_pipe_whose_reader_stopped)
+    system.migrate()
+    worker = system.add_worker()
+    status = Path(f"/proc/{worker.popen.pid}/status")
+
+    def handles_sigterm() -> bool:
+        (caught,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+    try:
+        wait_for(handles_sigterm, PATIENCE_SECONDS, lambda: "it never began to work")
+        assert worker.stop() == 0
+    finally:
+        worker.kill()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import select
 
-from tests.service.world import World
+from gallery import folder, verify
+from gallery.catalog import schema
+from gallery.catalog.tables import GalleryRow, ModelRow
+from gallery.catalog.transaction import Catalog
+from gallery.files import Files
+from tests.service.world import GALLERY, World
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs/operating.md").read_text()
@@ -55,3 +65,31 @@ def test_the_events_of_the_guide_are_those_that_are_logged_and_every_error_is_am
     told = set(re.findall(r"`(\w+_\w+)`", GUIDE.partition("The logs are JSON lines.")[2].partition("A request's")[0]))
     assert told <= {name for _, name in logged}
     assert {name for level, name in logged if level != "warning"} <= told
+
+
+def test_a_catalog_that_is_moved_to_postgresql_as_the_guide_says_goes_on_there(
+    tmp_path: Path, four_items: Path, postgres_url: str
+) -> None:
+    (program,) = re.findall(r"(?s)python - <<'END'\n(.*?)\nEND\n", GUIDE)
+    data = tmp_path / "data"
+    shutil.copytree(four_items, data)
+    catalog = Catalog(postgres_url)
+    schema.migrate(catalog)
+    environment = {**os.environ, "FORWARDFILL_DATA": str(data), "FORWARDFILL_DATABASE_URL": postgres_url}
+
+    def move() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    moved = move()
+    assert moved.returncode == 0, moved.stderr
+    folder.claim(catalog, Files(data))
+    assert verify.gallery(catalog, Files(data), GALLERY).problems == []
+    with catalog.transaction() as tx:  # ids go on behind those that there are
+        model = tx.session.scalars(select(ModelRow)).first()
+        assert model is not None
+        tx.session.add(GalleryRow(name="another", model_id=model.id, index={"kind": "auto"}, storage_dtype="float32"))
+    assert move().returncode != 0  # nothing is written over
+    with catalog.reading() as session:
+        assert session.scalars(select(GalleryRow.name).order_by(GalleryRow.id)).all() == [GALLERY, "another"]
+    catalog.close()

@@ -252,6 +252,26 @@ def test_a_full_disk_does_not_keep_it_from_removing_what_fills_it(tmp_path: Path
     world.close()
 
 
+def test_for_an_upgrade_it_opens_no_other_gallery_of_which_there_may_be_thousands(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    class Noted(Files):
+        def path(self, name: str) -> Path:
+            opened.append(name)
+            return super().path(name)
+
+    world = World.open(tmp_path / "data", files=Noted).prepare(("forward", "old", "new", WITH_SIDE))
+    world.make("another")
+    for gallery in ("photos", "another"):
+        world.upsert("old", ["a", "b"], np.eye(2, 4), side=np.eye(2), gallery=gallery)
+    opened.clear()
+    upgrade = world.start()
+    Worker(world.store, WorkerSettings()).work()
+    assert world.state(upgrade) is State.COMPLETED
+    assert {name.split("/")[1] for name in opened if name.startswith("columns/")} == {"1"}
+    world.close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process has mapped")
 def test_what_was_removed_is_not_mapped_by_it_any_more(world: World, worker: Worker, tmp_path: Path) -> None:
     fill(world)
