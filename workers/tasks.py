@@ -343,14 +343,14 @@ def register(app: Celery, worker: Worker) -> None:
 
 
 def watch(worker: Worker, seconds: float) -> threading.Thread:
-    """The one thread that works: at once after a nudge, and by itself what it finds due each `seconds`.
+    """The one thread that works: at once after a nudge, and by itself what it finds due, first at once, then each `seconds`.
 
     So the loss of a message costs `seconds` and nothing else, and so does that of the queue. It is one thread whoever asks,
     as each that computes keeps threads and memory of its own.
     """
 
     def look() -> None:
-        wait = seconds
+        wait = 0.0
         while not worker.stopping:
             nudged, wait = worker.nudged(wait), seconds
             try:
