@@ -77,7 +77,7 @@ def run() -> None:
             "--without-heartbeat",
         ]
     )
-    told = worker.stopping.is_set()
+    told = worker.stopping
     worker.stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 import structlog
@@ -62,7 +63,9 @@ class Worker:
         self._clock = clock
         #: unique per process, so that a lease of a process that died is never taken for one's own
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{str(ULID())[-6:]}"
-        self.nudged, self.stopping = threading.Event(), threading.Event()
+        self.stopping = False
+        # Which may be put into by a signal's handler, whatever that interrupts; an event must not be set while it is being set.
+        self._nudges: SimpleQueue[None] = SimpleQueue()
         self._galleries = Galleries(store.catalog, store.files, only_asked_for=True)
         self._searcher = Searcher.of(store)
         self._refinements = Refinements(store, self._galleries, self._searcher)
@@ -77,10 +80,24 @@ class Worker:
         self._waiting = deque([self._index_one, self._compact_one])
         self._next_turn = clock() + _TURN_SECONDS
 
+    def nudge(self) -> None:
+        """Let it look for work at once."""
+        self._nudges.put(None)
+
     def stop(self) -> None:
-        """Let the step under way be the last."""
-        self.stopping.set()
-        self.nudged.set()
+        """Let the step under way be the last; for a signal's handler too."""
+        self.stopping = True
+        self.nudge()
+
+    def nudged(self, seconds: float) -> bool:
+        """Wait for a nudge, for so long at most; whether one came. Many at once are one."""
+        try:
+            self._nudges.get(timeout=seconds)
+        except Empty:
+            return False
+        while not self._nudges.empty():
+            self._nudges.get()
+        return True
 
     def has_work(self) -> bool:
         """Whether anything is due now."""
@@ -105,11 +122,11 @@ class Worker:
         too, because where there is much to do there is no last of all.
         """
         try:
-            while not self.stopping.is_set():
+            while not self.stopping:
                 if not (self._pressing() or self._compact_one() or self._measure_one() or self._fit_one()):
                     break
         finally:
-            if not self.stopping.is_set():
+            if not self.stopping:
                 self._tidy()
 
     def _pressing(self) -> bool:
@@ -175,7 +192,7 @@ class Worker:
         """What people wait for: a step of each upgrade, else an index; False if there is nothing of it to do now."""
         moved = False
         for upgrade_id in drive.due(self.store):
-            if self.stopping.is_set():
+            if self.stopping:
                 return moved
             moved |= self._advance(upgrade_id)
         return moved or self._index_one()
@@ -196,14 +213,14 @@ class Worker:
 
     def _between(self) -> None:
         """While everything of a gallery is read: what that keeps waiting has its turn, too."""
-        if self.stopping.is_set():
+        if self.stopping:
             raise Stopped
         self._turn()
 
     def _another(self, upgrade_id: str) -> bool:
         """Whether an upgrade may go on with another segment: nothing else has its turn, and the process is not told to stop."""
         give_back()
-        return not self.stopping.is_set() and set(drive.due(self.store)) <= {upgrade_id} and not self._wants_turn()
+        return not self.stopping and set(drive.due(self.store)) <= {upgrade_id} and not self._wants_turn()
 
     def _index_one(self) -> bool:
         """Build one index. A column that is gone meanwhile is no error, and one that cannot be read stops no other."""
@@ -256,9 +273,9 @@ class Worker:
 
     def _go_on(self) -> bool:
         """Do what comes before a fit; whether there is time for the rest then."""
-        while not self.stopping.is_set() and self._pressing():
+        while not self.stopping and self._pressing():
             pass
-        return not self.stopping.is_set()
+        return not self.stopping
 
     def _reclaimable(self) -> bool:
         return merge.reclaimable(self.store, self.settings.retired_seconds)
@@ -322,27 +339,24 @@ def register(app: Celery, worker: Worker) -> None:
 
     @app.task(name=WORK)  # type: ignore[untyped-decorator,unused-ignore]
     def work() -> None:
-        worker.nudged.set()
+        worker.nudge()
 
 
 def watch(worker: Worker, seconds: float) -> threading.Thread:
-    """The one thread that works: at once after a nudge, and by itself what it finds due each `seconds`.
+    """The one thread that works: at once after a nudge, and by itself what it finds due, first at once, then each `seconds`.
 
     So the loss of a message costs `seconds` and nothing else, and so does that of the queue. It is one thread whoever asks,
     as each that computes keeps threads and memory of its own.
     """
 
     def look() -> None:
-        wait = seconds
-        while not worker.stopping.is_set():
-            nudged = worker.nudged.wait(wait)
-            worker.nudged.clear()
-            wait = seconds
+        wait = 0.0
+        while not worker.stopping:
+            nudged, wait = worker.nudged(wait), seconds
             try:
                 if nudged or worker.has_work():
                     worker.work()
-                else:
-                    wait = worker.next_look(seconds)
+                wait = worker.next_look(seconds)
             except Exception as error:  # noqa: BLE001 - the database may be restarting; the next look will tell
                 log.warning("look_failed", error=repr(error))
 

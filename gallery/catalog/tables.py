@@ -262,7 +262,7 @@ class UpgradeRow(Base):
     #: whether items that the target model embedded again may refuse it
     contradicting: Mapped[str] = mapped_column(String(8), default="fail")
     dry_run: Mapped[bool]
-    #: who checks it before the first segment, or verifies it after the last, and for how long the others leave it to them
+    #: who checks it before the first segment, or verifies it after the last; until when the others leave it to them, or did
     owner: Mapped[str | None]
     leased_until: Mapped[datetime | None]
     throttle: Mapped[dict[str, Any]]

@@ -203,16 +203,16 @@ def keep(session: Session, upgrade_id: str, states: Collection[str], *, owner: s
 
 
 def leave(session: Session, upgrade_id: str, *, owner: str) -> None:
-    """Whoever judged it does so no more."""
+    """Whoever judged it does so no more, from now on."""
     session.execute(
         update(UpgradeRow)
         .where(UpgradeRow.id == upgrade_id, UpgradeRow.owner == owner)
-        .values(owner=None, leased_until=None)
+        .values(owner=None, leased_until=leases.moment(session))
         .execution_options(synchronize_session=False)
     )
 
 
-def unattended(session: Session, upgrade_id: str, seconds: float = _DAY_SECONDS) -> bool:
+def unattended(session: Session, upgrade_id: str, seconds: float) -> bool:
     """Whether nobody judges an upgrade, where leases are given for so many seconds."""
     free = select(UpgradeRow.id).where(UpgradeRow.id == upgrade_id, _unattended(session, seconds))
     return session.scalar(free) is not None

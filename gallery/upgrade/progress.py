@@ -116,8 +116,9 @@ def _waiting(session: Session, row: UpgradeRow) -> list[Condition]:
     """In a state in which workers have something to do, and do it slowly or not."""
     if row.state == State.RUNNING:
         return _running(session, row)
-    if row.state in JUDGED and now() - row.state_since > _STALLED_AFTER and upgrade_rows.unattended(session, row.id):
-        return [Condition("stalled", row.state_since, "no_worker", f"{_NOT_DONE[State(row.state)]}; is one running?")]
+    since = max(filter(None, (row.state_since, row.leased_until)))
+    if row.state in JUDGED and now() - since > _STALLED_AFTER:
+        return [Condition("stalled", since, "no_worker", f"{_NOT_DONE[State(row.state)]}; is one running?")]
     return []
 
 

@@ -185,7 +185,7 @@ def test_a_worker_that_is_told_to_stop_gives_the_fit_back(world: World) -> None:
     fit = start(world)
     solver = Solver()
     stopping = worker(world, solver)
-    solver.between = stopping.stopping.set
+    solver.between = stopping.stop
     stopping.work()
     found = row(world, fit)
     assert (found.state, found.attempts, found.fraction, found.owner) == ("pending", 0, 0.0, None)

@@ -104,7 +104,7 @@ def test_a_connection_that_is_lost_while_an_upgrade_is_judged_costs_a_step_and_n
 def test_it_stops_between_two_steps_when_it_is_told_to(world: World, worker: Worker) -> None:
     fill(world)
     upgrade = world.start()
-    worker.stopping.set()
+    worker.stop()
     worker.work()
     assert world.state(upgrade) is State.PENDING
 
@@ -132,19 +132,34 @@ def test_a_nudge_makes_it_look_at_once_and_that_is_all_that_it_does(world: World
     assert not thread.is_alive(), "it waits for its hour"
 
 
-class Waits(threading.Event):
+def test_a_signal_may_stop_it_whatever_that_interrupts(worker: Worker) -> None:
+    def interrupted(*_: object) -> object:
+        """As a signal's handler it comes between two lines, of the standard library too."""
+        worker.stop()
+        return interrupted
+
+    def main() -> None:
+        sys.settrace(interrupted)
+        worker.nudge()
+        worker.stop()
+        sys.settrace(None)
+
+    thread = threading.Thread(target=main, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for what it interrupted"
+
+
+class Unnudged(Worker):
     """Nobody waits; told to stop at the second look."""
 
-    def __init__(self, worker: Worker) -> None:
-        super().__init__()
-        self.asked: list[float] = []
-        self._worker = worker
+    asked: list[float]
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def nudged(self, seconds: float) -> bool:
         """Note for how long."""
-        self.asked.append(timeout or 0)
+        self.asked.append(seconds)
         if len(self.asked) > 1:
-            self._worker.stopping.set()
+            self.stop()
         return False
 
 
@@ -152,7 +167,7 @@ class Waits(threading.Event):
     ("throttle", "waits"), [({"items_per_second": 0.05}, 1000), ({"max_search_p99_ms": 50}, 3600)], ids=str
 )
 def test_it_looks_again_as_soon_as_a_throttle_lets_an_upgrade_go_on(
-    world: World, worker: Worker, throttle: dict[str, float], waits: float
+    world: World, throttle: dict[str, float], waits: float
 ) -> None:
     fill(world)
     upgrade = world.start(throttle=throttle)
@@ -161,10 +176,11 @@ def test_it_looks_again_as_soon_as_a_throttle_lets_an_upgrade_go_on(
     if "max_search_p99_ms" in throttle:
         with world.store.catalog.transaction() as tx:
             latencies.publish(tx.session, "api", {1: 62.0})
+    worker = Unnudged(world.store, WorkerSettings())
+    worker.asked = []
     worker.work()
-    worker.nudged = nudged = Waits(worker)
     watch(worker, seconds=3600).join(20)
-    assert nudged.asked == [3600, pytest.approx(waits, abs=60)]
+    assert worker.asked == [0, pytest.approx(waits, abs=60)]
 
 
 def test_it_reclaims_what_a_crash_left_behind_and_nothing_else(world: World, worker: Worker) -> None:
@@ -344,7 +360,7 @@ def test_it_removes_them_although_its_work_never_ends(world: World) -> None:
         moment = next(moments)
         small(world, 1)
         if moment > 20 * 3600:
-            worker.stopping.set()
+            worker.stop()
         return moment
 
     small(world, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,24 @@ def test_one_that_died_at_it_is_followed_by_another_once_its_lease_has_run_out(
         raise Stopped
 
     assert not judge(filled, upgrade, dies)
+    assert filled.state(upgrade) is then
+
+
+@JUDGED
+def test_one_that_was_given_up_has_stalled_only_once_nobody_took_it_for_a_while(
+    filled: World, state: State, then: State
+) -> None:
+    upgrade = before(filled, state)
+    assert not judge(filled, upgrade, stopped)
+    with filled.store.catalog.reading() as session:
+        row = upgrade_row(session, upgrade)
+        row.state_since -= timedelta(hours=1)
+        assert conditions(session, row) == []
+        assert row.leased_until is not None
+        row.leased_until -= timedelta(minutes=1)
+        (stalled,) = conditions(session, row)
+    assert (stalled.type, stalled.since) == ("stalled", row.leased_until)
+    assert filled.step(upgrade, "another")
     assert filled.state(upgrade) is then
 
 
