@@ -156,15 +156,19 @@ def evaluate_pairs(
 
     Returns:
         `mean_cosine`, `mean_squared_error`, `neighbour_recall`, and with labels `cmc1`, `cmc5`, `map`. None stands for
-        what these pairs do not define: one pair has no neighbour, and labels that occur once have nothing to find.
+        what these pairs do not define: one pair has no neighbour, labels that occur once have nothing to find, and of
+        transformed embeddings that overflowed nothing can be told.
 
     Raises:
-        ValueError: no pair at all, shapes that differ, a value that is not finite, or an unknown metric.
+        ValueError: no pair at all, shapes that differ, a native value that is not finite, or an unknown metric.
     """
     if predicted.shape != target.shape or predicted.ndim != 2 or not len(predicted):
         raise ValueError(f"pairs must have one shape (n, d) with n > 0, not {predicted.shape} and {target.shape}")
     predicted, target = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
-    _check_finite(predicted=predicted, target=target)
+    _check_finite(target=target)
+    if not np.isfinite(predicted).all():
+        names = ("mean_cosine", "mean_squared_error", "neighbour_recall", "cmc1", "cmc5", "map")
+        return dict.fromkeys(names[: 3 if labels is None else 6])
     values = {
         "mean_cosine": float((_unit(predicted) * _unit(target)).sum(axis=1).mean()),
         "mean_squared_error": float(np.square(predicted - target).mean()),

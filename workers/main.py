@@ -10,6 +10,7 @@ from functools import partial
 
 import structlog
 from celery import signals
+from celery.worker import state as celery_state
 
 from gallery import faults, folder
 from gallery.catalog import schema
@@ -56,6 +57,14 @@ def run() -> None:
 
     def stopping(**_: object) -> None:
         worker.stop()
+
+    def early(*_: object) -> None:
+        worker.stop()
+        celery_state.should_stop = os.EX_OK
+
+    # There may be work a while before Celery has handlers of its own.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, early)
 
     # Where there is a receiver, Celery leaves logs to whoever started this process.
     signals.setup_logging.connect(lambda **_: None, weak=False)

@@ -183,7 +183,10 @@ def test_vectors_that_are_not_finite_are_not_judged_as_if_they_were_absent(metri
         with pytest.raises(ValueError, match=f"{which}: a NaN or an infinity, first in row 7"):
             cross_test(queries, gallery, labels, metric=metric)
     with pytest.raises(ValueError, match="a NaN or an infinity, first in row 7"):
-        evaluate_pairs(bad, vectors, metric=metric)
+        evaluate_pairs(vectors, bad, metric=metric)
+    for given in (None, labels):
+        told = evaluate_pairs(bad, vectors, given, metric=metric)
+        assert told == dict.fromkeys(evaluate_pairs(vectors, vectors, given, metric=metric))
 
 
 def test_ranked_lists_of_ids_give_what_the_vectors_give() -> None:

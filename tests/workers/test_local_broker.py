@@ -7,7 +7,8 @@ from pathlib import Path
 from queue import Empty
 
 import pytest
-from kombu import Connection
+from celery.worker import state
+from kombu import Connection, Exchange, Queue
 
 from workers.app import create_app
 from workers.local_broker import MOST_WAITING
@@ -79,3 +80,16 @@ def test_of_many_messages_the_newest_wait_for_a_worker_that_comes_late(connectio
         channel._put("q", {"number": number})
     assert channel._size("q") == MOST_WAITING
     assert channel._get("q") == {"number": 10}
+
+
+def test_who_waits_for_a_message_waits_no_longer_once_the_worker_is_told_to_stop(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = connection.Consumer([Queue("q", Exchange(""), routing_key="q")], callbacks=[lambda *_: None])
+    with consumer:
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.01)
+        monkeypatch.setattr("celery.worker.state.should_stop", None)
+        threading.Timer(0.1, setattr, (state, "should_stop", 0)).start()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=3600)
