@@ -266,12 +266,14 @@ def test_no_stage_goes_on_without_the_process_that_was_killed() -> None:
 
 
 STAGES = """
+import signal
 import sys
 from pathlib import Path
 from models.benchmark.benchmark import Where, benchmark
 from models.recipes import DIGITS
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever runs the tests in the background has ignored
     benchmark(Where(recipe=DIGITS, root=None, folder=Path(sys.argv[1]), only=("Procrustes",)), jobs=2)
 """
 
