@@ -64,6 +64,7 @@ def test_a_folder_goes_on_to_be_the_catalogs_where_it_is_moved_or_all_of_its_fil
     for each in orphans.FOLDERS:
         shutil.rmtree(moved.root / each, ignore_errors=True)
     folder.claim(world.store.catalog, moved)
+    assert moved.path(folder.NAME).read_text() == world.store.files.path(folder.NAME).read_text()
 
 
 def test_who_knows_better_says_so_by_what_the_refusal_tells(world: World, tmp_path: Path) -> None:
