@@ -55,20 +55,9 @@ def run() -> None:
     _until_migrated(store.catalog)
     folder.claim(store.catalog, files)
 
-    def stopping(**_: object) -> None:
-        worker.stop()
-
-    def early(*_: object) -> None:
-        worker.stop()
-        celery_state.should_stop = os.EX_OK
-
-    # There may be work a while before Celery has handlers of its own.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, early)
-
+    _heed_signals(worker)
     # Where there is a receiver, Celery leaves logs to whoever started this process.
     signals.setup_logging.connect(lambda **_: None, weak=False)
-    signals.worker_shutting_down.connect(stopping, weak=False)
     # Celery's handlers of signals write there what is no line of a log; where nobody reads it, they would never stop the worker.
     sys.__stdout__ = None  # type: ignore[misc]
     log.info("worker_started", owner=worker.owner, device=device)
@@ -93,6 +82,21 @@ def run() -> None:
     watching.join()
     if not told:
         raise SystemExit(1)
+
+
+def _heed_signals(worker: Worker) -> None:
+    """Let SIGTERM and Ctrl-C stop the worker: by Celery's handlers, and until it has these, while there may be work, by ours."""
+
+    def stopping(**_: object) -> None:
+        worker.stop()
+
+    def early(*_: object) -> None:
+        worker.stop()
+        celery_state.should_stop = os.EX_OK
+
+    signals.worker_shutting_down.connect(stopping, weak=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, early)
 
 
 def _until_migrated(catalog: Catalog) -> None:
