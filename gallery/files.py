@@ -6,6 +6,7 @@ reclaimed by `gallery.orphans`, which spares what is young because it may be abo
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
@@ -20,6 +21,7 @@ from ulid import ULID
 from gallery import errors, faults
 
 PART = ".part"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,10 @@ class Files:
             part.rename(path)
             faults.reached("rename")
             sync_folder(path.parent)
+        except OSError as error:
+            if error.errno in _FULL and error.filename is None:  # a handle does not say what it writes
+                error.filename = name
+            raise
         finally:
             part.unlink(missing_ok=True)
 

@@ -66,7 +66,7 @@ def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[],
     except errors.GalleryError as error:
         _fail(store, held, f"{error.code}: {error}", final=True)
     except Exception as error:  # noqa: BLE001 - the next attempt may be luckier; the last one is recorded
-        log.warning("fit_failed", fit=fit_id, error=repr(error))
+        log.warning("fit_failed", fit=fit_id, error=in_words(error))
         _fail(store, held, in_words(error), final=False)
     except BaseException:
         _give_back(store, held)
@@ -187,7 +187,7 @@ def _teller(store: Store, held: Lease, go_on: Callable[[], bool]) -> Tell:
                 if not fit_rows.renew(tx.session, held, store.settings.lease_seconds, (fraction, method)):
                     raise errors.LeaseLost(f"fit {held.fit_id} is no longer held by {held.owner}")
         except SQLAlchemyError as error:  # the training is not lost with a connection; its end checks the fence
-            log.warning("heartbeat_missed", of=f"fit {held.fit_id}", error=repr(error))
+            log.warning("heartbeat_missed", of=f"fit {held.fit_id}", error=in_words(error))
         again = time.monotonic() + _TELL_SECONDS
 
     return tell

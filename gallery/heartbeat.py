@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from gallery.catalog.transaction import in_words
 from gallery.store import Store
 
 log = structlog.get_logger()
@@ -40,7 +41,7 @@ def heartbeat(store: Store, of: str, renew: Callable[[Session], bool]) -> Iterat
                         lost.set()
                         return
             except SQLAlchemyError as error:  # the database may be back before the lease ends
-                log.warning("heartbeat_missed", of=of, error=repr(error))
+                log.warning("heartbeat_missed", of=of, error=in_words(error))
 
     thread = threading.Thread(target=beat, name=f"lease-{of}", daemon=True)
     thread.start()

@@ -25,6 +25,7 @@ from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog.segments import MEASURED, REFUSED
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow
+from gallery.catalog.transaction import in_words
 from gallery.centroids import Unindexed
 from gallery.columns import open_column
 from gallery.files import Written, written
@@ -132,7 +133,7 @@ def _improved(store: Store, choice: Choice, built: Built, column: Unindexed, ask
             store.files.remove([kept.file.name])
             kept = other
     except (OSError, MemoryError, RuntimeError) as error:
-        log.info("more_lists_do_not_help", model=column.model.name, rows=len(column.vectors), error=repr(error))
+        log.info("more_lists_do_not_help", model=column.model.name, rows=len(column.vectors), error=in_words(error))
     return kept
 
 

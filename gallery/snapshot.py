@@ -23,7 +23,7 @@ from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
-from gallery.catalog.transaction import Catalog
+from gallery.catalog.transaction import Catalog, in_words
 from gallery.commits import Commits
 from gallery.files import Files
 from gallery.shelves import Place, Shelf, shelved
@@ -332,7 +332,7 @@ def _columns(
             except (errors.Damaged, OSError) as error:
                 if not leave_out or not row.lineage or (row.segment_id, row.lineage[-1]["source"]) not in there:
                     raise
-                log.warning("column_left_out", segment=row.segment_id, model=model.name, error=repr(error))
+                log.warning("column_left_out", segment=row.segment_id, model=model.name, error=in_words(error))
                 whole = False
                 continue
         whole &= column.index_file == row.index_file

@@ -28,7 +28,7 @@ from gallery.catalog.tables import (
     SegmentRow,
     TransformationRow,
 )
-from gallery.catalog.transaction import Catalog
+from gallery.catalog.transaction import Catalog, in_words
 from gallery.columns import blocks, open_column, open_ids, verify
 from gallery.files import Files
 from gallery.index.registry import backend
@@ -187,6 +187,8 @@ def _digest(files: Files, name: str, sha256: str, segment: int | None) -> Iterat
         verify(files, name, sha256)
     except errors.Damaged as error:
         yield Problem(str(error), segment, name, damaged=True)
+    except OSError as error:  # as where another user owns it: that says nothing of its bytes
+        yield Problem(f"cannot be read: {in_words(error)}", segment, name)
 
 
 def _marks(segment: _Segment) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ import structlog
 from gallery.arrays import Mask, Rows, Stored
 from gallery.catalog.segments import Origin
 from gallery.catalog.tables import ColumnRow, SegmentRow
+from gallery.catalog.transaction import in_words
 from gallery.columns import Ids, open_column, open_ids
 from gallery.files import Files
 from gallery.index.base import Index
@@ -73,7 +74,9 @@ def open_searchable(files: Files, row: ColumnRow, model: EmbeddingModel, rows: i
     except Exception as error:  # bytes that changed may ask for any memory, or be another kind of index
         if path is None:
             raise
-        log.warning("index_left_out", segment=row.segment_id, model=model.name, file=row.index_file, error=repr(error))
+        log.warning(
+            "index_left_out", segment=row.segment_id, model=model.name, file=row.index_file, error=in_words(error)
+        )
         index, opened = backend("flat").open(vectors, space=model.space, path=None, parameters={}), None
     origin: Origin = "native" if row.origin == "native" else "derived"
     return Column(row.id, model.name, origin, from_json(row.lineage), vectors, index, opened, row.index_parameters)

@@ -6,6 +6,7 @@ What a user did wrong is one sentence on the error stream and exit code 2.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import tomllib
 from collections.abc import Iterator
@@ -299,10 +300,14 @@ def _check_places(read: dict[str, Path | None], written: dict[str, Path | None])
             raise ValueError(f"--{other} and --{flag} are the same file, {path}: name another place for --{flag}")
     for flag, path in places.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        if flag == "output":  # is written beside first, and last of all; the others may be pipes
-            beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-            beside.touch(exist_ok=False)
-            beside.unlink()
+        if flag != "output" and path.exists():  # it may be a pipe, which is opened once
+            if not os.access(path, os.W_OK):
+                raise PermissionError(f"{path} may not be written: name another place for --{flag}")
+            continue
+        # An artifact is written beside first, and takes the place of what is there last of all.
+        tried = path.with_name(f".{path.name}.{secrets.token_hex(8)}") if flag == "output" else path
+        tried.touch(exist_ok=False)
+        tried.unlink()
 
 
 def _check_folder(path: Path | None) -> None:

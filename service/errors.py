@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from gallery import errors
+from gallery.catalog.transaction import in_words
 from gallery.errors import GalleryError
 
 log = structlog.get_logger()
@@ -273,13 +274,13 @@ def _translated(error: Exception, request: Request) -> GalleryError:
                 f"this path takes {', '.join(methods) or 'another method'}, not {request.method}", allowed=methods
             )
         case OperationalError() | InterfaceError():
-            found = Unavailable(repr(error.orig))  # the error itself repeats the parameters, which may be anything
+            found = Unavailable(in_words(error))  # the error itself repeats the parameters, which may be anything
         case PoolTimeout():
             found = Unavailable("every connection to the catalog is in use")
         case DBAPIError():
-            found = InternalError(repr(error.orig))
+            found = InternalError(in_words(error))
         case _:
-            found = InternalError(repr(error))
+            found = InternalError(in_words(error))
     return found
 
 

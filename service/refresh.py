@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ulid import ULID
 
 from gallery.catalog import latencies as latency_rows
+from gallery.catalog.transaction import in_words
 from gallery.snapshot import Galleries
 from gallery.store import Store
 from service.keys import Keyring
@@ -103,7 +104,7 @@ class Refresher:
                 with self._store.catalog.transaction() as tx:
                     latency_rows.forget(tx.session, self._process)
         except (OSError, SQLAlchemyError) as error:  # what is gone must not keep the process from ending in good order
-            log.warning("last_words_lost", error=repr(error))
+            log.warning("last_words_lost", error=in_words(error))
 
     def _run(self, act: Callable[[], None], every_seconds: float) -> None:
         while not self._stop.wait(every_seconds):

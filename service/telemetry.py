@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
+from gallery.catalog.transaction import in_words
 from service.errors import InternalError, PageNotFound, Unavailable, problem
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Telemetry:
         except ClientDisconnect:
             answer.status = answer.status or 499  # nobody is left to hear it
         except Exception as error:
-            log.exception("request_crashed", error=repr(error))
+            log.exception("request_crashed", error=in_words(error))
             if not answer.status:
                 await problem(InternalError(""), answer.request_id)(scope, receive, answer)
             elif not answer.whole:

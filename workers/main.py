@@ -14,7 +14,7 @@ from celery.worker import state as celery_state
 
 from gallery import faults, folder
 from gallery.catalog import schema
-from gallery.catalog.transaction import UNANSWERED, Catalog
+from gallery.catalog.transaction import UNANSWERED, Catalog, in_words
 from gallery.files import Files
 from gallery.settings import GallerySettings
 from gallery.store import Store
@@ -113,7 +113,7 @@ def _until_migrated(catalog: Catalog) -> None:
             if lacks != said:
                 log.warning("schema_is_old", detail=lacks)
         except UNANSWERED as error:
-            lacks = repr(error)
+            lacks = in_words(error)
             if lacks != said:
                 log.warning("look_failed", error=lacks)
         said = lacks

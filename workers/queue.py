@@ -8,6 +8,7 @@ import time
 import structlog
 from celery import Celery
 
+from gallery.catalog.transaction import in_words
 from workers.app import WORK
 
 log = structlog.get_logger()
@@ -40,4 +41,4 @@ class Queue:
         try:
             self._app.send_task(WORK, expires=_EXPIRES_SECONDS, retry=False, ignore_result=True)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next one may go well
-            log.warning("nudge_lost", error=repr(error))
+            log.warning("nudge_lost", error=in_words(error))

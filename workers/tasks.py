@@ -22,6 +22,7 @@ from ulid import ULID
 
 from gallery import errors, fits, fitting, orphans, repair
 from gallery.catalog.compactions import Looked
+from gallery.catalog.transaction import in_words
 from gallery.compact import merge
 from gallery.compact.plan import Rule
 from gallery.heartbeat import Stopped
@@ -175,7 +176,7 @@ class Worker:
         try:
             return step()
         except (errors.GalleryError, FileNotFoundError) as error:
-            log.warning("step_refused", step=of, error=repr(error), **which)
+            log.warning("step_refused", step=of, error=in_words(error), **which)
             repair.attempt(self.store, error)
         except Exception:
             log.exception("step_failed", step=of, **which)
@@ -307,7 +308,7 @@ class Worker:
             try:
                 return merge.merge(self.store, look.gallery_id, segments)
             except (errors.GalleryError, FileNotFoundError) as error:
-                log.warning("step_refused", step="merge", gallery=look.gallery_id, error=repr(error))
+                log.warning("step_refused", step="merge", gallery=look.gallery_id, error=in_words(error))
                 return None if repair.attempt(self.store, error) else False
 
         return self._tried(step, "merge", gallery=look.gallery_id, segments=segments)
@@ -323,7 +324,7 @@ class Worker:
                     self.store.catalog, self.store.files, folder, older_than=self.settings.orphan_seconds
                 )
             except OperationalError as error:  # somebody has been writing for long; the next time will do
-                log.warning("orphans_left", folder=folder, error=repr(error))
+                log.warning("orphans_left", folder=folder, error=in_words(error))
                 return
             if removed:
                 log.info("orphans_removed", folder=folder, files=len(removed))
@@ -358,7 +359,7 @@ def watch(worker: Worker, seconds: float) -> threading.Thread:
                     worker.work()
                 wait = worker.next_look(seconds)
             except Exception as error:  # noqa: BLE001 - the database may be restarting; the next look will tell
-                log.warning("look_failed", error=repr(error))
+                log.warning("look_failed", error=in_words(error))
 
     thread = threading.Thread(target=look, name="watch", daemon=True)
     thread.start()

@@ -166,7 +166,7 @@ def _recorded(store: Store, held: Lease, turn: threading.Lock, network: threadin
     except errors.LeaseLost:
         pass
     except Exception as error:  # noqa: BLE001 - whatever one segment does, the rest goes on
-        log.warning("segment_failed", upgrade=held.upgrade_id, segment=held.segment_id, error=repr(error))
+        log.warning("segment_failed", upgrade=held.upgrade_id, segment=held.segment_id, error=in_words(error))
         with turn, network:
             repair.attempt(store, error)
         with suppress(errors.LeaseLost):  # whoever holds the segment now will record its own

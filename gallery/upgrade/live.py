@@ -16,6 +16,7 @@ import structlog
 from gallery import errors
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import UpgradeRow, now
+from gallery.catalog.transaction import in_words
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
@@ -91,7 +92,7 @@ def look(store: Store, galleries: Galleries, searcher: Searcher, upgrade_id: str
         world = galleries.refresh(row.gallery_name)
         measured = quality.compare(searcher, row, probes, before=world, after=world).measured()
     except errors.GalleryError as error:
-        log.warning("quality_not_measured", upgrade=upgrade_id, error=repr(error))
+        log.warning("quality_not_measured", upgrade=upgrade_id, error=in_words(error))
         return
     _record(store, upgrade_id, measured, fraction, time.monotonic() - started)
 

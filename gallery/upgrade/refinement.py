@@ -19,6 +19,7 @@ from gallery import errors
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.holdings import Held, held
 from gallery.catalog.tables import GalleryRow, ProbeRow, UpgradeRow, now
+from gallery.catalog.transaction import in_words
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
 from gallery.store import Store
@@ -90,7 +91,7 @@ class Refinements:
             world = self._galleries.refresh(gallery.name)
             found = quality.compare(self._searcher, row, probes, before=world, after=world).measured().after
         except errors.GalleryError as error:
-            log.warning("refinement_not_measured", upgrade=upgrade_id, error=repr(error))
+            log.warning("refinement_not_measured", upgrade=upgrade_id, error=in_words(error))
             found = None
         if found is None:  # nothing that could be asked; perhaps with the next version
             self._counted[upgrade_id] = gallery.version

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.schema import NewerSchemaError, is_current
+from gallery.catalog.transaction import in_words
 from service.auth import MaySearch
 from service.documents import documented, problems
 from service.errors import Unavailable
@@ -70,7 +71,7 @@ async def ready(process: ProcessDep) -> Health:
     try:
         current = await asyncio.wait_for(look, _ANSWER_SECONDS)
     except (SQLAlchemyError, NewerSchemaError) as error:
-        raise Unavailable(repr(error)) from error
+        raise Unavailable(in_words(error)) from error
     except TimeoutError:
         raise Unavailable(f"the catalog did not answer within {_ANSWER_SECONDS:g} s") from None
     if not current or process.closing.is_set():

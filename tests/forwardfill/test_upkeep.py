@@ -85,6 +85,15 @@ def a_missing_index(world: World) -> tuple[str, ...]:
     return GALLERY, f"segment {row.segment_id}", row.index_file or "", "missing"
 
 
+def a_file_that_cannot_be_read(world: World) -> tuple[str, ...]:
+    """As where another user owns it, but root may read that."""
+    row = column(world)
+    path = world.store.files.path(row.file)
+    path.unlink()
+    path.mkdir()
+    return GALLERY, f"segment {row.segment_id}", row.file, "cannot be read: IsADirectoryError"
+
+
 def a_changed_artifact(world: World) -> tuple[str, ...]:
     with world.store.catalog.reading() as session:
         name = artifact_file(session.scalars(select(ArtifactRow.sha256)).one())
@@ -156,6 +165,7 @@ def an_index_of_other_vectors(world: World) -> tuple[str, ...]:
 DAMAGES: list[Callable[[World], tuple[str, ...]]] = [
     a_changed_byte,
     a_missing_index,
+    a_file_that_cannot_be_read,
     a_changed_artifact,
     two_items_that_changed_places,
     a_row_without_an_item,

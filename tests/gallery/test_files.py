@@ -50,6 +50,15 @@ def test_a_write_that_fails_leaves_nothing_and_keeps_what_was_there(files: Files
     assert files.path("a").read_bytes() == b"x"
 
 
+def test_a_full_disk_is_said_with_the_name_of_what_did_not_fit(files: Files) -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: 'columns/a\.npy'"),
+        files.writing("columns/a.npy"),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        full.write(b"a")
+
+
 def test_a_write_that_writes_nothing_is_an_error(files: Files) -> None:
     with pytest.raises(FileNotFoundError), files.writing("a"):
         pass

@@ -249,6 +249,14 @@ class TestRefusals:
         assert "File name too long" in refused(run("fit", *pairs(data), *QUICK, *flags))
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize("flag", ["--checkpoint", "--log", "--report"])
+    def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_trained(
+        self, data: Path, tmp_path: Path, flag: str
+    ) -> None:
+        flags = ["--output", tmp_path / "map", flag, "/proc/forwardfill"]  # nobody may make a file there
+        assert "/proc/forwardfill" in refused(run("fit", *pairs(data), *QUICK, *flags))
+        assert not list(tmp_path.iterdir())
+
     def test_a_file_that_is_named_as_a_state_and_not_needed_is_left_alone(self, data: Path, tmp_path: Path) -> None:
         (tmp_path / "precious").write_text("precious")
         flags = ["--method", "procrustes", "--output", tmp_path / "map", "--checkpoint", tmp_path / "precious"]
