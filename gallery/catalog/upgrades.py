@@ -218,6 +218,19 @@ def unattended(session: Session, upgrade_id: str, seconds: float) -> bool:
     return session.scalar(free) is not None
 
 
+def worked_at(session: Session, first: str) -> UpgradeRow | None:
+    """An upgrade that some worker is at now, which judges it or holds a segment of it: the `first`, else any; None if none is."""
+    moment = leases.moment(session)
+    segment = select(UpgradeSegmentRow.segment_id).where(
+        UpgradeSegmentRow.upgrade_id == UpgradeRow.id,
+        UpgradeSegmentRow.state == "leased",
+        ~leases.ended(UpgradeSegmentRow.leased_until, moment, _DAY_SECONDS),
+    )
+    judged = and_(UpgradeRow.owner.is_not(None), ~leases.ended(UpgradeRow.leased_until, moment, _DAY_SECONDS))
+    at = select(UpgradeRow).where(UpgradeRow.active, or_(judged, segment.exists()))
+    return session.scalar(at.order_by(UpgradeRow.id != first, UpgradeRow.id).limit(1))
+
+
 def segment_work(session: Session, lease: Lease) -> UpgradeSegmentRow:
     """The row of a leased segment, if the lease still holds.
 

@@ -23,7 +23,7 @@ _STALLED_AFTER = timedelta(seconds=15)
 #: what no worker does, where none holds the upgrade
 _NOT_DONE = {
     State.PENDING: "no worker has taken it up",
-    State.VALIDATING: "no worker checks it: whoever did has died or was stopped",
+    State.VALIDATING: "no worker checks it, and whoever did has died or was stopped",
     State.VERIFYING: "all is done and no worker verifies it",
 }
 
@@ -118,8 +118,21 @@ def _waiting(session: Session, row: UpgradeRow) -> list[Condition]:
         return _running(session, row)
     since = max(filter(None, (row.state_since, row.leased_until)))
     if row.state in JUDGED and now() - since > _STALLED_AFTER:
-        return [Condition("stalled", since, "no_worker", f"{_NOT_DONE[State(row.state)]}; is one running?")]
+        return _stalled(session, row, since, _NOT_DONE[State(row.state)])
     return []
+
+
+def _stalled(session: Session, row: UpgradeRow, since: datetime, what: str) -> list[Condition]:
+    """For a while nothing of it was done: unless a worker is at it, none runs, or each is at others."""
+    at = upgrade_rows.worked_at(session, first=row.id)
+    if at is None:
+        return [Condition("stalled", since, "no_worker", f"{what}; is one running?")]
+    if at.id == row.id:
+        return []
+    turn = (
+        f"a worker is at the upgrade of {at.gallery_name}; this one has its turn after that, or start one more worker"
+    )
+    return [Condition("stalled", since, "workers_busy", f"{what}: {turn}")]
 
 
 def _gate(row: UpgradeRow) -> list[Condition]:
@@ -139,11 +152,9 @@ def _running(session: Session, row: UpgradeRow) -> list[Condition]:
         return [Condition("throttled", last, *held)]
     if now() - last <= _STALLED_AFTER:
         return []
-    if upgrade_rows.next_free(session, row.id) is not None:
-        return [Condition("stalled", last, "no_worker", "segments wait and no worker takes them; is one running?")]
-    if not counts.segments.get("leased"):
-        return [Condition("stalled", last, "no_worker", "all is done and no worker verifies it; is one running?")]
-    return []
+    waiting = upgrade_rows.next_free(session, row.id) is not None
+    what = "segments wait and no worker takes them" if waiting else _NOT_DONE[State.VERIFYING]
+    return _stalled(session, row, last, what)
 
 
 def _eta(session: Session, row: UpgradeRow, left: int, rate: float | None) -> float | None:

@@ -105,6 +105,13 @@ def test_a_worker_that_is_at_a_segment_has_not_stalled(filled: World) -> None:
     assert condition.type == "stalled"
 
 
+def test_nor_has_one_whose_other_segments_wait_for_the_one_worker_that_there_is(filled: World) -> None:
+    upgrade = filled.start()
+    until(filled, upgrade, State.RUNNING)
+    assert segment.lease(filled.store, upgrade, "slow") is not None
+    assert told(filled, upgrade, later=20) == []
+
+
 def all_but_one_are_done(world: World, upgrade: str) -> None:
     until(world, upgrade, State.RUNNING)
     for _ in range(2):

@@ -16,7 +16,7 @@ from gallery.catalog.galleries import gallery_row
 from gallery.catalog.upgrades import upgrade_row
 from gallery.heartbeat import Stopped
 from gallery.upgrade import drive, lifecycle
-from gallery.upgrade.progress import conditions
+from gallery.upgrade.progress import Condition, conditions
 from gallery.upgrade.states import State
 from tests.gallery.world import GALLERY, PLAIN, World
 
@@ -88,6 +88,23 @@ def test_while_one_worker_is_at_it_no_other_has_anything_to_do_and_it_has_not_st
     assert judge(filled, upgrade, look)
     assert seen == [[], False, []]
     assert filled.state(upgrade) is then
+
+
+@JUDGED
+def test_what_waits_meanwhile_says_for_which_upgrade(filled: World, state: State, then: State) -> None:
+    filled.make("another")
+    filled.upsert("old", ["a"], np.ones((1, 4)), gallery="another")
+    upgrade, waits, told = before(filled, state), filled.start(gallery="another"), list[Condition]()
+
+    def look() -> None:
+        with filled.store.catalog.reading() as session:
+            row = upgrade_row(session, waits)
+            row.state_since -= timedelta(hours=1)
+            told[:] = conditions(session, row)
+
+    assert judge(filled, upgrade, look)
+    assert [(each.type, each.reason) for each in told] == [("stalled", "workers_busy")]
+    assert f"a worker is at the upgrade of {GALLERY}" in told[0].detail
 
 
 @JUDGED
