@@ -32,6 +32,7 @@ from gallery.snapshot import Galleries
 from gallery.store import Store
 from gallery.upgrade import drive, segment
 from gallery.upgrade.refinement import Refinements
+from gallery.upgrade.states import State
 from workers.app import WORK
 from workers.fitting import fit_pairs
 from workers.memory import give_back
@@ -136,13 +137,13 @@ class Worker:
             self._tidy()
         return self._turn() or self._urgent()
 
-    def _turn(self) -> bool:
-        """Now and then, one piece of what upgrades and fits keep waiting; each kind comes first in turn."""
+    def _turn(self, *last: Callable[[], bool]) -> bool:
+        """Now and then, one piece of what upgrades and fits keep waiting; each kind comes first in turn, but for the `last`."""
         began = self._clock()
         if began < self._next_turn:
             return False
         self._waiting.rotate()
-        moved = any(piece() for piece in self._waiting)
+        moved = any(piece() for piece in (*self._waiting, *last))
         self._put_off_turn(began)
         return moved
 
@@ -216,7 +217,18 @@ class Worker:
         """While everything of a gallery is read: what that keeps waiting has its turn, too."""
         if self.stopping:
             raise Stopped
-        self._turn()
+        self._turn(self._segment_one)
+
+    def _segment_one(self) -> bool:
+        """One segment of any upgrade that runs."""
+        return any(
+            self._tried(
+                partial(drive.advance, self.store, self._galleries, self._searcher, upgrade_id, self.owner),
+                "upgrade",
+                upgrade=upgrade_id,
+            )
+            for upgrade_id in drive.due(self.store, [State.RUNNING])
+        )
 
     def _another(self, upgrade_id: str) -> bool:
         """Whether an upgrade may go on with another segment: nothing else has its turn, and the process is not told to stop."""

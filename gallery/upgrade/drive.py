@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -34,10 +34,10 @@ class _Unmeasured(Exception):
     """A cutover would be judged by what was not measured yet."""
 
 
-def due(store: Store) -> list[str]:
-    """Upgrades for which a worker could do something now, and no other does it already."""
+def due(store: Store, states: Collection[State] = DRIVEN) -> list[str]:
+    """Upgrades in some states for which a worker could do something now, and no other does it already."""
     with store.catalog.reading() as session:
-        rows = session.scalars(select(UpgradeRow).where(UpgradeRow.active, UpgradeRow.state.in_(DRIVEN)))
+        rows = session.scalars(select(UpgradeRow).where(UpgradeRow.active, UpgradeRow.state.in_(states)))
         return [row.id for row in rows if _due(session, row, store.settings.lease_seconds)]
 
 

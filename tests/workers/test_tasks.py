@@ -22,13 +22,14 @@ from gallery.catalog import latencies, probes
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.holdings import holdings
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
+from gallery.catalog.upgrades import counts
 from gallery.compact import merge
 from gallery.files import Files
 from gallery.transforms import Transforms
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
 from tests.acceptance.system import wait_for
-from tests.gallery.world import PLAIN, WITH_SIDE, Linear, World, load, lost_connection
+from tests.gallery.world import GALLERY, PLAIN, WITH_SIDE, Linear, World, load, lost_connection
 from workers.app import WORK
 from workers.settings import WorkerSettings
 from workers.tasks import Worker, register, watch
@@ -403,6 +404,42 @@ def test_an_upgrade_makes_way_now_and_then_for_one_merge_and_goes_on(world: Worl
     assert world.state(upgrade) is State.COMPLETED
     assert (waiting[0], waiting[-1]) == (2, 0)
     assert 1 in waiting, "both in one turn"
+
+
+def test_while_it_checks_an_upgrade_another_that_runs_goes_on(world: World) -> None:
+    """To check one with probes is to map its whole gallery."""
+    passed, seen = 0.0, list[tuple[State, int]]()
+
+    @dataclass(frozen=True)
+    class Slow(Linear):
+        """Takes three seconds for a segment."""
+
+        def __call__(self, embeddings: Any, side: Any = None) -> Any:
+            """Note how far both are."""
+            nonlocal passed
+            passed += 3
+            with world.store.catalog.reading() as session:
+                seen.append((world.state(checked), counts(session, running).segments.get("done", 0)))
+            return super().__call__(embeddings, side)
+
+    def load_slowly(path: Path) -> Slow:
+        return Slow(*astuple(load(path)))
+
+    world.make("running")
+    for gallery in (GALLERY, "running"):
+        for at in range(8):
+            world.upsert("old", [str(at)], np.ones((1, 4)), side=np.ones((1, 2)), gallery=gallery)
+    with world.store.catalog.transaction() as tx:
+        probe = {"old": np.ones(4, np.float32), "new": np.ones(5, np.float32)}
+        probes.replace(tx.session, gallery_row(tx.session, GALLERY).id, [(probe, None)])
+    running = world.start(gallery="running")
+    assert world.step(running)
+    checked = world.start()
+    world.store = replace(world.store, transforms=Transforms(world.store.files, load_slowly))
+    Worker(world.store, WorkerSettings(), clock=lambda: passed).work()
+    assert (world.state(running), world.state(checked)) == (State.COMPLETED, State.COMPLETED)
+    meanwhile = {done for state, done in seen if state is State.VALIDATING}
+    assert max(meanwhile) > min(meanwhile)
 
 
 def test_a_damaged_segment_is_not_merged_and_does_not_stop_the_rest(world: World, worker: Worker) -> None:
