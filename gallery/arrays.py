@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Metric = Literal["cosine", "inner_product", "euclidean"]
+#: how numbers are stored
+Dtype = Literal["float32", "float16"]
+#: whether a model itself made a stored vector, or a transformation did
+Origin = Literal["native", "derived"]
 #: (n, dimension) float32, in memory
 Vectors = NDArray[np.float32]
 #: (n, dimension) float32 or float16, usually memory-mapped

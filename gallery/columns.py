@@ -9,16 +9,14 @@ import errno
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gallery import errors, faults
-from gallery.arrays import Rows, Stored
+from gallery.arrays import Dtype, Rows, Stored
 from gallery.files import Digested, Files, Written, digest, written
-
-Dtype = Literal["float32", "float16"]
 
 
 def write(files: Files, folder: str, vectors: NDArray[Any], dtype: Dtype) -> Written:

@@ -28,7 +28,7 @@ from gallery.files import PART, adopt
 from gallery.fits import Asked, Fit, Outcome, Tell, end
 from gallery.heartbeat import Stopped, heartbeat
 from gallery.pairs import read
-from gallery.spaces import Direction, EmbeddingModel
+from gallery.spaces import EmbeddingModel
 from gallery.store import Store
 from gallery.transforms import ARTIFACTS, artifact_file
 
@@ -100,9 +100,8 @@ def _work(store: Store, held: Lease, fit: Fit, tell: Tell) -> None:
         row = fit_rows.fit_row(session, held.fit_id)
         source, target = model_rows.as_model(row.source), model_rows.as_model(row.target)
     pairs = read(store, row)
-    direction = _direction(row)
-    start, end = (source, target) if direction == "forward" else (target, source)
-    asked = Asked(row.method, direction, searched_by(end), searched_by(start), row.seed)
+    start, end = (source, target) if row.direction == "forward" else (target, source)
+    asked = Asked(row.method, row.direction, searched_by(end), searched_by(start), row.seed)
     # Its name ends as an unfinished file's does, so that after a crash it is removed as an orphan.
     path = store.files.path(store.files.new(ARTIFACTS, PART))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +140,7 @@ def _complete(store: Store, held: Lease, outcome: Outcome, warnings: tuple[str, 
 def _register(session: Session, row: FitRow, outcome: Outcome) -> None:
     old, new = row.source.name, row.target.name
     source, target = (old, new) if row.direction == "forward" else (new, old)
-    definition = NewTransformation(row.name, source, target, _direction(row), outcome.method, outcome.sha256)
+    definition = NewTransformation(row.name, source, target, row.direction, outcome.method, outcome.sha256)
     model_rows.add_transformation(session, definition)
     added = model_rows.transformation_row(session, row.name)
     added.evaluation = {**outcome.evaluation, "fit": row.id, "at": now().isoformat().replace("+00:00", "Z")}
@@ -197,7 +196,3 @@ def _kept(store: Store, held: Lease) -> AbstractContextManager[Event]:
     """Renew the lease meanwhile: some steps, such as a large closed form, take long and tell nothing."""
     seconds = store.settings.lease_seconds
     return heartbeat(store, f"fit {held.fit_id}", lambda session: fit_rows.renew(session, held, seconds))
-
-
-def _direction(row: FitRow) -> Direction:
-    return "forward" if row.direction == "forward" else "backward"

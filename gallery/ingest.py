@@ -18,14 +18,14 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from gallery import errors
-from gallery.arrays import Mask, Rows, Stored, Vectors
+from gallery.arrays import Dtype, Mask, Rows, Stored, Vectors
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import GalleryRow, SegmentRow, UpgradeRow
-from gallery.columns import Dtype, write, write_ids
+from gallery.columns import write, write_ids
 from gallery.files import Written
 from gallery.lineage import Lineage, Step
 from gallery.roles import Pinned, Role, lacking, role
@@ -296,7 +296,7 @@ def _uniform(has_side: Mask) -> Iterator[Rows]:
 def _write(store: Store, accepted: _Accepted, rows: Rows, wanted: _Wanted) -> _Files:
     """Write the files of one new segment."""
     folder = columns_folder(accepted.gallery.id)
-    dtype: Dtype = "float16" if accepted.gallery.storage_dtype == "float16" else "float32"
+    dtype = accepted.gallery.storage_dtype
     embeddings, side = accepted.embeddings[rows].astype(dtype, copy=False), None
     if accepted.side is not None and accepted.has_side[rows[0]]:
         side = accepted.side.astype(dtype, copy=False)  # holds just the items that have some, in order

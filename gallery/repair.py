@@ -26,7 +26,7 @@ from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow
-from gallery.columns import Dtype, blocks, open_column, verify, with_stand_ins, write_blocks, write_ids
+from gallery.columns import blocks, open_column, verify, with_stand_ins, write_blocks, write_ids
 from gallery.files import Written
 from gallery.indexing import index_column
 from gallery.lineage import EXACT, Step, from_json
@@ -220,7 +220,7 @@ def _transform(store: Store, job: _Job) -> Written:
         store.transforms.apply(job.by, job.model, block, next(sides) if sides else None)
         for block in blocks(job.source, _BLOCK_ROWS)
     )
-    dtype: Dtype = "float16" if job.column.dtype == "float16" else "float32"
+    dtype = job.column.dtype
     with store.catalog.reading() as session:
         deleted = item_rows.deleted_rows(session, job.segment.id)
     return write_blocks(

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from gallery.arrays import Mask, Rows, Stored
-from gallery.catalog.segments import Origin
+from gallery.arrays import Mask, Origin, Rows, Stored
 from gallery.catalog.tables import ColumnRow, SegmentRow
 from gallery.catalog.transaction import in_words
 from gallery.columns import Ids, open_column, open_ids
@@ -78,8 +77,7 @@ def open_searchable(files: Files, row: ColumnRow, model: EmbeddingModel, rows: i
             "index_left_out", segment=row.segment_id, model=model.name, file=row.index_file, error=in_words(error)
         )
         index, opened = backend("flat").open(vectors, space=model.space, path=None, parameters={}), None
-    origin: Origin = "native" if row.origin == "native" else "derived"
-    return Column(row.id, model.name, origin, from_json(row.lineage), vectors, index, opened, row.index_parameters)
+    return Column(row.id, model.name, row.origin, from_json(row.lineage), vectors, index, opened, row.index_parameters)
 
 
 def open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:

@@ -15,7 +15,7 @@ import numpy as np
 from sqlalchemy import and_, case, delete, func, insert, literal, null, select, update
 from sqlalchemy.orm import Session
 
-from gallery.arrays import Rows
+from gallery.arrays import Dtype, Origin, Rows
 from gallery.catalog.tables import (
     ColumnRow,
     GalleryRow,
@@ -35,12 +35,12 @@ class ColumnKind(NamedTuple):
     """What columns must have in common to become one: nothing of where a vector came from is lost."""
 
     model_id: int
-    origin: str
+    origin: Origin
     transformation_id: int | None
     upgrade_id: str | None
     lineage: Lineage
     published: bool
-    dtype: str
+    dtype: Dtype
 
 
 class Kind(NamedTuple):

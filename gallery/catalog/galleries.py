@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
+from gallery.arrays import Dtype
 from gallery.catalog import fits as fit_rows
 from gallery.catalog.tables import (
     ArtifactRow,
@@ -42,7 +43,7 @@ def gallery_row(session: Session, name: str, *, pointer: str | None = None) -> G
 
 
 def add_gallery(
-    session: Session, *, name: str, model: ModelRow, index: Mapping[str, Any], storage_dtype: str
+    session: Session, *, name: str, model: ModelRow, index: Mapping[str, Any], storage_dtype: Dtype
 ) -> GalleryRow:
     """Record a gallery without items.
 

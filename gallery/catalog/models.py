@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
@@ -196,7 +196,7 @@ def as_model(row: ModelRow) -> EmbeddingModel:
         id=row.id,
         name=row.name,
         dimension=row.dimension,
-        metric=cast("Metric", row.metric),
+        metric=row.metric,
         normalized=row.normalized,
         side_dimension=row.side_dimension,
         fingerprint=row.fingerprint,
@@ -212,7 +212,7 @@ def as_transformation(row: TransformationRow) -> Transformation:
         name=row.name,
         source=row.source.name,
         target=row.target.name,
-        direction=cast("Direction", row.direction),
+        direction=row.direction,
         method=row.method,
         artifact=row.artifact,
         side_dimension=row.side_dimension,

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Select, bindparam, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from gallery.arrays import Dtype, Origin
 from gallery.catalog.tables import ColumnRow, GalleryRow, ItemRow, ModelRow, SegmentRow
 from gallery.files import Written
 from gallery.lineage import EXACT, Lineage, Step, as_json, from_json
 from gallery.spaces import Transformation
 
 T = TypeVar("T")
-Origin = Literal["native", "derived"]
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
 
 # What stands with the parameters of an index: its recall; and, by backend, that of those which found too little.
@@ -55,7 +55,7 @@ def add_column(
     segment_id: int,
     model_id: int,
     written: Written,
-    dtype: str,
+    dtype: Dtype,
     origin: Origin,
     published: bool,
     transformation_id: int | None = None,

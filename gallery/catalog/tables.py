@@ -27,6 +27,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from gallery import faults
+from gallery.arrays import Dtype, Metric, Origin
+from gallery.spaces import Direction
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 # SQLite counts only an INTEGER PRIMARY KEY up by itself.
@@ -86,7 +88,7 @@ class ModelRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), unique=True)
     dimension: Mapped[int]
-    metric: Mapped[str] = mapped_column(String(16))
+    metric: Mapped[Metric] = mapped_column(String(16))
     normalized: Mapped[bool]
     side_dimension: Mapped[int | None]
     fingerprint: Mapped[str | None]
@@ -115,7 +117,7 @@ class TransformationRow(Base):
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), unique=True)
     source_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     target_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
-    direction: Mapped[str] = mapped_column(String(8))
+    direction: Mapped[Direction] = mapped_column(String(8))
     method: Mapped[str] = mapped_column(String(NAME_LENGTH))
     artifact: Mapped[str] = mapped_column(ForeignKey("artifacts.sha256"))
     side_dimension: Mapped[int | None]
@@ -136,7 +138,7 @@ class GalleryRow(Base):
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), unique=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     index: Mapped[dict[str, Any]]
-    storage_dtype: Mapped[str] = mapped_column(String(8))
+    storage_dtype: Mapped[Dtype] = mapped_column(String(8))
     version: Mapped[int] = mapped_column(BigInteger, default=0)
     #: when an operator asked for all small segments to be merged; null once that is done
     compact_asked_at: Mapped[datetime | None]
@@ -181,13 +183,13 @@ class ColumnRow(Base):
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     segment_id: Mapped[int] = mapped_column(ForeignKey("segments.id"))
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
-    origin: Mapped[str] = mapped_column(String(7))
+    origin: Mapped[Origin] = mapped_column(String(7))
     transformation_id: Mapped[int | None] = mapped_column(ForeignKey("transformations.id"))
     upgrade_id: Mapped[str | None] = mapped_column(ForeignKey("upgrades.id"), index=True)
     #: every transformation since a model made the vectors (`gallery.lineage`); empty where the column is native
     lineage: Mapped[list[Any]] = mapped_column(default=list)
     published: Mapped[bool]
-    dtype: Mapped[str] = mapped_column(String(8))
+    dtype: Mapped[Dtype] = mapped_column(String(8))
     file: Mapped[str]
     sha256: Mapped[str] = mapped_column(String(64))
     bytes: Mapped[int] = mapped_column(BigInteger)
@@ -324,7 +326,7 @@ class FitRow(Base):
     #: the transformation that it will register; no two active fits want the same one
     name: Mapped[str] = mapped_column(String(NAME_LENGTH))
     method: Mapped[str] = mapped_column(String(NAME_LENGTH))
-    direction: Mapped[str] = mapped_column(String(8))
+    direction: Mapped[Direction] = mapped_column(String(8))
     seed: Mapped[int] = mapped_column(BigInteger)
     #: whether the items' side-information is fitted too; null: if all of them have it
     use_side: Mapped[bool | None]

@@ -26,7 +26,7 @@ from gallery.catalog import segments as segment_rows
 from gallery.catalog.compactions import Facts, Looked
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow, now
 from gallery.catalog.transaction import Transaction
-from gallery.columns import Dtype, open_column, open_ids, verify, write_blocks, write_ids
+from gallery.columns import open_column, open_ids, verify, write_blocks, write_ids
 from gallery.compact.plan import AT_ONCE, Piece, Rule, merges
 from gallery.files import Written
 from gallery.indexing import Decision, build
@@ -250,14 +250,12 @@ def _column(store: Store, job: _Job, model: EmbeddingModel, of_model: Sequence[C
 
 def _concatenated(store: Store, job: _Job, sources: Sequence[str], dimension: int) -> Written:
     """One column of what is kept of several, bit for bit as it is stored."""
-    dtype: Dtype = "float16" if job.gallery.storage_dtype == "float16" else "float32"
     blocks = chain.from_iterable(
         _kept(open_column(store.files.path(source), rows=segment.rows, dimension=dimension), kept)
         for source, segment, kept in zip(sources, job.segments, job.kept, strict=True)
     )
-    return write_blocks(
-        store.files, columns_folder(job.gallery.id), blocks, rows=job.rows, dimension=dimension, dtype=dtype
-    )
+    folder, dtype = columns_folder(job.gallery.id), job.gallery.storage_dtype
+    return write_blocks(store.files, folder, blocks, rows=job.rows, dimension=dimension, dtype=dtype)
 
 
 def _kept(column: Stored, kept: Rows) -> Iterator[Stored]:
@@ -303,7 +301,7 @@ def _add_column(tx: Transaction, segment: SegmentRow, column: _Column) -> None:
         model_id=like.model_id,
         written=column.file,
         dtype=like.dtype,
-        origin="native" if like.origin == "native" else "derived",
+        origin=like.origin,
         published=like.published,
         transformation_id=like.transformation_id,
         upgrade_id=like.upgrade_id,

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gallery.arrays import Rows, Vectors
-from gallery.catalog.segments import Origin
+from gallery.arrays import Origin, Rows, Vectors
 from gallery.search.routes import Coverage
 from gallery.snapshot import Snapshot
 

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery import errors
-from gallery.arrays import Mask, Rows, Vectors
-from gallery.catalog.segments import Origin
+from gallery.arrays import Mask, Origin, Rows, Vectors
 from gallery.index.base import Index
 from gallery.index.quantizer import Assignments
 from gallery.index.scores import score, unit, worst

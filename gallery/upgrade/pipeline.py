@@ -16,8 +16,8 @@ from typing import Any
 
 from gallery import errors
 from gallery.ahead import ahead
-from gallery.arrays import Rows
-from gallery.columns import Dtype, read_blocks, verify, with_stand_ins, write_blocks
+from gallery.arrays import Dtype, Rows
+from gallery.columns import read_blocks, verify, with_stand_ins, write_blocks
 from gallery.files import Written
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store

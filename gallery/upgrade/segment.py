@@ -198,7 +198,7 @@ def _read(store: Store, held: Lease) -> _Job | None:
             target=target,
             rows=segment.rows,
             folder=columns_folder(gallery.id),
-            dtype="float16" if gallery.storage_dtype == "float16" else "float32",
+            dtype=gallery.storage_dtype,
         ),
         source.column,
     )

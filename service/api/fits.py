@@ -352,7 +352,7 @@ def _fit(row: FitRow) -> Fit:
         target_model=row.target.name,
         name=row.name,
         method=row.method,
-        direction=row.direction,  # type: ignore[arg-type]
+        direction=row.direction,
         seed=row.seed,
         use_side_information=row.use_side,
         pairs=row.pairs,

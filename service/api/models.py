@@ -146,7 +146,7 @@ def _model(session: Session, row: ModelRow) -> Model:
     return Model(
         name=row.name,
         dimension=row.dimension,
-        metric=model_rows.as_model(row).metric,
+        metric=row.metric,
         normalized=row.normalized,
         side_information=None if row.side_dimension is None else SideInformation(dimension=row.side_dimension),
         fingerprint=row.fingerprint,
