@@ -6,18 +6,18 @@ indexed and whichever of them are made already.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from gallery.arrays import Mask, Rows, Stored, Vectors
+from gallery.arrays import Rows, Stored, Vectors
 from gallery.index.registry import backend
 from gallery.search.mapped import Asked, By, MappedColumns
 from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
-from gallery.search.run import Planned, Run, Searcher, planned_by, planned_for
-from gallery.snapshot import Snapshot, World
+from gallery.search.run import Run, Searcher, planned_by
+from gallery.snapshot import World
 from gallery.views import SegmentView
 
 _ROWS_AT_ONCE = 8192
@@ -35,29 +35,19 @@ def search_exactly(
     Raises:
         GalleryError: as `Searcher.search`.
     """
-    snapshot = world.snapshot(gallery)
-    planned, filtered = planned_for(world, snapshot, request), searcher.filtered(snapshot, request)
-    return Exact(searcher, world, snapshot, request, planned, filtered, between).answer()
+    return Exact(searcher.begin(world, gallery, request), between).answer()
 
 
 class Exact(Run):
     """A search for which every row is a candidate. What it maps is not kept: it would push out what searches use."""
 
-    def __init__(
-        self,
-        searcher: Searcher,
-        world: World,
-        snapshot: Snapshot,
-        request: SearchRequest,
-        planned: Planned,
-        filtered: Sequence[Mask] | None,
-        between: Callable[[], None] = lambda: None,
-    ) -> None:
-        ways = tuple(way and way._replace(exhaustive=True) for way in planned.plan.ways)
-        forgetful = replace(searcher, mapped=MappedColumns(searcher.transforms, 0))
-        exhaustive = planned_by(snapshot, replace(planned.plan, ways=ways))
+    def __init__(self, run: Run, between: Callable[[], None] = lambda: None) -> None:
+        """Ask what `run` asks, of the same snapshot, by the same plan and filter."""
+        ways = tuple(way and way._replace(exhaustive=True) for way in run.plan.ways)
+        planned = planned_by(run.snapshot, replace(run.plan, ways=ways))
+        forgetful = replace(run.searcher, mapped=MappedColumns(run.searcher.transforms, 0))
+        super().__init__(forgetful, run.world, run.snapshot, run.request, planned, run.filtered)
         self._between = between
-        super().__init__(forgetful, world, snapshot, request, exhaustive, filtered)
 
     def _ask(self, at: int, model: str, k: int, *, roughly: bool = False) -> Part:  # noqa: ARG002 - k is the request's
         return self._all(at, lambda view, rows: view.columns[model].vectors[rows])

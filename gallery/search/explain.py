@@ -133,7 +133,7 @@ def explain(searcher: Searcher, world: World, gallery: str, request: SearchReque
     with clock("merge"):
         answer = run.answer()
     started = time.perf_counter()
-    exact = Exact(searcher, world, snapshot, request, planned, filtered).answer()
+    exact = Exact(run).answer()
     return Explained(
         answer=answer,
         plan=planned.plan,

@@ -115,14 +115,19 @@ class Searcher:
             InvalidFilter: the filter cannot be compiled.
             NotBrief: more would have to be transformed; its `rest` does that.
         """
-        snapshot = world.snapshot(gallery)
-        planned = planned_for(world, snapshot, request)
-        run = Run(self, world, snapshot, request, planned, self.filtered(snapshot, request), at_most)
+        run = self.begin(world, gallery, request)
+        run.at_most = at_most
         try:
             return run.answer()
         except NotBrief as halted:
             halted.rest = run.rest
             raise
+
+    def begin(self, world: World, gallery: str, request: SearchRequest) -> Run:
+        """Plan a search and evaluate its filter; no index is asked yet. Raises as `search`."""
+        snapshot = world.snapshot(gallery)
+        planned = planned_for(world, snapshot, request)
+        return Run(self, world, snapshot, request, planned, self.filtered(snapshot, request))
 
     def filtered(self, snapshot: Snapshot, request: SearchRequest) -> Sequence[Mask] | None:
         """Per shelf, the rows that fit the payload filter; None where there is no filter."""
@@ -191,10 +196,9 @@ class Run:
         request: SearchRequest,
         planned: Planned,
         filtered: Sequence[Mask] | None,
-        at_most: float = math.inf,
     ) -> None:
         self.searcher = searcher
-        self.at_most = at_most
+        self.world = world
         self.models = world.registry.models
         self.snapshot = snapshot
         self.request = request
@@ -202,6 +206,8 @@ class Run:
         self.plan = planned.plan
         self.filtered = filtered
         self.target = self.models[self.plan.score_space]
+        #: so many weights may be applied to transform candidates
+        self.at_most = math.inf
         self.candidates = max((request.oversample or searcher.oversample) * request.k, searcher.min_candidates)
         self._queries: dict[str, Vectors] = {}
         self._assigned: dict[str, Assignments] = {}
