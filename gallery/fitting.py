@@ -22,7 +22,7 @@ from gallery.catalog import fits as fit_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog.fits import COMPLETED, FAILED, Lease
 from gallery.catalog.models import NewTransformation
-from gallery.catalog.tables import FitRow, now
+from gallery.catalog.tables import FitRow, now, rfc3339
 from gallery.catalog.transaction import in_words
 from gallery.files import PART, adopt
 from gallery.fits import Asked, Fit, Outcome, Tell, end
@@ -143,7 +143,7 @@ def _register(session: Session, row: FitRow, outcome: Outcome) -> None:
     definition = NewTransformation(row.name, source, target, row.direction, outcome.method, outcome.sha256)
     model_rows.add_transformation(session, definition)
     added = model_rows.transformation_row(session, row.name)
-    added.evaluation = {**outcome.evaluation, "fit": row.id, "at": now().isoformat().replace("+00:00", "Z")}
+    added.evaluation = {**outcome.evaluation, "fit": row.id, "at": rfc3339(now())}
 
 
 def _fail(store: Store, held: Lease, error: str, *, final: bool) -> None:

@@ -65,6 +65,11 @@ def now() -> datetime:
     return datetime.now(UTC) + faults.behind()
 
 
+def rfc3339(moment: datetime) -> str:
+    """A moment in UTC as JSON has it, which ends in Z."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
 class Base(DeclarativeBase):
     """Names of constraints are fixed, so that migrations can name them."""
 

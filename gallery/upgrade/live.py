@@ -15,7 +15,7 @@ import structlog
 
 from gallery import errors
 from gallery.catalog import upgrades as upgrade_rows
-from gallery.catalog.tables import UpgradeRow, now
+from gallery.catalog.tables import UpgradeRow, now, rfc3339
 from gallery.catalog.transaction import in_words
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
@@ -124,7 +124,7 @@ def verified(row: UpgradeRow, compared: quality.Comparison | None, at: datetime)
             found = _seen(found, measured.after, 1.0, at, 0.0)
         else:
             found |= {"expected_after": measured.after}
-    return gate.judged(found, measured.shortfalls(row.gate, gate.UPGRADED), text(at))
+    return gate.judged(found, measured.shortfalls(row.gate, gate.UPGRADED), rfc3339(at))
 
 
 def served(row: UpgradeRow) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _record(store: Store, upgrade_id: str, measured: quality.Measured, fraction:
         moment = now()
         missed = measured.shortfalls(row.gate, gate.NOW)
         found = _seen({**row.quality, "before": measured.before}, measured.after, fraction, moment, seconds)
-        row.quality = gate.judged(found, missed, text(moment))
+        row.quality = gate.judged(found, missed, rfc3339(moment))
         if gate.stops(row.quality):
             move(tx.session, row, State.PAUSED, error=gate.in_words(missed))
 
@@ -153,13 +153,8 @@ def _seen(
     told = {
         **found,
         "now": after,
-        "measured": {"at": text(at), "fraction": fraction, "seconds": seconds},
+        "measured": {"at": rfc3339(at), "fraction": fraction, "seconds": seconds},
     }
     if after is not None:
         told["by_progress"] = curve(found.get("by_progress") or [], {"fraction": fraction, **after})
     return told
-
-
-def text(moment: datetime) -> str:
-    """A moment as RFC 3339 has it."""
-    return moment.isoformat().replace("+00:00", "Z")

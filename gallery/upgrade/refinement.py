@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from gallery import errors
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.holdings import Held, held
-from gallery.catalog.tables import GalleryRow, ProbeRow, UpgradeRow, now
+from gallery.catalog.tables import GalleryRow, ProbeRow, UpgradeRow, now, rfc3339
 from gallery.catalog.transaction import in_words
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries
@@ -106,7 +106,7 @@ class Refinements:
             points = progress.quality(row)["by_refinement"]
             point = {"fraction": counted.fraction, "items": counted.native, **found}
             measured = {
-                "at": live.text(now()),
+                "at": rfc3339(now()),
                 "fraction": counted.fraction,
                 "seconds": seconds,
                 "items": list(counted),

@@ -15,7 +15,7 @@ from gallery import errors
 from gallery.catalog import audit
 from gallery.catalog import models as model_rows
 from gallery.catalog.models import NewTransformation
-from gallery.catalog.tables import TransformationRow, now
+from gallery.catalog.tables import TransformationRow, now, rfc3339
 from gallery.spaces import EmbeddingModel
 from gallery.upgrade.known_answers import Tried, compared
 from gallery.vectors import accept, accept_side
@@ -186,7 +186,7 @@ def evaluate(
             **({} if verdict is None else {"verdict": verdict}),  # of the fit, which stands
             "known_answers": answers,
             "pairs": len(embeddings),
-            "at": now().isoformat().replace("+00:00", "Z"),
+            "at": rfc3339(now()),
         }
         tx.session.flush()
         return _transformation(row)
