@@ -13,7 +13,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
-from gallery.files import PART, Files, adopt
+from gallery.files import PART
 from gallery.transforms import ARTIFACTS
 from service.bodies import chunks
 from service.process import Process
@@ -78,8 +78,3 @@ def judged(path: Path) -> dict[str, Any]:
         return artifacts.check(path).declared()
     except artifacts.UnsafeArtifact as error:
         raise errors.UnsafeArtifact(str(error)) from error
-
-
-def keep(files: Files, upload: Upload, name: str) -> None:
-    """Make an upload durable under a name that its digest decides, so that whoever comes first wrote the same bytes."""
-    adopt(files, upload.path, name, upload.sha256)

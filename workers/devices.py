@@ -12,37 +12,21 @@ class NoSuchDevice(ValueError):
     """There is no such GPU, or the installed PyTorch cannot use it."""
 
 
-class Claim:
-    """The first of some names that no other claim in the same folder has; if all are taken, any of them.
+def claimed(names: Sequence[str], folder: Path) -> str:
+    """Claim one of some names until this process ends: the first that nobody has claimed in the folder; if all are, any of them.
 
-    A claim is a lock on a file, which the system lets go of with the process, however it ends.
+    A claim is a lock on a file that stays open. The system lets go of it with the process, however that ends.
     """
-
-    def __init__(self, names: Sequence[str], folder: Path) -> None:
-        """Take one, and keep it until the process ends, or `release`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._handle: int | None = None
-        for name in names:
-            handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # it is taken, or this file system knows no locks
-                os.close(handle)
-            else:
-                self._handle, self.name = handle, name
-                return
-        self.name = names[os.getpid() % len(names)]
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether others may have the same."""
-        return self._handle is None
-
-    def release(self) -> None:
-        """Let others have it."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # it is taken, or this file system knows no locks
+            os.close(handle)
+        else:
+            return name
+    return names[os.getpid() % len(names)]
 
 
 def chosen(wanted: str, data: Path) -> str:
@@ -64,7 +48,7 @@ def chosen(wanted: str, data: Path) -> str:
             there = {str(torch.cuda.get_device_properties(at).uuid): at for at in range(torch.cuda.device_count())}
             if not there:
                 return "cpu"
-            wanted = f"cuda:{there[Claim(list(there), data / 'devices').name]}"
+            wanted = f"cuda:{there[claimed(list(there), data / 'devices')]}"
         torch.zeros(1, device=wanted).cpu()
     except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was made without CUDA
         reason = str(error).partition("\n")[0]

@@ -16,6 +16,7 @@ from sqlalchemy import and_, case, delete, func, insert, literal, null, select, 
 from sqlalchemy.orm import Session
 
 from gallery.arrays import Dtype, Origin, Rows
+from gallery.catalog.items import deleted_rows
 from gallery.catalog.tables import (
     ColumnRow,
     GalleryRow,
@@ -137,10 +138,7 @@ def columns(session: Session, ids: Collection[int]) -> dict[int, list[ColumnRow]
 
 def live_rows(session: Session, segment: SegmentRow) -> Rows:
     """The rows of a segment that are live, ascending."""
-    dead = session.scalars(
-        select(ItemRow.row).where(ItemRow.segment_id == segment.id, ItemRow.deleted_version.is_not(None))
-    ).all()
-    return np.setdiff1d(np.arange(segment.rows, dtype=np.int64), np.array(dead, dtype=np.int64))
+    return np.setdiff1d(np.arange(segment.rows, dtype=np.int64), deleted_rows(session, segment.id))
 
 
 def move_items(session: Session, old: Collection[int], new: int, *, read_at: int, version: int) -> int:

@@ -13,6 +13,7 @@ from gallery import errors
 from gallery.catalog import audit, claims
 from gallery.catalog import models as model_rows
 from gallery.catalog.tables import ArtifactRow
+from gallery.files import adopt
 from gallery.transforms import artifact_file
 from service import uploads
 from service.auth import MayAdmin
@@ -79,12 +80,13 @@ def _keep(
     process: Process, upload: uploads.Upload, architecture: dict[str, Any], actor: str | None
 ) -> tuple[bool, Artifact]:
     """The file first, then the row that names it."""
-    uploads.keep(process.store.files, upload, artifact_file(upload.sha256))
+    name = artifact_file(upload.sha256)
+    adopt(process.store.files, upload.path, name, upload.sha256)
 
     def write() -> tuple[bool, Artifact]:
         with process.store.catalog.transaction() as tx:
             claims.hold(tx.session)
-            process.store.files.claim([artifact_file(upload.sha256)])
+            process.store.files.claim([name])
             created = model_rows.add_artifact(tx.session, upload.sha256, size=upload.size, architecture=architecture)
             if created:
                 audit.record(tx.session, "artifact.stored", actor=actor, artifact=upload.sha256)
