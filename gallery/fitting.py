@@ -56,12 +56,12 @@ def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[],
     if held is None:
         return False
     try:
-        with _kept(store, held):
+        with _renewed(store, held):
             _work(store, held, fit, _teller(store, held, go_on))
     except errors.LeaseLost:
         pass  # cancelled, or whoever holds it now will end it
     except Stopped:
-        _give_back(store, held)
+        _release(store, held)
         return False
     except errors.GalleryError as error:
         _fail(store, held, f"{error.code}: {error}", final=True)
@@ -69,7 +69,7 @@ def advance(store: Store, fit_id: str, owner: str, fit: Fit, go_on: Callable[[],
         log.warning("fit_failed", fit=fit_id, error=in_words(error))
         _fail(store, held, in_words(error), final=False)
     except BaseException:
-        _give_back(store, held)
+        _release(store, held)
         raise
     return True
 
@@ -156,18 +156,18 @@ def _fail(store: Store, held: Lease, error: str, *, final: bool) -> None:
         if final or row.attempts >= store.settings.max_attempts:
             end(store, tx, row, FAILED, error[:2000])
         else:
-            fit_rows.give_back(row)
+            fit_rows.release(row)
             row.error = error[:2000]
 
 
-def _give_back(store: Store, held: Lease) -> None:
+def _release(store: Store, held: Lease) -> None:
     """It was not its fault, so this is no attempt."""
     with store.catalog.transaction() as tx:
         try:
             row = fit_rows.held(tx.session, held)
         except errors.LeaseLost:
             return
-        fit_rows.give_back(row)
+        fit_rows.release(row)
         row.attempts -= 1
 
 
@@ -192,7 +192,7 @@ def _teller(store: Store, held: Lease, go_on: Callable[[], bool]) -> Tell:
     return tell
 
 
-def _kept(store: Store, held: Lease) -> AbstractContextManager[Event]:
+def _renewed(store: Store, held: Lease) -> AbstractContextManager[Event]:
     """Renew the lease meanwhile: some steps, such as a large closed form, take long and tell nothing."""
     seconds = store.settings.lease_seconds
     return heartbeat(store, f"fit {held.fit_id}", lambda session: fit_rows.renew(session, held, seconds))

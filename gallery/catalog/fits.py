@@ -50,7 +50,7 @@ def due(session: Session, seconds: float) -> list[str]:
 
 
 def lease(session: Session, fit_id: str, *, owner: str, seconds: float) -> FitRow | None:
-    """Lease a fit if it is free; the caller decides what its number of attempts means."""
+    """Lease a fit if it is free, and count the attempt; whether that is one too many is for the caller to decide."""
     statement = select(FitRow).where(FitRow.id == fit_id, _free(session, seconds)).with_for_update(of=FitRow)
     row = session.scalar(statement.execution_options(populate_existing=True))
     if row is None:
@@ -76,7 +76,7 @@ def held(session: Session, lease: Lease) -> FitRow:
 
 
 def renew(session: Session, lease: Lease, seconds: float, told: tuple[float, str] | None = None) -> bool:
-    """Move the end of a lease, and record how far it is if that is told; False if the lease is lost."""
+    """Heartbeat: move the end of a lease, and record the progress `told` (fraction, method); False if the lease is lost."""
     values = {} if told is None else {"fraction": told[0], "trying": told[1]}
     renewed = session.execute(
         update(FitRow)
@@ -88,13 +88,13 @@ def renew(session: Session, lease: Lease, seconds: float, told: tuple[float, str
     return renewed.first() is not None
 
 
-def give_back(row: FitRow) -> None:
-    """Let any worker begin with it again."""
+def release(row: FitRow) -> None:
+    """End the lease, so that any worker may begin with the fit again."""
     row.state, row.owner, row.leased_until, row.fraction, row.trying = PENDING, None, None, 0.0, None
 
 
 def end(row: FitRow, state: str, error: str | None = None) -> list[str]:
-    """Bring it to its end; returns the files of its pairs, which no row names any more."""
+    """End a fit in this state; returns the files of its pairs, which no row names any more."""
     names = [name for name in (row.ids_file, row.vectors_file, row.labels_file) if name is not None]
     row.ids_file = row.vectors_file = row.labels_file = None
     row.ids_sha256 = row.vectors_sha256 = row.labels_sha256 = None

@@ -11,10 +11,10 @@ from gallery.catalog.tables import now
 
 
 def moment(session: Session) -> datetime:
-    """This moment, by the one clock of all who lease.
+    """This moment, by the one clock that all workers share: the database's.
 
-    Those of two hosts may differ by more than a lease lasts, and each would take away what the other holds. So it is the
-    database's; SQLite has none, and is on one host.
+    The clocks of two hosts may differ by more than a lease lasts, and each host would take away what the other holds. SQLite
+    has no clock of its own, but there all workers are on one host.
     """
     if session.get_bind().dialect.name == "sqlite":
         return now()
@@ -23,10 +23,10 @@ def moment(session: Session) -> datetime:
 
 
 def ended(until: InstrumentedAttribute[datetime | None], moment: datetime, seconds: float) -> ColumnElement[bool]:
-    """Whoever had it went silent.
+    """The condition that a lease is over, since its holder went silent.
 
-    A lease that seems to last far longer than any that is given now was given before the clock was set back; its holder, if
-    it lives, renews it by the new clock long before anyone looks.
+    A lease that seems to last far longer than any that is given now was given before the clock was set back, so it counts as
+    over too. Its holder, if it lives, renews it by the new clock long before anyone looks.
 
     Args:
         until: when it ends, unless it is renewed.

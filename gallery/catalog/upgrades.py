@@ -31,15 +31,18 @@ class Lease:
     segment_id: int
     owner: str
     fence: int
-    #: whether its holder shall have nothing else under way meanwhile
+    #: whether the worker may have no other segment under way beside it
     alone: bool = False
 
 
 class Pins(NamedTuple):
     """What upgrades mean for the searches of a gallery."""
 
+    #: (source, target) -> name of the transformation that searches must use between them
     pinned: Mapping[tuple[str, str], str]
+    #: models that a finalized upgrade left behind
     retired: frozenset[str]
+    #: names of transformations that are given zeros where side-information is missing
     zeros_for: frozenset[str]
 
 
@@ -130,8 +133,8 @@ def active_in(session: Session, galleries: Collection[int]) -> dict[int, str]:
 def pins(session: Session, gallery_id: int, *, also: str | None = None) -> Pins:
     """Which transformation each pair of models is pinned to, and which models are retired.
 
-    An upgrade pins its own once it passed validation, and a dry run never; unless it is asked what would be if `also` this
-    one ran.
+    An upgrade pins its transformations once it has passed validation; a dry run never does. With `also`, the answer is what it
+    would be if that upgrade had begun too.
     """
     pinned: dict[tuple[str, str], str] = {}
     retired: set[str] = set()
@@ -178,8 +181,8 @@ def reorder(session: Session, upgrade_id: str, segments: Iterable[int]) -> None:
         session.execute(update(UpgradeSegmentRow), places)
 
 
-def take(session: Session, upgrade_id: str, states: Collection[str], *, owner: str, seconds: float) -> bool:
-    """Let the owner alone judge an upgrade that is in one of these states; False if it is not, or somebody does already."""
+def lease_upgrade(session: Session, upgrade_id: str, states: Collection[str], *, owner: str, seconds: float) -> bool:
+    """Lease an upgrade that is in one of these states, so that one worker judges it; False if it is in another, or is leased."""
     taken = session.execute(
         update(UpgradeRow)
         .where(UpgradeRow.id == upgrade_id, UpgradeRow.state.in_(states), _unattended(session, seconds))
@@ -190,8 +193,8 @@ def take(session: Session, upgrade_id: str, states: Collection[str], *, owner: s
     return taken.first() is not None
 
 
-def keep(session: Session, upgrade_id: str, states: Collection[str], *, owner: str, seconds: float) -> bool:
-    """Heartbeat of who judges it; False if another does now, or there is nothing more to judge."""
+def renew_upgrade(session: Session, upgrade_id: str, states: Collection[str], *, owner: str, seconds: float) -> bool:
+    """Heartbeat: move the end of the lease; False if another worker has it now, or the upgrade came to another state."""
     kept = session.execute(
         update(UpgradeRow)
         .where(UpgradeRow.id == upgrade_id, UpgradeRow.state.in_(states), UpgradeRow.owner == owner)
@@ -202,8 +205,8 @@ def keep(session: Session, upgrade_id: str, states: Collection[str], *, owner: s
     return kept.first() is not None
 
 
-def leave(session: Session, upgrade_id: str, *, owner: str) -> None:
-    """Whoever judged it does so no more, from now on."""
+def release_upgrade(session: Session, upgrade_id: str, *, owner: str) -> None:
+    """End the owner's lease now; without effect where another worker has it. When it ended stays on the row."""
     session.execute(
         update(UpgradeRow)
         .where(UpgradeRow.id == upgrade_id, UpgradeRow.owner == owner)
@@ -213,7 +216,7 @@ def leave(session: Session, upgrade_id: str, *, owner: str) -> None:
 
 
 def unattended(session: Session, upgrade_id: str, seconds: float) -> bool:
-    """Whether nobody judges an upgrade, where leases are given for so many seconds."""
+    """Whether no worker has a lease on the upgrade itself; leases are given for `seconds`."""
     free = select(UpgradeRow.id).where(UpgradeRow.id == upgrade_id, _unattended(session, seconds))
     return session.scalar(free) is not None
 
@@ -317,7 +320,7 @@ def last_done(session: Session, upgrade_id: str, *, before: datetime | None = No
 
 
 def items_transformed(session: Session) -> Mapping[str, int]:
-    """Items that upgrades transformed, by the name of the gallery; never fewer than before, and 0 from when one was started."""
+    """Items that upgrades transformed, by the name of the gallery. The numbers never fall; a first upgrade begins with 0."""
     rows = session.execute(
         select(UpgradeRow.gallery_name, func.sum(UpgradeRow.items_transformed)).group_by(UpgradeRow.gallery_name)
     )
@@ -325,7 +328,7 @@ def items_transformed(session: Session) -> Mapping[str, int]:
 
 
 def by_state(session: Session) -> Mapping[str, int]:
-    """Number of upgrades in each state that one is in; dry runs, of which a failed one is nothing to mend, are left out."""
+    """How many upgrades are in each state. Dry runs are left out: one that failed is nothing that an operator has to mend."""
     rows = session.execute(select(UpgradeRow.state, func.count()).where(~UpgradeRow.dry_run).group_by(UpgradeRow.state))
     return dict(rows.all())
 
@@ -342,7 +345,10 @@ def in_state(session: Session, upgrade_id: str, state: str) -> list[UpgradeSegme
 
 
 def set_aside(session: Session, upgrade_id: str, segment_id: int, error: str) -> None:
-    """Record that a segment's work is to be done again; an item that was upgraded as it was written had none before."""
+    """Record that a segment's work failed, so that a retry does it again.
+
+    A segment that was upgraded with the request that wrote it had no row of work; it gets one.
+    """
     row = session.get(UpgradeSegmentRow, (upgrade_id, segment_id))
     if row is None:
         rows = session.get_one(SegmentRow, segment_id).rows

@@ -103,11 +103,11 @@ def _judge(
     """
     seconds = store.settings.lease_seconds
     with store.catalog.transaction() as tx:
-        if not upgrade_rows.take(tx.session, upgrade_id, JUDGED, owner=owner, seconds=seconds):
+        if not upgrade_rows.lease_upgrade(tx.session, upgrade_id, JUDGED, owner=owner, seconds=seconds):
             return False
 
     def renew(session: Session) -> bool:
-        return upgrade_rows.keep(session, upgrade_id, JUDGED, owner=owner, seconds=seconds)
+        return upgrade_rows.renew_upgrade(session, upgrade_id, JUDGED, owner=owner, seconds=seconds)
 
     try:
         with heartbeat(store, f"upgrade {upgrade_id}", renew) as lost:
@@ -116,7 +116,7 @@ def _judge(
         return False
     finally:
         with suppress(*UNANSWERED), store.catalog.transaction() as tx:  # else it ends by itself
-            upgrade_rows.leave(tx.session, upgrade_id, owner=owner)
+            upgrade_rows.release_upgrade(tx.session, upgrade_id, owner=owner)
 
 
 def _go_on(between: Callable[[], None], lost: threading.Event) -> None:

@@ -90,7 +90,7 @@ class Lanes:
             if held is None:
                 return False
             under_way.enter_context(_recorded(self._store, held, self._turn, self._network))
-            under_way.enter_context(segment.kept(self._store, held))
+            under_way.enter_context(segment.renewed(self._store, held))
             for _ in range(self._lanes if held.alone else 1):
                 under_way.enter_context(self._under_way)
             # Who is alone keeps the turn to its end: another would be leased meanwhile, and tried as well if this one kills us.

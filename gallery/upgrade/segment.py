@@ -165,7 +165,7 @@ def fail(store: Store, held: Lease, error: str) -> None:
         row.owner, row.leased_until, row.error = None, None, error[:2000]
 
 
-def kept(store: Store, held: Lease) -> AbstractContextManager[Event]:
+def renewed(store: Store, held: Lease) -> AbstractContextManager[Event]:
     """Renew a lease while the block runs."""
     seconds = store.settings.lease_seconds
     return heartbeat(store, f"segment {held.segment_id}", lambda session: upgrade_rows.renew(session, held, seconds))

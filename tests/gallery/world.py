@@ -304,7 +304,7 @@ def lost_connection(catalog: Catalog, before: str) -> Iterator[None]:
 
 def work(store: Store, held: Lease) -> None:
     """Do a leased segment, from its start to its end."""
-    with segment.kept(store, held):
+    with segment.renewed(store, held):
         if (derived := segment.derive(store, held)) is not None:
             segment.publish(store, held, derived)
 

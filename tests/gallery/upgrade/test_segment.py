@@ -63,7 +63,7 @@ def test_a_heartbeat_outlives_a_database_that_is_gone_for_a_moment(world: World,
     flaky = World.open(tmp_path / "data", catalog=Flaky, lease_seconds=0.3)
     with flaky.store.catalog.reading() as session:
         before = session.get_one(UpgradeSegmentRow, (upgrade, held.segment_id)).leased_until
-    with segment.kept(flaky.store, held):
+    with segment.renewed(flaky.store, held):
         assert isinstance(flaky.store.catalog, Flaky)
         assert flaky.store.catalog.renewed.wait(20)
     with flaky.store.catalog.reading() as session:
