@@ -39,7 +39,7 @@ def newest_event(session: Session, upgrade_id: str) -> int:
 
 
 def asked_by(session: Session, upgrade_id: str, state: str) -> str | None:
-    """Who brought an upgrade to a state the last time; None if nobody did, or nobody knows."""
+    """The actor who last brought an upgrade to a state; None if a worker did, or a client without a key."""
     came = (EventRow.upgrade_id == upgrade_id, EventRow.detail["state"].as_string() == state)
     return session.scalar(select(EventRow.actor).where(*came).order_by(EventRow.id.desc()).limit(1))
 

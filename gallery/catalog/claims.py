@@ -1,6 +1,7 @@
-"""Files of no gallery, artifacts and the pairs of fits: who is about to name some, and who removes some, keep each other off.
+"""A lock for files that belong to no gallery: artifacts, and the pairs of fits.
 
-Those of a gallery are guarded by its row. On SQLite nobody writes beside another anyway.
+A file that no row names is removed as an orphan. So while a transaction is about to name such files, none may be removed, and
+the other way round. A gallery's own files are guarded by the lock on its row. SQLite has one writer at a time, and needs no lock.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ _LOCK = 0x0F0F_F112  # any number, as long as every process uses the same, and `
 
 
 def hold(session: Session) -> None:
-    """Let none be removed until this transaction has ended; any number may name some at once."""
+    """Take the lock to name files, until this transaction ends. Any number of transactions may do so at once."""
     if _shared(session):
         session.execute(select(func.pg_advisory_xact_lock_shared(_LOCK)))
 
 
 def free(session: Session) -> bool:
-    """Let none be named until this transaction has ended, if nobody is about to."""
+    """Take the lock to remove files, until this transaction ends; False if a transaction is about to name some."""
     removing: Select[tuple[bool]] = select(func.pg_try_advisory_xact_lock(_LOCK))
     return not _shared(session) or bool(session.scalar(removing))
 

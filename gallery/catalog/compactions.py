@@ -28,7 +28,7 @@ from gallery.catalog.tables import (
 )
 from gallery.lineage import Lineage, from_json
 
-#: of several segments' work for one upgrade that is over, which state the merged segment's work is said to have
+#: where merged segments' work for an upgrade that is over had several states, the first of these is that of the new segment
 _TELLING = ("failed", "pending", "leased", "skipped", "done")
 
 
@@ -53,7 +53,7 @@ class Kind(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What of a segment must not change while it is merged."""
+    """What must not change of a segment between its reading and the publication of what it was merged into."""
 
     segment_id: int
     rows: int
@@ -63,12 +63,12 @@ class Facts(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """A gallery that may want compacting."""
+    """A gallery that may want compacting, as it was when a worker looked."""
 
     gallery_id: int
     version: int
     asked_at: datetime | None
-    #: the active one: once it is over, what it held may be merged, although the gallery's version is the same
+    #: the active upgrade: once it is over, what it held may be merged, although the gallery's version is the same
     upgrade_id: str | None
 
 
@@ -83,7 +83,7 @@ def galleries(session: Session) -> list[Looked]:
 
 
 def facts(session: Session, gallery_id: int) -> dict[int, Facts]:
-    """What there is to know of a gallery's segments before some of them are merged, by id; but for their deletions."""
+    """The facts of a gallery's segments by id. Deletions are no part of them: they may go on while segments are merged."""
     there = (SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None))
     columns: dict[int, list[ColumnKind]] = defaultdict(list)
     for row in session.scalars(
@@ -170,7 +170,7 @@ def mark_moved(session: Session, old: Collection[int], version: int) -> None:
 
 
 def carry_work(session: Session, old: Collection[int], new: int) -> None:
-    """Let upgrades that are over say of the new segment what they did to the old ones, and what failed of them."""
+    """Replace the old segments' rows of work by one row for the new segment; the upgrades that they are of are over."""
     done: dict[str, list[UpgradeSegmentRow]] = defaultdict(list)
     for row in session.scalars(select(UpgradeSegmentRow).where(UpgradeSegmentRow.segment_id.in_(old))):
         done[row.upgrade_id].append(row)
@@ -230,7 +230,7 @@ def remove(session: Session, gallery_id: int, ids: Sequence[int]) -> list[str]:
 
 
 def answered(session: Session, looked: Looked) -> None:
-    """What was asked for is done; unless it was asked for again meanwhile."""
+    """Record that the compaction that was asked for is done, unless it was asked for again meanwhile."""
     session.execute(
         update(GalleryRow)
         .where(GalleryRow.id == looked.gallery_id, GalleryRow.compact_asked_at == looked.asked_at)

@@ -80,13 +80,16 @@ class _Text(FunctionElement[str]):
 
 
 class _EachKind(_Kind):
-    """The same on SQLite for a name that JSON writes with escapes: its paths compare names as they are written."""
+    """As `_Kind`, on SQLite, for a field whose name JSON writes with escapes.
+
+    SQLite's JSON paths compare names as they are written, so such a field is looked for among all fields.
+    """
 
     inherit_cache = True
 
 
 class _EachText(_Text):
-    """Likewise."""
+    """As `_EachKind`, for the text of the field."""
 
     inherit_cache = True
 

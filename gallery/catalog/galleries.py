@@ -59,7 +59,7 @@ def add_gallery(
 
 
 def lock(session: Session, gallery_id: int) -> None:
-    """Hold off other writers of a gallery without a change that a search could see.
+    """Lock a gallery's row against other writers, without advancing its version: no search sees a change.
 
     Raises:
         GalleryNotFound: it was deleted meanwhile.
@@ -69,7 +69,7 @@ def lock(session: Session, gallery_id: int) -> None:
 
 
 def free(session: Session, gallery_id: int) -> bool:
-    """Hold off other writers of a gallery, if none is at work; where it is deleted, none can be."""
+    """Lock a gallery's row if no writer has it; whether that succeeded. A deleted gallery has no writers."""
     if session.get(GalleryRow, gallery_id) is None:
         return True
     statement = select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update(skip_locked=True)
@@ -151,9 +151,9 @@ _NAMES = (
 
 
 def known_file(session: Session) -> Callable[[str], bool]:
-    """Whether a stored name is named by any row: what is not may be reclaimed.
+    """Whether any row names a file; one that none names may be reclaimed.
 
-    Asked file by file, because a file that no row names now may be named by the time that it is asked about.
+    Each call asks the catalog, because a row may come to name the file until then.
     """
 
     def known(name: str) -> bool:
@@ -171,7 +171,7 @@ def known_file(session: Session) -> Callable[[str], bool]:
 
 
 def known_files(session: Session, folder: str) -> Callable[[str], bool]:
-    """As `known_file`, of the files below one folder, and as it is now: for many files, since all names are read at once."""
+    """As `known_file`, for many files of one folder: all names are read at once, and later calls answer from them."""
     names: set[str] = set()
     for column in _NAMES:
         names.update(session.scalars(select(column).where(column.startswith(f"{folder}/", autoescape=True))))

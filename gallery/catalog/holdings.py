@@ -16,7 +16,7 @@ from gallery.lineage import Lineage, from_json
 
 @dataclass(slots=True)
 class Held:
-    """What a gallery holds for one model. Columns that wait for a cutover count by their bytes only: no search sees them."""
+    """What a gallery holds for one model. Of columns that wait for a cutover, which no search sees yet, only the bytes count."""
 
     #: live items by what made their vector
     native_items: int = 0

@@ -21,9 +21,9 @@ from gallery.catalog.listed import Part, among, as_json, listed, parts, values
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow
 
 T = TypeVar("T")
-_FEW_SEGMENTS = 500  # that are named in a statement
+_FEW_SEGMENTS = 500  # a statement names at most so many; where there are more, it asks about all of the gallery's
 _ROWS_AT_ONCE = 50_000
-# The table itself: what statements with a list do, the mapper would do one by one.
+# The table and not the mapped class: through the mapper, a statement with a list would be executed row by row.
 _ITEMS = cast(Table, ItemRow.__table__)
 _WRITTEN = ["gallery_id", "segment_id", "row", "item_id", "payload"]
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
@@ -194,7 +194,7 @@ def any_live(session: Session, segment_id: int) -> bool:
 
 
 def _live(session: Session, gallery_id: int, ids: Part) -> tuple[ColumnElement[bool], ...]:
-    """The live rows of these ids, which are elements of a list."""
+    """The conditions of a live row whose id is in this part of a list."""
     return ItemRow.gallery_id == gallery_id, among(session, _ITEMS.c.item_id, ids), ItemRow.deleted_version.is_(None)
 
 

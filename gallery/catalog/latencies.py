@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from gallery.catalog.tables import SearchLatencyRow, UpgradeRow, now
 
-_FRESH = timedelta(seconds=10)  # what no process renewed for this long says nothing any more
+_FRESH = timedelta(seconds=10)  # a measurement that is older is of a process that ended
 
 
 def watched(session: Session) -> set[int]:
@@ -29,7 +29,8 @@ def publish(session: Session, process: str, p99_ms: Mapping[int, float]) -> None
 def slowest_search_ms(session: Session, gallery_id: int | None) -> float | None:
     """The largest p99 that an API process measured of late.
 
-    One from the future is of a process that ended before the clock was set back: who lives renews it each second.
+    A live process writes its own each second. So a measurement from the future is of a process that ended before the clock was
+    set back, and does not count.
     """
     moment = now()
     return session.scalar(

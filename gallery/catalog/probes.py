@@ -23,7 +23,7 @@ def replace(
 ) -> None:
     """Replace a gallery's probes: per probe its vector in each model, and the relevant ids if known.
 
-    The gallery's row is locked by then, or of two that do it at once one fails.
+    The caller has locked the gallery's row: of two that replace probes at once, one would fail.
     """
     for row in of_gallery(session, gallery_id):
         session.delete(row)

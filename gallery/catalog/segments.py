@@ -17,7 +17,7 @@ from gallery.spaces import Transformation
 T = TypeVar("T")
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
 
-# What stands with the parameters of an index: its recall; and, by backend, that of those which found too little.
+# Keys beside the parameters of an index: its recall; and the recall of each backend that was tried and found too little.
 MEASURED, REFUSED = "recall_at_10", "refused"
 
 
@@ -101,7 +101,10 @@ def drop_index(column: ColumnRow) -> None:
 
 
 def naming(session: Session, file: str) -> tuple[SegmentRow | None, ColumnRow | None]:
-    """What names a file: a segment its ids or side-information, or a column of it its vectors or index. Neither: nothing."""
+    """The segment and the column that a file belongs to.
+
+    A file of vectors or an index has both, one of ids or side-information a segment only. Neither where no row names the file.
+    """
     either = or_(ColumnRow.file == file, ColumnRow.index_file == file)
     found = session.execute(select(SegmentRow, ColumnRow).join(ColumnRow).where(either)).first()
     if found is not None:
@@ -126,7 +129,10 @@ def columns_of(session: Session, segments: Sequence[int]) -> dict[int, dict[str,
 
 
 def without_model(session: Session, gallery_id: int, model_id: int) -> list[SegmentRow]:
-    """Segments of a gallery that have live items and no column of a model: found by a join, never by comparing counts."""
+    """Segments of a gallery that have live items and no column of a model.
+
+    Found by a join, and not by comparing counts, in which two errors may cancel out.
+    """
     column = aliased(ColumnRow)
     has = exists().where(column.segment_id == SegmentRow.id, column.model_id == model_id)
     live = exists().where(ItemRow.segment_id == SegmentRow.id, ItemRow.deleted_version.is_(None))

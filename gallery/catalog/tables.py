@@ -269,7 +269,7 @@ class UpgradeRow(Base):
     #: whether items that the target model embedded again may refuse it
     contradicting: Mapped[str] = mapped_column(String(8), default="fail")
     dry_run: Mapped[bool]
-    #: who checks it before the first segment, or verifies it after the last; until when the others leave it to them, or did
+    #: the worker that has, or had, the lease on the upgrade itself, to check or to verify it; and when that lease ends
     owner: Mapped[str | None]
     leased_until: Mapped[datetime | None]
     throttle: Mapped[dict[str, Any]]
@@ -278,7 +278,7 @@ class UpgradeRow(Base):
     report: Mapped[dict[str, Any]]
     #: no segment may be leased before this moment; how the throttle reaches every worker
     not_before: Mapped[datetime | None]
-    #: when that was set; a clock that is set back is told by it
+    #: when that was set, by which it is noticed that a clock was set back
     not_before_set_at: Mapped[datetime | None]
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     request_sha256: Mapped[str | None] = mapped_column(String(64))
@@ -286,9 +286,9 @@ class UpgradeRow(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    #: only grows: rows of work go with the segments that are merged, and with the gallery
+    #: only grows, unlike the rows of work, which go with merged segments and with the gallery
     items_transformed: Mapped[int] = mapped_column(BigInteger, default=0)
-    #: how far it had come when it ended (`gallery.upgrade.progress`), for the same reason; null before
+    #: the counts of `gallery.upgrade.progress` when it ended, kept for the same reason; null before
     progress: Mapped[dict[str, Any] | None]
 
     source: Mapped[ModelRow] = relationship(foreign_keys=[source_id], lazy="joined", innerjoin=True)

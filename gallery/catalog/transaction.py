@@ -31,7 +31,7 @@ log = structlog.get_logger()
 #: The database did not answer. That says nothing of what was asked, so whoever meets one of these may do the same again.
 UNANSWERED = (OperationalError, InterfaceError, PoolTimeout)
 _BUSY_TIMEOUT_MS = 30_000  # an Arrow upsert of a million rows may hold SQLite's write lock for many seconds
-# Longer than any transaction that writes waits for its own process; one that reads may open files meanwhile.
+# No transaction that writes waits for its own process for so long. One that reads may: it opens files meanwhile.
 _SUSPENDED_MS = 30_000
 
 # libpq's, unless the URL says otherwise: without them a server's host that is gone is waited for from two minutes to two hours.
@@ -91,7 +91,7 @@ def in_words(error: Exception) -> str:
 
 
 def _attempt(action: Callable[[], None]) -> None:
-    """What is committed is done, whatever comes of this: files that stay are swept, and workers look for work unasked."""
+    """Do what follows a commit. A failure loses nothing: files that stay are swept later, and workers look for work unasked."""
     try:
         action()
     except Exception:
@@ -114,7 +114,7 @@ def _engine(url: str | URL) -> Engine:
 
 
 def _as_json(value: Any) -> str:
-    """A measure that overflowed is NaN or infinite, which JSON has not: PostgreSQL refuses it, and clients cannot read it."""
+    """JSON, with null for NaN and infinity, which a measure that overflowed is: PostgreSQL and clients refuse them."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
@@ -136,7 +136,7 @@ def _for_reading(engine: Engine) -> Engine:
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    """A process that is suspended while it writes holds its locks; after a while the server ends that for the others."""
+    """Let the server end a transaction whose process is suspended: it would hold its locks against all others."""
     if not connection.get_execution_options().get("postgresql_readonly"):
         connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {_SUSPENDED_MS}")
 
