@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class _Unmeasured(Exception):
-    """A cutover would be judged by what was not measured yet."""
+    """Nothing was measured for the cutover yet, since the upgrade still verified when that was looked at."""
 
 
 def due(store: Store, states: Collection[State] = DRIVEN) -> list[str]:
@@ -89,14 +89,15 @@ def _judge(
     between: Callable[[], None],
     judge: Callable[[Callable[[], None]], bool],
 ) -> bool:
-    """Let one worker judge an upgrade, which may read the whole gallery: what it finds out, no other need.
+    """Check or verify an upgrade under a lease on it. That may read the whole gallery, so no other worker need do it too.
 
     Args:
         store: where the upgrade is.
         upgrade_id: which.
-        owner: who holds it meanwhile.
-        between: is called in between.
-        judge: does it. What it is given it calls in between, and that raises `Stopped` if the upgrade is not held any more.
+        owner: who leases it.
+        between: as for `advance`.
+        judge: does it. It often calls the function that it is given, which calls `between`, and raises `Stopped` if the lease is
+            lost.
 
     Returns:
         What `judge` does; False where another holds it, or it was given up.
@@ -191,7 +192,7 @@ def cutover(
     accept_below_gate: bool = False,
     actor: str | None = None,
 ) -> Changed:
-    """Let all transformed segments serve at once, if they are measured to be good enough.
+    """Let all transformed segments serve at once, if they pass the gate.
 
     Raises:
         GateClosed: they are not, and that was not accepted.
@@ -238,11 +239,11 @@ def _due(session: Session, row: UpgradeRow, lease_seconds: float) -> bool:
 
 
 def _damaged(store: Store, upgrade_id: str, between: Callable[[], None]) -> dict[int, str]:
-    """Columns of an upgrade whose bytes are not those that were written and could not be made anew, and why; by id."""
+    """By column id, what is wrong with columns of an upgrade that are damaged and could not be made anew."""
     with store.catalog.reading() as session:
         columns = list(session.scalars(select(ColumnRow).where(ColumnRow.upgrade_id == upgrade_id)))
     found: dict[int, str] = {}
-    # The network has nothing to do any more: digests may have the processors that it had.
+    # Nothing is transformed any more, so digests may use the processors.
     threads = ThreadPoolExecutor(store.settings.segments_at_once, thread_name_prefix="verify")
     read = [(column, threads.submit(verify, store.files, column.file, column.sha256)) for column in columns]
     try:
@@ -262,7 +263,7 @@ def _damaged(store: Store, upgrade_id: str, between: Callable[[], None]) -> dict
 
 
 def _set_aside(store: Store, upgrade_id: str, damaged: Mapping[int, str]) -> bool:
-    """Drop columns that cannot be made anew now, and fail; a retry makes them, once what they are made from is whole again."""
+    """Drop damaged columns, and fail the upgrade. A retry makes them again, once what they are made from is whole."""
     with store.catalog.transaction() as tx:
         row, _ = locked(tx.session, upgrade_id)
         if row.state != State.VERIFYING:
@@ -280,7 +281,7 @@ def _set_aside(store: Store, upgrade_id: str, damaged: Mapping[int, str]) -> boo
 
 
 def _without_target(session: Session, row: UpgradeRow) -> list[int]:
-    """Segments that should have a column of the target and have none: by a join, never by counts."""
+    """Segments that should have a column of the target and have none; found by a join, never by counts."""
     skipped = {s.segment_id for s in upgrade_rows.in_state(session, row.id, "skipped")}
     lacking = segment_rows.without_model(session, row.gallery_id or 0, row.target_id)
     lacking = [segment for segment in lacking if segment.id not in skipped]

@@ -1,4 +1,4 @@
-"""A gallery as searches do not see it yet: what quality is measured on before they do."""
+"""A gallery as searches will see it later in an upgrade, so that quality can be measured before they do."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gallery.views import SegmentView, open_searchable
 
 
 def running(store: Store, world: World, row: UpgradeRow) -> World:
-    """As searches see it while the upgrade runs: its transformation is used, and its policy for side-information.
+    """The gallery as searches see it while the upgrade runs: by its transformations and its policy for side-information.
 
-    Searches see that of an upgrade anyway, and never of a dry run, which changes nothing.
+    Once an upgrade runs, searches see it so anyway; of a dry run, they never do.
     """
     snapshot = world.snapshot(row.gallery_name)
     with store.catalog.reading() as session:
@@ -27,19 +27,19 @@ def running(store: Store, world: World, row: UpgradeRow) -> World:
 
 
 def upgraded(store: Store, world: World, row: UpgradeRow) -> World:
-    """As `running`, but for what the upgrade will skip, where a query of the target model alone will not reach that.
+    """The gallery as queries of the target model will see it after the upgrade; columns not made yet are mapped on demand.
 
-    The columns of the target are not there yet: their rows are mapped when they are asked for.
+    As `running`, without the segments that the upgrade will skip, unless a backward transformation reaches them.
     """
     seen = running(store, world, row)
     with store.catalog.reading() as session:
         pinned = upgrade_rows.transformations(session, row)
 
-    def comes(view: SegmentView) -> bool:
+    def will_have(view: SegmentView) -> bool:
         made = {model: len(column.lineage) for model, column in view.columns.items()}
         return row.missing_side != "skip" or sources.choose(row, pinned, made, view.side_dimension) is not None
 
-    return _reached(seen, row, comes)
+    return _reached(seen, row, will_have)
 
 
 def cut_over(store: Store, world: World, row: UpgradeRow) -> World:
@@ -63,12 +63,12 @@ def cut_over(store: Store, world: World, row: UpgradeRow) -> World:
     return _reached(seen, row, lambda _: False)
 
 
-def _reached(world: World, row: UpgradeRow, comes: Callable[[SegmentView], bool]) -> World:
-    """Without segments that neither have nor get a column of the target; a backward transformation would reach them."""
+def _reached(world: World, row: UpgradeRow, will_have: Callable[[SegmentView], bool]) -> World:
+    """Leave out segments that neither have nor will have the target's column, unless a backward transformation reaches them."""
     snapshot, target = world.snapshot(row.gallery_name), row.target.name
     if world.registry.between(target, row.source.name, "backward", snapshot.pinned) is not None:
         return world
-    return _with(world, snapshot.of(view for view in snapshot.segments if target in view.columns or comes(view)))
+    return _with(world, snapshot.of(view for view in snapshot.segments if target in view.columns or will_have(view)))
 
 
 def _with(world: World, snapshot: Snapshot) -> World:

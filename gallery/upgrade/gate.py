@@ -12,13 +12,13 @@ from typing import Any, Literal, NamedTuple
 
 
 class Limit(NamedTuple):
-    """What a limit says of which measure."""
+    """Which measure a limit is about, and in which way it limits it."""
 
     measure: str
     kind: Literal["floor", "ceiling", "drop"]
 
 
-#: what a gate may ask for
+#: by name, the limits that a gate may have
 LIMITS: Mapping[str, Limit] = {
     "min_cmc1": Limit("cmc1", "floor"),
     "min_recall_at_10": Limit("recall_at_10", "floor"),
@@ -29,7 +29,7 @@ LIMITS: Mapping[str, Limit] = {
     "max_recall_drop": Limit("recall_at_10", "drop"),
     "max_map_drop": Limit("map", "drop"),
 }
-#: what a measure is, in the sentence that says that a gate is missed
+#: when the measures were taken; a part of the sentence that says that a limit is missed
 EXPECTED, NOW, UPGRADED = "expected after the upgrade", "measured now", "measured on the upgraded columns"
 _ROUNDING = 1e-9  # 0.6 - 0.5 is a little more than 0.1
 

@@ -1,10 +1,12 @@
 """Several segments under way in one process: while one is transformed, those before it are indexed and published.
 
 A lane is a thread that does one segment after the other, each with a lease, a heartbeat and a fence of its own. To everybody
-else it is one more worker, and what holds for several workers holds for it. Only one lane at a time has the turn, in which a
-segment is leased and read: a lane that waits for it holds no lease. It goes on when the segment is read to its end, so that the
-next is there when the last block of this one is transformed, and the network waits neither for the catalog nor until the disk
-has all of a column. Two transformations would share the processor, so only one goes on at a time.
+else it is one more worker, and what holds for several workers holds for it.
+
+Two locks order the lanes. A segment is leased and read by the lane that has the turn; a lane that waits for the turn holds no
+lease. The turn passes to the next lane once the segment is read to its end. So the next segment is there when the last block of
+this one is transformed, and the transformation waits neither for the catalog nor until the disk has the whole column. Two
+transformations would share the processor, so a second lock lets only one go on at a time.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from gallery.upgrade import segment
 from gallery.upgrade.pipeline import Turn
 
 log = structlog.get_logger()
-# Lanes beyond those that are busy at once. Where an index takes longer than usual, as the first does, whose lists are trained,
-# the column after it waits for its turn on disk, and the one after that is transformed meanwhile.
+# Lanes beyond those that are busy at once. An index may take long, as the first does, whose lists are trained. Then the next
+# column waits on disk for its index, and the one after that is transformed meanwhile.
 _WAITING = 1
 
 
@@ -60,6 +62,7 @@ class Lanes:
         self._busy = _Busy(busy)
         self._turn, self._network, self._after = threading.Lock(), threading.Lock(), threading.Lock()
         self._under_way = threading.Semaphore(self._lanes)
+        #: no lane begins another segment
         self._over = False
 
     def run(self) -> bool:
@@ -93,7 +96,7 @@ class Lanes:
             under_way.enter_context(segment.renewed(self._store, held))
             for _ in range(self._lanes if held.alone else 1):
                 under_way.enter_context(self._under_way)
-            # Who is alone keeps the turn to its end: another would be leased meanwhile, and tried as well if this one kills us.
+            # A lease that is alone keeps the turn to its end: another segment would lose an attempt if this one kills us.
             turn_over: Callable[[], None] = _nothing if held.alone else turn.close
             derived = segment.derive(self._store, held, Turn(turn_over, self._network))
             turn_over()
@@ -107,10 +110,10 @@ class Lanes:
 
 
 class _Busy:
-    """How many lanes transform and index at once, which is what memory and processors are for; the others wait.
+    """Limits how many lanes transform and index at once, for which there is memory and processors; the others wait.
 
-    Whose last block is transformed counts no more. Whoever transforms goes first. The first index is built alone: those beside it
-    would train lists of their own, in place of taking its.
+    A lane stops counting once its last block is transformed, and counts again while it indexes. Transforming goes first. The
+    first index is built alone: others beside it would train lists of their own, instead of taking over its lists.
     """
 
     def __init__(self, most: int) -> None:
@@ -157,9 +160,9 @@ def _nothing() -> None:
 
 @contextmanager
 def _recorded(store: Store, held: Lease, turn: threading.Lock, network: threading.Lock) -> Iterator[None]:
-    """What goes wrong with a segment is recorded on its row, and must not stop the others.
+    """Record what goes wrong with a segment on its row, so that it does not stop the others.
 
-    What it is made from may have been derived itself, and is made anew first, in turn, so that the next attempt finds it.
+    Its source may be a damaged column that was itself derived. That is made anew first, under both locks, for the next attempt.
     """
     try:
         yield

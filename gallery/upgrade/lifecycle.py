@@ -36,7 +36,7 @@ def pause(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed
 def resume(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
     """Go on where it stopped; after a failure, with another try for what failed.
 
-    Where its gate had stopped an upgrade that had begun, it goes on in spite of it.
+    An upgrade that its gate stopped after it had begun goes on in spite of the gate.
     """
     with store.catalog.transaction() as tx:
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
@@ -123,10 +123,10 @@ def cutover(
 
 
 def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Changed:
-    """Let go of the older models' columns: no way back, and their bytes are free.
+    """Delete the older models' columns. There is no way back then, and their bytes are free.
 
-    What it started on top of is finalized with it. A segment that was skipped keeps its newest column, or its items would be
-    lost.
+    Upgrades that this one started on top of are finalized with it. A segment that was skipped keeps its newest column, or its
+    items would be lost.
     """
     with store.catalog.transaction("finalize") as tx:
         row, gallery = locked(tx.session, upgrade_id)
@@ -150,10 +150,10 @@ def would_free(session: Session, row: UpgradeRow) -> int | None:
 
 
 def _with_below(session: Session, row: UpgradeRow, gallery_id: int) -> list[tuple[UpgradeRow, set[int], set[int]]]:
-    """An open upgrade and those that it lies on, each with the models that it lets go of and with those that are newer.
+    """An open upgrade and those below it, each with the models whose columns it deletes, and the models that are newer.
 
-    The lowest lets go of the models before it, too: of columns that a finalize had to keep, because there was no newer one
-    that could not be taken back.
+    A column is deleted only from segments that have a newer one. The lowest upgrade also deletes columns of the models before it,
+    which an earlier finalize had to keep: their segments had no newer column that could not be rolled back.
     """
     stack = upgrade_rows.open_of(session, gallery_id)
     before = upgrade_rows.finalized_sources(session, gallery_id).difference(

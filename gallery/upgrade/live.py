@@ -1,7 +1,7 @@
 """Quality while an upgrade runs, and before its cutover; the gate is judged by it.
 
-A progressive upgrade is measured after a segment was published, by the worker that published it, and no oftener than what
-measuring may take of the time. What it finds is kept as a curve of quality over progress.
+A progressive upgrade is measured by the worker that has just published a segment, as often as the share of time allows that
+measuring may take. The results are kept as a curve of quality over progress.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from gallery.upgrade.states import State
 
 #: most points of the curve
 POINTS = 128
-_STEP = 0.01  # of the items: a curve needs no more
-_WAIT = timedelta(seconds=10)  # where segments take long: what is written meanwhile changes quality too
+_STEP = 0.01  # share of the items between two points: a curve needs no more
+_WAIT = timedelta(
+    seconds=10
+)  # or so much time, where segments take long: what is written meanwhile changes quality too
 log = structlog.get_logger()
 
 
@@ -58,7 +60,7 @@ def rested(measured: Mapping[str, Any], moment: datetime, share: float) -> bool:
 
 
 def curve(points: Sequence[Mapping[str, Any]], point: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The curve with one more point, in place of those that are as good as there already; the first stays. Pure."""
+    """The curve with one more point, which replaces points at nearly the same fraction; the first point stays. Pure."""
 
     def part(of: Mapping[str, Any]) -> int:
         return int(of["fraction"] * (POINTS - 2))
@@ -112,9 +114,9 @@ def before_cutover(
 
 
 def verified(row: UpgradeRow, compared: quality.Comparison | None, at: datetime) -> dict[str, Any]:
-    """An upgrade's quality as it was measured on the upgraded columns, with its gate judged by it.
+    """An upgrade's quality after it was measured on the upgraded columns, and the gate judged by that.
 
-    Until searches see those columns, that is what is expected after the upgrade.
+    Where searches do not see those columns yet, the result is `expected_after`; in a progressive upgrade it is `now`.
     """
     measured = quality.Measured() if compared is None else compared.measured()
     found = dict(row.quality)
@@ -149,7 +151,7 @@ def _record(store: Store, upgrade_id: str, measured: quality.Measured, fraction:
 def _seen(
     found: Mapping[str, Any], after: Mapping[str, Any] | None, fraction: float, at: datetime, seconds: float
 ) -> dict[str, Any]:
-    """Quality with what was measured on what searches see."""
+    """Quality with one more measurement of what searches see."""
     told = {
         **found,
         "now": after,

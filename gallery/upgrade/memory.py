@@ -27,13 +27,12 @@ def needed(
         dimensions: of the source, of the side-information if it takes any, and of the target.
         architecture: what the artifact declares; its widest layer decides what lies between two layers.
         indexed_rows: rows of the largest segment that gets an index file; its index is built in memory.
-        segments: how many may be under way; one of them is transformed, and in the worst case all others are indexed, and it
-            is next.
+        segments: how many may be under way. In the worst case, all of them are indexed at once.
     """
     source, side, target = dimensions
     widest = max([source + (side or 0), target, *_widths(architecture)])
-    # Blocks that are read, wait and are computed with, and two of the segment that is next; what comes out of one layer and into
-    # the next; and the results of blocks that are computed, wait and are written.
+    # Five blocks of input: one that is read, one that waits, one that is computed with, and two of the next segment. Two blocks
+    # between layers, into one and out of it. Three blocks of results: one that is computed, one that waits, one that is written.
     transformed = block * (5 * (source + (side or 0)) + 2 * widest + 3 * target) * _FLOAT32
     return transformed + segments * indexed_rows * (target * _FLOAT32 + _LINKS)
 

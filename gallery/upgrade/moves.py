@@ -37,7 +37,7 @@ def locked(session: Session, upgrade_id: str) -> tuple[UpgradeRow, GalleryRow | 
 
 
 def held(session: Session, upgrade_id: str) -> tuple[UpgradeRow, GalleryRow | None]:
-    """As `locked`, but of a dry run the upgrade alone: it changes no gallery, not even its version."""
+    """As `locked`; but for a dry run, which changes no gallery and no version, only the upgrade is locked."""
     row = upgrade_rows.upgrade_row(session, upgrade_id)
     return (upgrade_rows.upgrade_row(session, row.id, lock=True), None) if row.dry_run else locked(session, row.id)
 
@@ -96,7 +96,7 @@ def drop(store: Store, tx: Transaction, columns: list[ColumnRow]) -> int:
 
 
 def event(session: Session, row: UpgradeRow, actor: str | None, action: str, **detail: Any) -> None:
-    """Whatever is done is done with the artifact that the upgrade is pinned to."""
+    """Record an event of an upgrade, with the artifact that it is pinned to."""
     audit.record(
         session,
         f"upgrade.{action}",
@@ -109,7 +109,7 @@ def event(session: Session, row: UpgradeRow, actor: str | None, action: str, **d
 
 
 def _ends(row: UpgradeRow, then: State) -> bool:
-    """A dry run that failed holds nothing that a person would have to resume or cancel."""
+    """Whether a state is the end of a run: a dry run that failed does not wait for a person to resume or cancel it."""
     return row.dry_run and then is State.FAILED
 
 

@@ -56,7 +56,7 @@ def measure(store: Store, upgrade: UpgradeRow) -> list[Candidate]:
 
 
 def told(work: Sequence[Candidate], by: Order) -> Mapping[str, Any]:
-    """What the report says of an order: the first segments, and why they are."""
+    """What the report says of an order: the first segments, and why they go first."""
     if by is Order.STORED:
         return {}
     first = [
@@ -71,7 +71,7 @@ def told(work: Sequence[Candidate], by: Order) -> Mapping[str, Any]:
 
 
 def _uncertainty(store: Store, segment: SegmentRow, source: Source | None, deleted: Rows | None) -> float:
-    """The mean over the live rows of a segment, or over some of them that lie evenly; -inf if nothing will be derived."""
+    """The mean over live rows of a segment, at most `SAMPLE_ROWS` of them, evenly spread; -inf if nothing will be derived."""
     rows = _sample(segment.rows, deleted)
     if not len(rows) or source is None:
         return -math.inf

@@ -60,11 +60,11 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How columns that are made one after the other overlap: the next is read while the last blocks of this are transformed."""
+    """How the making of one column overlaps with the next: that is read while the last blocks of this one are transformed."""
 
-    #: is called when all is read, and the last block is about to be transformed
+    #: called once all is read, before the last block is transformed
     read: Callable[[], None]
-    #: is held while blocks are transformed, which one column's are at a time
+    #: held while blocks are transformed: one column at a time
     transforming: AbstractContextManager[Any]
 
 
@@ -105,7 +105,10 @@ def derive(store: Store, work: Work, turn: Turn = NO_TURN) -> Made:
 
 
 def _read(store: Store, work: Work) -> Generator[Block]:
-    """What is made of damaged bytes would get a digest that says it is right: the last block comes with the judgement."""
+    """The blocks of the source, with side-information. Digests are compared before the last one is given, or raise.
+
+    What is made of damaged bytes would get a digest that says that it is right.
+    """
     source, *sides = (
         read_blocks(
             store.files,
@@ -124,9 +127,10 @@ def _read(store: Store, work: Work) -> Generator[Block]:
 
 
 def _alone(blocks: Iterable[Block], turn: Turn) -> Generator[Block]:
-    """The blocks; on a CPU the next is asked for once one is transformed, so none of two columns is transformed at the same time.
+    """The blocks, while this column has the lock for transforming.
 
-    A GPU is handed some ahead, and has the last blocks of one column and the first of the next under way together.
+    On a CPU the next block is asked for once one is transformed, so blocks of two columns are never transformed at once. A GPU
+    takes some ahead, and has the last blocks of one column and the first of the next under way together.
     """
     coming = iter(blocks)
     with turn.transforming:

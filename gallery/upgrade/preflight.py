@@ -32,7 +32,7 @@ from gallery.upgrade import known_answers, memory, sources, throttle
 
 _HEADROOM = 1.1  # index files hold a little more than vectors, and the catalog grows too
 
-#: facts for the report, and what they mean in words; what it raises is a refusal, unless the check was not made
+#: gives facts for the report, and what they mean in words. An exception is a refusal, unless it says that nothing was found out
 Check = Callable[[], tuple[Mapping[str, Any], str]]
 
 
@@ -101,7 +101,7 @@ class _Work:
 
     @property
     def used(self) -> list[Transformation]:
-        """What columns will be made by, and what was asked for anyway, first."""
+        """The transformations that columns will be made by; first the main one, which counts even if no segment needs it."""
         chosen = {made_from.transformation.name for _, made_from in self.segments if made_from is not None}
         main, *others = self.transformations
         return [main, *(each for each in others if each.name in chosen)]
@@ -236,11 +236,11 @@ class _Work:
 
 
 class _WithoutSide(NamedTuple):
-    """Live items that lack side-information for what their column is made by; which that is depends on the policy."""
+    """Live items without the side-information that their transformation needs; the policy decides which one that is."""
 
-    #: nothing makes a column of them, unless zeros stand for it
+    #: without zeros for it, none of the transformations can make their column
     left_out: int
-    #: zeros stand for it, where they may
+    #: with zeros allowed, they would be transformed with zeros
     with_zeros: int
 
 

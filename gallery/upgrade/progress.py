@@ -1,6 +1,6 @@
 """How far an upgrade is: counted from rows, so it is true after any crash.
 
-Rows of work go with the segments that are merged later, and with the gallery: what they say in the end is kept beside them.
+Rows of work are deleted with segments that are merged later, and with the gallery. So the counts at the end are kept apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gallery.upgrade.segment import hold
 from gallery.upgrade.states import JUDGED, State
 
 _STALLED_AFTER = timedelta(seconds=15)
-#: what no worker does, where none holds the upgrade
+#: by state, what is missing where no worker has the lease on the upgrade
 _NOT_DONE = {
     State.PENDING: "no worker has taken it up",
     State.VALIDATING: "no worker checks it, and whoever did has died or was stopped",
@@ -168,7 +168,7 @@ def _eta(session: Session, row: UpgradeRow, left: int, rate: float | None) -> fl
 
 
 def _rate(session: Session, row: UpgradeRow, counts: Counts, done: int) -> float | None:
-    """Items per second of the time in which it was to go on: a pause is no work."""
+    """Items per second, without the time in which it was paused or had failed."""
     if row.started_at is None or counts.last_done is None or done == 0:
         return None
     rested = _rested(session, row, row.started_at, counts.last_done)
@@ -177,7 +177,7 @@ def _rate(session: Session, row: UpgradeRow, counts: Counts, done: int) -> float
 
 
 def _rested(session: Session, row: UpgradeRow, start: datetime, end: datetime) -> timedelta:
-    """How long it rested between two moments, paused or failed, until it went on; a segment that was under way is no rest."""
+    """How long it was paused or failed between two moments; while a segment was still under way, it did not rest."""
     rested, since = timedelta(0), None
     for at, state in audit.states(session, row.id):
         if state != State.RUNNING:

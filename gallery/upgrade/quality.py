@@ -1,9 +1,9 @@
 """Ask a gallery's probes and judge what they find.
 
 Probes are queries with known vectors, in the source and in the target model, and, where known, the ids that are relevant.
-They are asked by the same search that serves, of one snapshot: what the source model's queries find of it is `before`. Before
-the first segment it cannot say what will be found, so what is expected is told by a search that maps and scores every item.
-Items that come and go meanwhile thus change both sides of every comparison.
+They are asked by the same search that serves, in one snapshot: what queries of the source model find there is `before`. So items
+that come and go meanwhile change both sides of a comparison. Before the first segment, that search cannot show what will be found
+after the upgrade. What is expected is therefore measured by a search that maps and scores every item.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def compare(
         probes: of its gallery.
         before: what source-model queries are asked of: the gallery as searches see it now.
         after: what target-model queries are asked of: the same, or one of `foresight`'s.
-        ask: how target-model queries are asked: until the gallery is upgraded, by `search_exactly`. In a search that serves,
-            what the source model proposes decides, too, and both models together often find more than the upgraded gallery will.
+        ask: how target-model queries are asked. Before the gallery is upgraded, that is `search_exactly`: in a search that
+            serves, the source model proposes candidates, and both models together often find more than the upgraded gallery will.
     """
     source, target = row.source.name, row.target.name
     both = _having(probes, source, target)

@@ -1,8 +1,8 @@
 """Quality over the refined part of an upgraded gallery: the items whose vector the target model itself made.
 
-After an upgrade is completed, items may be embedded again, those first that gain most by it; what comes natively takes the
-place of what was derived. Whenever there is more of that, a worker asks the probes again, in no more of its time than measuring
-may take while an upgrade runs. So an operator sees what the next thousand are worth.
+After an upgrade is completed, items may be embedded again, those first that gain most by it. Their native vectors replace the
+derived ones. As their number grows, a worker asks the probes again, within the share of its time that measuring may take. So an
+operator sees what the next thousand items are worth.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Refined(NamedTuple):
 
 
 class Refinements:
-    """What a worker looks after; it remembers where nothing was refined since it last counted."""
+    """The refinements of all galleries, as a worker looks after them; it remembers where it counted and found nothing new."""
 
     def __init__(self, store: Store, galleries: Galleries, searcher: Searcher) -> None:
         """Measure with the worker's own searcher."""
@@ -51,7 +51,7 @@ class Refinements:
         self._searcher = searcher
         #: by upgrade, the version of its gallery at which nothing was new
         self._counted: dict[str, int] = {}
-        #: by upgrade, when to look again: to count the items of a large gallery takes time, too
+        #: by upgrade, when to look again: counting the items of a large gallery takes time, too
         self._again: dict[str, float] = {}
 
     def due(self) -> list[str]:

@@ -74,8 +74,8 @@ def lease(store: Store, upgrade_id: str, owner: str) -> Lease | None:
         if row is None:
             return None
         _await_next(store, tx.session, upgrade)
-        # Who had it before may have died of it, and shall not take another segment along. And a part of the time is only kept
-        # to if nothing goes on beside what is timed.
+        # Its last worker may have died of it, and another segment beside it would lose an attempt too. And a duty cycle can only
+        # be kept if nothing else goes on beside the segment that is timed.
         alone = row.attempts > 1 or upgrade.throttle.get("duty_cycle") is not None
         return Lease(upgrade_id, row.segment_id, owner, row.fence, alone)
 
@@ -118,7 +118,7 @@ def derive(store: Store, held: Lease, turn: Turn = NO_TURN) -> Derived | None:
 
 
 def _made(store: Store, segment_id: int, work: Work, turn: Turn) -> Made:
-    """The column. What the transformation makes of a deleted item is of no interest, and fails nothing.
+    """Make the column. If the vector of a deleted item cannot be stored, the column is made again with a stand-in for it.
 
     Raises:
         InvalidVector: it gives numbers that cannot be stored for an item that is live; the message names it.
@@ -242,7 +242,7 @@ def _skip(store: Store, held: Lease) -> None:
 
 
 def _await_next(store: Store, session: Session, upgrade: UpgradeRow) -> None:
-    """From now on the next segment waits for as long as its items take."""
+    """Let the next segment wait, from now on, for as long as its items take at the rate of the throttle."""
     following = upgrade_rows.next_free(session, upgrade.id, store.settings.lease_seconds)
     rows = None if following is None else following.rows
     _wait(upgrade, throttle.before_segment(upgrade.throttle, rows, _waits(upgrade), now()))

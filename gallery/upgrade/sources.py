@@ -1,4 +1,4 @@
-"""What an upgrade makes each segment's new column from. What there is to choose from is read here; `gallery.paths` chooses.
+"""What an upgrade makes each segment's new column from. The possible sources are read here, and `gallery.paths` chooses.
 
 An upgrade starts at the gallery's model. Segments may have columns of other models too: native ones that an earlier upgrade
 left, until it is finalized. A transformation that leads from such a model to the target is pinned as well, and is used where
@@ -43,7 +43,7 @@ class Pinned(NamedTuple):
 def pin(session: Session, gallery: GalleryRow, transformation: str | None, target: str | None) -> Pinned:
     """The transformations to a target: the one that was named, and for the other models the latest one of each.
 
-    Only who names it gets one that its own fit advised against.
+    A transformation that its own fit advised against is used only where it is named.
 
     Args:
         session: of the transaction that starts the upgrade.
@@ -92,7 +92,7 @@ def of_segments(session: Session, upgrade: UpgradeRow, segments: Sequence[Segmen
 
 
 def of_segment(session: Session, upgrade: UpgradeRow, segment: SegmentRow) -> Source | None:
-    """Likewise for one."""
+    """As `of_segments`, for one segment."""
     return of_segments(session, upgrade, [segment])[0]
 
 
@@ -114,7 +114,7 @@ def unadvised(session: Session, target_id: int, segments: Sequence[SegmentRow]) 
 def choose(
     upgrade: UpgradeRow, pinned: Sequence[Transformation], made: Mapping[str, int], side_dimension: int | None
 ) -> Transformation | None:
-    """What an upgrade makes the column of a segment by, stored or about to be.
+    """The transformation by which an upgrade makes the column of a segment, whether that is stored already or about to be.
 
     Args:
         upgrade: with its target and its policy for missing side-information.
@@ -158,7 +158,7 @@ def _named(
 
 
 def _elsewhere(session: Session, gallery: GalleryRow, to: ModelRow, pointer: str) -> None:
-    """Refuse to come to where the gallery is, or was before an upgrade that is not finalized: its columns are there still."""
+    """Refuse a target that is the gallery's model, or was before an upgrade that is not finalized: its columns are there."""
     if to.id == gallery.model_id:
         raise errors.SameModel(f"{gallery.name} is in {to.name} already", pointer=pointer)
     for row in upgrade_rows.open_of(session, gallery.id):

@@ -55,14 +55,14 @@ NEXT: Mapping[State, frozenset[State]] = {
     S.FINALIZED: frozenset(),
 }
 
-#: an upgrade in one of these holds its gallery: no second one may start. One that rolls back is passed through within a
-#: transaction, and holds nothing: a dry run of its gallery may be active meanwhile.
+#: an upgrade in one of these holds its gallery: no second one may start. `rolling_back`, which is passed through within one
+#: transaction, is none of them, because a dry run of the gallery may be active at that moment.
 ACTIVE = frozenset(State) - {S.COMPLETED, S.FINALIZED, S.CANCELLED, S.ROLLING_BACK, S.ROLLED_BACK}
 #: segments are transformed, or will be
 WORKING = frozenset({S.PENDING, S.VALIDATING, S.RUNNING, S.PAUSED, S.FAILED})
 #: every segment was transformed; what is written in the source model now is transformed with its request
 TRANSFORMED = frozenset({S.VERIFYING, S.AWAITING_CUTOVER, S.COMPLETED})
-#: one worker finds out whether it may begin, or complete
+#: one worker checks whether it may begin, or verifies whether it may complete
 JUDGED = frozenset({S.PENDING, S.VALIDATING, S.VERIFYING})
 #: a worker has something to do
 DRIVEN = frozenset({S.PENDING, S.VALIDATING, S.RUNNING, S.VERIFYING})

@@ -1,7 +1,8 @@
 """My cut-off was 0.75: what is it in the new space? Pure.
 
-A threshold belongs to a space. What can be kept across two spaces is what it does: the share of hits that it accepts, and
-where relevance is known, its precision or its recall. All three are told from the hits of the same probes in both spaces.
+A threshold belongs to one space, and its number means nothing in another. What can be kept is its effect: the share of hits that
+it accepts, or where relevance is known, its precision or its recall. All three are computed from the hits of the same probes in
+both spaces.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 SEARCH_P99 = "search_p99_above_limit"
 _LONGEST = timedelta(days=3650).total_seconds()  # nobody waits for more, and a moment after the year 9999 is none
 _SKEW = timedelta(minutes=1)  # by which the clocks of two hosts may differ
-_LATE = timedelta(seconds=1)  # by which a worker may be late and catch up; twice the time between two of its looks
+_LATE = timedelta(seconds=1)  # a worker that is late by no more catches up; twice the time between two of its looks
 # What a segment takes besides its items: transactions, and files that are synced. With SQLite on two processors: 0.08 to 0.13.
 _SEGMENT_SECONDS = 0.1
 
@@ -32,7 +32,7 @@ def believed(not_before: datetime | None, set_at: datetime | None, now: datetime
 
 
 def is_due(throttle: Mapping[str, Any], not_before: datetime | None) -> bool:
-    """Whether the next segment has waited for its items, where it is not held back: no moment, no wait."""
+    """Whether the next segment has waited for as long as its items take; if `not_before` is not set, its wait has not begun."""
     return not throttle.get("items_per_second") or not_before is not None
 
 
@@ -110,11 +110,10 @@ def held_back(
 
 
 def _since(not_before: datetime | None, now: datetime) -> datetime:
-    """From when a wait is counted: what passed unused is made up for as far as a worker is late by itself, and not saved up."""
+    """From when a wait is counted. A worker that is a little late catches up; longer time that passed unused is not saved up."""
     return now if not_before is None else max(not_before, now - _LATE)
 
 
 def _wait(seconds: float) -> timedelta:
-    return timedelta(
-        seconds=min(_LONGEST, seconds)
-    )  # in this order it is the longest for what is no number, too: 0 by infinity
+    # In this order, `min` also gives the longest where `seconds` is NaN: 0 by infinity.
+    return timedelta(seconds=min(_LONGEST, seconds))

@@ -97,7 +97,7 @@ def _gated(
     found: _Findings,
     exactly: quality.Ask,
 ) -> tuple[dict[str, Any], str]:
-    """Measure before, now and after; a gate that is missed is a refusal of its own beside what was measured."""
+    """Measure before, now and after. A gate that is missed is a refusal of its own; the measures are reported all the same."""
     world = galleries.refresh(row.gallery_name)
     seen, upgraded = foresight.running(store, world, row), foresight.upgraded(store, world, row)
     expected = quality.compare(searcher, row, probes, before=seen, after=upgraded, ask=exactly)
@@ -125,7 +125,7 @@ def _in_words(
 
 
 def _falls(measured: quality.Measured) -> Iterator[str]:
-    """What an upgrade would make worse, of which nobody is told who asked for no limit and looks at no number."""
+    """What the upgrade would make worse, in words for an operator who set no limit and may not look at the numbers."""
     before, after = measured.before or {}, measured.after or {}
     for name in ("cmc1", "recall_at_10", "map"):
         was, will_be = before.get(name), after.get(name)
