@@ -12,11 +12,11 @@ _NO_MORE = object()
 
 
 def ahead(items: Generator[_Item]) -> Generator[_Item]:
-    """The same items, made in a thread of their own, and no more than one of them before it is asked for.
+    """The same items, each made in another thread while the caller is busy with the one before it.
 
-    So two generators that take turns become two that work at once, and memory holds one item more than without. What `items`
-    raises is raised here in its place. Whoever stops in the middle closes this (`contextlib.closing`): the item under way is
-    waited for, and `items` is closed.
+    So two generators that would take turns work at once, and memory holds one item more. What `items` raises is raised here, in
+    its place. Whoever stops in the middle closes this generator (`contextlib.closing`): it waits for the item under way, and
+    closes `items`.
     """
     with closing(items), ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
         coming = thread.submit(next, items, _NO_MORE)

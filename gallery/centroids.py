@@ -1,9 +1,9 @@
-"""Which centroids a new index is built with: those of the gallery's newest index of the model, while they serve.
+"""Which centroids a new index is built with: those of the gallery's newest index of the model, as long as they are good enough.
 
-So segments come to share them, and a query is compared with them once. No row and no file of their own says which they are:
-every index file holds its centroids, and what the newest one holds is what the next one gets. When there is none, when the
-gallery has outgrown them, or when an index built with them finds too little, new ones are trained on all of the gallery's
-vectors of the model. What was built before keeps its own.
+So segments come to share centroids, and a query is compared with them once for all of these. Nothing else records them: every
+index file holds its own, and the next index gets what the newest one holds. New ones are trained, on all of the gallery's
+vectors of the model, where there is no index yet, where the gallery has outgrown its centroids, or where an index built with
+them finds too little. Indexes that were built before keep theirs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from gallery.store import Store
 
 # A gallery may have thousands of small segments before they are merged; the largest ones tell enough.
 _MOST_COLUMNS = 64
-# So many times as many lists are tried where too much of those that suit the number of rows must be read.
+# Where a search would read too large a share of the usual number of lists, so many times as many are tried.
 MORE_LISTS = 4
-# Beside the parameters of an index: so many lists were tried for it, and were not better.
+# A key beside the parameters of an index: the number of lists that was tried for it as well, and was no better.
 IN_VAIN = "tried_in_vain"
 
 
@@ -41,7 +41,7 @@ class Unindexed(NamedTuple):
 
 
 def total_rows(store: Store, column: Unindexed) -> int:
-    """Rows of the gallery: what lists are made for, although not each segment may have the model yet."""
+    """Rows of the gallery. Lists are made for all of them, although not every segment may have the model yet."""
     with store.catalog.reading() as session:
         there = (SegmentRow.gallery_id == column.gallery_id, SegmentRow.retired_at.is_(None))
         rows = session.scalar(select(func.sum(SegmentRow.rows)).where(*there)) or 0
@@ -51,7 +51,7 @@ def total_rows(store: Store, column: Unindexed) -> int:
 def offered(
     store: Store, column: Unindexed, chosen: ListsBackend, parameters: Mapping[str, Any], total: int
 ) -> Iterator[Trained]:
-    """Lists to build with, in turn until an index finds enough. Nothing is stored.
+    """Lists to try, one after the other, until an index that is built with them finds enough. Nothing is stored.
 
     Args:
         store: where the gallery is.
@@ -70,10 +70,10 @@ def offered(
 def more(
     store: Store, column: Unindexed, chosen: ListsBackend, parameters: Mapping[str, Any], total: int
 ) -> Iterator[Trained]:
-    """`MORE_LISTS` times as many as suit the number of rows: rough ones first, which say whether it pays to train good ones.
+    """`MORE_LISTS` times the usual number of lists: first roughly trained ones, which show whether it pays to train good ones.
 
-    To train many takes as long as to transform a hundred thousand items. So there are none where as many, or half of them,
-    were in vain for another segment; and none where there are not rows enough for more.
+    To train so many takes as long as to transform a hundred thousand items. So none are offered where this number, or half of
+    it, was of no use to another segment, or where there are not rows enough to train more than the usual number.
     """
     usual, many = (chosen.lists(parameters, rows, _trainable(store, column)) for rows in (total, MORE_LISTS**2 * total))
     if many > max(usual, 2 * _in_vain(store, column)):
@@ -84,7 +84,7 @@ def more(
 def trained(
     store: Store, column: Unindexed, chosen: ListsBackend, lists: int, care: quantizer.Care = quantizer.THOROUGH
 ) -> Trained:
-    """So many lists, of a sample of all of the gallery's vectors of the model."""
+    """Train a number of lists, with a sample of all of the gallery's vectors of the model."""
     space = column.model.space
     columns = [*_opened(store, column, _others(store, column)), column.vectors]
     sample = quantizer.training_rows(columns, space, lists, care.rows_per_list)
@@ -96,7 +96,7 @@ def _trainable(store: Store, column: Unindexed) -> int:
 
 
 def _in_vain(store: Store, column: Unindexed) -> int:
-    """The most lists that were tried for a segment of the gallery and were not better."""
+    """The largest number of lists that was tried for a segment of the gallery and was no better."""
     tried = ColumnRow.index_parameters[IN_VAIN].as_integer()
     with store.catalog.reading() as session:
         there = (SegmentRow.gallery_id == column.gallery_id, ColumnRow.model_id == column.model.id, tried.is_not(None))

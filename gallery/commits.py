@@ -1,4 +1,4 @@
-"""How often each of several processes told a client of something new, in memory that they share.
+"""A counter for each of several processes, in memory that they share: how often it told a client of something new.
 
 Processes that answer behind one port look like one to a client: it expects that its next search sees what it has just
 written, whichever of them that reaches. A search must not ask the catalog, but it can compare a few bytes.
@@ -13,7 +13,7 @@ _BYTES = 8
 
 
 class Commits:
-    """A number for each process, which only that process raises: none has to lock out another."""
+    """The counters. Only its own process raises one, so no lock is needed."""
 
     def __init__(self, file: Path, place: int) -> None:
         """Share a file that `make` made; `place` is this process's among the others, from 0."""

@@ -15,6 +15,7 @@ GalleryError
       WrongTransformation, SameModel, UnusablePairs, IdempotencyKeyReused
       LimitExceeded
   x Damaged
+  x Outdated
   x LeaseLost
 """
 

@@ -28,7 +28,7 @@ from gallery.store import Store
 
 @dataclass(frozen=True, slots=True)
 class NewFit:
-    """What is asked for."""
+    """The request for a fit."""
 
     gallery: str
     #: of the transformation that is to be registered
@@ -41,7 +41,7 @@ class NewFit:
     method: str = "auto"
     direction: Direction = "forward"
     seed: int = 0
-    #: None: if all items have it
+    #: whether to use side-information; None: if all items have it
     use_side: bool | None = None
     idempotency_key: str | None = None
 
@@ -67,7 +67,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a training, its file apart."""
+    """What a training gave, besides its file."""
 
     sha256: str
     bytes: int
@@ -87,7 +87,7 @@ class Fit(Protocol):
     """Trains a transformation."""
 
     def __call__(self, pairs: Pairs, asked: Asked, path: Path, tell: Tell) -> Outcome:
-        """Write a durable artifact to `path`; call `tell` often, and let through what it raises.
+        """Write a durable artifact to `path`. Call `tell` often, and do not catch what it raises: it may end the training.
 
         Raises:
             UnusablePairs: nothing can be fitted to these pairs.

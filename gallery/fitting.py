@@ -84,7 +84,7 @@ def searched_by(model: EmbeddingModel) -> Metric:
 
 
 def _lease(store: Store, fit_id: str, owner: str) -> Lease | None:
-    """Lease it; one whose holders died again and again is ended, so that it cannot take down every worker."""
+    """Lease a fit. One whose workers died again and again fails for good, so that it cannot take down every worker."""
     with store.catalog.transaction("fit_lease") as tx:
         row = fit_rows.lease(tx.session, fit_id, owner=owner, seconds=store.settings.lease_seconds)
         if row is None:
@@ -147,7 +147,7 @@ def _register(session: Session, row: FitRow, outcome: Outcome) -> None:
 
 
 def _fail(store: Store, held: Lease, error: str, *, final: bool) -> None:
-    """Record that an attempt failed; unless that is final, or it was the last one, there will be another."""
+    """Record that an attempt failed. There will be another, unless the failure is final or this was the last attempt."""
     with store.catalog.transaction() as tx:
         try:
             row = fit_rows.held(tx.session, held)
@@ -161,7 +161,7 @@ def _fail(store: Store, held: Lease, error: str, *, final: bool) -> None:
 
 
 def _release(store: Store, held: Lease) -> None:
-    """It was not its fault, so this is no attempt."""
+    """End the lease without counting an attempt: the fit was given up for another reason than itself."""
     with store.catalog.transaction() as tx:
         try:
             row = fit_rows.held(tx.session, held)
@@ -172,7 +172,7 @@ def _release(store: Store, held: Lease) -> None:
 
 
 def _teller(store: Store, held: Lease, go_on: Callable[[], bool]) -> Tell:
-    """Between two steps of the training: look whether to go on, and say how far it is."""
+    """What a training calls between two steps: it asks whether to go on, and records the progress, once a second."""
     again = 0.0
 
     def tell(fraction: float, method: str) -> None:
@@ -193,6 +193,6 @@ def _teller(store: Store, held: Lease, go_on: Callable[[], bool]) -> Tell:
 
 
 def _renewed(store: Store, held: Lease) -> AbstractContextManager[Event]:
-    """Renew the lease meanwhile: some steps, such as a large closed form, take long and tell nothing."""
+    """Renew the lease while the block runs: some steps, such as a large closed form, take long and tell nothing meanwhile."""
     seconds = store.settings.lease_seconds
     return heartbeat(store, f"fit {held.fit_id}", lambda session: fit_rows.renew(session, held, seconds))

@@ -1,8 +1,9 @@
 """Whether a catalog and a data folder belong together.
 
-Each is told to a process by a setting of its own, and a disk may not be mounted. In a folder that is another catalog's, every
-file would be one that nothing needs; in an empty one every file of the catalog would be lost, `gallery.repair` would make what it
-can anew there, and what is written there would be gone when the disk is back. So a folder bears its catalog's identity.
+Each has a setting of its own, so a process may be given two that do not belong together, and a disk may not be mounted. In
+another catalog's folder, every file would look like one that nothing needs, and would be removed. In an empty folder, every file
+would look lost: `gallery.repair` would make what it can anew, and all of it would be gone when the disk is back. So a file in
+the folder holds its catalog's identity.
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ log = structlog.get_logger()
 
 
 class Stopped(Exception):
-    """Work was given up: its worker was told to stop, or does not hold it any more."""
+    """A step of work was given up, because the worker was told to stop or has lost its lease."""
 
 
 @contextmanager
 def heartbeat(store: Store, of: str, renew: Callable[[Session], bool]) -> Iterator[threading.Event]:
-    """Renew a lease while the block runs; the event that this gives is set once it is lost.
+    """Renew a lease while the block runs; gives an event that is set if the lease is lost.
 
-    That interrupts nothing: it is noticed when publishing, or by whoever looks at the event.
+    A lost lease does not interrupt the block. Whoever publishes notices it, and whoever looks at the event.
 
     Args:
         store: where the lease is.

@@ -39,15 +39,15 @@ from gallery.spaces import EmbeddingModel
 from gallery.store import Store, indexes_folder
 
 log = structlog.get_logger()
-# What stands with the parameters of an index: which centroids it has. Segments with the same are compared with them once.
+# A key beside the parameters of an index: the digest of its centroids. A query is compared once with those that segments share.
 QUANTIZER = "quantizer"
 # Where a larger share of the lists must be read, more lists are tried: of 62,500 vectors in 1,000 clusters, 56 of 100 rows were
 # read in 250 lists, and 14 of 100 in 1,000.
 MOST_READ = 0.25
 # But not where as few rows as these are read of the whole gallery, which takes a tenth of a millisecond.
 FEW_ROWS = 1 << 14
-# Of the neighbours in the lists that a small part of a shelf reads, so many may be beyond its reach. The farthest of 2,000 is
-# farther than any that counts there: for it, a million rows in 16 segments would read a tenth more.
+# The share of neighbours, of those in the lists that a small part of a shelf reads, that may lie beyond its reach. The farthest
+# of 2,000 neighbours is too far to count there, and to reach it, a million rows in 16 segments would read a tenth more.
 MISSED_JOINED = 0.005
 
 
@@ -62,7 +62,7 @@ class Built(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the lists, those that a search reads."""
+        """The share of the lists that a search reads."""
         return min(1.0, self.parameters["nprobe"] / self.lists) if self.lists else 0.0
 
 
@@ -80,7 +80,7 @@ class Decision(NamedTuple):
         return [] if self.built is None else [self.built.file.name]
 
     def record(self, row: ColumnRow) -> None:
-        """Let a column's row say it. What was refused is not tried again."""
+        """Write the decision to the column's row, so that what was refused is not tried again."""
         if self.built is not None:
             segment_rows.set_index(row, self.built.kind, self.built.parameters, self.built.file)
         elif self.refused:
@@ -88,11 +88,11 @@ class Decision(NamedTuple):
 
 
 class _FindsTooLittle(Exception):
-    """An index that was built is not taken; `args` is its recall."""
+    """An index was built, and its recall, in `args`, is too low to take it."""
 
 
 def build(store: Store, gallery: GalleryRow, vectors: Stored, model: EmbeddingModel) -> Decision:
-    """Build the index that a column should have which no row names yet."""
+    """Build the index of a new column, which no row names yet."""
     return decide(store, gallery, Unindexed(gallery.id, model, vectors, None))
 
 
@@ -114,11 +114,10 @@ def decide(store: Store, gallery: GalleryRow, column: Unindexed) -> Decision:
 
 
 def _improved(store: Store, choice: Choice, built: Built, column: Unindexed, asked: Sample, total: int) -> Built:
-    """An index of more lists, if less than half as much of it must be read; else the one that there is.
+    """An index of more lists, if a search reads at most half as much of it; else the one that there is.
 
-    Segments are searched together only with others of the same lists, so others are made where much is to be gained; and not
-    where there are more already than suit the number of rows, where they were in vain before, or where an index was asked
-    for by name.
+    Segments are searched together only where they have the same lists, so other lists must gain much. They are not tried where
+    there are more than the usual number already, where that was of no use before, or where an index was asked for by name.
     """
     chosen, few = backend(choice.kind), built.share <= MOST_READ or built.share * total <= FEW_ROWS
     if few or not choice.enough or built.lists >= 2 * sqrt(total) or not isinstance(chosen, ListsBackend):
@@ -162,7 +161,7 @@ def _written(store: Store, choice: Choice, trained: Trained | None, column: Unin
 def _attempts(
     store: Store, column: Unindexed, choices: Sequence[Choice], total: int
 ) -> Iterator[tuple[Choice, Trained | None]]:
-    """What to build, and with which lists if it takes some; made only when those before were refused."""
+    """What to build, each with its lists where it has any. Lists are trained only when what came before was refused."""
     for choice in choices:
         chosen = backend(choice.kind)
         if isinstance(chosen, ListsBackend):
@@ -173,9 +172,10 @@ def _attempts(
 
 
 def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Path, asked: Sample) -> dict[str, Any]:
-    """Build an index at `path` and return the first parameters by which it finds enough, with what it finds.
+    """Build an index at `path`; returns the first parameters by which it finds enough, and the recall that they give.
 
-    Beside them is what suffices where it is a small part of what is searched together, whose ten nearest are nearer than its own.
+    Also the parameters that suffice where the index is a small part of what is searched together: the ten nearest of all are
+    nearer than its own ten, and so in fewer lists.
 
     Raises:
         _FindsTooLittle: it does not find enough by any.
@@ -209,7 +209,7 @@ def _build(choice: Choice, trained: Trained | None, column: Unindexed, path: Pat
 def _enough(
     choice: Choice, opened: Index, asked: Sample, measured: Callable[[Mapping[str, Any]], float]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, float]:
-    """The first effort that finds enough, the first that does as a small part where it can be joined, and what the former finds.
+    """The first effort that finds enough, the first that finds enough as a small part of a joined index, and the former's recall.
 
     Raises:
         _FindsTooLittle: none does.
@@ -237,9 +237,9 @@ def _reaching(
     *,
     missed: float = 0,
 ) -> Mapping[str, Any]:
-    """The same parameters, with how far lists may be to be read where that spares enough of them.
+    """The same parameters, and beside them how far a list may be to be read, where that leaves out enough of the lists.
 
-    An index that was asked for by name is not steered.
+    The parameters of an index that was asked for by name stay as they are.
     """
     chosen = backend(choice.kind)
     if trained is None or not choice.enough or not isinstance(chosen, ListsBackend) or not chosen.reaches:

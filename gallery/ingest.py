@@ -84,7 +84,7 @@ class _Wanted(NamedTuple):
 
     @property
     def derive(self) -> list[tuple[UpgradeRow, bool]]:
-        """The upgrades whose column comes with the request, and whether it is seen at once."""
+        """The upgrades whose column is made with the request, and whether searches see it at once."""
         rows = {row.id: row for row in self.stack}
         return [(rows[each.upgrade], each.published) for each in self.role.derive]
 
@@ -200,7 +200,7 @@ def _accept(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) -> _Acc
 
 
 def _fits_storage(gallery: GalleryRow, vectors: Vectors, pointer: str, *, nonzero: bool = False) -> None:
-    """A float16 gallery cannot hold large numbers, which would turn into infinity, nor a direction in very small ones."""
+    """Refuse vectors that float16 cannot hold: large numbers become infinity, and very small ones zero, without a direction."""
     if gallery.storage_dtype != "float16":
         return
     largest = np.abs(vectors).max(axis=1)
@@ -226,7 +226,7 @@ def _accept_side_of(side: np.ndarray[Any, np.dtype[Any]], dimension: int, has_si
 
 
 def _accept_for(accepted: _Accepted, wanted: _Wanted) -> None:
-    """An upgrade that fails on missing side-information must not be made to fail by a write."""
+    """Refuse items without side-information that an open upgrade would fail on."""
     for rows in _uniform(accepted.has_side):
         side = accepted.model.side_dimension if accepted.has_side[rows[0]] else None
         upgrade = lacking(wanted.role, accepted.model, side, wanted.stack, wanted.pinned)
@@ -312,9 +312,9 @@ def _write(store: Store, accepted: _Accepted, rows: Rows, wanted: _Wanted) -> _F
 def _derive(
     store: Store, accepted: _Accepted, wanted: _Wanted, embeddings: Stored, side: Stored | None, dtype: Dtype
 ) -> list[_Derived]:
-    """The items in the models of upgrades whose every segment has those columns already, so they come with theirs.
+    """The new items' columns in the target models of upgrades that have transformed every other segment.
 
-    One is left out where its upgrade leaves out items without side-information.
+    A column is left out where its upgrade skips items without side-information, and these have none.
     """
     found: list[_Derived] = []
     vectors: dict[str, Stored] = {accepted.model.name: embeddings}
@@ -365,7 +365,7 @@ def _publish(session: Session, accepted: _Accepted, wanted: _Wanted, written: Se
 
 
 def _unchanged(session: Session, accepted: _Accepted, wanted: _Wanted) -> None:
-    """The gallery's row is locked now; if the upgrade wants something else than when the files were written, start over."""
+    """Start over if the upgrades want something else than when the files were written. The gallery's row is locked by now."""
     row = gallery_rows.gallery_row(session, accepted.gallery.name)
     if row.id != accepted.gallery.id:
         raise _Changed

@@ -1,9 +1,9 @@
 """Removes files that no row names, as a crash leaves them behind, and never one that is about to be named.
 
-Whoever publishes holds the row of its gallery, and makes sure under that lock that its files are there (`Files.unnamed`). A
-gallery's files are therefore removed under the same lock: those that were named meanwhile are known then, and who comes
-later finds the others gone and names nothing. How old they are does not matter for that; it spares others the work. Files of
-no gallery have a lock of their own, `gallery.catalog.claims`.
+Whoever publishes locks the row of its gallery, and checks under that lock that its files are there (`Files.unnamed`). A
+gallery's orphans are removed under the same lock. So a file that was named meanwhile is known and spared, and whoever comes
+later finds its file gone and names nothing. That is safe at any age of a file; only old ones are removed, so that no writer has
+to start again. Files of no gallery have a lock of their own, `gallery.catalog.claims`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gallery.files import Files
 
 #: where files are that rows name
 FOLDERS = ("columns", "indexes", "artifacts", "fits")
-# Writers wait while some are removed.
+# Files that are removed under one lock; writers of the gallery wait meanwhile.
 _AT_ONCE = 32
 
 
@@ -27,8 +27,8 @@ def found(catalog: Catalog, files: Files, folder: str, *, older_than: float) -> 
     old = list(files.old(folder, older_than=older_than))
     if not old:
         return []
-    # Read after the files' ages: what was young then may be named by now. No index of the catalog has the names, so asking
-    # about each file would read all of them each time.
+    # Read after the files' ages: what was young then may be named by now. All names are read at once, because no database index
+    # has them, and each single question would read them all.
     with catalog.reading() as session:
         known = known_files(session, folder)
     return [name for name in old if not known(name)]

@@ -1,6 +1,6 @@
-"""From which column, and by which transformations, a segment comes to vectors of a space that it has no column of. Pure.
+"""From which column, and by which transformations, a segment gets vectors of a space that it has no column of. Pure.
 
-Upgrades and searches both ask here, so that what is mapped at query time comes about as what an upgrade will store does.
+Upgrades and searches both ask here, so a vector that is mapped at query time is made as the stored one will be.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Path(NamedTuple):
 def paths(columns: Mapping[str, int], target: str, known: Collection[Transformation], *, longest: int) -> list[Path]:
     """Every way from a segment's columns to a target, the best first.
 
-    The best leaves the fewest transformations between the target's vectors and those that a model made: each adds its own
-    error. So a direct transformation of native vectors wins over one of derived vectors. Of equal ones the shortest goes
-    first, since the rest of it is stored already; then the one that was registered last.
+    Each transformation adds its error, so the best path has the fewest of them between the target's vectors and those that a
+    model made, stored steps included: a transformation of native vectors wins over one of derived vectors. Of equal paths the
+    shortest goes first, since more of it is stored already; then the one that was registered last.
 
     Args:
         columns: by model that the segment has a column of, how many transformations made it; 0 where it is native.

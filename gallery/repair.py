@@ -97,7 +97,7 @@ def gallery(
 
 
 def attempt(store: Store, error: BaseException) -> bool:
-    """Make anew what an error names as damaged, if that can be done; whether whoever met it may try again."""
+    """Make anew the file that an error names as damaged; whether that was done, so that the caller may try again."""
     name = error.details.get("file") if isinstance(error, errors.Damaged) else None
     if name is None:
         return False
@@ -173,7 +173,7 @@ def _column(store: Store, column_id: int, actor: str | None) -> Mended | None:
 
 
 def _read(store: Store, column_id: int) -> _Job | None:
-    """What it was made of, with a look at the bytes of that.
+    """What a derived column was made of, its bytes verified; None where the column is gone.
 
     Raises:
         Damaged: it is native, its source is gone or damaged too, or so is the artifact.
@@ -234,7 +234,7 @@ def _transform(store: Store, job: _Job) -> Written:
 
 
 def _replace(session: Session, old: ColumnRow, written: Written) -> ColumnRow:
-    """Another column in its place, searched exactly until its index is built."""
+    """Put another column in its place; it is searched exactly until its index is built."""
     lineage = from_json(old.lineage)
     session.delete(old)
     session.flush()
@@ -275,7 +275,7 @@ def _record(session: Session, job: _Job, written: Written, actor: str | None) ->
 
 
 def _index(store: Store, column: ColumnRow, name: str, actor: str | None) -> Mended | None:
-    """Let go of it, so that the column is searched exactly; then build another."""
+    """Drop the index, so that the column is searched exactly, and build another."""
     with store.catalog.transaction("repair") as tx:
         segment = tx.session.get(SegmentRow, column.segment_id)
         if segment is None:
@@ -294,7 +294,7 @@ def _index(store: Store, column: ColumnRow, name: str, actor: str | None) -> Men
 
 
 def _ids(store: Store, segment: SegmentRow, name: str, actor: str | None) -> Mended | None:
-    """The catalog has every item's row; written again, the bytes must be those that there were.
+    """Write the ids again from the catalog, which has the row of every item; the bytes must be the same as before.
 
     Raises:
         Damaged: it is side-information, or the catalog's ids are not those that were written.

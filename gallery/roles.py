@@ -17,7 +17,7 @@ from gallery.upgrade.states import TRANSFORMED, WORKING, State
 
 
 class Derive(NamedTuple):
-    """An upgrade that made its column of every segment: new ones come with theirs."""
+    """An upgrade that has made its column of every segment, so a new segment comes with one too."""
 
     upgrade: str
     #: whether the column is seen at once, or waits for the cutover
@@ -29,7 +29,7 @@ class Role(NamedTuple):
 
     #: in the order in which the upgrades lie on top of each other
     derive: tuple[Derive, ...] = ()
-    #: the upgrade that shall transform the new segment later
+    #: the id of the upgrade that transforms the new segment later
     queue: str | None = None
 
 
@@ -79,7 +79,7 @@ def role(
 def lacking(
     given: Role, model: EmbeddingModel, side_dimension: int | None, stack: Sequence[UpgradeRow], pinned: Pinned
 ) -> UpgradeRow | None:
-    """The upgrade that could not transform such items, and does not leave them out: a write must not make it fail."""
+    """An upgrade that could neither transform such items nor leave them out: a write must not make it fail. None if none."""
     wanting = {*(each.upgrade for each in given.derive), given.queue}
     made = {model.name: 0}
     for upgrade in stack:
@@ -94,7 +94,7 @@ def lacking(
 
 
 def _refused(upgrade: UpgradeRow) -> bool:
-    """Whether validation refused it: if it is tried again, what lacks then is counted again."""
+    """Whether validation refused the upgrade. A retry validates again, so items that it could not transform may be written."""
     return upgrade.state == State.FAILED and upgrade.started_at is None
 
 

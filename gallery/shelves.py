@@ -54,14 +54,14 @@ class Shelf:
                 yield position, view, rows[first:last] - start
 
 
-#: puts the index over some columns where searches are to find it, and makes it ready for them; see `gallery.index.device`
+#: moves an index to where it is searched, such as a GPU, and makes it ready; told its columns, see `gallery.index.device`
 Place = Callable[[Index, Sequence[Stored]], Index]
 
 
 def shelved(
     segments: Sequence[SegmentView], before: Sequence[Shelf] = (), place: Place | None = None
 ) -> tuple[Shelf, ...]:
-    """Put the segments of a snapshot on shelves, those of `before` again where nothing of them changed."""
+    """Put the segments of a snapshot on shelves. Shelves of `before` are taken over where none of their segments changed."""
     alike: dict[Hashable, list[int]] = {}
     for at, view in enumerate(segments):
         alike.setdefault(_kind(view), []).append(at)
@@ -71,7 +71,7 @@ def shelved(
 
 
 def _kind(view: SegmentView) -> Hashable:
-    """What segments on one shelf have in common: for a plan they are one, and their indexes can be joined."""
+    """What segments on one shelf have in common: a plan treats them alike, and their indexes can be joined."""
     joins = {name: column.index.joins for name, column in view.columns.items()}
     if any(join is None for join in joins.values()):
         return view.id
@@ -112,7 +112,7 @@ def _room(view: SegmentView) -> int:
 
 
 def _contents(segments: Sequence[SegmentView]) -> Hashable:
-    """Equal where the same indexes of the same segments are meant."""
+    """A key of the segments and their indexes; equal where both are the same."""
     return tuple(
         (view.id, tuple((column.id, column.index_file) for column in view.columns.values())) for view in segments
     )

@@ -79,7 +79,7 @@ class World:
     galleries: Mapping[str, Snapshot]
     #: galleries whose files are not what the catalog says, and why; the others go on
     damaged: Mapping[str, str]
-    #: what was found out about this very world, for `gallery.search` to keep: plans
+    #: where `gallery.search` keeps the plans that it made for this world
     memo: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def snapshot(self, gallery: str) -> Snapshot:
@@ -140,9 +140,9 @@ class Galleries:
         self._commits = commits
         #: the only galleries that are opened; None where all are
         self._asked_for: set[str] | None = set() if only_asked_for else None
-        #: what others had announced before the last refresh; of that, what is not waited for
+        #: what others had announced before the last refresh, and what they announced that is not waited for any more
         self._seen = self._forgone = b""
-        #: whether anything changed since something was announced here
+        #: whether anything changed here since the last announcement of our own
         self._news = False
         self._lock = threading.Lock()
         self.current = _NOTHING
@@ -159,7 +159,10 @@ class Galleries:
             return self._refreshed()
 
     def announced(self) -> World:
-        """Refresh, and let the processes behind the same port follow: what a client hears now, its next search shall see."""
+        """Refresh, and tell the processes behind the same port that there is news.
+
+        To be called before a client is answered: whichever of them gets its next search, that sees what the client was told.
+        """
         with self._lock:
             world = self._refreshed()
             if self._commits is not None and self._news:
@@ -168,7 +171,7 @@ class Galleries:
             return world
 
     def let_go(self) -> None:
-        """Keep nothing open: what is removed gives its place on the disk back only when nobody has it mapped any more."""
+        """Close everything. A removed file takes place on the disk for as long as somebody has it mapped."""
         with self._lock:
             self.current = _NOTHING
             if self._asked_for is not None:
@@ -183,7 +186,7 @@ class Galleries:
         return None if others in (self._seen, self._forgone) else others
 
     def forgo(self, behind: bytes) -> None:
-        """Be `behind` no more for the sake of these announcements: what they tell of could not be read, or not soon."""
+        """Do not wait for these announcements any more: what they tell of could not be read in time. `behind` leaves them out."""
         self._forgone = behind
 
     def _refreshed(self) -> World:
@@ -311,8 +314,8 @@ def _columns(
 ) -> tuple[dict[int, dict[str, Column]], bool]:
     """Published columns by segment and model, those that are open already taken over; and whether these are all of them.
 
-    With `leave_out`, a derived one that cannot be opened is left out where its source is there: until it is made anew, its
-    rows are mapped when they are asked for, as before it was made.
+    With `leave_out`, a derived column that cannot be opened is left out if its source is there. Until it is made anew, its rows
+    are mapped at query time, as they were before the column was made.
     """
     known = {column.id: column for view in opened.values() for column in view.columns.values()}
     names = {model.id: model for model in registry.models.values()}

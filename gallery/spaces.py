@@ -49,16 +49,17 @@ class Transformation:
     artifact: str
     #: width of the side-information that it needs, null if none
     side_dimension: int | None
-    #: what it was found to be worth; no part of what it is, so that a transformation can be a key
+    #: what it was measured to be worth; not compared, so that a transformation can be a key of a dictionary
     evaluation: Mapping[str, Any] | None = field(compare=False)
     created_at: datetime
 
     @property
     def advised(self) -> bool:
-        """Whether it is used where nobody names it: not if the fit that made it found that vectors gain nothing by it.
+        """Whether it may be used where nobody names it.
 
-        Nor if only scoring with both models gains (`fuse`), since a gallery is scored in one space. A map of queries is used
-        even so: whoever asks by the new model alone is not answered without it.
+        A forward one may not where the fit that made it found no gain in an upgrade, or a gain only from scoring with both models
+        (`fuse`): a gallery is scored in one space. A backward one always may, since queries of the new model alone are not
+        answered without it.
         """
         verdict = (self.evaluation or {}).get("verdict")
         if self.direction == "backward" or not isinstance(verdict, Mapping):

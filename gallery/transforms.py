@@ -20,7 +20,7 @@ from gallery.spaces import EmbeddingModel, Transformation
 
 Load = Callable[[Path], "Transform"]
 ARTIFACTS = "artifacts"
-#: rows by which is decided how to map all of a column, and measured how fast that is; more do not tell more
+#: rows on which is tried how to map all of a column, and how fast that is; more rows would not tell more
 SAMPLE_ROWS = 1024
 
 
@@ -96,7 +96,7 @@ class Transforms:
         return _applied(self.get(transformation.artifact), transformation, target, embeddings, side)
 
     def in_bulk(self, transformation: Transformation, embeddings: NDArray[Any], side: NDArray[Any] | None) -> Transform:
-        """What to map stored vectors with, decided once, by the first sample that tells.
+        """The function that maps stored vectors, chosen once: by the first sample that is large enough to tell which is quickest.
 
         Args:
             transformation: which.
@@ -121,9 +121,9 @@ class Transforms:
     def apply_each(
         self, loaded: Transform, transformation: Transformation, target: EmbeddingModel, blocks: Iterable[Block]
     ) -> Generator[Vectors]:
-        """Map blocks by what `in_bulk` gave, in the same order, each as `apply` does.
+        """Map blocks by the function that `in_bulk` gave, in the same order, each as `apply` does.
 
-        The next may be taken before one is given back.
+        The next block may be taken before the result of one is given back.
         """
         given = _given(transformation, blocks)
         for mapped in loaded.each(given) if isinstance(loaded, Bulk) else (loaded(*block) for block in given):
@@ -144,8 +144,8 @@ class Transforms:
             models: their targets, by name.
             embeddings: (n, dimension of the first one's source).
             side: (n, side dimension) or None.
-            sample: gives some of all that may be mapped so, by which is decided how. What is mapped now may be no sample: the
-                nearest to one query are alike.
+            sample: gives a sample of all vectors that may be mapped so, for `in_bulk`. The vectors that are mapped now may be no
+                sample: the nearest ones to a query are alike.
 
         Returns:
             (n, dimension of the last one's target) float32.
@@ -188,7 +188,7 @@ class Transforms:
         return predicted
 
     def weights(self, by: Sequence[Transformation], *, stored: bool) -> float:
-        """How many weights are applied to each row, one transformation after the other; infinite where nobody knows yet.
+        """How many weights are applied to each row by all of the transformations; infinite where that is not known yet.
 
         Args:
             by: which.

@@ -39,7 +39,7 @@ def accept(vectors: NDArray[Any], model: EmbeddingModel, *, pointer: str) -> Vec
             pointer=pointer.format(row=0),
         )
     accepted = _single(vectors)
-    # Squares are finite only if the numbers are, and 0 only if they are or are too small to tell: then it is looked closer.
+    # A square is finite only if all numbers are, and 0 only if they are 0 or too small. So closer looks are seldom needed.
     with np.errstate(over="ignore"):
         squares = np.vecdot(accepted, accepted)
     if len(squares) == 1 and _beyond_question(squares.item(), model):
@@ -71,9 +71,10 @@ def accept_side(side: NDArray[Any], dimension: int, *, pointer: str) -> Vectors:
 
 
 def scoreable(mapped: Vectors) -> Vectors:
-    """Vectors (n, dimension) that a transformation gave, each with a finite score: an item that has none would never be found.
+    """Vectors (n, dimension) that a transformation gave, changed where needed so that each has a finite score.
 
-    One that is too long is as long as can be, and one that is none, with NaN or infinity, lies at zero. An upgrade refuses both.
+    An item without one would never be found. A vector that is too long is made as long as can be; one with NaN or infinity
+    becomes zero. An upgrade refuses both.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.vecdot(mapped, mapped)
@@ -112,7 +113,7 @@ def _single(vectors: NDArray[Any]) -> Vectors:
 
 
 def _beyond_question(square: float, model: EmbeddingModel) -> bool:
-    """Whether the square of a vector's length says that it is taken as it is: on one number Python is faster than NumPy."""
+    """Whether the square of one vector's length is enough to accept it as it is: for one number Python is faster than NumPy."""
     return 0 < square <= _LARGEST_SQUARE and (not model.normalized or abs(square - 1) <= _UNIT_TOLERANCE)
 
 
@@ -125,7 +126,7 @@ def _finite(vectors: Vectors, pointer: str) -> None:
 
 
 def _not_too_long(squares: NDArray[np.float32], model: EmbeddingModel, pointer: str) -> None:
-    """An infinite score is no candidate's, so such an item would never be found."""
+    """Refuse a vector whose scores would be infinite: such an item would never be found."""
     row = int(np.argmax(squares > _LARGEST_SQUARE))
     raise errors.InvalidVector(
         f"vector {row} is longer than {math.sqrt(_LARGEST_SQUARE):.0e}, so its scores in {model.name} would be infinite",

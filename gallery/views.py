@@ -33,8 +33,8 @@ class Column:
     lineage: Lineage
     vectors: Stored
     index: Index
-    #: what the index was opened from; None where there is none, or it could not be opened. A column that is to have another is
-    #: opened again
+    #: the file that the index was opened from; None where there is none, or it could not be opened. Where the catalog comes to
+    #: name another, the column is opened again
     index_file: str | None
     #: of its index, with what was measured of it
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class SegmentView:
     id: int
     rows: int
     ids: Ids
-    #: what the ids were opened from; one that was damaged and written anew is opened again
+    #: the file that the ids were opened from; where the catalog comes to name another, they are opened again
     ids_file: str
     side: Stored | None
     #: by model name; only published columns

@@ -39,7 +39,7 @@ log = structlog.get_logger()
 
 
 class _Changed(Exception):
-    """A segment is not what it was when it was read; what was written is of no use."""
+    """A segment changed since it was read, so the files that were written are of no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def ask(store: Store, gallery: str, *, actor: str | None = None) -> None:
 
 
 def looked(store: Store) -> list[Looked]:
-    """Every gallery, as it is now: where that is as it was, so is what there is to merge."""
+    """Every gallery as it is now. While one stays the same, so does what there is to merge in it."""
     with store.catalog.reading() as session:
         return compactions.galleries(session)
 
@@ -127,7 +127,7 @@ def planned(store: Store, look: Looked, rule: Rule) -> Planned:
 
 
 def answered(store: Store, look: Looked) -> None:
-    """Nothing is left to merge, now or later: what was asked for is done."""
+    """Record that what an operator asked for is done: nothing is left to merge, now or later."""
     with store.catalog.transaction() as tx:
         compactions.answered(tx.session, look)
 
@@ -218,7 +218,7 @@ def _write(store: Store, job: _Job) -> _Files:
 
 
 def _verify(store: Store, job: _Job) -> None:
-    """Before anything is written, so that what is damaged leaves nothing behind."""
+    """Compare every digest before anything is written, so that damage leaves no files behind."""
     for segment in job.segments:
         verify(store.files, segment.ids_file, segment.ids_sha256)
         if segment.side_file is not None:

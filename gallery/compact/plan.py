@@ -15,7 +15,7 @@ from typing import NamedTuple
 DUST_ROWS = 1024  # to write these again costs no more than to make a file
 #: segments in one merge: each is a value in several statements, and SQLite takes 32,766 of those, PostgreSQL 65,535
 AT_ONCE = 2000
-_WORN_ROWS = 1024  # deleted rows that are worth writing a segment again for
+_WORN_ROWS = 1024  # for fewer deleted rows, a segment is not written again
 
 
 class Piece(NamedTuple):
@@ -71,7 +71,7 @@ def _size(live: int, factor: int) -> int:
 
 
 def _runs(pieces: Sequence[Piece], rows: int) -> Iterator[list[Piece]]:
-    """Neighbours that together have at most so many live rows, and of which one merge can take all."""
+    """The pieces in turn, cut into runs that one merge can take: `rows` live rows and `AT_ONCE` pieces at most."""
     run: list[Piece] = []
     live = 0
     for piece in pieces:
@@ -84,7 +84,7 @@ def _runs(pieces: Sequence[Piece], rows: int) -> Iterator[list[Piece]]:
 
 
 def _pays(run: Sequence[Piece], rule: Rule) -> bool:
-    """Two make a merge if someone asked, or if they fill a segment; else enough must have piled up."""
+    """Whether to merge a run: two pieces are enough if someone asked, or if they fill a segment; else `rule.segments` are."""
     full = len(run) == AT_ONCE or sum(piece.live for piece in run) > rule.rows // 2
     return len(run) >= (2 if rule.everything or full else max(2, rule.segments))
 

@@ -1,4 +1,4 @@
-"""Whether a search is over before another thread could well have begun with it."""
+"""Whether a search is so brief that it is done on the event loop: handing it to a thread would take longer."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from gallery.search.request import Answer
 from gallery.search.routes import Plan
 from gallery.snapshot import Snapshot
 
-#: numbers that are read: 16 MiB of float32, some 2 ms on one core
+#: most numbers that are read: 16 MiB of float32, some 2 ms on one core
 AT_MOST = 1 << 22
-#: weights that are applied to candidates and queries: some 0.5 ms
+#: most weights that are applied to candidates and queries: some 0.5 ms
 MOST_WEIGHTS = 1 << 23
 MOST_HITS = 100
 #: candidates of one call, which are in memory together: queries times hits times oversample
@@ -18,7 +18,7 @@ MOST_CANDIDATES = 1 << 20
 
 
 class NotBrief(Exception):
-    """A search found that it would have to transform too much; `args` names what by.
+    """A search would have to transform too much for the event loop; `args` names the transformation.
 
     Attributes:
         rest: goes on where it stopped, and transforms whatever there is; None where nothing was begun.

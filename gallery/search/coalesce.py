@@ -38,9 +38,9 @@ class _Query:
     def __init__(self, request: SearchRequest) -> None:
         self.request = request
         self.woken = Event()
-        #: the searches that it is to do, its own first; None while it waits, and for good if another does it
+        #: the searches that its thread has to do, this one first; None while it waits, and for good if another thread does it
         self.leads: Sequence[_Query] | None = None
-        #: None after it was woken: it is to search alone
+        #: if it is still None once the query is woken, its thread searches alone
         self.answer: Answer | None = None
 
 
@@ -130,7 +130,10 @@ class Coalescer:
 
 
 def kind_of(world: World, gallery: str, request: SearchRequest) -> Any:
-    """What searches must have in common. A world is itself: while a line stands, those in it hold theirs."""
+    """What searches must have in common to be done together.
+
+    The id of the world is enough: whoever waits in a line holds its world, so none gets the id of one that is gone.
+    """
     return (
         id(world),
         gallery,

@@ -104,9 +104,9 @@ class Explained:
 
 
 def hits_found(answer: dict[Place, float], exact: dict[Place, float]) -> set[Place]:
-    """Which of the exact hits a search found, both by place and best first.
+    """Which of the exact hits a search found; both map places to scores, best first.
 
-    Of items that score as the last exact hit does, chance decides which are among them: another is found in its place.
+    Among items that score as the last exact hit does, chance decides which are hits. So another of them counts as found.
     """
     seen = answer.keys() & exact.keys()
     last = next(reversed(exact.values()), 0.0)
@@ -154,7 +154,7 @@ def explain(searcher: Searcher, world: World, gallery: str, request: SearchReque
 
 
 class _Clock:
-    """Milliseconds by step and shelf. A step within another is no part of the other."""
+    """Milliseconds by step and shelf. The time of a step within another does not count for the other."""
 
     def __init__(self) -> None:
         self.spent: dict[tuple[str, int | None], float] = {}

@@ -26,14 +26,14 @@ from gallery.catalog.transaction import Catalog
 from gallery.snapshot import Snapshot
 from gallery.views import SegmentView
 
-#: what is kept takes this besides its mask: 290 to 360 were measured, for masks of any length
+#: bytes that an entry takes besides its mask: 290 to 360 were measured, for masks of any length
 ENTRY_BYTES = 400
-#: the digest of the filter, whose text may be longer than all that is kept of it, and the segment
+#: the digest of the filter (its text may be longer than the mask), and the id of the segment
 _Key = tuple[bytes, int]
 
 
 def named(condition: Mapping[str, Any]) -> bytes:
-    """A digest: the same for filters that only differ in the order of their names."""
+    """The digest of a filter; filters that differ only in the order of their names have the same."""
     return hashlib.sha256(orjson.dumps(condition, option=orjson.OPT_SORT_KEYS)).digest()
 
 
@@ -88,7 +88,7 @@ class Filters:
 
 
 def _still_there(session: Session, snapshot: Snapshot, views: Sequence[SegmentView]) -> None:
-    """Read after what fits: a segment that is there now was there then."""
+    """Refuse if a segment is gone. Read after the rows that fit: a segment that is there now was there then."""
     there = set(session.scalars(select(SegmentRow.id).where(SegmentRow.gallery_id == snapshot.gallery_id)))
     if not there.issuperset(view.id for view in views):
         raise errors.Outdated(f"segments of {snapshot.gallery} were merged while it was searched; search again")

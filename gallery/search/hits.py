@@ -16,7 +16,7 @@ from gallery.catalog import segments as segment_rows
 from gallery.catalog.transaction import Catalog
 from gallery.search.request import Answer
 
-# Answers hold their snapshot, with its indexes, so they wait for the next version, or for as many, or for the next `write`.
+# Answers hold their snapshot with its indexes. So they are counted once so many wait, or one of a newer snapshot comes.
 _AT_ONCE = 256
 
 
@@ -26,7 +26,7 @@ class Hits:
     def __init__(self) -> None:
         """Start at zero."""
         self._lock = threading.Lock()
-        #: by gallery, what is not counted yet, all of one snapshot: counting many at once costs little more than one
+        #: by gallery, answers that are not counted yet, all of one snapshot: counting many at once costs little more than one
         self._waiting: dict[int, list[Answer]] = {}
         #: per gallery and segment
         self._counted: dict[int, Counter[int]] = {}

@@ -40,7 +40,7 @@ class Asked(NamedTuple):
 
 
 class _Known:
-    """What is known of one column in another space.
+    """The cached rows of one column in another space.
 
     Two threads may map the same row at once and write the same numbers. A row is written before it is said to be known.
     """
@@ -73,7 +73,7 @@ class MappedColumns:
     def take(self, asked: Sequence[Asked], by: By, models: Models, *, at_most: float = math.inf) -> Vectors:
         """The asked rows in the space that `by` leads to, in the order in which they are asked: (rows of all, dimension) float32.
 
-        What is not known is mapped by one call, however many segments it comes from.
+        Rows that are not in the cache are mapped by one call, however many segments they come from.
 
         Raises:
             NotBrief: more than `at_most` weights would have to be applied for that.

@@ -18,7 +18,7 @@ from gallery import errors
 from gallery.paths import Path, feeds, paths
 from gallery.spaces import Registry, Transformation
 
-#: so many forward transformations may follow each other at query time: each adds its error, and its cost per candidate
+#: most forward transformations in a row at query time: each adds its error, and its cost per candidate
 LONGEST = 3
 
 
@@ -54,7 +54,7 @@ class Way(NamedTuple):
     column: str
     #: what maps its candidates into the score space, one after the other; empty for `direct`
     by: tuple[Transformation, ...]
-    #: the query is not known in the column's space, so that every row is a candidate
+    #: the query has no vector in the column's space, so every row is a candidate
     exhaustive: bool = False
 
 
@@ -104,7 +104,7 @@ class Known:
     def paths(self, segment: Reach, space: str) -> list[Path]:
         """How a segment's vectors come into a space, the best first.
 
-        What an upgrade is pinned to goes before what was registered since: it has made columns of that space already.
+        Paths that end with a transformation that an upgrade is pinned to go first: it has made columns of that space already.
         """
         pairs = dict.fromkeys((t.source, t.target) for t in self.registry.transformations if t.direction == "forward")
         found = [self.registry.between(*pair, "forward", self.pinned) for pair in pairs]
@@ -124,7 +124,7 @@ def plan(known: Known, segments: Sequence[Reach], *, allow_partial: bool = False
     cache: dict[tuple[frozenset[tuple[str, int]], int | None, str], Way | None] = {}
 
     def way(segment: Reach, space: str) -> Way | None:
-        """Segments alike are planned once: a gallery has many segments, but few kinds of them."""
+        """Plan segments that are alike once: a gallery has many segments, but few kinds of them."""
         key = (segment.columns, segment.side_dimension, space)
         if key not in cache:
             cache[key] = _way(known, segment, space)
@@ -183,7 +183,7 @@ def _forward(known: Known, segment: Reach, space: str) -> Way | None:
 
 
 def _backward(known: Known, segment: Reach, space: str) -> Way | None:
-    """By the query's own vector in the newer space if it is known there, else by every row of the segment."""
+    """Search a newer column by the query's own vector in that space, if it has one; else map every row of the segment."""
     ways = [
         Way(Route.BACKWARD, model, (transformation,), exhaustive=not known.is_known_in(model))
         for model in segment.models

@@ -39,7 +39,7 @@ _MOST_PLANS = 1024  # of one world
 
 
 class Planned(NamedTuple):
-    """A plan, with what every search that follows it would find out again. Shelves are positions in `snapshot.shelves`."""
+    """A plan, and what follows from it for every search that uses it. Shelves are positions in `snapshot.shelves`."""
 
     #: its ways are those of the snapshot's shelves
     plan: Plan
@@ -51,7 +51,7 @@ class Planned(NamedTuple):
     exhaustive: Sequence[tuple[int, str, By]]
     #: asked together for candidates, by their column and what maps that
     rescored: Mapping[tuple[str, By], Sequence[int]]
-    #: in these spaces one shelf only is asked
+    #: the spaces in which only one shelf is asked, so that lists which are found for it are not kept for others
     alone: Collection[str]
     #: numbers that one query reads, see `gallery.search.brief`
     reads: int | None
@@ -215,7 +215,7 @@ class Run:
         self._asked: dict[tuple[int, str], Part] = {}
 
     def rest(self) -> Answer:
-        """The answer after all, where it was not to be had with `at_most`; no index is asked again."""
+        """Finish a search that `NotBrief` stopped, without a limit; no index is asked again."""
         self.at_most = math.inf
         return self.answer()
 
