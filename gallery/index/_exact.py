@@ -20,10 +20,10 @@ from gallery.index.stack import Stack
 BLOCK = 8192
 # From how many queries on a matrix product is faster than one query after the other.
 PRODUCT_QUERIES = 8
-# How many rows more than wanted a matrix product is asked for, so that rounding seldom decides which are among them.
+# How many more rows than wanted a matrix product proposes, so that its rounding seldom keeps one of the best out.
 SLACK = 16
-# From how many rows for each selected one on the selected are copied, also for a lone query: asking of every row whether it
-# is selected costs more.
+# Where fewer than one row in this many is selected, the selected rows are copied and searched, also for a lone query: to ask
+# of every row whether it is selected would cost more.
 SPARSE = 20
 
 
@@ -56,11 +56,11 @@ def faiss_metric(metric: Metric) -> int:
 
 
 def rough_metric(space: Space) -> int:
-    """The one by which numbers that are rounded are compared.
+    """FAISS's number for the metric by which an index compares rounded vectors (codes); not always the space's own.
 
-    Vectors of one length are ordered alike by distance and by inner product. By distance, the sums that are rounded are
-    small where it matters: with as many candidates by codes of four bits, recall of the ten nearest under cosine was 0.999
-    by distance and 0.89 by inner product.
+    Vectors of unit length have the same order by distance and by inner product. By distance rounding harms less, because
+    near rows have small sums: with the same number of candidates from four-bit codes, recall of the ten nearest under
+    cosine was 0.999 by distance and 0.89 by inner product.
     """
     by_distance: int = faiss.METRIC_L2
     return by_distance if space.normalized or space.metric == "cosine" else faiss_metric(space.metric)
@@ -169,9 +169,9 @@ def nothing(queries: int, k: int, metric: Metric) -> Found:
 
 
 def _one_by_one(queries: Vectors, vectors: Vectors, k: int, metric: Metric, selected: Selected | None) -> Found:
-    """Each query against each row by the function for one pair, so that nothing is to be scored again.
+    """Compare each query with each row by FAISS's function for one pair, whose scores are exact: none is computed again.
 
-    The slack is for equal scores, of which the smaller row is to come first: FAISS keeps any of them.
+    `SLACK` more rows than wanted are asked for because of equal scores: the smaller row must come first, and FAISS keeps any.
     """
     pool = min(k + SLACK, len(vectors))
     scores, rows = knn(queries, vectors, pool, metric, selected)
@@ -183,7 +183,7 @@ def _one_by_one(queries: Vectors, vectors: Vectors, k: int, metric: Metric, sele
 
 
 def _together(queries: Vectors, vectors: Vectors, k: int, metric: Metric, longest: float) -> Found:
-    """All queries by one matrix product, and one by one those for which its rounding may have hidden a row."""
+    """Compare all queries by one matrix product; those for which its rounding may have hidden a row are asked one by one."""
     pool = min(k + SLACK, len(vectors))
     products, rows = _knn(queries, vectors, pool, metric, None)
     found = Found(*cut(score_rows(queries, vectors, rows, metric), rows, metric, k))
@@ -197,11 +197,11 @@ def _together(queries: Vectors, vectors: Vectors, k: int, metric: Metric, longes
 def beyond_doubt(
     last: Vectors, products: Vectors, queries: Vectors, longest: float, metric: Metric
 ) -> NDArray[np.bool_]:
-    """For which queries no row outside the pool can be as good as the last that was found.
+    """For which queries it is certain that no row outside the proposed ones is as good as the last that was found.
 
-    A row outside scores no better than the worst product inside, but for rounding: a sum of d products of float32 is off
-    by at most d 2^-24 |x||y|, and a squared distance by d 2^-24 (|x| + |y|)^2. Three times that is asked for, because
-    then `_one_by_one`, which rounds too, gives the same rows.
+    A row that was not proposed scores no better than the worst proposed one, except for rounding: a sum of d products of
+    float32 is off by at most d 2^-24 |x||y|, and a squared distance by d 2^-24 (|x| + |y|)^2. The gap must be three times
+    that, because then `_one_by_one`, which rounds too, gives the same rows.
     """
     lengths = np.sqrt(np.einsum("qd,qd->q", queries, queries, dtype=np.float64))
     terms = queries.shape[1] + 8
@@ -227,7 +227,7 @@ def _over_blocks(
 
 
 def knn(queries: Vectors, vectors: Vectors, k: int, metric: Metric, selected: Selected | None = None) -> Found:
-    """The `k` best rows one by one, whichever of equal ones; squared distances where the metric is euclidean."""
+    """The `k` best rows, compared one by one; any of those with equal scores. Squared distances for euclidean."""
     return Found(*_knn(queries, vectors, k, metric, ONE_BY_ONE if selected is None else selected.selector))
 
 

@@ -68,13 +68,13 @@ class FaissIndex(ABC):
         raise NotImplementedError(f"{self.kind} is asked alone, and not with {len(others)} others")
 
     def compared(self, k: int, *, roughly: bool = False) -> int:  # noqa: ARG002
-        """How many rows are scored exactly for the best `k`; more than those where the index knows the vectors roughly."""
+        """How many rows are scored exactly to get the best `k`: more than `k` where the index holds rounded vectors."""
         return k
 
     def _found(self, assigned: Assignments, k: int, count: int, effort: float, selected: Selected | None) -> Found:
         """The `k` best of the `count` rows that FAISS proposes; -1 where fewer of them are selected.
 
-        `effort` is how much harder to look than a search of all rows does, at least 1.
+        `effort`, at least 1, is how many times as hard to look as in a search of all rows.
         """
         return self._ranked(assigned.queries, k, self._propose(assigned, count, effort), selected)
 
@@ -83,7 +83,7 @@ class FaissIndex(ABC):
         """`count` rows (queries, count) that FAISS finds best; -1 where it finds fewer."""
 
     def _select(self, assigned: Assignments, k: int, selected: Selected) -> Found:
-        """The `k` best of the selected rows, by reading those only; an index that has lists need not read all of them."""
+        """The `k` best of the selected rows, by comparing those only; an index of lists need not compare all of them."""
         return _exact.search_column(assigned.queries, self._column, k, self.space, selected)
 
     def _sieve(self, assigned: Assignments, k: int, selected: Selected | None) -> Found:
@@ -91,7 +91,7 @@ class FaissIndex(ABC):
 
         The selection is applied to what FAISS proposes and not handed to it. Its own filter stops when the
         neighbourhood of the query is searched, whether or not selected rows were there: with 2,500 selected of 6,000,
-        all far from the query, it found 10 rows and none of the 10 best. Here too few of them are seen to be too few.
+        all far from the query, it found 10 rows and none of the 10 best. Here it is noticed when too few are left.
         """
         total = len(self._column)
         effort = 1.0 if selected is None else total / selected.count
@@ -105,7 +105,7 @@ class FaissIndex(ABC):
         return found
 
     def _thoroughly(self, queries: Vectors, k: int, selected: Selected | None) -> Found:
-        """The `k` best, where a usual search finds less: the selection shuns the queries, or lists near them are short."""
+        """Find the `k` best where a usual search found too few: few selected rows are near, or the lists read were short."""
         if selected is None:
             return _exact.search_column(queries, self._column, k, self.space, None)
         return self._select(Assignments(queries), k, selected)
@@ -116,7 +116,7 @@ class FaissIndex(ABC):
 
 
 def only(rows: Rows, selected: Selected | None) -> Rows:
-    """-1 for the rows that are not selected; it picks the last row's mark, and stays -1 either way."""
+    """The same rows, -1 where not selected. (A row of -1 looks up the last row's mark, and is -1 either way.)"""
     return rows if selected is None else np.where(selected.mask[rows], rows, -1)
 
 

@@ -1,20 +1,20 @@
-"""How the best of some rows of a segment are found where others must not be. Pure."""
+"""How a segment is searched where only some of its rows may be found: which way is cheapest. Pure."""
 
 from __future__ import annotations
 
 from enum import Enum, auto
 from math import ceil, sqrt
 
-# How many rows can be compared exactly in the time that it takes to propose one. Measured with 50,000 x 128 on two
+# How many rows can be compared exactly in the time that an index takes to propose one. Measured with 50,000 x 128 on two
 # cores: an HNSW search with one row in five selected takes as long as comparing those 10,000, 0.5 ms.
 EXACT_ROWS_PER_PROPOSED = 50
 
-# From how many rows for each selected one on an index that reads lists is told which to read. With fewer left out, it
-# is cheaper to let it propose a few rows more and to drop what is not selected: of 100,000 x 128 with 40 % selected 0.9 ms
+# Where fewer than one row in this many is selected, an index of lists is told which rows to read. Where more are, it is
+# cheaper to let it propose a few rows more and to drop what is not selected: of 100,000 x 128 with 40 % selected 0.9 ms
 # against 1.3, with 20 % 1.3 against 1.1.
 SPARSE = 4
-# So few selected rows are compared as soon as lists are read for them, and none of the best is missed: 10,000 x 128 in
-# 0.7 ms, where lists took 0.8 to 0.9.
+# Up to this many selected rows are all compared, which is as fast as reading lists and misses nothing: 10,000 x 128 took
+# 0.7 ms, and lists took 0.8 to 0.9.
 FEW = 10_000
 
 
@@ -47,10 +47,10 @@ def how(rows: int, selected: int, k: int, *, by_lists: bool) -> How:
 
 
 def pool(k: int, effort: float) -> int:
-    """How many rows to propose, so that `k` of them are selected unless the selection shuns the query.
+    """How many rows to propose so that `k` of them are selected, unless selected rows are rare near the query.
 
-    `effort` is how many rows there are for each that is selected. Nearly twice as many as that are proposed where most rows
-    are left out, and hardly more where few are: by how much the selected ones among them vary grows with the root of the
-    share that is left out.
+    `effort` is the number of rows for each selected one, so `k * effort` rows hold `k` selected ones on average. Some more are
+    proposed for chance, whose spread grows with the root of the share that is left out: nearly twice as many where most
+    rows are left out, and hardly more where few are.
     """
     return ceil((k + (k + 16) * sqrt(1 - 1 / effort)) * effort)

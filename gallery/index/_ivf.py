@@ -1,4 +1,4 @@
-"""What the kinds of inverted lists share: building them on centroids, and reading them. They differ in what a list holds."""
+"""What all indexes of inverted lists share: building and reading them. They differ in what a list holds of a row."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PARAMETERS = {
     "nprobe": Whole(default=32, low=1, high=1 << 20),
 }
 
-# The fewest lists that are tried; with fewer, a search costs no less.
+# The fewest lists that a search is tried with: with fewer it costs no less.
 _FIRST_PROBES = 8
 
 
 class IvfIndex(_faiss.FaissIndex):
-    """Lists of which the nearest few are read. Which those are is found once for all segments with the same lists."""
+    """Lists of rows, of which a search reads the nearest few; these are found once for all segments with the same centroids."""
 
     by_lists = True
 
@@ -47,12 +47,12 @@ class IvfIndex(_faiss.FaissIndex):
 
     @property
     def reads(self) -> int:
-        """The centroids, and the share of the rows that is in the lists."""
+        """All centroids, and the rows in the lists that are read."""
         lists, (rows, dimension) = max(1, len(self.quantizer)), self._column.shape
         return int(dimension * (lists + rows * self.nprobe // lists))
 
     def places(self, queries: Vectors, rows: Rows) -> Rows:
-        """At which place among the lists of each query those of rows (queries, n) are read, the first at 0."""
+        """For rows (queries, n): how many lists a search of the query reads before the one that holds the row, (queries, n)."""
         centroids, metric = self.quantizer.centroids, self.space.metric
         vectors = _exact.prepared(_exact.taken(self._column, rows.reshape(-1)), self.space)
         near = queries @ centroids.T
@@ -65,7 +65,7 @@ class IvfIndex(_faiss.FaissIndex):
         return self._read(assigned.queries, count, self._near(assigned, effort), None).rows
 
     def _near(self, assigned: Assignments, effort: float) -> Nearest | None:
-        """The lists that a search reads; None where FAISS may as well find them, since they are the usual number."""
+        """The lists that a search reads; None where FAISS may find them itself, within the same call."""
         return self._lists_near(assigned, effort)
 
     def _lists_near(self, assigned: Assignments, effort: float) -> Nearest:
@@ -79,9 +79,9 @@ class IvfIndex(_faiss.FaissIndex):
     def _select(self, assigned: Assignments, k: int, selected: Selected) -> Found:
         """The `k` best of the selected rows: twice as many lists each time, until that changes nothing.
 
-        Rows enough are no sign that they are the best: with 2,500 selected of 6,000, all far from the query, the nearest
-        lists held 10 rows and none of the 10 best. The first lists are more than usual, because fewer selected rows lie
-        farther apart; by no more than the root of how many are left out, because so are those in the lists.
+        To have found `k` rows does not mean that they are the best: with 2,500 selected of 6,000, all far from the query, the
+        nearest lists held 10 rows and none of the 10 best. The first round reads more lists than usual, because fewer
+        selected rows lie farther apart: more by the root of the number of rows for each selected one.
         """
         queries, metric = assigned.queries, self.space.metric
         best = _exact.nothing(len(queries), k, metric)
@@ -168,7 +168,7 @@ class Lists(ABC):
         """Map the lists; raises ValueError if the file does not fit the column."""
 
     def _most(self, lists: int, rows: int) -> int:  # noqa: ARG002
-        """How many lists a search may read: half of them cost as much as a plain scan of 20,000 x 128 rows."""
+        """The most lists that a search may read: to read half of them costs as much as to compare all of 20,000 x 128 rows."""
         return lists // 3
 
     @abstractmethod
@@ -189,7 +189,7 @@ class Lists(ABC):
         return min(asked, trainable) if asked else wanted(rows, trainable)
 
     def serves(self, parameters: Mapping[str, Any], lists: int, now: int) -> bool:
-        """Whether a gallery that would `now` be given so many lists can go on with `lists`."""
+        """Whether a gallery can keep its `lists` lists, though it would `now` get another number."""
         return lists == now if parameters["nlist"] else serves(lists, now)
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class Lists(ABC):
         return _parameters.checked(self.name, parameters, self.parameters)
 
     def efforts(self, rows: int, total: int | None = None) -> Sequence[Mapping[str, Any]]:
-        """More and more lists, while they cost less than another kind of index."""
+        """More and more lists, up to where another kind of index would cost less."""
         lists = _count(total or rows)
         last = max(_FIRST_PROBES, self._most(lists, total or rows))
         probes = [_FIRST_PROBES]
@@ -207,9 +207,9 @@ class Lists(ABC):
 
 
 def by_distance(centroids: Vectors) -> Any:
-    """Puts rows into the list of the centroid nearest by distance, whatever the metric.
+    """A FAISS quantizer that puts each row into the list of the nearest centroid by distance, whatever the metric.
 
-    Rows must not be assigned by inner product: the longest centroid would draw most of them.
+    By inner product the longest centroid would draw most of the rows.
     """
     quantizer = faiss.IndexFlatL2(centroids.shape[1])
     quantizer.add(centroids)
@@ -223,12 +223,12 @@ def centroids_of(index: Any) -> Vectors:
 
 
 def _count(rows: int) -> int:
-    """How many lists a segment has where nobody says."""
+    """How many lists a segment gets if the parameters do not say."""
     return max(1, round(sqrt(rows)))
 
 
 def _probe_by_score(index: Any) -> None:
-    """Let whoever searches the file by itself choose lists by the metric, as `Quantizer.nearest` does."""
+    """Make the file choose lists by the metric, as `Quantizer.nearest` does, for those who search it with FAISS alone."""
     if index.metric_type == faiss.METRIC_INNER_PRODUCT:
         by_score = faiss.IndexFlatIP(index.d)
         by_score.add(index.quantizer.reconstruct_n(0, index.nlist))

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-#: what makes of an environment one whose FAISS can use a GPU
+#: the commands that give an environment a FAISS that can use a GPU
 WITH_GPU = "`pip uninstall --yes faiss-cpu faiss-gpu-cu12`, then `pip install faiss-gpu-cu12`"
 
 try:
     faiss: Any = import_module("faiss")
-except AttributeError as error:  # its half in Python and its half in C++ are not of the same package
+except AttributeError as error:  # its Python files and its C++ library come from different packages
     raise ImportError(
         "faiss-cpu and faiss-gpu-cu12 are both installed, which make one module that cannot be imported: `pip uninstall --yes "
         f"faiss-cpu faiss-gpu-cu12`, then `pip install faiss-cpu`; or, for indexes on a GPU, {WITH_GPU}"
@@ -20,7 +20,7 @@ except AttributeError as error:  # its half in Python and its half in C++ are no
 
 # FAISS compares many queries by a matrix product and few one by one, and draws the line where queries x dimension is
 # 128,000, at a thousand queries of 128 numbers. Here the product is twice as fast at 8 queries and 6 times at 64. Because
-# it rounds otherwise, nobody shall get it unasked: a selector, if only one of everything, asks for one by one.
+# it rounds differently, nobody gets it unasked: a selector makes FAISS compare one by one, even one that selects all rows.
 faiss.cvar.distance_compute_blas_threshold = 1024
 ONE_BY_ONE: Any = faiss.IDSelectorAll()
 

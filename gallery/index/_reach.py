@@ -13,26 +13,24 @@ from gallery.index import _exact
 from gallery.index._recall import Sample
 from gallery.index.quantizer import Nearest, shared
 
-# So many lists are read however far they are.
+# The nearest so many lists are read, however far away they are.
 FEWEST = 8
-# Where it leaves out a smaller share of the lists, it is not worth the choosing.
+# A reach that leaves out less than this share of the lists is not used: choosing would cost more than it saves.
 _WORTH = 0.25
-# A query that happens to lie near a centroid has its neighbours no nearer for that. As near as this part of the rows that reach
-# was measured by, no query counts as nearer.
+# A query that happens to lie very near a centroid does not have nearer neighbours for that. So its distance to the nearest
+# list is taken to be at least this quantile of those distances among the rows that the reach was measured with.
 _NEAREST = 0.25
 
 
 class Reach(NamedTuple):
-    """How far lists may be."""
+    """How far away lists may be to be read: `times` as far as the nearest one, which counts as at least `nearest` away."""
 
-    #: as the nearest one
     times: float
-    #: as which that one counts at the least
     nearest: float
 
     @classmethod
     def of(cls, stored: Mapping[str, Any] | None) -> Reach:
-        """As it stands with an index's parameters; of any distance where nothing does."""
+        """As an index's parameters hold it; `EVERYWHERE` where they hold none."""
         return EVERYWHERE if stored is None else cls(stored["times"], stored["nearest"])
 
 
@@ -40,19 +38,17 @@ EVERYWHERE = Reach(inf, 0.0)
 
 
 def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, nprobe: int, missed: float = 0) -> Reach | None:
-    """How far lists may be, at least as far as the nearest one; None where that spares too little.
-
-    As far as the farthest list, of those that are read without it, that holds a neighbour: so none is missed for it.
+    """The smallest reach that still reads all lists that hold a neighbour (but for `missed`); None if it saves too little.
 
     Args:
         centroids: (lists, dimension) float32.
         vectors: the column.
         asked: some of its rows, with their neighbours.
-        nprobe: how many lists are read without it.
+        nprobe: how many lists are read without a reach.
         missed: the share of the neighbours in those lists that may be in farther ones.
     """
     if asked.space.metric == "inner_product" and not asked.space.normalized:
-        return None  # no matter of distance
+        return None  # the best rows need not be in near lists
     quantizer, rows = shared(centroids, asked.space.metric), asked.rows
     near = quantizer.nearest(asked.queries, nprobe)
     own = quantizer.holding(_exact.prepared(vectors[rows.ravel()], asked.space)).reshape(*rows.shape, 1)
@@ -67,7 +63,7 @@ def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, nprobe: int,
 
 
 def within(near: Nearest, reach: Reach, space: Space) -> Nearest:
-    """The same lists, -1 for those that are too far; for each query whatever else is in the batch."""
+    """The same lists, with -1 in place of those beyond the reach. A query's lists do not depend on the rest of the batch."""
     far = distances(near.scores, space)
     lists = np.where(far <= np.maximum(far[:, :1], np.float32(reach.nearest)) * np.float32(reach.times), near.lists, -1)
     lists[:, :FEWEST] = near.lists[:, :FEWEST]
@@ -75,8 +71,9 @@ def within(near: Nearest, reach: Reach, space: Space) -> Nearest:
 
 
 def distances(scores: Vectors, space: Space) -> Vectors:
-    """How far lists are whose centroids have these scores.
+    """Distances to lists whose centroids have these scores.
 
-    By inner product, of vectors of unit length: the root of the mean square of the distances to the rows in the list.
+    Where the scores are inner products, vectors have unit length, and this is the root of the mean square of the distances to
+    the rows in the list.
     """
     return scores if space.metric == "euclidean" else np.sqrt(np.maximum(2 - 2 * scores, 0))

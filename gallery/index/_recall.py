@@ -13,7 +13,7 @@ from gallery.index.scores import better_first_order, worst
 
 # Recall is that of the best ten.
 K = 10
-# How many rows are asked for their neighbours. Of 2,000 neighbours a recall of 0.98 is known to 0.003 or so.
+# How many rows are used as queries. They have 2,000 neighbours, from which a recall of 0.98 is known to about 0.003.
 ROWS = 200
 
 
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
         own: (queries,) the row that each query is; it is no neighbour of itself.
         rows: (queries, neighbours) int64, best first: K of them, or as many as there are.
         scores: (queries, neighbours) float32, theirs.
-        tied: (queries, neighbours) True where the row after it has the same score: then another may be found in its place.
+        tied: (queries, neighbours) True where the next row has the same score, so that a search may rightly find that one.
     """
 
     space: Space
@@ -49,7 +49,7 @@ def sample(vectors: Stored, space: Space) -> Sample:
 
 
 def recall(index: Index, asked: Sample) -> float:
-    """The share of a sample's neighbours that an index finds: 1 where it finds others that are as near."""
+    """The share of a sample's neighbours that an index finds; others that are as near count as found."""
     wanted = asked.scores.shape[1]
     if not wanted:
         return 1.0
@@ -58,12 +58,12 @@ def recall(index: Index, asked: Sample) -> float:
 
 
 def held(places: Rows, asked: Sample, nprobe: int) -> float:
-    """The most that a search can find in the lists that it reads, which is known without one.
+    """An upper bound of the recall with `nprobe` lists, known without a search: the share of neighbours in those lists.
 
-    A search finds no more, unless so few rows are in those lists that it reads all there are: no effort should count on that.
+    (A search finds more only where the lists hold too few rows, so that it goes on to compare all; do not count on that.)
 
     Args:
-        places: (queries, neighbours) of the sample, as an index tells them.
+        places: (queries, neighbours) which list of its query each neighbour is in, as `Steered.places` says.
         asked: the sample.
         nprobe: how many lists are read.
     """
@@ -76,7 +76,7 @@ def _share(scores: Vectors, last: Vectors, metric: Metric) -> float:
 
 
 def _without_own(found: Found, own: Rows, metric: Metric) -> Found:
-    """The rows that were found, best first, the query's own row moved to the end, with the worst score."""
+    """The same rows, best first, with each query's own row moved to the end and given the worst score."""
     scores = np.where(found.rows == own[:, None], np.float32(worst(metric)), found.scores)
     order = better_first_order(scores, metric)
     return Found(*(np.take_along_axis(each, order, axis=1) for each in (scores, found.rows)))

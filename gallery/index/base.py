@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from gallery.index.selection import Selected
 
 
-#: beside an index's parameters: others, that suffice where it is a small part of what it is joined with. What an
-#: earlier version wrote as `joined` may be too little (ADR 0049), and is not heeded.
+#: key beside an index's parameters, of other parameters: they suffice where the index is a small part of those that it is
+#: joined with. What earlier versions wrote under `joined` may be too little (ADR 0049), and is not read.
 JOINED = "joined_by_ten"
-#: beside them, of an index of lists: how far those may be that are read, see `gallery.index._reach`
+#: key beside the parameters of an index of lists: how far away lists may be to be read, see `gallery.index._reach`
 REACH = "reach"
 
 
@@ -37,11 +37,11 @@ class Found(NamedTuple):
 
 
 class Joins(NamedTuple):
-    """With what an index can be made one.
+    """Which indexes an index can be joined with.
 
     Attributes:
-        key: equal for indexes of one model that can be.
-        rows: as many as one index may then have.
+        key: indexes of one model with equal keys can be joined.
+        rows: the most rows that the joined index may have.
     """
 
     key: Hashable
@@ -54,12 +54,12 @@ class Index(Protocol):
     kind: str
     #: decides the score
     space: Space
-    #: None where it is always asked alone
+    #: None for one that cannot be joined with others
     joins: Joins | None
 
     @property
     def reads(self) -> int:
-        """Numbers that are read for one query, more or less."""
+        """About how many numbers one query reads: what a search costs."""
 
     def search(
         self, queries: Vectors, k: int, selected: Selected | None = None, assigned: Assignments | None = None
@@ -70,26 +70,26 @@ class Index(Protocol):
             queries: (queries, dimension) float32, C-contiguous; of unit length where the metric is cosine.
             k: how many rows, at least 1; may exceed the number of rows.
             selected: the rows that may be found. None means all.
-            assigned: what was found out about the very same queries for other segments, to be used and added to. The
-                answer does not depend on it.
+            assigned: the lists nearest to these very queries, as searches of other segments found them; this one uses them
+                and adds to them. The answer does not depend on it.
         """
 
     def prepare(self) -> None:
-        """Make what searches need and what takes long, so that the first of them need not."""
+        """Make now what searches need and what takes long to make, so that the first search does not wait for it."""
 
     def join(self, others: Sequence[Index]) -> Index:
-        """One index over its own rows and those of `others`, in turn, whose `joins` have the same key."""
+        """One index over its own rows followed by those of `others`, whose `joins` have the same key."""
 
 
 @runtime_checkable
 class Steered(Index, Protocol):
-    """An index of which fewer or more lists can be read, without opening it again."""
+    """An index of lists, of which a search can be made to read fewer or more without opening it again."""
 
     def steered(self, parameters: Mapping[str, Any]) -> Index:
         """The same index, searched by other parameters of its backend's `efforts`."""
 
     def places(self, queries: Vectors, rows: Rows) -> Rows:
-        """At which place among the lists of each query those of rows (queries, n) are read: (queries, n), the first at 0."""
+        """For rows (queries, n): how many lists a search of the query reads before the one that holds the row, (queries, n)."""
 
 
 class Backend(Protocol):
@@ -121,11 +121,11 @@ class Backend(Protocol):
     def efforts(self, rows: int, total: int | None = None) -> Sequence[Mapping[str, Any]]:
         """Parameters to try on a segment of `rows` rows until its recall is good enough, the cheapest search first.
 
-        `total` is how many rows the gallery has, where it is not this segment alone: lists that segments share are made
-        for all of them.
+        They differ only in what steers a search, so that one build serves all. They end where a search would cost as much
+        as an exact one; there are none where nothing can be steered.
 
-        They differ only in what steers a search, so that one build serves all. The list ends where a search would cost as
-        much as an exact one, and is empty where there is nothing to steer.
+        `total` is how many rows the gallery has if it has more than this segment: the lists that segments share are made for
+        all of them.
         """
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,12 +137,12 @@ class Backend(Protocol):
 
 
 class Trained(NamedTuple):
-    """What the lists of several segments can have in common.
+    """What training gives, and what the lists of several segments can share.
 
     Attributes:
         centroids: (lists, dimension) float32; a row is in the list of the nearest one.
-        codebook: (parts, 16, dimension / parts) float32: what a part of a vector may be written as. None where lists do not
-            hold codes of that kind.
+        codebook: (parts, 16, dimension / parts) float32: the values that each part of a vector is rounded to. None where
+            lists do not hold such codes.
     """
 
     centroids: Vectors
@@ -165,16 +165,16 @@ class ListsBackend(Backend, Protocol):
         parameters: Mapping[str, Any],
         trained: Trained | None = None,
     ) -> bool:
-        """As any backend does, with the lists of `trained`; None trains some with the column."""
+        """As every backend does, with the lists of `trained`; where that is None, lists are trained with the column."""
 
     def lists(self, parameters: Mapping[str, Any], rows: int, trainable: int) -> int:
         """How many lists suit a gallery of `rows` rows, where `trainable` rows can be trained with."""
 
     def serves(self, parameters: Mapping[str, Any], lists: int, now: int) -> bool:
-        """Whether a gallery that would `now` be given so many lists can go on with `lists`."""
+        """Whether a gallery can keep its `lists` lists, though it would `now` get another number."""
 
     def train(self, rows: Vectors, lists: int, space: Space, rounds: int) -> Trained:
-        """Train with (rows, dimension) float32 that are prepared, at least one; the same rows give the same."""
+        """Train with prepared (rows, dimension) float32, at least one row; the same rows give the same result."""
 
     def trained(self, path: Path) -> Trained:
-        """What an index file was built with; raises RuntimeError where it cannot be read."""
+        """What the index file at `path` was built with; raises RuntimeError where it cannot be read."""

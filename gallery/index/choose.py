@@ -9,23 +9,23 @@ from gallery.index.registry import backend, names
 
 AUTO = "auto"
 EXACT = "flat"
-# What `auto` tries in turn, until one finds enough of what exact search finds. IVF is built in a fraction of the time that
-# a graph takes, and the graph is for columns whose neighbours lie in many lists.
+# What `auto` tries in turn, until one has enough recall. Lists are built in a fraction of the time that a graph takes; the
+# graph is for columns whose neighbours lie in many lists.
 TRIED = ("ivf_pq", "ivf", "hnsw")
 # The recall at 10 that is promised to queries is 0.98. Stored rows find each other a little better than queries find them,
 # because the lists were made for them: where CIFAR-100 embeddings reached 0.98, their test set fell to 0.969.
 RECALL = 0.99
-# That of a segment on a shelf of which it is a small part (ADR 0049): the ten nearest of all are nearer than its own ten, and so
-# in fewer lists. Where segments are alike, what finds 0.97 of its own finds 0.98 or more of all.
+# The recall that is enough within a segment that is a small part of its shelf (ADR 0049): the ten nearest of the shelf are
+# nearer than those of the segment, and so in fewer lists. Where segments are alike, the effort that finds 0.97 of a
+# segment's own neighbours finds 0.98 or more of the shelf's.
 RECALL_JOINED = 0.97
 
 
 class Choice(NamedTuple):
-    """A backend, and its parameters, complete: the first of them that finds enough is taken."""
+    """A backend to try, with complete parameters to try in turn: the first that reach the recall `enough` are taken."""
 
     kind: str
     efforts: Sequence[Mapping[str, Any]]
-    #: the recall without which it is not taken
     enough: float
 
 
@@ -39,10 +39,10 @@ def check(settings: Mapping[str, Any]) -> None:
 
 
 def choose(settings: Mapping[str, Any], *, rows: int, exact_below: int, total: int | None = None) -> Sequence[Choice]:
-    """What to try for a segment of `rows` rows, in turn; nothing where it is searched exactly.
+    """The indexes to try for a segment of `rows` rows, in turn; none where it is searched exactly.
 
     Args:
-        settings: `{"kind": "auto" | a backend's name, ...}` with the backend's own parameters, which are not steered.
+        settings: `{"kind": "auto" | a backend's name, ...}` with the backend's own parameters, which are used as given.
         rows: rows of the segment.
         exact_below: segments with fewer rows are searched exactly, which is then as fast as any.
         total: rows of the gallery, if it has more.

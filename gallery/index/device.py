@@ -25,11 +25,11 @@ from gallery.index.selection import Selected
 from gallery.index.stack import Stack
 
 AUTO, CPU = "auto", "cpu"
-#: rows that a GPU proposes at the most
+#: the most rows that a GPU proposes for a query
 MOST = 2048
-# Beyond two for each row that is wanted: hardly a query is then asked again.
+# Proposed beyond two rows for each wanted one, so that hardly any query is asked again.
 _MORE = 32
-#: fewer rows are compared on the CPU before a GPU was asked
+#: fewer rows than this are compared on the CPU, which takes less time than to ask a GPU
 FEWEST_ROWS = 10_000
 
 log = structlog.get_logger()
@@ -40,16 +40,16 @@ class NoSuchDevice(ValueError):
 
 
 class Held(Protocol):
-    """Rows in the memory of a GPU, for as long as somebody refers to this. Any thread may search, others meanwhile too."""
+    """Rows in the memory of a GPU, until this object is garbage; many threads may search them at once."""
 
     def add(self, vectors: Vectors) -> None:
-        """Copy float32 rows (n, dimension) there; raises RuntimeError where there is no room."""
+        """Copy float32 rows (n, dimension) to the GPU; raises RuntimeError if it has no room."""
 
     def search(self, queries: Vectors, count: int) -> tuple[Vectors, Rows]:
         """The best `count` rows for float32 queries (n, dimension), by a matrix product in float32.
 
         Returns:
-            Squared distances or inner products, and rows, both (n, count); -1 in the place of a row where it is no number.
+            Squared distances or inner products, and rows, both (n, count); the row is -1 where the score is not a number.
 
         Raises:
             RuntimeError: there is no room to compute, or the GPU fails.
@@ -60,10 +60,10 @@ class Gpu(Protocol):
     """A GPU that was tried, and works."""
 
     def hold(self, rows: int, dimension: int, *, by_distance: bool) -> Held:
-        """Room for rows, compared by distance or else by inner product; raises RuntimeError where there is none."""
+        """Make room for rows that are compared by distance, or else by inner product; raises RuntimeError if there is none."""
 
 
-#: a GPU by its number: None where the library sees none at all, RuntimeError where it cannot use what it sees
+#: opens a GPU by its number: None if the library sees no GPU at all, RuntimeError if it cannot use the one it sees
 Open = Callable[[int], Gpu | None]
 
 
@@ -71,7 +71,7 @@ class DeviceIndex(_faiss.FaissIndex):
     """An index that compares every row, on a GPU."""
 
     def __init__(self, held: Held, longest: float, *, vectors: Stored | Stack, space: Space) -> None:
-        """Of `vectors`, the longest of which has this length, as they are `held`."""
+        """`held` has the rows of `vectors`; `longest` is the length of the longest."""
         super().__init__("device", vectors=vectors, space=space)
         self._held = held
         self._longest = longest
@@ -79,11 +79,11 @@ class DeviceIndex(_faiss.FaissIndex):
 
     @property
     def reads(self) -> int:
-        """Little, for the thread that waits for it."""
+        """Few numbers: it says how long the calling thread is busy, and the GPU does the work."""
         return FEWEST_ROWS * int(self._column.shape[1])
 
     def compared(self, k: int, *, roughly: bool = False) -> int:
-        """Twice as many as are wanted, and some."""
+        """Twice as many as wanted, and some more; `roughly`, only the some more."""
         return k + _MORE if roughly else 2 * k + _MORE
 
     def _found(self, assigned: Assignments, k: int, count: int, effort: float, selected: Selected | None) -> Found:
@@ -97,7 +97,7 @@ class DeviceIndex(_faiss.FaissIndex):
         return _exact.search_column(assigned.queries, self._column, k, self.space, selected)
 
     def _tell(self, error: RuntimeError) -> None:
-        """Once: what fails may fail for each search from now on."""
+        """Log it once: what failed may fail for every search from now on."""
         if not self._told:
             self._told = True
             log.warning("gpu_search_failed", rows=len(self._column), reason=reason(error))
@@ -106,12 +106,12 @@ class DeviceIndex(_faiss.FaissIndex):
         return self._held.search(assigned.queries, count)[1]
 
     def _proven(self, queries: Vectors, k: int, count: int, selected: Selected | None) -> Found:
-        """The `k` best of `count` rows that are proposed; of more, or of all, where others may be better."""
+        """The `k` best of `count` proposed rows. Where others may be better, of `MOST` proposed ones, and then of all rows."""
         products, rows = self._held.search(queries, count)
         found = self._ranked(queries, k, rows, selected)
         if count < len(self._column):
             proven = _exact.beyond_doubt(found.scores[:, -1], products, queries, self._longest, self.space.metric)
-            # What overflowed is no number, and is not proposed: rows are missing.
+            # A score that overflowed is no number, and its row is not proposed: then rows are missing.
             doubtful = np.flatnonzero(~proven | (rows < 0).any(axis=1))
             if len(doubtful):
                 asked, most = queries[doubtful], min(MOST, len(self._column))
@@ -124,14 +124,14 @@ class DeviceIndex(_faiss.FaissIndex):
 
 
 class Device:
-    """One GPU, or none: where the indexes of a process live."""
+    """Where the indexes of a process live: on one GPU, or on none."""
 
     def __init__(self, name: str, opens: Sequence[Open]) -> None:
         """`auto` takes a GPU if there is one that works, `cpu` none, `cuda` the first, `cuda:1` the second.
 
         Args:
             name: as in the settings.
-            opens: by each library that may be able to use it, the best first.
+            opens: one function for each library that may be able to use the GPU, the best first.
 
         Raises:
             NoSuchDevice: the message says what would help.
@@ -140,7 +140,7 @@ class Device:
         self._gpu = None if number is None else _opened(name, number, opens)
 
     def place(self, index: Index, columns: Sequence[Stored]) -> Index:
-        """The rows of a shelf on the GPU; or `index`, prepared, where there is none, or no room in it, or where they are few."""
+        """An index of a shelf's rows on the GPU; or `index`, prepared, if there is no GPU, no room on it, or the rows are few."""
         vectors = Stack(columns)
         if self._gpu is not None and len(vectors) >= FEWEST_ROWS:
             with suppress(RuntimeError):
@@ -150,7 +150,7 @@ class Device:
 
 
 def reason(error: RuntimeError) -> str:
-    """What a library says first; PyTorch goes on with lines about how to debug it."""
+    """The first line of the message; PyTorch adds lines on how to debug it."""
     return str(error).partition("\n")[0]
 
 
@@ -159,7 +159,7 @@ def _placed(gpu: Gpu, vectors: Stack, space: Space) -> DeviceIndex:
     for column in vectors.columns:
         for start in range(0, len(column), _exact.BLOCK):
             part = column[start : start + _exact.BLOCK]
-            # As they are scored: what is of unit length but for rounding is not rounded again.
+            # The GPU must hold what is scored: vectors that are of unit length but for rounding are not rounded again.
             block = part if _exact.is_plain(part, space) else _exact.prepared(part, space)
             longest = max(longest, _exact.length(block))
             held.add(block)

@@ -24,10 +24,10 @@ class FlatIndex:
     kind = "flat"
 
     def __init__(self, vectors: Stored, space: Space, *, prepared: bool = False) -> None:
-        """Over `vectors` (rows, dimension), `prepared` as FAISS can read them or not."""
+        """`vectors` are (rows, dimension); `prepared` says that FAISS can read them as they are."""
         self._column = np.asarray(vectors)  # an np.memmap costs microseconds for each slice, a plain view does not
         self.space = space
-        # Joined, they are copied, so that many requests of a few rows each cost one comparison; the others are read where
+        # Small columns are copied into one, so that a search makes one comparison and not many; large ones are read where
         # they lie.
         self.joins = Joins(self.kind, JOINED_NUMBERS // max(1, self._column.shape[1]))
         self._searched: Vectors | None = self._column if prepared or _exact.is_plain(self._column, space) else None
@@ -36,7 +36,7 @@ class FlatIndex:
 
     @property
     def reads(self) -> int:
-        """All."""
+        """All numbers of the column."""
         return self._column.size
 
     def search(
@@ -53,7 +53,7 @@ class FlatIndex:
         return _exact.search(queries, vectors, k, self.space.metric, selected, longest)
 
     def join(self, others: Sequence[Index]) -> FlatIndex:
-        """Exact search of a copy of all rows, which each index by itself then needs no copy for."""
+        """Exact search of one copy of all rows; the joined indexes then never need copies of their own."""
         columns = [_exact.prepared(each._column, each.space) for each in (self, *others) if isinstance(each, FlatIndex)]
         return FlatIndex(np.concatenate(columns), self.space, prepared=True)
 
@@ -73,7 +73,7 @@ class FlatIndex:
         return self._searched
 
     def _length(self, vectors: Vectors) -> float:
-        """The length of the longest row. Two threads may find it at once, and it is the same."""
+        """The length of the longest row. Two threads may compute it at once; it is the same."""
         if self._longest is None:
             self._longest = _exact.length(vectors)
         return self._longest

@@ -31,7 +31,7 @@ class HnswIndex(_faiss.FaissIndex):
 
     @property
     def reads(self) -> int:
-        """The neighbours of the rows that are in view."""
+        """The neighbours of all rows in view."""
         return int(self._column.shape[1]) * self._ef_search * int(self._graph.hnsw.nb_neighbors(0)) // 2
 
     def _propose(self, assigned: Assignments, count: int, effort: float) -> Rows:

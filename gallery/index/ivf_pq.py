@@ -27,31 +27,33 @@ from gallery.index.scores import cut
 from gallery.index.selection import Selected
 from gallery.index.stack import Stack
 
-# To join as many rows takes a tenth of a second, and is done again for each segment that comes.
+# To join this many rows takes a tenth of a second, and they are joined again with each new segment.
 JOINED_ROWS = 1 << 20
-# Codes of so many rows are compared in the time that a search of a graph takes.
+# The codes of this many rows are compared in the time that a search of a graph takes.
 READ_ROWS = 1 << 16
-# Hits of a usual search, by which indexes are measured.
+# How many hits a usual search wants: what an index needs was measured with these.
 _TEN = 10
-# Of the rows that are joined, so many may need more than is read: how much a segment needs is known from 200 rows only.
+# The share of the joined rows whose segments may need more lists than are read: what a segment needs is an estimate, from
+# 200 of its rows.
 _FEW = 0.1
 BITS = 4
 CODES = 1 << BITS
-# FAISS warns where there are less than 39. By 128 no more queries are asked twice than by 256, in half of the training.
+# Training rows for each code; FAISS warns below 39. With 128 no more queries are asked twice than with 256, and training
+# takes half as long.
 _ROWS_PER_CODE = 128
-# Candidates beyond `rerank` for each row that is wanted: for a few hits, rounding decides more than for many. With so many
-# of CIFAR-100 embeddings, no more than one query in eleven needs to be asked twice.
+# Candidates beyond `rerank` for each wanted row: where few rows are wanted, rounding decides more. With this many, at most
+# one query in eleven on CIFAR-100 embeddings has to be asked twice.
 _MORE = 108
-# How many times what codes are usually wrong by, a row may be wrong by and not be missed. Of vectors of independent noise,
-# which are all about equally far, 2 missed one in 16 of the best ten, and 3 one in 500.
+# A row is not missed unless its code is wrong by more than this many standard deviations. Of vectors of independent noise,
+# which are all about equally far apart, 2 missed one in 16 of the best ten, and 3 one in 500.
 _SPREADS = 3
-# How far lists may be was measured by the ten nearest of all rows. For more they may be as many times as far, and for more than
-# so many times as many, all are read.
+# A reach was measured with the ten nearest of all rows. A search for more hits, or of selected rows, multiplies it by how
+# much harder it is; from this many times as hard on, it reads lists at any distance.
 _HARDER = 2
-# To choose lists takes as long as to compare codes of a few thousand rows, so it pays where several times that are read.
+# To choose lists by their distance takes as long as to compare codes of a few thousand rows, so it pays from here on.
 _CHOOSY_ROWS = 1 << 15
-# How FAISS goes through the lists: query by query, so that no answer depends on the batch, and with a reservoir: for 128
-# candidates that took 39 us where a heap took 50, for 508 it took 49 where the heap took 120.
+# FAISS's number for going through the lists query by query, so that no answer depends on the batch, with a reservoir of
+# candidates: for 128 of them that took 39 us where a heap took 50, and for 508 it took 49 where the heap took 120.
 _QUERY_BY_QUERY = 11
 
 
@@ -59,30 +61,31 @@ _Needed = TypeVar("_Needed", int, Reach)
 
 
 class Effort(NamedTuple):
-    """Which lists to read."""
+    """Which lists to read: the nearest `nprobe`, and of these only those within `reach`."""
 
-    #: so many
     nprobe: int
-    #: no farther ones
     reach: Reach
 
 
 class Probes(NamedTuple):
-    """Which lists to read of an index."""
+    """Which lists to read of the index of one segment.
 
-    #: of the column that it was built from
+    Attributes:
+        rows: of the segment.
+        alone: if it is searched by itself.
+        joined: if it is at most a tenth of the rows that are searched together.
+    """
+
     rows: int
-    #: by itself
     alone: Effort
-    #: where it is at most a tenth of what is searched with it
     joined: Effort
 
 
 def _probes(parts: Sequence[Probes]) -> Effort:
-    """How many lists suffice for most of the rows, and how far ones.
+    """Which lists suffice for most of the rows of segments that are searched together.
 
-    Each part was measured by the neighbours of its own rows. The nearest among the rows of all are nearer, and in fewer lists;
-    but they may all be in one large part, so many small ones do not outvote it.
+    What a segment needs was measured with the neighbours of its rows within it. Among the rows of all segments the nearest are
+    nearer, and in fewer lists. But they may all be in one large segment, so rows count here, and not segments.
     """
     total = sum(part.rows for part in parts)
     efforts = [part.joined if _TEN * part.rows <= total else part.alone for part in parts]
@@ -91,7 +94,7 @@ def _probes(parts: Sequence[Probes]) -> Effort:
 
 
 def _for_most(needed: Sequence[_Needed], rows: Sequence[int]) -> _Needed:
-    """The least of what parts with so many rows need that suffices for all rows but few."""
+    """The least of what parts `needed` that suffices for all but a share `_FEW` of their rows."""
     at, left = 0, sum(rows)
     few, parts = _FEW * left, sorted(zip(needed, rows, strict=True))
     while (left := left - parts[at][1]) > few:
@@ -100,10 +103,10 @@ def _for_most(needed: Sequence[_Needed], rows: Sequence[int]) -> _Needed:
 
 
 class PqIndex(_ivf.IvfIndex):
-    """Lists of codes in memory, since FastScan wants them in blocks; of one segment, or of several that share the codebook.
+    """Lists of codes, of one segment or of several that share centroids and codebook; in memory, in FastScan's blocks.
 
-    The blocks are made of the mapped files when they are first needed: a segment that is searched together with others
-    never needs its own.
+    The blocks are made from the mapped files when they are first needed: a segment that is searched together with others
+    never needs blocks of its own.
     """
 
     def __init__(
@@ -121,11 +124,11 @@ class PqIndex(_ivf.IvfIndex):
 
     @property
     def reads(self) -> int:
-        """Codes take an eighth of the time that as many numbers take."""
+        """An eighth of what other lists read: codes are compared in an eighth of the time."""
         return super().reads // 8
 
     def join(self, others: Sequence[Index]) -> Index:
-        """The lists of all; a search reads of them what `_probes` says."""
+        """The lists of all, of which a search reads what `_probes` says."""
         joined = [each for each in (self, *others) if isinstance(each, PqIndex)]
         return PqIndex(
             [file for each in joined for file in each.files],
@@ -136,7 +139,7 @@ class PqIndex(_ivf.IvfIndex):
         )
 
     def steered(self, parameters: Mapping[str, Any]) -> PqIndex:
-        """The same blocks, of which those lists are read that `parameters` say."""
+        """The same blocks, of which a search reads the lists that `parameters` say."""
         other = PqIndex(
             self.files,
             probes=[Probes(part.rows, _effort(parameters), _effort(parameters)) for part in self.probes],
@@ -149,24 +152,24 @@ class PqIndex(_ivf.IvfIndex):
 
     @property
     def columns(self) -> Sequence[Stored]:
-        """What it was built from."""
+        """The columns that the files were built from."""
         return self._column.columns if isinstance(self._column, Stack) else [self._column]
 
     def compared(self, k: int, *, roughly: bool = False) -> int:
-        """`rerank` rows for each that is wanted, and some more; of candidates a quarter more than wanted, and some."""
+        """`rerank` rows for each wanted one, and some more; `roughly`, a quarter more than wanted, and some more."""
         return k + k // 4 + _MORE // 4 if roughly else self.rerank * k + _MORE
 
     def prepare(self) -> None:
-        """Make the blocks: for a million rows a tenth of a second, which no search should wait for."""
+        """Make the blocks now: for a million rows that takes a tenth of a second, which no search should wait for."""
         self.lists  # noqa: B018 - it is kept
 
     @cached_property
     def lists(self) -> Any:
-        """What is searched. Two threads may make it at once, and it is the same."""
+        """The blocks that FAISS searches. Two threads may make them at once; they are the same."""
         return _in_blocks(self.files, self.space)
 
     def _near(self, assigned: Assignments, effort: float) -> Nearest | None:
-        """FAISS finds them within its one call where nobody else is asked: of few queries, by the very comparisons."""
+        """None also where no other index is asked and queries are few: FAISS then compares the centroids just as we would."""
         if assigned.alone and effort == 1 and len(assigned.queries) < _exact.PRODUCT_QUERIES:
             return None
         return self._lists_near(assigned, effort)
@@ -185,7 +188,7 @@ class PqIndex(_ivf.IvfIndex):
     def _reached(
         self, queries: Vectors, k: int, count: int, near: Nearest, reach: Reach, selected: Selected | None
     ) -> Found:
-        """As `_proven`, of those lists only that are not too far, unless there are too few rows in these."""
+        """As `_proven`, from the lists within `reach` only; from all of `near` for queries that found too few rows there."""
         found = self._proven(queries, k, count, _reach.within(near, reach, self.space), None, selected)
         short = np.flatnonzero(found.rows[:, -1] < 0)
         if len(short):
@@ -201,15 +204,15 @@ class PqIndex(_ivf.IvfIndex):
     def _proven(
         self, queries: Vectors, k: int, count: int, near: Nearest | None, reads: Selected | None, keeps: Selected | None
     ) -> Found:
-        """The `k` best rows of some lists: twice as many candidates each time, until others are beyond doubt.
+        """The `k` best rows of some lists: with twice as many candidates each time, until no other row can well be better.
 
         Args:
             queries: (queries, dimension) float32.
             k: how many rows.
             count: candidates to begin with.
             near: the lists; None for the usual ones.
-            reads: what FAISS is to propose only.
-            keeps: what is kept of what it proposes.
+            reads: FAISS proposes only these rows. None means all.
+            keeps: of what FAISS proposes only these rows are kept. None means all.
         """
         found, doubtful = self._once(queries, k, count, near, reads, keeps)
         while doubtful and count < len(self._column):
@@ -232,8 +235,8 @@ class PqIndex(_ivf.IvfIndex):
         doubtful = [
             at
             for at in range(len(queries))
-            # Fewer than wanted were selected of all that were read: whoever asked sees that, and does something about it.
-            # Or there was no other row in those lists.
+            # Not where fewer rows than wanted are kept (the caller sees that, and looks further), nor where FAISS found
+            # fewer than it was asked for: then there is no other row in those lists.
             if found.rows[at, -1] >= 0 <= read.rows[at, -1]
             and not self._beyond_doubt(
                 read.scores[at], scores[at], None if kept is None else kept[at], float(found.scores[at, -1])
@@ -242,11 +245,11 @@ class PqIndex(_ivf.IvfIndex):
         return found, doubtful
 
     def _beyond_doubt(self, coded: Vectors, scores: Vectors, kept: Mask | None, last: float) -> bool:
-        """Whether no row that FAISS did not propose can well be as good as the last that was found.
+        """Whether hardly any row that FAISS did not propose is as good as the last that was found, for one query.
 
-        It would have to be farther by its code than the last candidate is. By how much codes are wrong is seen from the
-        candidates: of those, both are known. For one query, because few operations on one line take less time than many
-        on several.
+        By its code, such a row is farther than the last candidate. How wrong codes are is seen from the candidates, of which
+        both the score by code and the exact one are known. (One query at a time: that is faster than array operations
+        over all of them.)
         """
         wrong = self._costs(scores) - self._codes(coded)
         if kept is not None:
@@ -257,18 +260,18 @@ class PqIndex(_ivf.IvfIndex):
         return margin >= 0 and margin * margin >= _SPREADS * _SPREADS * variance
 
     def _codes(self, coded: Any) -> Any:
-        """FAISS's scores, the less the better."""
+        """FAISS's scores by codes, turned so that less is better."""
         return coded if self._by_distance else -coded
 
     def _costs(self, scores: Any) -> Any:
-        """Ours on the same scale."""
+        """Exact scores on the same scale as `_codes`."""
         if self.space.metric == "euclidean":
             return scores * scores
-        return 2 - 2 * scores if self._by_distance else -scores  # by distance they are of unit length, both
+        return 2 - 2 * scores if self._by_distance else -scores  # by distance, both are of unit length
 
 
 class _File:
-    """An index file, mapped: what it holds stays readable if it is removed."""
+    """An index file, mapped, so that it can be read even after it was removed."""
 
     def __init__(self, path: Path, centroids: Vectors, codebook: Vectors) -> None:
         self.centroids = centroids
@@ -278,11 +281,11 @@ class _File:
 
     @cached_property
     def key(self) -> tuple[str, str]:
-        """Equal where files have the same lists and codes."""
+        """Equal for files with the same centroids and codebook."""
         return digest(self.centroids), digest(self.codebook)
 
     def read(self) -> Any:
-        """A copy in memory, to be changed. What was read for it need not stay in this process's memory as well."""
+        """A copy in memory that may be changed; the pages of the file that were read for it are let go."""
         copy = faiss.deserialize_index(np.frombuffer(self._bytes, np.uint8))
         self._bytes.madvise(mmap.MADV_DONTNEED)
         return copy
@@ -310,7 +313,7 @@ class Pq(_ivf.Lists):
         return max(super()._most(lists, rows), lists * min(rows, READ_ROWS) // rows)
 
     def train(self, rows: Vectors, lists: int, space: Space, rounds: int = THOROUGH.rounds) -> Trained:
-        """Centroids, and what pairs of numbers are written as."""
+        """Centroids, and the codebook: the 16 values that each pair of numbers is rounded to."""
         return Trained(train(rows, lists, space, rounds), _codebook(rows))
 
     def trained(self, path: Path) -> Trained:
@@ -323,11 +326,10 @@ class Pq(_ivf.Lists):
         lists, dimension = trained.centroids.shape
         by, parts = _ivf.by_distance(trained.centroids), len(trained.codebook)
         index = faiss.IndexIVFPQ(by, dimension, lists, parts, BITS, _exact.rough_metric(space))
-        index.by_residual = (
-            False  # one table of distances for all lists, of which small ones would cost less than it does
-        )
+        # One table of distances serves all lists: one for each would cost more than to compare the codes of a short list.
+        index.by_residual = False
         faiss.copy_array_to_vector(trained.codebook.reshape(-1), index.pq.centroids)
-        index.pq.sync_transposed_centroids()  # by which rows are coded in a fifth less time; it is not stored
+        index.pq.sync_transposed_centroids()  # makes coding rows a fifth faster; not stored
         index.is_trained = True
         return index
 
@@ -337,18 +339,18 @@ def _effort(parameters: Mapping[str, Any]) -> Effort:
 
 
 def _parts(dimension: int) -> int:
-    """Pairs of numbers; single numbers where they are odd, since all parts have the same width."""
+    """How many parts a vector has: pairs, or single numbers where their count is odd, since all parts have one width."""
     return dimension // 2 if dimension % 2 == 0 else dimension
 
 
 def _codebook(rows: Vectors) -> Vectors:
-    """The (parts, 16, width) that parts of training rows (rows, dimension) are written as."""
+    """The values (parts, 16, width) that each part is rounded to, trained with (rows, dimension)."""
     dimension = rows.shape[1]
     pq = faiss.ProductQuantizer(dimension, _parts(dimension), BITS)
     pq.cp.seed = 1
     pq.cp.min_points_per_centroid = 1  # few rows are no reason to print a warning
     pq.cp.max_points_per_centroid = _ROWS_PER_CODE
-    pq.train(rows if len(rows) >= CODES else np.resize(rows, (CODES, dimension)))  # fewer than codes are repeated
+    pq.train(rows if len(rows) >= CODES else np.resize(rows, (CODES, dimension)))  # fewer rows than codes are repeated
     return _codebook_of_quantizer(pq)
 
 
@@ -362,7 +364,7 @@ def _codebook_of_quantizer(pq: Any) -> Vectors:
 
 
 def _in_blocks(files: Sequence[_File], space: Space) -> Any:
-    """The lists of all files, whose rows follow each other, as FastScan searches them: the nearest by `Quantizer`'s measure."""
+    """The lists of all files, one after the other, as FastScan searches them; the nearest lists are `Quantizer.nearest`."""
     whole = files[0].read()
     for file in files[1:]:
         whole.merge_from(file.read(), whole.ntotal)

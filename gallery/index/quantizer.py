@@ -1,7 +1,7 @@
 """Trained centroids that segments share, and the lists nearest to a query, found once for all of them.
 
-Every index file keeps its copy of the centroids, so that it can be opened by itself. Equal copies are one `Quantizer` in a
-process: what was found with it for one segment holds for the others.
+Every index file has a copy of the centroids, so that it can be opened by itself. In a process, equal copies are one
+`Quantizer`, so what was found with it for one segment holds for the others.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from gallery.index._library import faiss
 
 # FAISS asks for at least this many training rows for each centroid.
 FEWEST_ROWS_PER_LIST = 39
-# Centroids serve until as many rows as they were trained for have become this many times more.
+# Centroids are used until the gallery has this many times the rows that they were trained for.
 GROWTH = 4
 
 
 class Care(NamedTuple):
-    """How much goes into training, in all of which its time grows."""
+    """How much work training is: its time grows with both."""
 
     rows_per_list: int
     rounds: int
 
 
-# More rows or more rounds do not make better lists. Fewer rounds do not suffice where there are more lists than clusters: after
-# five, half as many more lists had to be read of 100,000 rows in 1,265.
+# More rows or more rounds do not make better lists. Fewer rounds make worse ones where there are more lists than clusters:
+# of 100,000 rows in 1,265 lists, half as many lists again had to be read after five rounds.
 THOROUGH = Care(64, 10)
-# Says how much of so many lists must be read: of 200,000 rows in 1,789 lists 9 of 100, where thorough ones say 8 and take
-# 17 times as long.
+# Enough to estimate which share of the lists must be read: of 200,000 rows in 1,789 lists it says 9 %, where thorough
+# training says 8 % and takes 17 times as long.
 ROUGH = Care(8, 4)
 
 
@@ -45,15 +45,15 @@ class Nearest(NamedTuple):
     """The lists to read for some queries, best first.
 
     Attributes:
-        scores: (queries, lists) float32: those of their centroids.
-        lists: (queries, lists) int64, their numbers.
+        scores: (queries, lists) float32, of the centroids of the lists.
+        lists: (queries, lists) int64, the numbers of the lists.
     """
 
     scores: Vectors
     lists: Rows
 
     def part(self, queries: NDArray[np.intp] | slice, lists: slice) -> Nearest:
-        """Those of some queries and places, C-contiguous."""
+        """Some queries, and for these some places in the order; C-contiguous."""
         return Nearest(
             np.ascontiguousarray(self.scores[queries, lists]), np.ascontiguousarray(self.lists[queries, lists])
         )
@@ -69,14 +69,14 @@ class Quantizer:
         self._longest = _exact.length(centroids)
 
     def __len__(self) -> int:
-        """Lists."""
+        """How many lists there are."""
         return len(self.centroids)
 
     def nearest(self, queries: Vectors, count: int) -> Nearest:
-        """The `count` lists to read, at most all, whatever else is in the batch.
+        """The `count` lists to read, at most all; a query's lists do not depend on the rest of the batch.
 
-        By the metric itself: for inner product of vectors of any length this raised recall@10 of 16 lists out of 224 on
-        real embeddings from 0.73 and 0.93, with centroids of unit length, to 0.88 and 0.96.
+        They are the nearest by the metric itself. For inner product of vectors of any length, this raised recall@10 of 16
+        lists out of 224 on real embeddings from 0.73 and 0.93, with centroids of unit length, to 0.88 and 0.96.
         """
         if len(queries) < _exact.PRODUCT_QUERIES:
             found = _exact.knn(queries, self.centroids, count, self._metric)
@@ -84,7 +84,7 @@ class Quantizer:
         return Nearest(*_exact.search(queries, self.centroids, count, self._metric, longest=self._longest))
 
     def holding(self, rows: Vectors) -> Rows:
-        """The list (rows,) that each of some prepared rows is in: the nearest by distance, whatever the metric."""
+        """The list (rows,) that each prepared row is in: the nearest by distance, whatever the metric."""
         return _exact.search(rows, self.centroids, 1, "euclidean").rows[:, 0]
 
 
@@ -103,7 +103,7 @@ def shared(centroids: Vectors, metric: Metric) -> Quantizer:
 
 
 def digest(centroids: Vectors) -> str:
-    """What tells centroids from others: the first half of the SHA-256 of their bytes."""
+    """The first half of the SHA-256 of their bytes, by which centroids are told apart."""
     return hashlib.sha256(np.ascontiguousarray(centroids).data).hexdigest()[:32]
 
 
@@ -111,10 +111,13 @@ class Assignments:
     """The lists nearest to some queries, found once for each quantizer. Made for one search, used by one thread."""
 
     def __init__(self, queries: Vectors, *, roughly: bool = False, alone: bool = False) -> None:
-        """For `queries` (queries, dimension) float32, which stay as they are.
+        """Nothing is found yet.
 
-        `roughly` where candidates for another comparison are looked for, of which an index need not prove that no better
-        ones exist; `alone` where one index only is asked, so that nothing need be kept for others.
+        Args:
+            queries: (queries, dimension) float32, never changed.
+            roughly: the search is for candidates that something else compares again, so an index need not prove that it
+                found the best.
+            alone: only one index is asked, so nothing need be kept for others.
         """
         self.queries = np.ascontiguousarray(queries)
         self.roughly = roughly
@@ -125,8 +128,8 @@ class Assignments:
     def of(self, quantizer: Quantizer, count: int) -> Nearest:
         """The `count` nearest lists, at most all; C-contiguous.
 
-        Shelves read different numbers of them: whoever asks for more gets twice as many found, so that the next need not
-        ask again.
+        Shelves read different numbers of lists. When more are asked for than were found, twice as many as that are found,
+        so that the next shelf probably has enough.
         """
         part = self._parts.get((quantizer, count))
         if part is None:
@@ -146,12 +149,12 @@ def wanted(rows: int, trainable: int) -> int:
 
 
 def serves(lists: int, wanted: int) -> bool:
-    """Whether a gallery that would now be given `wanted` lists can go on with `lists`: they are its rows' square root."""
+    """Whether a gallery that would now get `wanted` lists can keep `lists`: both are square roots of numbers of rows."""
     return wanted**2 <= GROWTH * lists**2
 
 
 def train(rows: Vectors, lists: int, space: Space, rounds: int = THOROUGH.rounds) -> Vectors:
-    """Centroids (lists, dimension) of training rows (rows, dimension), which are prepared; the same rows give the same."""
+    """Centroids (lists, dimension) of prepared training rows (rows, dimension); the same rows give the same centroids."""
     dimension = rows.shape[1]
     # By distance, whatever the metric: by inner product the longest centroid would draw most of the rows.
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, lists, _exact.faiss_metric(space.metric))
@@ -165,7 +168,7 @@ def train(rows: Vectors, lists: int, space: Space, rounds: int = THOROUGH.rounds
 
 
 def training_rows(columns: Sequence[Stored], space: Space, lists: int, each: int = THOROUGH.rows_per_list) -> Vectors:
-    """Rows of all columns as FAISS is to see them, `each` for a list; the seed is fixed, so training again gives the same."""
+    """Prepared rows drawn from all columns, `each` for every list; the seed is fixed, so training again gives the same."""
     ends = np.cumsum([len(column) for column in columns])
     total, count = int(ends[-1]), lists * each
     chosen = np.sort(np.random.default_rng(1).choice(total, min(count, total), replace=False))
@@ -173,7 +176,7 @@ def training_rows(columns: Sequence[Stored], space: Space, lists: int, each: int
     starts = ends - [len(column) for column in columns]
     rows, at = np.empty((len(chosen), columns[0].shape[1]), np.float32), 0
     for column, part, start in zip(columns, parts, starts, strict=True):
-        # One after the other, so that no more than one is there twice.
+        # One column after the other, so that the prepared copy of only one is in memory beside the result.
         rows[at : at + len(part)] = _exact.prepared(column[part - start], space)
         at += len(part)
     return rows

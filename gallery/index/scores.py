@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gallery.arrays import Metric, Rows, Stored, Vectors
 from gallery.index._library import faiss, one_thread
 
-# How far from 1 the length of a float32 vector may be that was divided by its length: each number is off by 2^-24 of it.
+# How far from 1 the length of a float32 vector may be after division by its length: each number is off by 2^-24 of itself.
 _ROUNDING = 2.0**-23
 
 
@@ -62,8 +62,8 @@ def score_rows(queries: Vectors, vectors: Vectors, rows: Rows, metric: Metric) -
     function = faiss.fvec_L2sqr_by_idx if by_distance else faiss.fvec_inner_products_by_idx
     pointers = (faiss.swig_ptr(array) for array in (scores, queries, vectors, rows))
     if len(rows) == 1 and faiss.omp_get_max_threads() > 1:
-        # Threads share out the queries, and FAISS gathers them for a lone one, too. Where other processes have the cores, that
-        # waits until each has had its turn: of 128 candidates one in a hundred took 15 ms in place of 0.05.
+        # FAISS starts its threads even for a single query, and waits for all of them. Where other processes have the cores,
+        # that took 15 ms in place of 0.05 for one in a hundred queries with 128 candidates.
         with one_thread():
             function(*pointers, queries.shape[1], *rows.shape)
     else:
@@ -84,7 +84,7 @@ def better_first_order(scores: Vectors, metric: Metric) -> NDArray[np.intp]:
 def unit(vectors: Stored) -> Vectors:
     """`vectors` (..., dimension) as float32 of unit length; a vector of zeros, which has no direction, stays zeros.
 
-    What came out of here comes out again byte for byte, so that a vector has one score however often it passed.
+    Its own results come back byte for byte, so a vector has one score however often it went through here.
     """
     single = vectors.astype(np.float32, copy=False)
     # In float64, because the square of 1e-25 is 0 in float32 and that of 1e25 infinite.
@@ -118,14 +118,14 @@ def cut(scores: Vectors, rows: Rows, metric: Metric, k: int) -> tuple[Vectors, R
 
 
 def _line_order(key: Vectors, rows: Rows, k: int) -> NDArray[np.intp]:
-    """The positions of the `k` least, and among equals of the smaller rows; by rows only where there are equals."""
+    """The positions of the `k` least, among equals those of the smaller rows; it sorts by rows only if there are equals."""
     order = key.argsort()[: k + 1]
     least = key[order].tolist()
     return (order if len(set(least)) == len(least) else np.lexsort((rows, key)))[:k]
 
 
 def head(scores: Vectors, rows: Rows, metric: Metric, k: int) -> tuple[Vectors, Rows]:
-    """What `cut` gives, of lines that are sorted but for equal scores, with rows that are missing at their ends."""
+    """What `cut` gives, but faster, for lines that are sorted except among equal scores, with missing rows at the end."""
     if scores.shape[1] >= k and in_order(scores[:, : k + 1], rows[:, :k], metric):
         return scores[:, :k], rows[:, :k]
     return cut(scores, rows, metric, k)

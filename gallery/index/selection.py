@@ -1,4 +1,4 @@
-"""Which rows may be found, with what is asked of them again and again."""
+"""Which rows may be found, in the three forms that searches need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gallery.index._library import faiss
 
 
 class Selected:
-    """The rows of a shelf, or of a segment, that may be found; immutable, so what is found out about them once holds."""
+    """The rows of a shelf or segment that may be found; immutable, so each form is made once, when it is first needed."""
 
     def __init__(self, mask: Mask) -> None:
         """`mask` is (rows,) bool, and stays as it is."""
@@ -30,7 +30,7 @@ class Selected:
 
     @cached_property
     def selector(self) -> Any:
-        """The mask as FAISS wants it. It only points at the bits, so it keeps them: two threads may make one each."""
+        """The mask as FAISS wants it: it points at bits, which are kept with it. Two threads may each make one."""
         bits = np.packbits(self.mask, bitorder="little")
         selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
         faiss.add_to_referenced_objects(selector, bits)

@@ -1,4 +1,4 @@
-"""Several columns as one, whose rows follow each other. Nothing is copied but rows that are asked for."""
+"""Several columns as one, one after the other. Nothing is copied but the rows that are asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Stack:
     """Columns of one model, one after the other; as immutable as they are."""
 
     def __init__(self, columns: Sequence[Stored]) -> None:
-        """Of one or more (rows, dimension) columns, all of the same dimension; the types may differ."""
+        """`columns` are one or more of (rows, dimension), all of the same dimension; their types may differ."""
         # An np.memmap costs microseconds for each slice, a plain view does not.
         self.columns = [np.asarray(column) for column in columns]
         self.starts = np.cumsum([0, *map(len, self.columns)])
@@ -21,7 +21,7 @@ class Stack:
         self.dtype = np.result_type(*self.columns)
 
     def __len__(self) -> int:
-        """Rows of all columns."""
+        """How many rows all columns have."""
         return self.shape[0]
 
     def take(self, rows: Rows) -> Stored:
