@@ -1,4 +1,4 @@
-"""What comes in: bodies read within a limit, JSON parsed once, vectors as arrays.
+"""Request bodies: read within a limit, JSON parsed once, vectors made arrays.
 
 FastAPI would read a body before it checks the key, and parse it on the event loop. Here a body is a dependency: it comes
 after the key, and a large one is parsed in a thread.
@@ -31,9 +31,11 @@ from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, RequestTim
 from service.process import Process, ProcessDep
 
 _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
-_NOT_COUNTED = 64 * 1024  # bytes of a body: so many wait in each connection anyway
-_TOLD_APART = 2 * 1024 * 1024  # bytes of which NaN is told from broken JSON at once: it holds the interpreter for 50 ms
-#: what makes a number that is none: a word of Python's and JavaScript's, an exponent of three digits, or as many digits as that
+_NOT_COUNTED = 64 * 1024  # bytes of a body that need no room: as many wait in the buffers of each connection anyway
+_TOLD_APART = (
+    2 * 1024 * 1024
+)  # bytes that may be searched for NaN at once: Python's parser holds the interpreter for 50 ms
+#: what any number that is not finite has: a word of Python's and JavaScript's, an exponent of three digits, or 309 digits
 _NOT_FINITE = re.compile(rb"NaN|Infinity|[eE]\+?0*[1-9]\d{2}|(?<!\d)\d{309}")
 _OVERLAP = 512
 _NUMBERS = frozenset({int, float})
@@ -51,14 +53,14 @@ R = TypeVar("R")
 
 
 def read_vector(value: object) -> NDArray[Any]:
-    """Numbers as they came, finite or not: the gallery's door judges them, with the model at hand."""
+    """The numbers as they came, finite or not: the gallery checks them, which knows the model."""
     if isinstance(value, list):
         if not _NUMBERS.issuperset(map(type, value)):
             raise PydanticCustomError("invalid_vector", "a vector is a list of numbers")
         numbers = np.array(value, dtype=np.float64)
-        value.clear()  # here, since all vectors' numbers freed at once would stop every thread for 30 ms
+        value.clear()  # at once: to free the numbers of all vectors together would stop every thread for 30 ms
         return numbers
-    if isinstance(value, np.ndarray):  # in place of a vector that is too long, see `_loaded`
+    if isinstance(value, np.ndarray):  # `_loaded` puts one in place of a vector that is too long
         return value
     if isinstance(value, str):
         try:
@@ -91,7 +93,7 @@ Reference = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
 
 
 class Json(Generic[T]):
-    """A dependency that gives the parsed body; its room is given back when the handler is done."""
+    """A dependency that gives the parsed body, and gives its memory's room back when the handler is done."""
 
     def __init__(self, model: type[T], *, optional: bool = False) -> None:
         """Parse into `model`; an empty body stands for `{}` where it is optional."""
@@ -99,7 +101,7 @@ class Json(Generic[T]):
         self._optional = optional
 
     async def __call__(self, request: Request, process: ProcessDep) -> AsyncIterator[T]:
-        """Read, and parse where it hurts nobody."""
+        """Read the body, and parse it: in a thread if it is large."""
         async with _read(request, process) as parts:
             if self._optional and not any(parts):
                 yield self._model()
@@ -112,13 +114,13 @@ class Json(Generic[T]):
 
     @asynccontextmanager
     async def made(self, request: Request, process: Process, make: Callable[[T], R]) -> AsyncIterator[R]:
-        """Read and parse, and make something of it in the same thread, where then the body is let go of."""
+        """Read the body, parse it and make something of it, both in one thread; then the body is let go of."""
         async with _read(request, process) as parts:
             require_type(request, "application/json")
             yield await run_in_threadpool(lambda: make(self._parsed(parts, process)))
 
     def _parsed(self, parts: list[bytes], process: Process) -> T:
-        """The parts are put together here, since that takes 20 ms of 64 MB, and let go of."""
+        """Join and parse the parts. Joining is done here, perhaps in a thread, because of 64 MB it takes 20 ms."""
         raw = b"".join(parts)
         parts.clear()
         return parse(self._model, raw, lambda: _longest(process))
@@ -172,9 +174,9 @@ def validated(model: type[T], value: Any) -> T:
 async def _read(request: Request, process: Process) -> AsyncIterator[list[bytes]]:
     """The whole body, in the parts in which it came, and room for it.
 
-    No slot is held meanwhile, so what bounds the memory is that all bodies together have room for as many bytes as the
-    requests at once may send. Room is taken for what has come, not for what was said: who sends slowly takes little from
-    others. The first bytes need none, so that no number of large bodies refuses the small ones.
+    No slot is held while a body comes in. What bounds the memory is the room that all bodies share: as many bytes as the
+    requests that may run at once may send. Room is taken for bytes that have come, and not for the length that was declared,
+    so slow senders take little from others. The first bytes need none, so large bodies never get small ones refused.
 
     Raises:
         BodyTooLarge, RequestTimeout, UnsupportedMediaType: as `chunks`.
@@ -197,7 +199,7 @@ async def chunks(request: Request, process: Process, limit: int, name: str) -> A
     """The body as it comes, counted.
 
     Raises:
-        BodyTooLarge: it is larger than the limit, said or sent.
+        BodyTooLarge: it is larger than the limit, as declared or as it came.
         RequestTimeout: nothing came for too long.
         UnsupportedMediaType: it is compressed.
     """
@@ -216,7 +218,7 @@ async def chunks(request: Request, process: Process, limit: int, name: str) -> A
 
 
 def _loaded(model: type[Body], raw: bytes, longest: Callable[[], int]) -> Any:
-    """A large body, parsed so that others get their turn: the numbers of a vector that is too long are counted only."""
+    """Parse a large body in pieces, so that others get their turn. Of a vector that is too long, numbers are only counted."""
     at = pieces.first_array(raw, "vector") if "vector" in model.model_fields else None
     if at is None:
         return pieces.loads(raw)
@@ -314,13 +316,13 @@ def _not_json(model: type[Body], raw: bytes, error: orjson.JSONDecodeError) -> e
 
 
 def _may_have_not_finite(raw: bytes) -> bool:
-    """Looked for a part at a time, since a pattern holds the interpreter until it is done."""
+    """Whether there may be a number that is not finite. In parts: a pattern holds the interpreter until it is done."""
     parts = range(0, len(raw), pieces.PIECE)
     return any(_NOT_FINITE.search(raw, at, at + pieces.PIECE + _OVERLAP) for at in parts)
 
 
 def _tolerant(piece: bytes) -> Any:
-    """JSON as many write it: with numbers that are none."""
+    """Parse JSON as many write it: with NaN and infinity."""
     try:
         return orjson.loads(piece)
     except orjson.JSONDecodeError:
@@ -330,7 +332,7 @@ def _tolerant(piece: bytes) -> Any:
 
 
 def _kind(model: type[Body], at: tuple[int | str, ...]) -> type[errors.GalleryError]:
-    """What a number that is none is refused as, by where it stands in a body: as its schema would, had JSON a word for it."""
+    """The error for a number that is not finite, by where it stands in a body: the one for other bad values there."""
     match at:
         case (str(field), *_) if field not in model.model_fields:
             return InvalidRequest

@@ -1,4 +1,4 @@
-"""Before it answers, a process catches up with what clients of its port were told by another; nobody waits for long."""
+"""Before a process answers, it reads what another process on the same port has already told clients; nobody waits for long."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from service.errors import Unavailable
 
 log = structlog.get_logger()
 
-# Within which a write is seen by every process, whether or not it shares a port with the one that took it.
+# A write is seen within this time by every process, whether or not it shares a port with the process that took the write.
 MOST_SECONDS = 1.0
 
 
 class CatchUp:
     """One per process. The catalog is read in a thread of its own, once for all who wait for it.
 
-    It may not answer, or what it tells of may take long to open: then whoever waits goes on with what there is, for an answer
-    that lacks the latest write is better than none. Those who come after do not wait for the same again.
+    The catalog may not answer, or new files may take long to open. Then those who wait go on with what there is, because an
+    answer without the latest write is better than none, and those who come later do not wait for that write again.
     """
 
     def __init__(self, galleries: Galleries) -> None:
-        """For the galleries of this process."""
+        """`galleries` are those of this process."""
         self._galleries = galleries
         self._starting = Lock()
-        #: gives why it failed, if it did
+        #: its result is why the reading failed, or None
         self._reading: Future[Exception | None] | None = None
 
     def world(self) -> World:
-        """What is current, with all that clients of this port were told of; not for the event loop."""
+        """What is current, with all that clients of this port were told of. It blocks, so not for the event loop."""
         for reading, seconds in self._waits():
             with suppress(TimeoutError):
                 reading.result(seconds)
@@ -51,7 +51,7 @@ class CatchUp:
         """What is current after the catalog was read again; not for the event loop.
 
         Raises:
-            Unavailable: that takes too long to say what there is.
+            Unavailable: the reading took too long.
             Exception: whatever the reading failed with.
         """
         try:
@@ -63,7 +63,7 @@ class CatchUp:
         return self._galleries.current
 
     def _waits(self) -> Iterator[tuple[Future[Exception | None], float]]:
-        """What to wait for, and how long: a reading that is under way may have begun too early, the next has not."""
+        """Readings to wait for, each with how long. Two, since one that is under way may have begun before the write."""
         first, until = self._galleries.behind, time.monotonic() + MOST_SECONDS
         for _ in range(2):
             left = until - time.monotonic()

@@ -1,8 +1,8 @@
-"""Brief searches, answered before FastAPI and ASGI: a task, messages, routing and dependencies take longer than they do.
+"""Brief searches, answered without FastAPI and ASGI, whose task, messages, routing and dependencies take longer than the search.
 
-Whatever is not a brief, well-formed search of someone who may search goes to the application as it came, with its body, and is
-answered or refused there; so does what cannot be answered for any other reason. So what a search means, and why one is refused,
-is said in one place, and here only what is answered.
+Only a brief, well-formed search of someone who may search is answered here. Any other request, and any that fails here, goes to
+the application unchanged, with its body, and is answered or refused there. So the application alone says what a search means and
+why one is refused.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from service.errors import Unavailable, problem
 from service.process import Process
 from service.telemetry import Account, request_id_of
 
-#: a base64 vector of 8,192 numbers, and as much again for companions; whatever is larger takes its time anyway
+#: enough for a base64 vector of 8,192 numbers and as much again for companions; larger searches take long anyway
 _MOST_BYTES = 1 << 16
 _BEFORE, _AFTER = "/galleries/", "/search"
-#: by which requests are counted, whichever way they take
+#: the route under which these requests are counted too
 _ROUTE = next(route for route in router.routes if getattr(route, "path", "") == f"{_BEFORE}{{gallery}}{_AFTER}")
 
 
 class Brief:
-    """A request on the short way. The server has begun with it, but for running the application.
+    """A request that the server has begun with, but for which it has not run the application.
 
-    It is answered, refused or handed on, once.
+    It is answered, refused or handed on, once: a `gather.Asker`.
     """
 
     __slots__ = ("_account", "_begun", "_body", "_run", "_tasks", "cycle", "gallery", "scope", "since")
@@ -53,16 +53,16 @@ class Brief:
         """Take a request.
 
         Args:
-            cycle: how the server knows it.
-            gallery: that is to be searched.
-            run: the application for it.
-            account: told once it is answered.
+            cycle: uvicorn's object for the request.
+            gallery: the one to search.
+            run: runs the application for the request.
+            account: called once the request is answered.
             tasks: those that the server waits for when it stops, and cancels in the end.
         """
         self.cycle = cycle
         self.scope: Scope = cycle.scope  # type: ignore[assignment]
         self.gallery = gallery
-        #: when the body was there: how long a client takes to send it is no search's time, and must slow no worker down
+        #: when the body was complete: what a client takes to send it must not count as the time of a search
         self.since = self._begun = time.perf_counter()
         self._tasks = tasks
         self._run = run
@@ -75,13 +75,13 @@ class Brief:
         return self._body
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do what cannot be done at once, while the server waits for it."""
+        """Run `work` as a task that the server waits for when it stops."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def hand_on(self) -> None:
-        """Let the application answer, unless that is done."""
+        """Let the application answer, unless the answer has begun."""
         if not self.cycle.response_started:
             self._run()
 
@@ -97,14 +97,14 @@ class Brief:
         )
 
     def refuse(self, error: GalleryError) -> None:
-        """Refuse it where the application can no longer be run."""
+        """Refuse the request: the application can no longer be run for it."""
         request_id = request_id_of(self.scope)
         refusal: Response = problem(error, request_id)
         head = b"".join(b"%b: %b\r\n" % each for each in refusal.raw_headers if each[0] != b"x-request-id")
         self._write(request_id, refusal.status_code, head, bytes(refusal.body))
 
     def _write(self, request_id: str, status: int, head: bytes, body: bytes) -> None:
-        """As uvicorn's cycle does it, but in one piece."""
+        """Write the answer as uvicorn's cycle does, but in one piece."""
         cycle = self.cycle
         if not cycle.disconnected and not cycle.transport.is_closing():
             common = b"".join([b"%b: %b\r\n" % each for each in cycle.default_headers])
@@ -120,7 +120,7 @@ class Brief:
 
 
 class Express:
-    """The searches that take the short way; used from the event loop only."""
+    """Decides which searches are answered here, and answers them; used from the event loop only."""
 
     def __init__(self, process: Process, account: Account) -> None:
         """Answer for `process`; `account` is told of each answer."""
@@ -129,10 +129,11 @@ class Express:
         self._most_bytes = min(_MOST_BYTES, process.settings.max_body_bytes)
 
     def searched(self, cycle: RequestResponseCycle) -> str | None:
-        """The gallery of a search that may take the short way by its head, and whose sender may search; None for all else.
+        """The gallery of a request whose head is that of a brief search, and whose sender may search; None for all else.
 
-        The sender is looked at before the body is waited for; the application says why not. Where a proxy says who sent it, and
-        that decides, it is asked there, too: uvicorn finds it out on the way.
+        The sender is checked before the body is waited for; if it may not search, the application says why. Without keys,
+        who may search depends on the client's address. Behind a proxy only the application knows that: uvicorn finds it out
+        on the way there.
         """
         scope: Scope = cycle.scope  # type: ignore[assignment]
         gallery = _searched(scope, self._most_bytes)

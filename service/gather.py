@@ -1,11 +1,11 @@
 """Brief searches that reached the event loop together are done by one call.
 
-What clients sent while the loop was at work is read at once, so under load a turn of the loop brings several searches. One
-call for all of them costs little more than one for the first. Nothing waits for it: the call is made as soon as what the loop
-had read is parsed.
+The loop reads at once what clients sent while it was at work, so under load one turn of it brings several searches. One call
+for all of them costs little more than one for the first. No search waits for others to come: the call is made as soon as what
+the loop had read is parsed.
 
-Whether candidates have to be transformed shows once they are found. If it would take too long, the search goes on from there in
-a thread, as many at once as there are cores for.
+Only once candidates are found is it known whether they have to be transformed. If that would take too long for the loop, the
+search goes on from there in a thread; as many do at once as there are cores for.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ log = structlog.get_logger()
 
 
 class Asker(Protocol):
-    """Who asked, and is told once: it is answered, handed on, or refused."""
+    """Who asked for a search. Exactly one of `answered`, `hand_on` and `refuse` is called, once."""
 
-    #: by the performance counter, when
+    #: when it asked, by the performance counter
     since: float
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do what cannot be done at once, which ends by one of the following."""
+        """Run `work`, which takes longer than the loop may be held up, and calls one of the following at its end."""
 
     def answered(self, answer: Answer, query: int) -> None:
-        """Which of the queries of an answer was asked."""
+        """Take the answer: what was found for the query of this number."""
 
     def hand_on(self) -> None:
-        """It was not brief, or failed, and is done in a thread by itself, which finds out why."""
+        """The search was not brief, or failed: do it alone in a thread, where it is found out why."""
 
     def refuse(self, error: GalleryError) -> None:
-        """The process ends."""
+        """The process ends before there is an answer."""
 
 
 class _Asked(NamedTuple):
@@ -64,9 +64,9 @@ class Gatherer:
         Args:
             searcher: does the searches.
             metrics: counts them.
-            slots: for those that go on in a thread.
-            most: so many may wait for the loop.
-            lanes: so many may go on in threads at once.
+            slots: those of searches, which one that goes on in a thread takes.
+            most: how many may wait for the loop.
+            lanes: how many may go on in threads at once.
         """
         self._searcher = searcher
         self._metrics = metrics
@@ -76,14 +76,14 @@ class Gatherer:
         self._asked: dict[Any, list[_Asked]] = {}
 
     def ask(self, world: World, gallery: str, request: SearchRequest, reads: int, asker: Asker) -> None:
-        """Search once the loop has come to the end of what it has read.
+        """Search as soon as the loop has parsed all that it has read.
 
         Args:
             world: what the process sees now.
             gallery: its name.
             request: of one query, without a filter.
-            reads: numbers that the search reads, of which one call may read so many that the loop goes on soon.
-            asker: is told what was found.
+            reads: how many numbers the search reads: what it costs, and so how many searches one call may do.
+            asker: gets the answer.
         """
         if sum(map(len, self._asked.values())) >= self._most:
             asker.hand_on()
@@ -99,7 +99,7 @@ class Gatherer:
             waiting.append(_Asked(request, asker))
 
     def _answer(self, kind: Any, world: World, gallery: str, at_once: int) -> None:
-        """Answer those of a kind; what is more than may be done at once has its turn after what has come meanwhile."""
+        """Answer the searches of one kind. Those that are too many for one call have their turn after the loop has read again."""
         asked, rest = self._asked[kind][:at_once], self._asked[kind][at_once:]
         if rest:
             self._asked[kind] = rest
@@ -114,13 +114,13 @@ class Gatherer:
                 _hand_on(asked)
             else:
                 asked[0].asker.start(self._go_on(asked, halted.rest))
-        except Exception:  # noqa: BLE001 - whose fault it is cannot be told, so each finds out alone
+        except Exception:  # noqa: BLE001 - it is not known which search is at fault, so each is done alone
             _hand_on(asked)
         else:
             self._answered(asked, answer)
 
     async def _go_on(self, asked: Sequence[_Asked], rest: Callable[[], Answer]) -> None:
-        """Where it stopped, in a thread."""
+        """Do the rest of a search in a thread."""
         try:
             async with self._slots.taken():
                 answer = await to_thread.run_sync(rest, limiter=self._lanes)
@@ -138,10 +138,10 @@ class Gatherer:
         for query, each in enumerate(asked):
             try:
                 each.asker.answered(answer, query)
-            except Exception:  # of one, for whose sake the others must not wait for ever
+            except Exception:  # the others must get their answers all the same
                 log.exception("answer_failed")
                 each.asker.hand_on()
-        self._metrics.answered([answer], [now - each.asker.since for each in asked])  # for which no client waits
+        self._metrics.answered([answer], [now - each.asker.since for each in asked])  # last: no client need wait for it
 
 
 def _hand_on(asked: Sequence[_Asked]) -> None:

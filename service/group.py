@@ -26,21 +26,21 @@ class Group:
 
     @classmethod
     def made(cls, folder: Path, processes: int) -> list[Group]:
-        """A group of so many, in an empty folder."""
+        """The members of a group of `processes`, in an empty folder."""
         Commits.make(folder / _COMMITS, processes)
         return [cls(folder, place) for place in range(processes)]
 
     def commits(self) -> Commits:
-        """Through which they tell each other of writes."""
+        """The file through which the processes tell each other of writes."""
         return Commits(self.folder / _COMMITS, self.place)
 
     @property
     def own_counts(self) -> Path:
-        """File of what this process has counted, and those that had its place before."""
+        """The file of what this process, and those that had its place before, have counted."""
         return self.folder / f"{self.place}{_COUNTS}"
 
     def all_counts(self) -> Sequence[Path]:
-        """The files of all, always in the same order, as far as they have counted anything."""
+        """The files of all processes that have counted anything, always in the same order."""
         return sorted(self.folder.glob(f"*{_COUNTS}"))
 
 
@@ -52,10 +52,10 @@ class PortTakenError(Exception):
 
 
 def own_sockets(host: str, port: int) -> list[socket.socket]:
-    """Sockets bound where nobody listens; they do not listen either, so that nobody waits for an answer yet.
+    """Sockets bound to an address that nobody else has. They do not listen yet, so that no client waits for an answer.
 
     Raises:
-        PortTakenError: somebody does.
+        PortTakenError: somebody has the address.
     """
     try:
         return _bound(host, port, socket.SO_REUSEADDR)
@@ -76,9 +76,9 @@ def shared_sockets(host: str, port: int) -> list[socket.socket]:
 def reserved(host: str, port: int) -> Iterator[int]:
     """Hold a port for a group while the block runs, and give it; 0 takes a free one.
 
-    Its sockets are bound and do not listen, so that no connection comes here. Another group would share the port, so it is
-    asked for alone first; and then kept from being asked for alone, which the kernel grants while nobody listens yet if
-    both sides allow addresses to be used again.
+    The sockets that hold it are bound and do not listen, so that no connection comes here. First the port is bound without
+    sharing, which fails if another group has it. Then it is bound for sharing, with SO_REUSEADDR off: while nobody listens
+    yet, the kernel would otherwise let another process bind it without sharing.
 
     Raises:
         PortTakenError: somebody else has it.

@@ -1,4 +1,4 @@
-"""What many clients follow is looked at once for all of them."""
+"""Reading the state of what many clients follow once for all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from starlette.concurrency import run_in_threadpool
 
 T = TypeVar("T")
-_FORGOTTEN_SECONDS = 60.0
+_KEPT_SECONDS = 60.0
 
 
 class Looks(Generic[T]):
@@ -21,16 +21,16 @@ class Looks(Generic[T]):
         self._latest: dict[str, tuple[float, asyncio.Future[T]]] = {}
 
     async def recent(self, name: str, seconds: float, look: Callable[[], T]) -> T:
-        """A look that began less than so many seconds ago, the one that is under way, or a new one, in a thread."""
+        """The result of a look that began less than `seconds` ago or is under way, else of a new one in a thread."""
         now = time.monotonic()
         began, found = self._latest.get(name, (0.0, None))
         if found is None or (found.done() and now - began >= seconds):
+            # One that hangs is kept, so that there is never a second beside it.
             self._latest = {
-                each: kept
-                for each, kept in self._latest.items()
-                if now - kept[0] < _FORGOTTEN_SECONDS
-                or not kept[1].done()  # of one that hangs there shall be no second
+                each: (start, result)
+                for each, (start, result) in self._latest.items()
+                if now - start < _KEPT_SECONDS or not result.done()
             }
             found = asyncio.ensure_future(run_in_threadpool(look))
             self._latest[name] = now, found
-        return await asyncio.shield(found)  # who goes away must not take it from the others
+        return await asyncio.shield(found)  # a client that goes away must not cancel it for the others

@@ -25,14 +25,14 @@ from workers.settings import WorkerSettings
 
 log = structlog.get_logger()
 
-# In which threads that have nothing to do end.
+# How long threads that have nothing to do may take to end.
 _IDLE_SECONDS = 1.0
 
 
 def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, group: Group | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Where a request is still at work in a thread when its time is over, this does not return: it ends the process.
+    If a request still runs in a thread when the time to stop is over, this does not return: it ends the process.
 
     Args:
         beside: entered once the catalog is ready, left when the service has ended; the embedded worker.
@@ -52,7 +52,7 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
         if group is None:
             make_ready(store.catalog, settings)
         folder.claim(store.catalog, store.files)
-        # Before a worker is started for it.
+        # Bound before the worker is started, which would be in vain if the port is taken.
         sockets = (own_sockets if group is None else shared_sockets)(settings.host, settings.port)
         queue = Queue(create_celery(workers, gallery_settings.data))
         with beside() if beside else nullcontext():

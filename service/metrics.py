@@ -26,13 +26,13 @@ _WINDOW_SECONDS = 5.0
 
 
 class Counts(Collector):
-    """Counted by one lock and additions, because each search counts a dozen things."""
+    """What was counted. One lock and plain additions, because each search counts a dozen things."""
 
     def __init__(self) -> None:
         """Start at zero."""
         self._lock = threading.Lock()
-        #: searches by how they ended, and items by the route that reached them; from zero, because Prometheus takes the first
-        #: value of a series for where it stood already, so that an alert would miss the first failure
+        #: searches by how they ended, and items by the route that reached them. All series begin at zero: Prometheus takes
+        #: the first value that it sees for an old one, and an alert would miss the first failure.
         self._ended: Counter[str] = Counter(dict.fromkeys(_OUTCOMES, 0))
         self._reached: Counter[str] = Counter(dict.fromkeys(Coverage._fields, 0))
         self._within = [0] * (len(_SECONDS) + 1)
@@ -134,7 +134,7 @@ class Metrics:
             self.counts.add(group.own_counts.read_bytes())
 
     def answered(self, answers: Sequence[Answer], seconds: Sequence[float]) -> None:
-        """One search or batch was answered in parts, or several searches by one call; with the seconds of each."""
+        """Count one search or batch that was answered in parts, or several searches by one call; `seconds` has each one's."""
         first = answers[0]
         self.counts.answered(first.coverage, seconds)
         for each in seconds:
@@ -155,8 +155,8 @@ class Metrics:
     def as_text(self) -> bytes:
         """What all processes behind this port have counted, in Prometheus's format.
 
-        Only what was shared is said, and added in one order by all: so the next one that is asked never says less, which
-        Prometheus would take for a restart.
+        Only shared counts are added up, by every process in the same order, so that a counter never falls from one answer to
+        the next, whichever process gives it: Prometheus would take that for a restart.
         """
         if self._group is None:
             return bytes(generate_latest(self.counts))
@@ -168,7 +168,7 @@ class Metrics:
 
 
 class Latencies:
-    """How slow the searches of each gallery were of late; written without a lock, since appending to a deque is atomic."""
+    """How long recent searches of each gallery took. Written without a lock, since appending to a deque is atomic."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -183,14 +183,14 @@ class Latencies:
         recent.append((time.monotonic(), seconds * 1000))
 
     def _forget(self) -> None:
-        """Let go of galleries that nobody searches any more: many were deleted, and no number is given twice."""
+        """Forget galleries that nobody searches any more: they may be deleted, and their ids never come again."""
         since = time.monotonic() - _WINDOW_SECONDS
         for gallery_id, recent in list(self._recent.items()):
             if recent and recent[-1][0] < since:
                 self._recent.pop(gallery_id, None)
 
     def p99_ms(self, gallery_id: int) -> float:
-        """The 99th percentile of the last seconds; 0 where nobody searched, and so nobody suffers."""
+        """The 99th percentile over the last seconds; 0 if nobody searched."""
         since = time.monotonic() - _WINDOW_SECONDS
         taken = sorted(took for at, took in self._recent.get(gallery_id, deque()).copy() if at >= since)
         return taken[min(len(taken) - 1, int(len(taken) * 0.99))] if taken else 0.0

@@ -1,4 +1,4 @@
-"""What an API process has at hand, built once by the composition root and given to every handler."""
+"""What the handlers of an API process share, built once by the composition root."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Process:
     galleries: Galleries
     catch_up: CatchUp
     searcher: Searcher
-    #: the same searches, those of many clients together: in threads, and on the event loop
+    #: does the searches of many clients by one call, in threads
     coalescer: Coalescer
+    #: does brief searches of many clients by one call, on the event loop
     gatherer: Gatherer
     keyring: Keyring
     metrics: Metrics
@@ -45,13 +46,13 @@ class Process:
     nudge: Callable[[], None]
     searches: Slots
     requests: Slots
-    #: files that come in; apart from `requests`, so that whoever sends one slowly holds up nothing but other files
+    #: for requests that send a file; not `requests`, so that slow senders hold up nothing but other files
     uploads: Slots
-    #: answers that go on for as long as an upgrade
+    #: for answers that go on for as long as an upgrade
     streams: Slots
-    #: for the large bodies of all requests
+    #: the memory for the large bodies of all requests
     bodies: Room
-    #: at upgrades that are followed
+    #: the latest look at each upgrade that clients follow
     looks: Looks[Any] = field(default_factory=Looks)
     #: set when the process is asked to stop; streams end then
     closing: threading.Event = field(default_factory=threading.Event)
@@ -72,7 +73,7 @@ class Process:
             return read(self.catch_up.once_more())
 
     def written(self, *, nudge: bool = False) -> World:
-        """Follow a commit: what was written is seen by the next search, and workers are told if it concerns them."""
+        """To be called after a commit: the next search sees what was written; `nudge` tells workers that there is work."""
         world = self.galleries.announced()
         if nudge:
             self.nudge()
@@ -105,14 +106,14 @@ async def _stream_slot(process: ProcessDep) -> AsyncIterator[None]:
 
 #: given back when the client has gone
 StreamSlot = Annotated[None, Depends(_stream_slot, scope="request")]
-# Given back when the handler is done, not when a slow client has read the answer. The last of a handler's parameters, once
-# the body is there: while slots are held by those who send, a few slow senders would stop everybody.
+# Given back when the handler is done, and not only when a slow client has read the answer. It must be the last of a handler's
+# parameters, so that it is taken once the body is there: else a few slow senders would hold all slots.
 SearchSlot = Annotated[None, Depends(_search_slot, scope="function")]
 RequestSlot = Annotated[None, Depends(_request_slot, scope="function")]
 
 
 def once_more(act: Callable[[], T]) -> T:
-    """Do it again if another process made the same row at the same moment: now its row is seen, and judged."""
+    """Call `act`, and once more if another process inserted the same row meanwhile: now `act` sees that row, and judges it."""
     try:
         return act()
     except IntegrityError:

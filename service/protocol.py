@@ -1,7 +1,7 @@
-"""How an API process reads HTTP: as uvicorn does, but no more of a request's head than is decent; and brief searches apart.
+"""How an API process reads HTTP: as uvicorn does, but with a limit on a request's head, and with brief searches set apart.
 
-uvicorn has no limit of its own, and a head is read before anyone's key is looked at: it would take all memory, and the event
-loop with it.
+uvicorn has no such limit, and a head is read before the key in it can be checked: anyone could fill all memory and hold up the
+event loop.
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ log = structlog.get_logger()
 #: bytes of a request's first line and headers; proxies and other servers take 8 to 64 KiB
 MOST_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0
-# For the body of a brief search; the application waits for longer.
+# How long the body of a brief search may take to come. After that the application waits for it, and longer.
 _BODY_SECONDS = 0.1
 
 
 class Protocol(HttpToolsProtocol):
     """One connection.
 
-    What comes is counted while it is nothing but parts of a head, or of trailers, the headers behind a body that nobody reads.
-    A head nearly always comes whole in one small piece, and then this costs two comparisons; any other is measured once it is
-    complete.
+    Bytes are counted while they belong only to a head, or to trailers (headers behind a body, which nobody reads). A head nearly
+    always comes whole in one small piece, which costs two comparisons; any other is measured once it is complete.
     """
 
-    #: bytes of the pieces since one brought anything else
+    #: bytes in the pieces since the last that brought anything but parts of a head or of trailers
     _useless = 0
     _of_use = _suspect = _too_large = _refused = False
-    #: begun last: `cycle` is the one read last, and that may wait for it
+    #: the request begun last; `cycle` is the one read last, which may still wait for it
     _begun: RequestResponseCycle | None = None
-    #: whose body is not complete yet
+    #: a brief search whose body is not complete yet
     _brief: Brief | None = None
 
     def __init__(self, *given: Any, **named: Any) -> None:
-        """As uvicorn's, for an application of `service.app`."""
+        """Arguments as of uvicorn's class; the application is one of `service.app`."""
         super().__init__(*given, **named)
         self._express: Express = self.config.app.state.express  # type: ignore[union-attr]
 

@@ -1,7 +1,7 @@
 """Watches what other processes write, gallery versions and keys, and tells them of the searches here.
 
-What is told: what was counted, to those behind the same port; where hits are found, which the order of an upgrade may
-follow; and, where an upgrade wants to know, how slow searches are.
+It tells them three things: its counts, to the processes behind the same port; where hits were found, which the order of an
+upgrade may follow; and, if an upgrade asks for it, how slow searches are.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from workers.memory import give_back
 log = structlog.get_logger()
 
 _PUBLISH_SECONDS = 1.0
-# What is searched most changes slowly, and on SQLite each write takes the one lock that all writers share.
+# Seldom, because which rows are hit most changes slowly, and on SQLite each write takes the one lock that all writers share.
 _HITS_SECONDS = 30.0
-# Answers with thousands of hits leave holes in the heap of the thread that made them; the worst moment of each would stay.
+# Answers with thousands of hits leave holes in the heap of the thread that made them, which would never shrink by itself.
 _GIVE_BACK_SECONDS = 10.0
-# Within which a catalog that is asked for the last time has to answer.
+# How long the catalog may take to be written to for the last time, when the process ends.
 _LAST_SECONDS = 5.0
 
 
 class Refresher:
     """Threads between `start` and `stop`. Searches read what was last swapped in, and never wait for it.
 
-    One watches, one tells the catalog and gives memory back, one tells those behind the same port, and one warms up: a write may
-    have to wait for another process's long one, and meanwhile what others wrote must be seen all the same.
+    One watches, one writes to the catalog and gives memory back, one shares counts with the processes behind the same port, and
+    one warms up. They are apart because a write to the catalog may have to wait for a long one of another process, and what
+    others wrote must be seen meanwhile.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Refresher:
         every_seconds: float,
         warm_up: Callable[[], None] = lambda: None,
     ) -> None:
-        """Watch for changes every `every_seconds`; `warm_up`, in a thread, once there is a transformation to be applied."""
+        """Watch for changes every `every_seconds`; call `warm_up`, in a thread, once there is a transformation to apply."""
         self._store = store
         self._galleries = galleries
         self._keyring = keyring
@@ -76,14 +77,14 @@ class Refresher:
             Damaged: a recorded file is missing.
         """
         self._look()
-        self._metrics.share()  # from this on, whoever started this process knows that it can serve
+        self._metrics.share()  # tells whoever started this process that it can serve now
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Stop them; write the last counts and hits, and take back what was said of latencies.
+        """Stop the threads, write the last counts and hits, and remove the latencies that this process published.
 
-        A catalog that hangs is not waited for.
+        It does not wait for a catalog that hangs.
         """
         self._stop.set()
         if self._warm_up.ident is not None:  # an import must not be cut off by the end of the interpreter

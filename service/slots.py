@@ -13,7 +13,7 @@ class Slots:
     """A semaphore with a bounded queue; used from one event loop."""
 
     def __init__(self, concurrent: int, waiting: int) -> None:
-        """Let `concurrent` in at once, and `waiting` more wait."""
+        """Let `concurrent` requests in at once, and `waiting` more wait."""
         self._semaphore = asyncio.Semaphore(concurrent)
         self._free = concurrent + waiting
 
@@ -42,7 +42,7 @@ class Room:
         self._free = most
 
     def take(self, size: int) -> None:
-        """Hold so many more.
+        """Hold `size` bytes more.
 
         Raises:
             Overloaded: others hold too many.
@@ -52,5 +52,5 @@ class Room:
         self._free -= size
 
     def give_back(self, size: int) -> None:
-        """Hold so many less."""
+        """Hold `size` bytes less."""
         self._free += size

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from service.metrics import Counts
 
 log = structlog.get_logger()
-#: of the request under way, for every event that it gives rise to
+#: the id of the request under way, which is in each event that the request logs
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-#: names requests whose clients did not: unlike any other, and made in no time
+#: together the id of a request whose client gave none: unique, and cheap to make
 _PROCESS, _numbers = str(ULID()), count(1)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-#: told of a request's scope, its id, the status of its answer, and the seconds that it took
+#: called with a request's scope, its id, the status of its answer, and the seconds that it took
 Account = Callable[[Scope, str, int, float], None]
-# As long as a reader that is only slow may keep everybody waiting.
+# How long a slow reader of the log may keep everybody waiting.
 _STALL_SECONDS = 0.1
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
@@ -150,11 +150,11 @@ def configure_logs() -> None:
 
 
 class _Lines:
-    """Writes to standard output. Where nobody takes them, lines are lost, and nothing else.
+    """Writes lines to standard output. Where that cannot take them, lines are lost, and nothing else goes wrong.
 
-    Nobody does where that is closed, a full disk, or a pipe or a terminal whose reader has gone, or has stopped reading (Ctrl-S).
-    Who writes to one of the last waits without end, and with him, since it is the event loop, all requests. So the reader is
-    waited for briefly, and then not any more until he goes on.
+    It may be closed, a full disk, or a pipe or a terminal whose reader has gone or stopped reading (Ctrl-S). A write to the last
+    two would block without end, and with it the event loop and all requests. So a write waits for the reader briefly, and once
+    that was in vain, not again until it reads.
     """
 
     def __init__(self, file: BinaryIO | None) -> None:
@@ -174,7 +174,7 @@ class _Lines:
     def _write(self, file: BinaryIO, line: bytes) -> None:
         if self._torn:
             line = b"\n" + line
-        # Where anything can be written without waiting, so much can, and it stays together whoever else writes there.
+        # If a pipe takes anything without blocking, it takes this many bytes, and does not mix them with what others write.
         piece = select.PIPE_BUF if self._may_stall else len(line)
         for start in range(0, len(line), piece):
             if self._may_stall and not self._is_read(file):
@@ -191,10 +191,10 @@ class _Lines:
 
 
 def _may_stall(file: BinaryIO) -> bool:
-    """Whether somebody must read what is written for more to be written."""
+    """Whether writing blocks once nobody reads what was written."""
     try:
         return not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except OSError:  # it is none of the system's
+    except OSError:  # not a file of the operating system
         return False
 
 
@@ -210,7 +210,7 @@ def _as_line(logger: Any, level: str, event: MutableMapping[str, Any]) -> bytes:
 
 
 def pass_on_libraries() -> None:
-    """Let what libraries log be lines like ours; nobody else writes it, and it would go to standard error as bare text."""
+    """Write what libraries log as lines like ours; by default it would go to standard error as bare text."""
     root = logging.getLogger()
     if not any(isinstance(each, _PassOn) for each in root.handlers):
         root.addHandler(_PassOn(logging.WARNING))

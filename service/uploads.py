@@ -34,8 +34,8 @@ class Upload:
 async def spooled(request: Request, process: Process, limit: int, name: str) -> AsyncIterator[Upload]:
     """Give the body as a file for the length of the block.
 
-    Its name ends as an unfinished file's does, so that after a crash the sweep takes it. So many of these files are there at
-    once as there are slots for uploads.
+    The file is named like an unfinished one, so that the sweep removes it after a crash. There are at most as many of these files
+    at once as there are slots for uploads.
 
     Raises:
         BodyTooLarge: it is larger than `limit`, the setting `name`.

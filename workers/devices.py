@@ -1,4 +1,4 @@
-"""Which GPU a worker takes, where several workers share some: each one of its own, as long as there are enough."""
+"""Which GPU a worker takes: where several workers share some, each takes one of its own while there are enough."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class NoSuchDevice(ValueError):
 
 
 def claimed(names: Sequence[str], folder: Path) -> str:
-    """Claim one of some names until this process ends: the first that nobody has claimed in the folder; if all are, any of them.
+    """Claim the first name that nobody has claimed in the folder, until this process ends; if there is none, take any.
 
-    A claim is a lock on a file that stays open. The system lets go of it with the process, however that ends.
+    A claim is a lock on a file that stays open, so the system gives it up with the process, however that ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -43,7 +43,7 @@ def chosen(wanted: str, data: Path) -> str:
     import torch  # noqa: PLC0415 - CUDA is asked about in the worker's own process, never when a module is imported
 
     try:
-        # How many there are is told by a library that works where CUDA does not, such as with a driver that is too old for it.
+        # `device_count` also works where CUDA does not, such as with a driver that is too old for it.
         if wanted == "auto":
             there = {str(torch.cuda.get_device_properties(at).uuid): at for at in range(torch.cuda.device_count())}
             if not there:

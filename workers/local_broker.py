@@ -1,8 +1,8 @@
 """Messages as files in a folder, for one host without a broker: kombu's transport, made safe for several processes.
 
-kombu's own reader can meet a message that its writer has only begun, and then ends the worker. Here a message appears whole,
-by a rename, and is taken by another, so exactly one reader has it. A message that cannot be read is dropped, and so are the
-oldest where many wait: a nudge carries nothing that the catalog does not know, and a worker that comes late is held up by each.
+kombu's own reader can meet a message that is only half written, and then ends the worker. Here a rename makes a message appear
+whole, and another rename takes it, so that exactly one reader has it. A message that cannot be read is dropped, and so are the
+oldest where many wait: a nudge carries nothing that the catalog does not know, and each holds up a worker that starts late.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kombu.utils.json import dumps
 
 _MESSAGE = ".msg"
 _TAKEN = ".taken"
-# Of nudges, one says as much as a hundred; but each of several workers is to have one.
+# One nudge says as much as a hundred, but there should be one for each of several workers.
 MOST_WAITING = 32
 _TURN_SECONDS = 0.2
 
@@ -75,7 +75,7 @@ class Transport(filesystem.Transport):  # type: ignore[misc,unused-ignore]
     Channel = Channel
 
     def drain_events(self, connection: Any, timeout: float | None = None, **more: Any) -> None:
-        """Wait for a message in short turns: whatever Celery is told, it waits twice for two seconds before it ends."""
+        """Wait for a message in short turns: Celery asks for two seconds, twice, and would end as late when told to stop."""
         until = math.inf if timeout is None else time.monotonic() + timeout
         while state.should_stop is None and time.monotonic() < until:
             with suppress(TimeoutError):

@@ -37,7 +37,7 @@ def run() -> None:
     Raises:
         NewerSchemaError: the catalog is of a newer version.
         ForeignFolderError: the data folder is not the catalog's.
-        SystemExit: it ended though nobody told it to.
+        SystemExit: Celery ended though nobody told the worker to stop.
     """
     faults.arm(os.environ.get(faults.VARIABLE))
     settings, gallery_settings = WorkerSettings(), GallerySettings()
@@ -56,14 +56,14 @@ def run() -> None:
     folder.claim(store.catalog, files)
 
     _heed_signals(worker)
-    # Where there is a receiver, Celery leaves logs to whoever started this process.
+    # Celery leaves logging alone if this signal has a receiver.
     signals.setup_logging.connect(lambda **_: None, weak=False)
-    # Celery's handlers of signals write there what is no line of a log; where nobody reads it, they would never stop the worker.
+    # Celery's signal handlers print to it: bare text, and if nobody reads the pipe they would block, and not stop the worker.
     sys.__stdout__ = None  # type: ignore[misc]
     log.info("worker_started", owner=worker.owner, device=device)
     watching = watch(worker, settings.sweep_seconds)
     # Solo: tasks run in this very process, whose one working thread they wake.
-    # Quiet: it would print a banner, which is no line of a log, and end where there is no place for it.
+    # Quiet: it would print a banner, which is no line of a log, and would end if it cannot be printed.
     app.worker_main(
         [
             "--quiet",
@@ -85,7 +85,7 @@ def run() -> None:
 
 
 def _heed_signals(worker: Worker) -> None:
-    """Let SIGTERM and Ctrl-C stop the worker: by Celery's handlers, and until it has these, while there may be work, by ours."""
+    """Make SIGTERM and Ctrl-C stop the worker: by Celery's handlers, and by ours until Celery has set its own."""
 
     def stopping(**_: object) -> None:
         worker.stop()
@@ -100,9 +100,9 @@ def _heed_signals(worker: Worker) -> None:
 
 
 def _until_migrated(catalog: Catalog) -> None:
-    """Wait for whoever migrates, such as a service that starts at the same time; until then every look would fail.
+    """Wait until someone has migrated the catalog, such as a service that starts at the same time.
 
-    A database that does not answer says nothing of its schema, and is waited for too; what is no catalog at all is raised.
+    A database that does not answer is waited for too. What is no catalog at all is an error.
     """
     said: str | None = None
     while True:

@@ -14,12 +14,12 @@ from workers.app import WORK
 log = structlog.get_logger()
 # A nudge that nobody took for this long is stale: every worker has looked by itself since.
 _EXPIRES_SECONDS = 10
-# Whoever writes a hundred times a second need not say so each time.
+# At most one nudge in this time, however often something is written.
 _APART_SECONDS = 0.1
 
 
 class Queue:
-    """Sends nudges from a thread of its own: what was committed is not answered later because a broker hangs."""
+    """Sends nudges from a thread of its own, so that no answer is late because a broker hangs."""
 
     def __init__(self, app: Celery) -> None:
         """Send through `app`."""

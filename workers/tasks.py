@@ -42,7 +42,8 @@ log = structlog.get_logger()
 _SWEEP_FILES_SECONDS = 600
 _AGAIN_SECONDS = 60.0
 _INDEXES_LOOKED_FOR = 16
-# An upgrade makes way for a piece of other work after so long, or after so many times what the last one took.
+# Upgrades and fits make way for one piece of other work after this time, or after this many times what the last piece took,
+# whichever is longer.
 _TURN_SECONDS = 5.0
 _TURN_PART = 4
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Worker:
         fit: fits.Fit = fit_pairs,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Work on `store`; `fit` trains transformations, and `clock` says when something is done once more."""
+        """Work on `store`; `fit` trains transformations, and `clock` gives seconds, for what is done now and then."""
         self.store = store
         self.settings = settings
         self._fit = fit
@@ -66,7 +67,7 @@ class Worker:
         #: unique per process, so that a lease of a process that died is never taken for one's own
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{str(ULID())[-6:]}"
         self.stopping = False
-        # Which may be put into by a signal's handler, whatever that interrupts; an event must not be set while it is being set.
+        # A queue and not an event, since a signal's handler may nudge at any time: it must not set an event that is being set.
         self._nudges: SimpleQueue[None] = SimpleQueue()
         self._galleries = Galleries(store.catalog, store.files, only_asked_for=True)
         self._searcher = Searcher.of(store)
@@ -74,11 +75,11 @@ class Worker:
         self._rule = Rule(settings.compact_segments, settings.compact_rows)
         #: galleries that had nothing to merge, as they were then
         self._compact: set[Looked] = set()
-        #: columns whose index could not be built, galleries that could not be merged, and when that is tried again
+        #: columns whose index could not be built, and galleries that could not be merged, each with when to try again
         self._unindexed: dict[int, float] = {}
         self._unmerged: dict[int, float] = {}
         self._swept = self._tidied = clock()
-        #: what upgrades and fits keep waiting, and when one piece of it is done in spite of them
+        #: other work than upgrades and fits, which would keep it waiting, and when one piece of it is done in spite of them
         self._waiting = deque([self._index_one, self._compact_one])
         self._next_turn = clock() + _TURN_SECONDS
 
@@ -92,7 +93,7 @@ class Worker:
         self.nudge()
 
     def nudged(self, seconds: float) -> bool:
-        """Wait for a nudge, for so long at most; whether one came. Many at once are one."""
+        """Wait at most so many seconds for a nudge, and say whether one came. Several that came are taken as one."""
         try:
             self._nudges.get(timeout=seconds)
         except Empty:
@@ -113,15 +114,15 @@ class Worker:
         )
 
     def next_look(self, seconds: float) -> float:
-        """In how many seconds to look again where nothing is due now: in so many, or once a throttle lets an upgrade go on."""
+        """When to look for work again: in `seconds`, or earlier if a throttled upgrade may go on earlier."""
         until = segment.due_in(self.store)
         return seconds if until is None else min(seconds, until)
 
     def work(self) -> None:
-        """Do what is due until nothing is, or the process is told to stop: then the step under way is the last.
+        """Do what is due until nothing is, or until the process is told to stop: then the step under way is the last.
 
-        A step that fails costs itself: the others go on. What nothing needs any more is removed last of all, and meanwhile
-        too, because where there is much to do there is no last of all.
+        A step that fails does not keep others from being done. What nothing needs any more is removed at the end, and now and
+        then before, since a busy worker never comes to the end.
         """
         try:
             while not self.stopping:
@@ -132,13 +133,14 @@ class Worker:
                 self._tidy()
 
     def _pressing(self) -> bool:
-        """What comes before the rest: what has waited for long enough, else what is urgent."""
+        """Do what comes first: what has waited for too long, else what is urgent. False if there was nothing to do."""
         if self._tidy_due():
             self._tidy()
         return self._turn() or self._urgent()
 
     def _turn(self, *last: Callable[[], bool]) -> bool:
-        """Now and then, one piece of what upgrades and fits keep waiting; each kind comes first in turn, but for the `last`."""
+        """Now and then, do one piece of the work that upgrades and fits keep waiting. Its kinds take turns in coming first;
+        those in `last` come after them."""
         began = self._clock()
         if began < self._next_turn:
             return False
@@ -148,7 +150,7 @@ class Worker:
         return moved
 
     def _wants_turn(self) -> bool:
-        """Whether an upgrade shall make way. That is looked for now and then only, as each look plans merges."""
+        """Whether an upgrade must make way for other work. It looks only now and then, because each look plans merges."""
         began = self._clock()
         if began < self._next_turn:
             return False
@@ -158,7 +160,7 @@ class Worker:
         return wants
 
     def _put_off_turn(self, began: float) -> None:
-        """By so long that an upgrade keeps most of the time, however long a piece of other work takes."""
+        """Set when the next turn is: late enough that upgrades get most of the time, however long a piece takes."""
         ended = self._clock()
         self._next_turn = ended + max(_TURN_SECONDS, _TURN_PART * (ended - began))
 
@@ -173,7 +175,7 @@ class Worker:
         self._sweep_files()
 
     def _tried(self, step: Callable[[], T], of: str, **which: object) -> T | None:
-        """What a step gave; None where it failed, for whatever reason: a full disk must not stop what would empty it."""
+        """The result of a step; None if it failed, for whatever reason: a full disk must not stop the step that empties it."""
         try:
             return step()
         except (errors.GalleryError, FileNotFoundError) as error:
@@ -184,14 +186,14 @@ class Worker:
         return None
 
     def _let_go(self) -> None:
-        """Let what was removed meanwhile give its place on the disk back."""
+        """Close files that were removed but are still open here, so that the disk gets their space back."""
         if not drive.under_way(self.store):
             self._galleries.let_go()
         elif self._galleries.current.galleries:
             self._galleries.refresh()
 
     def _urgent(self) -> bool:
-        """What people wait for: a step of each upgrade, else an index; False if there is nothing of it to do now."""
+        """Do what people wait for: a step of each upgrade, else one index. False if there was nothing to do."""
         moved = False
         for upgrade_id in drive.due(self.store):
             if self.stopping:
@@ -214,13 +216,13 @@ class Worker:
         return bool(self._tried(step, "upgrade", upgrade=upgrade_id))
 
     def _between(self) -> None:
-        """While everything of a gallery is read: what that keeps waiting has its turn, too."""
+        """Called in long steps that read a whole gallery: other work has its turn then, too."""
         if self.stopping:
             raise Stopped
         self._turn(self._segment_one)
 
     def _segment_one(self) -> bool:
-        """One segment of any upgrade that runs."""
+        """Do one segment of any upgrade that runs."""
         return any(
             self._tried(
                 partial(drive.advance, self.store, self._galleries, self._searcher, upgrade_id, self.owner),
@@ -231,12 +233,12 @@ class Worker:
         )
 
     def _another(self, upgrade_id: str) -> bool:
-        """Whether an upgrade may go on with another segment: nothing else has its turn, and the process is not told to stop."""
+        """Whether an upgrade may go on with another segment: no other work is due, and the process is not told to stop."""
         give_back()
         return not self.stopping and set(drive.due(self.store)) <= {upgrade_id} and not self._wants_turn()
 
     def _index_one(self) -> bool:
-        """Build one index. A column that is gone meanwhile is no error, and one that cannot be read stops no other."""
+        """Build one index. A column may be gone by now, and one that cannot be read does not keep others from theirs."""
         for column_id in self._wants_index():
             built = self._tried(partial(index_column, self.store, column_id), "index", column=column_id)
             if built:
@@ -246,13 +248,13 @@ class Worker:
         return False
 
     def _wants_index(self) -> list[int]:
-        """Columns that want an index, without those for which it was tried in vain of late."""
+        """Columns that want an index, without those where building it has just failed."""
         self._unindexed = _to_come(self._unindexed, self._clock())
         found = wanting(self.store, limit=len(self._unindexed) + _INDEXES_LOOKED_FOR)
         return [column for column in found if column not in self._unindexed]
 
     def _compact_one(self) -> bool:
-        """Merge one group of segments; whatever is more urgent is looked for before the next."""
+        """Merge one group of segments. Only one, so that more urgent work is looked for before the next."""
         for look in self._looked():
             planned, merged = self._planned(look), list[bool | None]()
             for segments in planned.merges:
@@ -262,21 +264,21 @@ class Worker:
             if None in merged:
                 self._unmerged[look.gallery_id] = self._clock() + _AGAIN_SECONDS
                 continue
-            # What is held or was refused is left to merge: that is looked at again once anything of the gallery has changed.
+            # Merges that are held or were refused are left over; they are planned again once the gallery has changed.
             if look.asked_at is not None and not planned.held and not merged:
                 merge.answered(self.store, look)
             self._compact.add(look)
         return False
 
     def _measure_one(self) -> bool:
-        """One more point of what a refinement is worth."""
+        """Measure one more point of what a refinement is worth."""
         return any(
             self._tried(partial(self._refinements.look, upgrade_id), "refinement", upgrade=upgrade_id)
             for upgrade_id in self._refinements.due()
         )
 
     def _fit_one(self) -> bool:
-        """Take one fit to its end. A training takes minutes, so it makes way for whatever is urgent between two steps."""
+        """Take one fit to its end. Training takes minutes, so between two of its steps it makes way for what is urgent."""
         return any(
             self._tried(
                 partial(fitting.advance, self.store, fit_id, self.owner, self._fit, self._go_on), "fit", fit=fit_id
@@ -285,7 +287,7 @@ class Worker:
         )
 
     def _go_on(self) -> bool:
-        """Do what comes before a fit; whether there is time for the rest then."""
+        """Do what comes before a fit, and say whether the fit may go on: the process is not told to stop."""
         while not self.stopping and self._pressing():
             pass
         return not self.stopping
@@ -304,7 +306,7 @@ class Worker:
         return wants
 
     def _looked(self) -> list[Looked]:
-        """Galleries that changed since nothing was found to merge in them, without those that failed of late."""
+        """Galleries that changed since they had nothing to merge, without those where a merge has just failed."""
         self._unmerged = _to_come(self._unmerged, self._clock())
         found = merge.looked(self.store)
         self._compact.intersection_update(found)
@@ -314,7 +316,7 @@ class Worker:
         return merge.planned(self.store, look, self._rule)
 
     def _merge(self, look: Looked, segments: tuple[int, ...]) -> bool | None:
-        """Merge some segments; False where that is refused, None where it may go well another time."""
+        """Merge some segments. False if that was refused, None if it failed and may go well another time."""
 
         def step() -> bool | None:
             try:
@@ -343,12 +345,12 @@ class Worker:
 
 
 def _to_come(moments: Mapping[int, float], moment: float) -> dict[int, float]:
-    """Those whose moment has not come yet."""
+    """Those that are still in the future."""
     return {of: at for of, at in moments.items() if at > moment}
 
 
 def register(app: Celery, worker: Worker) -> None:
-    """Let the app's one task wake this worker. It is over at once: Celery goes on listening, to signals too."""
+    """Make the app's one task nudge this worker. It returns at once, so that Celery goes on listening, also to signals."""
 
     @app.task(name=WORK)  # type: ignore[untyped-decorator,unused-ignore]
     def work() -> None:
@@ -356,10 +358,10 @@ def register(app: Celery, worker: Worker) -> None:
 
 
 def watch(worker: Worker, seconds: float) -> threading.Thread:
-    """The one thread that works: at once after a nudge, and by itself what it finds due, first at once, then each `seconds`.
+    """Start the one thread that works. It looks for work at once, after each nudge, and every `seconds` by itself.
 
-    So the loss of a message costs `seconds` and nothing else, and so does that of the queue. It is one thread whoever asks,
-    as each that computes keeps threads and memory of its own.
+    So a lost message, or a broker that is down, costs `seconds` and nothing else. There is only one thread because each that
+    computes keeps threads and memory of its own.
     """
 
     def look() -> None:

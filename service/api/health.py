@@ -24,7 +24,7 @@ from service.process import Process, ProcessDep
 
 router = APIRouter(tags=["operations"])
 
-# Shorter than what asks waits for, which is told nothing where it does not wait for the answer.
+# Shorter than the time that probes and Prometheus usually wait, so that they get an answer and do not just run out of time.
 _ANSWER_SECONDS = 2.0
 
 
@@ -56,7 +56,7 @@ class Info(BaseModel):
     limits: Limits
 
 
-@router.head("/health/live", include_in_schema=False)  # of which some load balancers ask no more
+@router.head("/health/live", include_in_schema=False)  # some load balancers send HEAD
 @router.get("/health/live")
 async def live() -> Health:
     """Whether the process runs; nothing else is checked."""
@@ -121,7 +121,7 @@ class _Once:
 
 
 def _counted(process: Process) -> bytes:
-    """What was counted in memory; the galleries, every process would answer alike."""
+    """What this process counted, and the sizes of the galleries, which every process knows."""
     items = GaugeMetricFamily("forwardfill_gallery_items", "Live items.", labels=["gallery"])
     segments = GaugeMetricFamily("forwardfill_gallery_segments", "Segments.", labels=["gallery"])
     for name, snapshot in process.catch_up.world().galleries.items():
@@ -131,7 +131,7 @@ def _counted(process: Process) -> bytes:
 
 
 def _of_the_catalog(process: Process) -> list[Metric]:
-    """What is counted from rows."""
+    """What is counted from the catalog's rows."""
     done = CounterMetricFamily("forwardfill_upgrade_items", "Items that upgrades transformed.", labels=["gallery"])
     states = GaugeMetricFamily("forwardfill_upgrades", "Upgrades by state, without dry runs.", labels=["state"])
     with process.store.catalog.reading() as session:

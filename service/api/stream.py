@@ -26,7 +26,7 @@ from service.upgrade_documents import progress_document
 router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
 
 MEDIA_TYPE = "text/event-stream"
-_LOOK_SECONDS = 0.4  # each look at what moves is told, "at least each second": there is room for a slow one
+_LOOK_SECONDS = 0.4  # progress is promised at least once a second, which leaves room for a slow look
 _HEARTBEAT_SECONDS = 15.0
 _STATES = {"upgrade.started": State.PENDING, "upgrade.state": None}
 _EXAMPLE = 'id: 41\nevent: state\ndata: {"id":"01JD..","state":"running","at":"2026-11-20T19:00:00Z"}\n\n'
@@ -43,7 +43,7 @@ class _Look:
 
 
 def _look(process: Process, upgrade_id: str) -> _Look:
-    """In a thread, since it asks the database."""
+    """Look at an upgrade. It asks the database, so call it in a thread."""
     with process.store.catalog.reading() as session:
         row = upgrade_rows.upgrade_row(session, upgrade_id)
         counted = progress_document(session, row)
@@ -63,7 +63,7 @@ class _Follower:
     told_at: float = field(default_factory=time.monotonic)
 
     async def events(self, look: _Look) -> list[EventRow]:
-        """What happened since; asked for where something did."""
+        """What happened since the last event that was sent; the catalog is read only if something did."""
         return await run_in_threadpool(self._events) if look.newest_event > self.last_id else []
 
     def _events(self) -> list[EventRow]:
@@ -73,7 +73,7 @@ class _Follower:
         return events
 
     def news(self, look: _Look, events: list[EventRow]) -> bytes:
-        """What the client shall be told now."""
+        """What to send to the client now; empty for nothing."""
         sent = b"".join(self._event(event) for event in events)
         if look.progress != self.told or look.state in DRIVEN:
             sent += _message("progress", self.last_id, look.progress)
@@ -119,15 +119,15 @@ async def follow(
 ) -> Response:
     """Follow an upgrade: `state` on each change, `progress` at least once a second while it moves. It ends with the upgrade."""
     seen = _number(last_event_id)
-    # A newcomer's own, so that it knows of what it was answered before it came.
+    # A look of its own, not a shared earlier one: the client must see what the service answered it before.
     look = await run_in_threadpool(_look, process, upgrade)
-    # Of what was before, a newcomer is told the moment of the last change.
+    # Of earlier events, a client that gives no id needs the last: the time of the latest change.
     follower = _Follower(process, upgrade, max(look.newest_event - 1, 0) if seen is None else seen)
     events = await follower.events(look)
     if seen is not None and look.over and not events:
-        return Response(status_code=204)  # a browser would connect again and again, for nothing
+        return Response(status_code=204)  # else a browser would connect again and again
     if seen is None:
-        # A newcomer is told how it stands, not how it came to it; what happened since that look it is told as it comes.
+        # Such a client is told the present state, and not how it came about; then every event after this look.
         events = [event for event in events if event.id <= look.newest_event]
         follower.last_id = look.newest_event
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -149,7 +149,7 @@ async def _stream(
         if look.over or process.closing.is_set() or await request.is_disconnected():
             return
         await asyncio.sleep(_LOOK_SECONDS)
-        # One look for all who follow the upgrade: hundreds of them cost the catalog as much as one.
+        # One look for all who follow the upgrade, so that hundreds cost the catalog no more than one.
         look = await process.looks.recent(upgrade_id, _LOOK_SECONDS, lambda: _look(process, upgrade_id))
         events = await follower.events(look)
 
@@ -160,7 +160,7 @@ def _is_over(row: UpgradeRow) -> bool:
 
 
 def _number(given: str | None) -> int | None:
-    """A last event id that is none of ours is as good as none."""
+    """The last event id as a number; None also for one that cannot be ours."""
     return int(given) if given is not None and given.isdecimal() and len(given) < 19 else None
 
 
