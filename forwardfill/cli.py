@@ -27,7 +27,7 @@ from workers.settings import WorkerSettings
 
 
 class _Commands(TyperGroup):
-    """All commands: what an operator can mend ends any of them in a line."""
+    """All commands. An error that an operator can mend ends any of them with one line."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
@@ -90,7 +90,7 @@ def serve(
 
 
 def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
-    """Several API processes; this one only starts them, so it needs neither FAISS nor PyTorch."""
+    """Run several API processes. This one only starts them, so it imports neither FAISS nor PyTorch."""
     from forwardfill.processes import serve_together, worker_child
     from service.group import PortTakenError
     from service.telemetry import configure_logs
@@ -207,7 +207,7 @@ def create_key(
     from service import keys as api_keys
 
     _environment(DATA=data)
-    catalog = _migrated()  # a setting that is none is a ValueError too, whose own words have its value in them
+    catalog = _migrated()  # not in the `try`: a wrong setting is a ValueError too, and its text would show the value
     try:
         secret = api_keys.create_key(catalog, name, scope)
     except ValueError as error:
@@ -245,12 +245,12 @@ def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], dat
 
 
 def _environment(**values: object) -> None:
-    """Options win over the environment, and reach child processes by it."""
+    """Put options into the environment: they win over what is there, and child processes get them."""
     os.environ.update({f"FORWARDFILL_{name}": str(value) for name, value in values.items() if value is not None})
 
 
 def _settings() -> GallerySettings:
-    """The gallery's settings; their folder is there."""
+    """The gallery's settings, after their folder was made."""
     settings = GallerySettings()
     try:
         settings.data.mkdir(parents=True, exist_ok=True)
@@ -270,7 +270,7 @@ def _migrated() -> Catalog:
 
 
 def _current() -> Catalog:
-    """The catalog, as it stands: who looks for damage must not change anything first."""
+    """The catalog without migrating it, since a check for damage must not change anything first."""
     settings = GallerySettings()
     if not settings.data.is_dir():
         refuse(f"FORWARDFILL_DATA: there is no folder {settings.data}")
@@ -283,7 +283,7 @@ def _current() -> Catalog:
 
 
 def _mend(gallery: str | None) -> int:
-    """It transforms, so it needs PyTorch."""
+    """Repair one gallery, or all. It may transform items, so it needs PyTorch."""
     catalog = _current()
     native.prepare(GallerySettings().threads_used)
     from forwardfill import upkeep

@@ -13,7 +13,7 @@ import orjson
 
 from forwardfill.answers import Json, Upgrade
 
-#: the code of what came from something else than the service
+#: the code of an error that did not come from the service
 NOT_A_PROBLEM = "not_a_problem"
 
 
@@ -22,7 +22,7 @@ def _unraised(kind: type[Exception], args: tuple[object, ...]) -> Exception:
 
 
 class _Travels(Exception):
-    """Can be copied and pickled: processes of a pool answer so, and one that cannot rebuild an error breaks its pool."""
+    """An error that can be copied and pickled; one that cannot would break a pool of processes that raises it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild without the constructor, which does not take the message that Python would call it with."""
@@ -83,14 +83,14 @@ def answered(response: httpx.Response) -> Json:
 
 
 def stranger(response: httpx.Response) -> ForwardfillError:
-    """Make an error of a success that the service cannot have answered: a proxy or a sign-in page did, or another service."""
+    """Make an error of a success that is not an answer of the service: a proxy, a sign-in page or another service sent it."""
     url, kind = response.request.url, response.headers.get("content-type", "something without a type")
     detail = f"what answers at {url.scheme}://{url.netloc.decode()} is no Forwardfill service: it sent {kind}"
     return ForwardfillError(response.status_code, NOT_A_PROBLEM, detail)
 
 
 def problem(response: httpx.Response) -> ForwardfillError:
-    """Make an error of a refusal; one that is no problem+json comes from something before the service."""
+    """Make an error of a refusal; one that is not problem+json came from something in front of the service."""
     body = _json_object(response)
     if response.has_redirect_location:
         error = ForwardfillError(response.status_code, NOT_A_PROBLEM, _elsewhere(response))
@@ -120,12 +120,12 @@ def _elsewhere(response: httpx.Response) -> str:
 
 
 def _shown(url: httpx.URL, path: str | None = None) -> str:
-    """Without what may be secret in it."""
+    """The URL without the parts that may be secret."""
     return f"{url.scheme}://{url.netloc.decode()}{url.path if path is None else path}"
 
 
 def _seconds(retry_after: str) -> float | None:
-    """How long to wait by this header: a number of seconds, or a moment."""
+    """How long to wait by a Retry-After header, which has a number of seconds or a date."""
     try:
         seconds = float(retry_after)
     except ValueError:

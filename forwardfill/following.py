@@ -18,10 +18,9 @@ from forwardfill.session import Session
 #: no event comes from an upgrade that is throttled to less than a segment in this time
 QUIET_SECONDS = 60.0
 RECONNECT_SECONDS = 0.5
-#: by so much may the read timeout of a stream pass the end of a wait; then the stream is opened anew, with less
+#: the read timeout of a stream may pass the end of a wait by this much; before it passes by more, a new stream is opened
 SLACK_SECONDS = 5.0
-#: states that no waiting leads out of: from a pause that somebody asked for, or before a manual cutover, it goes on as soon as
-#: somebody says so
+#: states in which waiting ends. Not `paused` and `awaiting_cutover`: there the upgrade goes on as soon as somebody says so.
 RESTING = frozenset({"finalized", "cancelled", "rolled_back", "failed"})
 
 
@@ -32,7 +31,7 @@ def events(
     quiet: float = QUIET_SECONDS,
     go_on: Callable[[], bool] = lambda: True,
 ) -> Generator[wire.Event, None, None]:
-    """Events, as long as something comes within `quiet` seconds and, at each line, the caller wants to go on."""
+    """Events, while a line comes within `quiet` seconds and `go_on`, called at each line, is true."""
     path, timeout = f"/admin/upgrades/{wire.quoted(upgrade_id)}/events", httpx.Timeout(quiet, connect=min(5.0, quiet))
     with session.event_stream(path, after, timeout) as lines:
         yield from wire.parse_events(takewhile(lambda _: go_on(), lines))
@@ -57,10 +56,10 @@ def reached(
 
 
 def _next_state(session: Session, upgrade_id: str, seen: str | None, left: float) -> str | None:
-    """Follow events until one tells another state, the stream ends, or it is time to look: at the latest in `left` seconds.
+    """Follow events until one tells another state, the stream ends, or it is time to look, at most `left` seconds from now.
 
-    An upgrade that rests sends no events, but a comment now and then. Each comment starts the read timeout again, so
-    the timeout alone would never end the stream: the clock is looked at with every line.
+    Returns the id of the last event. An upgrade that rests sends no events, but a comment now and then, which starts the
+    read timeout again. So the timeout alone would never end the stream, and the clock is read at every line.
     """
     quiet, deadline = min(QUIET_SECONDS, left), time.monotonic() + left
 
@@ -83,5 +82,5 @@ def _next_state(session: Session, upgrade_id: str, seen: str | None, left: float
 
 
 def _gate_paused(upgrade: Upgrade) -> bool:
-    """Only a person's decision leads out of that, and nobody may know yet that it is asked for."""
+    """Whether a gate paused the upgrade: only a person can let it go on, and may not know of it yet."""
     return any((each["type"], each["reason"]) == ("paused", "gate_closed") for each in upgrade["conditions"])

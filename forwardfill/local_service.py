@@ -42,8 +42,8 @@ class LocalService:
         self._port = free_port()
         others = {name: value for name, value in os.environ.items() if not name.startswith("FORWARDFILL_")}
         ours = {f"FORWARDFILL_{name}": str(value) for name, value in {**settings, "DATA": data.absolute()}.items()}
-        # Its clients and its worker compute on this machine too. Where threads of one matrix product wait for a core that
-        # another process has, each product takes many times as long as on one thread.
+        # Half of the cores, because its clients and its worker compute on this machine too: a matrix product whose threads have
+        # to wait for cores that others use takes many times as long as on one thread.
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
         self._environment = {**threads, **others, **ours}
 

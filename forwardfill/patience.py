@@ -1,4 +1,4 @@
-"""Patience with a service that is away for a while, as when it starts again: who waits for hours need not mind a minute."""
+"""Asking again while the service is away, as when it restarts: what waits for hours can wait a minute more."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ T = TypeVar("T")
 #: longer than a service takes to start; one that stays away longer is not coming back by itself
 AWAY_SECONDS = 60.0
 AGAIN_SECONDS = 0.5
-#: of a service that has too much to do, of one that stops, and of a proxy before one that is away
+#: statuses of an overloaded service, of one that stops, and of a proxy before one that is away
 _PASSING = frozenset({429, 502, 503, 504})
 
 
 def passes(error: Exception) -> bool:
-    """Whether what was asked may be answered if it is asked again."""
+    """Whether the same request may succeed if it is sent again."""
     if isinstance(error, ForwardfillError):
         return error.status in _PASSING
     return isinstance(error, httpx.TransportError)
 
 
 def patiently(ask: Callable[[], T], *, deadline: float = math.inf) -> T:
-    """What a question that changes nothing is answered; it is asked again while the service is away.
+    """Call `ask` until the service answers; it may be called again and again, so it must change nothing.
 
     Args:
-        ask: the question.
-        deadline: of the monotonic clock.
+        ask: sends the request.
+        deadline: when to give up, by the monotonic clock.
 
     Raises:
         TimeoutError: the service is away at the deadline.
-        Exception: whatever was raised last, where it does not pass or the service stays away.
+        Exception: what `ask` raised, if `passes` says no to it, or if the service stays away.
     """
     last = time.monotonic() + AWAY_SECONDS
     while True:

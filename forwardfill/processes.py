@@ -34,7 +34,7 @@ _PR_SET_PDEATHSIG = 1
 _RESTART_SECONDS = 1.0
 # A worker that is told to stop finishes its segment; one that takes longer loses only time, since its lease expires.
 _STOP_SECONDS = 30.0
-# In which an API process puts things in order after its last request.
+# How long an API process may take to end in good order after its last request.
 _ORDER_SECONDS = 10.0
 
 
@@ -50,15 +50,15 @@ def serve_together(settings: ServiceSettings, *, beside: Callable[[], AbstractCo
 
     Args:
         settings: of the service.
-        beside: entered once the port is theirs, left when they have ended; the worker.
+        beside: the worker: entered once the port is taken, left when the processes have ended.
 
     Returns:
-        The exit status: 0; or that of a process which ended before it could serve, for it would do so again.
+        The exit status: 0, or that of a process that ended before it could serve: to start it again would be in vain.
 
     Raises:
         PortTakenError: the port is not free.
     """
-    ended: SimpleQueue[int] = SimpleQueue()  # which may be put into by a signal's handler, whatever it interrupts
+    ended: SimpleQueue[int] = SimpleQueue()  # a signal's handler may put into it at any time
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.put(0))
     with reserved(settings.host, settings.port) as port, beside(), _group_folder() as folder:
@@ -75,17 +75,17 @@ def serve_together(settings: ServiceSettings, *, beside: Callable[[], AbstractCo
         ]
         with _kept(children):
             status = ended.get()
-    return status if status >= 0 else 128 - status  # as a shell says that a signal ended it
+    return status if status >= 0 else 128 - status  # ended by a signal: the status that a shell gives
 
 
 def become_child(parent: int, niceness: int = 0) -> None:
-    """Lower the priority, and end with the parent: nobody would start or stop this process any more.
+    """Lower the priority, and make this process end with its parent, since nobody else would stop it.
 
     Raises:
         SystemExit: the parent has ended already.
     """
     os.nice(niceness)
-    # In the terminal's background: where that stops who writes to it (`stty tostop`), this one writes in spite of it.
+    # This process is in the terminal's background, and must be able to write there also after `stty tostop`.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -94,7 +94,7 @@ def become_child(parent: int, niceness: int = 0) -> None:
 
 
 def _threads_of_each(processes: int) -> int:
-    """Threads of one search: as a single process has half of the cores for it, all of them together have."""
+    """Threads of one search: what a single process would use is divided among the processes."""
     settings = GallerySettings()
     return settings.threads or max(1, settings.threads_used // processes)
 
@@ -104,7 +104,7 @@ def _group_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="forwardfill-") as folder:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # whatever cleans up temporary files leaves locked folders alone
+            fcntl.flock(handle, fcntl.LOCK_EX)  # cleaners of temporary files leave locked folders alone
             yield Path(folder)
         finally:
             os.close(handle)
@@ -131,9 +131,9 @@ class _Child:
     words: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     stop_seconds: float = _STOP_SECONDS
-    #: whether one of this name ever did its work; one that ends before is not started again
+    #: whether a process under this name ever did its work; if one ends before that, it is not started again
     works: Callable[[], bool] = lambda: True
-    #: told the exit status of such a one
+    #: called with the exit status of a process that is not started again
     failed: Callable[[int], None] = lambda _: None
 
     def __post_init__(self) -> None:
@@ -145,14 +145,14 @@ class _Child:
         self._thread.start()
 
     def tell(self) -> None:
-        """Say that it is to stop."""
+        """Tell it to stop, and do not wait."""
         self._until = time.monotonic() + self.stop_seconds
         self._stopping.set()
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
     def wait(self) -> None:
-        """Until it has stopped."""
+        """Wait until it has stopped; kill it if it takes too long."""
         self._thread.join(timeout=max(0.0, self._until - time.monotonic()))
         if self._process is not None and self._process.poll() is None:
             log.warning("process_killed", process=self.name, pid=self._process.pid)
@@ -160,11 +160,11 @@ class _Child:
             self._process.wait()
 
     def _keep(self) -> None:
-        # What the kernel does for `become_child` it does when this thread ends, so the thread stays as long as the process.
+        # The kernel ends the child when the thread that started it ends (`become_child`), so this thread stays as long.
         while not self._stopping.is_set():
             try:
                 code = self._run()
-            except OSError as error:  # there may be memory for it later
+            except OSError as error:  # there may be enough memory for it later
                 log.warning("process_not_started", process=self.name, error=repr(error))
             else:
                 if code is not None and not self.works():
@@ -173,7 +173,7 @@ class _Child:
             self._stopping.wait(_RESTART_SECONDS)
 
     def _run(self) -> int | None:
-        """Start it and wait until it ends; its exit status, None if it was told to."""
+        """Start it and wait until it ends. Returns its exit status, or None if it was told to stop."""
         started = time.monotonic()
         self._process = self._spawn()
         if self._stopping.is_set():  # `tell` may have come while the process was being made
@@ -185,9 +185,9 @@ class _Child:
         return code
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        # A process group of its own: Ctrl-C in a terminal reaches the parent only, which then tells its children in good order.
-        # No session of its own: Linux shares the processors between sessions first (sched(7), autogroup), so that a worker's low
-        # priority would count for nothing against the API.
+        # A process group of its own, so that Ctrl-C in a terminal reaches only the parent, which then stops its children in good
+        # order. No session of its own: Linux divides the processors among sessions first (sched(7), autogroup), and a worker's
+        # low priority would not help the API.
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", "forwardfill", *self.words, "--parent", str(os.getpid())],
             env={**os.environ, **self.environment},

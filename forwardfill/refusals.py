@@ -1,6 +1,6 @@
-"""Failures that an operator can mend, in a line each: a setting that is none, a database or a disk that does not answer.
+"""Failures that an operator can mend, in a line each: a wrong setting, a database or a disk that does not answer.
 
-Whatever is not listed here is a fault of ours, and keeps its traceback.
+Any other error is a fault of ours, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EXTRAS = {"psycopg": "postgres", "PIL": "train", "matplotlib": "train", "sklear
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Refuse, with 2, what `in_words` knows."""
+    """End with status 2 and a line for an error that `in_words` knows."""
     try:
         yield
     except Exception as error:
@@ -48,7 +48,7 @@ def in_words(error: Exception) -> str | None:
         case ValidationError() if error.title in _SETTINGS:
             kind = _SETTINGS[error.title]
             return "\n".join(_setting(kind, each) for each in error.errors(include_url=False))
-        # Without a statement, it was the connection that failed. What SQLAlchemy says itself has the statement's values.
+        # Without a statement, the connection failed. SQLAlchemy's own text would show the values of a statement.
         case DBAPIError() if error.statement is None or isinstance(error, OperationalError):
             return _of_the_catalog(error)
         case ModuleNotFoundError() if (package := (error.name or "").partition(".")[0]) in _EXTRAS:
@@ -69,7 +69,7 @@ def in_words(error: Exception) -> str | None:
 
 
 def is_read_only(error: DBAPIError) -> bool:
-    """Whether it is of SQLite, which may not write its file, or not beside it."""
+    """Whether SQLite may not write its file, or not make files beside it."""
     return str(getattr(error.orig, "sqlite_errorname", "")).startswith("SQLITE_READONLY")
 
 

@@ -217,7 +217,7 @@ def throttle(
 
 
 def _verb(name: str, does: str, call: Callable[[Client, str], Upgrade]) -> None:
-    """A command that asks for one verb of one upgrade and says what came of it."""
+    """Add a command that does one thing with an upgrade and prints the result."""
 
     @upgrade.command(name, help=does)
     def command(upgrade_id: str) -> None:
@@ -272,7 +272,7 @@ def _watch(client: Client, upgrade_id: str) -> None:
     now = client.upgrade(upgrade_id)
     with bar:
         task = bar.add_task(upgrade_id, total=1.0, state="")
-        seen: str | None = None  # a stream without it begins with the present state, at which it would end each time
+        seen: str | None = None  # without an id, a stream begins with the present state, which ends the loop below
         while True:
             bar.update(task, completed=now["progress"]["fraction"], state=now["state"])
             if now["state"] in RESTING | {"completed", "paused", "awaiting_cutover"}:
@@ -328,7 +328,7 @@ def _gate(given: Sequence[str] | None) -> dict[str, float]:
 
 
 def _pairs(given: Sequence[str] | None, option: str, form: str) -> dict[str, str]:
-    """What a repeatable option says of each name."""
+    """The values of a repeatable option by name."""
     found = dict(each.split("=", 1) for each in given or () if "=" in each)
     if len(found) < len(given or ()):
         raise typer.BadParameter(f"{option} is {form}, each {form.partition('=')[0]} once")

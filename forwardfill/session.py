@@ -25,7 +25,7 @@ class Session:
         """Connect at the first request, not now; the arguments are those of `Client`.
 
         Raises:
-            ValueError: the key is none.
+            ValueError: the key cannot be one.
         """
         headers = {"accept": "application/json"}
         if api_key is not None:
@@ -53,7 +53,7 @@ class Session:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Json:
-        """What a request with a JSON body, or none, is answered."""
+        """Send a request with a JSON body, or with none, and return the answer."""
         if body is None:
             return self.request(method, path, query=query, headers=headers)
         sent = {**(headers or {}), "content-type": "application/json"}
@@ -68,7 +68,7 @@ class Session:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Json:
-        """What a request with any body is answered."""
+        """Send a request with any body, and return the answer."""
         return answered(self._http.request(method, path, content=content, params=query, headers=headers))
 
     def pages(self, path: str, **only: str | None) -> Iterator[Json]:
@@ -82,7 +82,7 @@ class Session:
             query["page_token"] = page["next_page_token"]
 
     def parts(self, path: str, count: int, size: int, body: Callable[[slice], Json]) -> Iterator[Json]:
-        """Send so many rows, as many in a request as the size says, or half as many once something says that it is too large."""
+        """Send `count` rows, `size` in a request, or half as many once the answer is that the request is too large."""
         start = 0
         while start < count:
             part = slice(start, min(start + size, count))
@@ -97,7 +97,7 @@ class Session:
 
     @contextmanager
     def event_stream(self, path: str, after: str | None, timeout: httpx.Timeout) -> Iterator[Iterator[str]]:
-        """The lines of a stream of events that come after the one of that id."""
+        """The lines of a stream of events, from the one behind the id `after` on."""
         headers = {"accept": EVENTS} | ({} if after is None else {"last-event-id": after})
         with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
             if not response.is_success:
@@ -115,14 +115,14 @@ class Session:
 
     @property
     def _http(self) -> httpx.Client:
-        """Connections that no other process has: two that share one read each other's answers."""
+        """Connections of this process only: two processes that share one would read each other's answers."""
         if self._process != os.getpid() and not self._made.is_closed:
             self._made, self._process = self._connections(), os.getpid()
         return self._made
 
 
 def _straight_way(base_url: str) -> httpx.HTTPTransport | None:
-    """To this machine, past the environment's proxies; None where the service is elsewhere."""
+    """A transport that ignores proxies, for a service on this machine; None if it is elsewhere."""
     host = httpx.URL(base_url).host
     try:
         here = host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -21,14 +21,14 @@ errors = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """Print a sentence; it is not broken, so that what a path or an id in it is can be copied."""
+    """Print a sentence on one line, so that a path or an id in it can be copied."""
     console.print(text, style=style, soft_wrap=True)
 
 
 def show(table: Table) -> None:
-    """Print a table. Where no terminal is, it is as wide as what it holds: whoever reads it there cannot make room.
+    """Print a table: as wide as the terminal, or, where there is none, as wide as its contents, so that nothing is cut off.
 
-    COLUMNS is somebody's wish, and is followed anywhere.
+    COLUMNS, if it is set, is the width everywhere.
     """
     wished = os.environ.get("COLUMNS", "")
     if console.is_terminal or wished:
@@ -49,7 +49,7 @@ def hand_over(secret: str) -> None:
     try:
         print(secret, flush=True)
     except OSError:
-        sys.stdout = None  # Python would try again to write it as it ends, and then end with a status of its own
+        sys.stdout = None  # else Python would try to write it again at its end, and exit with another status
         raise
 
 

@@ -1,4 +1,4 @@
-"""What `forwardfill verify` and `forwardfill gc` print: is everything there that should be, and what is there beside it."""
+"""What `forwardfill verify` and `forwardfill gc` do and print: is all there that should be, and what is there beside it?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gallery.files import Files
 from gallery.repair import Outcome
 from gallery.store import Store
 
-#: looks at a gallery, and is told to say how far it is
+#: checks the gallery of a name, and calls the function with how far it is, 0 to 1
 Look = Callable[[str, Callable[[float], None]], Outcome]
 
 
@@ -38,7 +38,7 @@ def verify(catalog: Catalog, data: Path, gallery: str | None) -> int:
 
 
 def mend(store: Store, gallery: str | None) -> int:
-    """Likewise, and make anew what is damaged and can be made from what is not; returns how much is wrong still.
+    """As `verify`, and make damaged files anew where what they are made from is whole; returns how much is still wrong.
 
     Raises:
         GalleryNotFound: none has the name.

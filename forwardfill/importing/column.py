@@ -1,7 +1,7 @@
 """What every format is read as: columns, each of which gives its rows in order, in blocks of Arrow arrays.
 
-The columns of an import are read side by side, and may come from different files of different formats. All that a format
-must do is to list its columns and to read one of them from a row on; nothing else knows formats.
+The columns of an import are read side by side, and may come from files of different formats. A format must only list its columns
+and read one of them from a given row on; nothing else knows formats.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 
 class BadInput(Exception):
-    """Something that was given cannot be imported; the message says what, where, and what would mend it."""
+    """A file or an option that cannot be imported; the message says what, where, and what would mend it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class Column:
     rows: int
     #: whether a row is a list of numbers; else it is a single value
     vectors: bool
-    #: Arrow arrays of any length from a row on; the second number is a length to prefer
+    #: reads from a row on: Arrow arrays of any length, preferably that of the second argument
     read: Callable[[int, int], Iterator[Any]]
 
     @property
     def where(self) -> str:
-        """How a message calls it."""
+        """The column's name in messages."""
         return f"{self.path}, column {self.name!r}" if self.name else str(self.path)
 
     def blocks(self, start: int, size: int) -> Iterator[Any]:
@@ -64,15 +64,14 @@ def as_arrow(block: np.ndarray[Any, Any]) -> Any:
         return pa.array(np.ascontiguousarray(block, block.dtype.newbyteorder("=")))
     if block.ndim == 1:
         return pa.array(block.tolist())
-    with np.errstate(
-        over="ignore"
-    ):  # a number beyond float32 becomes infinity, which is refused where vectors are checked
+    # A number beyond float32 becomes infinity, which is refused where vectors are checked.
+    with np.errstate(over="ignore"):
         numbers = np.ascontiguousarray(block, np.float32)
     return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
 
 
 def slices(array: Any, start: int, size: int) -> Iterator[Any]:
-    """What can be sliced into NumPy arrays, a slice at a time."""
+    """Arrow arrays of `size` rows of something that gives NumPy arrays when it is sliced, from row `start` on."""
     return (as_arrow(array[at : at + size]) for at in range(start, len(array), size))
 
 
@@ -106,5 +105,5 @@ def _rechunked(arrays: Iterable[Any], size: int) -> Iterator[Any]:
 
 
 def _joined(arrays: list[Any]) -> Any:
-    """One array; what is one already may be mapped, and is not copied into memory."""
+    """The arrays as one; a single one is not copied, because it may be mapped and larger than memory."""
     return arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-#: beyond twice the file, for Python, NumPy, Arrow and FAISS themselves
+#: address space beside twice the file's size, for Python, NumPy, Arrow and FAISS themselves
 _ADDRESS_SPACE = 4 << 30
 _IVF_FLAT = b"IwFl"
 
@@ -27,7 +27,7 @@ Vectors = NDArray[np.float32]
 
 
 class Kept(Protocol):
-    """The rows of an index in an order that is always the same."""
+    """The rows of an index, in an order that is the same each time."""
 
     count: int
 
@@ -127,8 +127,8 @@ def main(path: Path, column: str, start: int, size: int) -> None:
 
 
 def _limit(faiss: Any, path: Path) -> None:
-    """A field of a damaged file may ask for any memory and any number of rounds. None in a whole file asks for more than
-    the file has bytes."""
+    """Limit memory and loops by the size of the file: fields of a damaged file may ask for any amount, those of a sound one
+    never for more than the file has bytes."""
     size = path.stat().st_size
     faiss.set_deserialization_vector_byte_limit(size)
     faiss.set_deserialization_loop_limit(size)
@@ -137,7 +137,7 @@ def _limit(faiss: Any, path: Path) -> None:
 
 
 def kept(faiss: Any, index: Any) -> Kept:
-    """The rows that an index keeps as they were added; ends the process if there are none such."""
+    """The rows of an index that keeps them as they were added; for any other index, end the process."""
     kind = type(index).__name__
     if isinstance(index, faiss.IndexFlat):
         return _Flat(index)

@@ -57,7 +57,7 @@ def carry_out(
                 payloads=payloads,
             )
             named = {name: each.name for name, each in rows.columns().items()}
-            # A gallery that was deleted and made again has another birth, and none of the rows.
+            # The time tells a gallery that was deleted and made again, which has none of the rows, from the earlier one.
             target = {"gallery": gallery, "created_at": kept_in["created_at"], "model": model}
             files = [each.path for each in rows.columns().values()]
             progress = State(
@@ -74,7 +74,7 @@ def carry_out(
 def _beside(
     found: Sequence[Column], file: Path | None, name: str | None, usual: str, option: str, embeddings: Column
 ) -> Column | None:
-    """A column that goes with the vectors: in a file of its own, or in theirs by its name or the usual one."""
+    """A column beside the vectors, from a file of its own or from theirs, by its name or the usual one; None if there is none."""
     vectors = usual == "side_information"
     if file is not None:
         return pick(columns(file), name, usual, vectors=vectors, path=file, option=option)
@@ -84,7 +84,7 @@ def _beside(
 
 
 class _Bar:
-    """A progress bar; where no terminal is, a line for each batch."""
+    """A progress bar; without a terminal, a line for each batch."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -104,7 +104,7 @@ class _Bar:
             self._bar.stop()
 
     def show(self, stored: int) -> None:
-        """So many rows are stored."""
+        """Show how many rows are stored."""
         if self._first and stored:
             say(f"goes on behind row {stored - 1}, where an earlier run ended")
         self._first = False

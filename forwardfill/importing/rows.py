@@ -1,4 +1,4 @@
-"""The rows of an import: columns side by side, checked where the service could not say which row of which file is meant."""
+"""The rows of an import: columns side by side, with those checks for which the service could not name the row of the file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Rows:
         return {name: column for name, column in named.items() if column is not None}
 
     def row_bytes(self) -> int:
-        """About how many bytes a row has on its way; ids and payloads by those of the first rows."""
+        """About how many bytes a row has in a request; for ids and payloads, those of the first rows are taken."""
         floats = self.dimension + (self.side_dimension or 0 if self.side else 0)
         beside = 16 + len(self.id_prefix.encode())
         if self.ids is not None:
@@ -73,7 +73,7 @@ class Rows:
             start += len(blocks[0])
 
     def id_blocks(self, size: int) -> Iterator[list[str]]:
-        """The ids, in blocks; as they are imported."""
+        """The ids as they are imported, in blocks."""
         if self.ids is None:
             return
         at = 0
@@ -135,7 +135,7 @@ def vectors(array: Any, dimension: int, column: Column, start: int, *, required:
         required: whether a row may have none.
 
     Raises:
-        BadInput: a row has another dimension, no vector where it needs one, or a number that is none.
+        BadInput: a row has another dimension, no vector where it needs one, or a number that is not finite.
     """
     valid = array.is_valid().to_numpy(zero_copy_only=False)
     if required and not valid.all():
@@ -150,11 +150,13 @@ def vectors(array: Any, dimension: int, column: Column, start: int, *, required:
             "that made these vectors, or another column"
         )
     kind = pa.list_(pa.float32(), dimension)
-    if not len(there):  # an Arrow file may keep no numbers at all for it, which the cast would follow
+    if not len(there):  # the cast would read the numbers of nulls, which an Arrow file need not have
         return pa.nulls(len(array), kind)
-    # Numbers that float32 cannot hold become infinity here, and are found below.
+    # Numbers beyond float32 become infinity here, and are found below.
     typed = array.cast(kind, safe=False)
-    numbers = typed.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), dimension)  # of the rows that have some
+    numbers = (
+        typed.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), dimension)
+    )  # of the rows that have a vector
     bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
     if len(bad):
         raise BadInput(
@@ -175,7 +177,7 @@ def payload(array: Any, column: Column) -> Any:
 
 
 def _plain(kind: Any) -> Any:
-    """The type of the values themselves, where they are kept once and pointed at."""
+    """The type of the values themselves, also in a dictionary array."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
@@ -184,7 +186,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _strings(array: Any) -> Any:
-    """Strings or integers as strings, whichever way they are kept."""
+    """Strings or integers as strings, also from a dictionary array."""
     if pa.types.is_dictionary(array.type):  # a dictionary of views cannot be cast as a whole
         return array.dictionary.cast(pa.string()).take(array.indices)
     return array.cast(pa.string())

@@ -1,4 +1,4 @@
-"""The loop: read a batch, send it, note that it is stored. Whatever ends it, the next run goes on behind the last note.
+"""The loop of an import: read a batch, send it, note that it is stored. However it ends, the next run goes on from the last note.
 
 A batch that was stored but not noted is sent again. That changes nothing, since its rows replace themselves.
 """
@@ -22,9 +22,9 @@ from forwardfill.importing.column import BadInput
 from forwardfill.importing.rows import Rows
 from forwardfill.importing.state import State
 
-#: of vectors and payloads; formats that are decoded need several times as much while they are read
+#: how much of vectors and payloads a request has; reading them may take several times as much memory
 REQUEST_BYTES = 64 << 20
-#: what a merge of small segments makes at most, so larger segments from here would stay apart
+#: the most rows of a request. A merge of small segments makes none with more rows, so more would not be merged later.
 REQUEST_ROWS = 100_000
 #: seconds between tries, while the service is overloaded or starts again
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -32,7 +32,7 @@ _OVERLOADED = {408, 429, 503}
 
 
 def batch_rows(limits: Mapping[str, int], row_bytes: int, wanted: int | None) -> int:
-    """How many rows a request has: as many as are wanted, within the service's limits, else as many as are good."""
+    """How many rows a request has: as many as `wanted`, else a good number; in any case within the service's limits."""
     fitting = limits["max_arrow_bytes"] * 9 // 10 // row_bytes
     good = wanted or min(REQUEST_ROWS, REQUEST_BYTES // row_bytes)
     return max(1, min(good, fitting, limits["max_items_per_arrow"]))
@@ -58,7 +58,7 @@ def run(
         rows: what to send.
         state: how far an earlier run came.
         batch: rows per request; a good number unless given.
-        stored: told how many rows are stored, at first and after each batch.
+        stored: called with how many rows are stored, at the start and after each batch.
         pauses: seconds to wait before each further try of a batch.
 
     Raises:
@@ -82,20 +82,20 @@ def run(
 
 @dataclass(slots=True)
 class _Sender:
-    """Sends batches, in parts where they turn out too large: how many bytes a row has is an estimate from the first ones."""
+    """Sends batches; in halves if they are too large, since the size of a row is only estimated from the first ones."""
 
     client: Client
     gallery: str
     model: str
     rows: Rows
-    #: bytes of a request; less than the service says once something before it took less
+    #: the most bytes of a request; less than the service's limit once a proxy in front of it refused some
     most: int
     pauses: tuple[float, ...]
-    #: who says so
+    #: whose limit that is
     limit: str = "max_arrow_bytes, the service's limit"
 
     def send(self, batch: Any, start: int) -> Iterator[int]:
-        """Yield numbers of rows, in order, each as soon as so many more are stored.
+        """Send a batch. Yields how many more rows are stored, each time some are.
 
         Raises:
             BadInput: the service refuses a row, or it is too large by itself.
@@ -113,7 +113,7 @@ class _Sender:
         yield from self.send(batch.slice(half), start + half)
 
     def _taken(self, stream: bytes, start: int) -> bool:
-        """Whether a request is stored; else it is too large."""
+        """Send a request until it is answered; False if it is too large."""
         for pause in (*self.pauses, None):
             try:
                 self.client.upsert_arrow(self.gallery, self.model, stream)
@@ -153,7 +153,7 @@ def _named(error: ForwardfillError, rows: Rows, start: int) -> Exception:
         pointed = re.match(r"/items/(\d+)/(\w+)", str(each.get("pointer")))
         if pointed:
             column = rows.columns().get(pointed[2], rows.embeddings)
-            item = int(pointed[1])  # which the service's words may name
+            item = int(pointed[1])  # named below because the service's text may name it
             where = f"{column.where}, row {start + item}, item {item} of its request"
             return BadInput(f"{where}: {each.get('detail')} ({error.code})")
     return error

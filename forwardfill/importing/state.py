@@ -1,10 +1,10 @@
 """How far an import is: a small file, replaced after every batch that the service acknowledged.
 
-It says which import it is of by a digest of what is imported and where to, so that nobody goes on with other rows in the
-middle. Names and times of files are not part of it: a copy of the same bytes is the same source. Of a large file, blocks
-spread over the whole are hashed, not all of it, which would be read once more at every start, while a file that was
-replaced, cut off or written anew differs in these. What escapes is a few rows changed in place between two blocks, as a careful
-person might do; who changes rows starts over, as the message that makes one do it says.
+A digest in it says which import it is of: what is imported, and where to, so that nobody goes on in the middle with other rows.
+Names and times of files do not count: a copy of the same bytes is the same source. Of a large file only some blocks, spread over
+all of it, are hashed, because the whole would have to be read again at every start. A file that was replaced, cut off or written
+anew differs in these blocks. A few rows that were changed in place between two blocks are not noticed; whoever does that has to
+start over, as the message for a refused row says.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ BLOCKS = 16
 
 
 def digest(files: Iterable[Path], options: Mapping[str, object]) -> str:
-    """What tells one import from another.
+    """The digest of an import.
 
     Args:
-        files: that are read, in the order of their parts.
+        files: the files that are read, in the order of their columns.
         options: whatever else decides which rows are sent, and where to.
     """
     hashed = hashlib.sha256(orjson.dumps(options, option=orjson.OPT_SORT_KEYS))
@@ -69,7 +69,7 @@ class State:
         return rows
 
     def save(self, rows: int) -> None:
-        """Replace the file by one that says so; after a crash it says this or what it said before.
+        """Replace the file by one with this number; after a crash it has this or the previous one.
 
         Raises:
             BadInput: it cannot be written there.
@@ -87,5 +87,5 @@ class State:
             ) from error
 
     def remove(self) -> None:
-        """Nothing is left to go on with."""
+        """Remove the file: everything is imported."""
         self.path.unlink(missing_ok=True)
