@@ -51,7 +51,7 @@ class Rates(NamedTuple):
     written: float
 
 
-def measured(artifact: Path, folder: Path, *, device: str = "cuda", computed_in: str = "float32") -> Limits:
+def measured(artifact: Path, folder: Path, *, device: str, computed_in: str) -> Limits:
     """The limits of this machine for an artifact.
 
     Args:

@@ -102,10 +102,10 @@ def alone(what: str, values: Sequence[float], bar: Bar | None = None, *, unit: s
     return _alone(what, values, median(values), bar, unit, note)
 
 
-def counted(what: str, values: Sequence[float], bar: Bar | None = None, *, unit: str = "", note: str = "") -> Line:
+def counted(what: str, values: Sequence[float], bar: Bar | None = None, *, note: str = "") -> Line:
     """The line of a count, such as failures: the worst of the rounds decides."""
     worst = min(values) if bar is not None and bar.kind == ">=" else max(values)
-    return _alone(what, values, worst, bar, unit, note)
+    return _alone(what, values, worst, bar, "", note)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,8 +106,8 @@ def distance_order(derived: Array, native: Array, *, metric: Metric = "euclidean
     return _descending(_distances(derived, native, metric))
 
 
-def class_mean_order(derived: Array, labels: Array, *, metric: Metric = "euclidean") -> Order:
-    """Order by the distance of derived vectors (n, d) to the mean of their class, the furthest first.
+def class_mean_order(derived: Array, labels: Array) -> Order:
+    """Order by the Euclidean distance of derived vectors (n, d) to the mean of their class, the furthest first.
 
     That of lambda-orthogonality (NeurIPS 2025): no new vector and no uncertainty head, but labels (n,).
     """
@@ -115,7 +115,7 @@ def class_mean_order(derived: Array, labels: Array, *, metric: Metric = "euclide
     _, place, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), derived.shape[1]))
     np.add.at(sums, place, derived)
-    return _descending(_distances(derived, (sums / counts[:, None])[place], metric))
+    return _descending(_distances(derived, (sums / counts[:, None])[place], "euclidean"))
 
 
 def _distances(one: Array, other: Array, metric: Metric) -> npt.NDArray[np.float64]:

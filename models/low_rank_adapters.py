@@ -1,7 +1,7 @@
 """LoRA (Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen; ICLR 2022): a frozen linear layer learns a low-rank change.
 
-W x becomes W x + (alpha / r) B A x with A (r, inputs) and B (outputs, r). B starts at zero, so training starts from
-exactly the module that was given, and the change can be merged into W when it ends.
+W x becomes W x + B A x with A (r, inputs) and B (outputs, r): the paper's alpha / r, which scales the change, is 1. B starts at
+zero, so training starts from exactly the module that was given, and the change can be merged into W when it ends.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ class AdaptedLinear(nn.Module):
     them breaks the others.
     """
 
-    def __init__(self, linear: nn.Linear, *, rank: int, alpha: float) -> None:
+    def __init__(self, linear: nn.Linear, *, rank: int) -> None:
         """Freeze a layer, and put a change of zero beside it.
 
         Args:
             linear: the layer; it is not copied.
             rank: r, from 1 to the smaller side of the layer's weight.
-            alpha: scales the change by alpha / r.
         """
         super().__init__()
         outputs, inputs = linear.weight.shape
@@ -39,35 +38,32 @@ class AdaptedLinear(nn.Module):
         self.linear = linear.requires_grad_(False)
         self.a = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(rank, inputs), a=math.sqrt(5)))
         self.b = nn.Parameter(torch.zeros(outputs, rank))
-        self.scale = alpha / rank
 
     def forward(self, values: Tensor) -> Tensor:
         """Map values (n, inputs) to (n, outputs)."""
         output: Tensor = self.linear(values)
-        return output + self.scale * F.linear(F.linear(values, self.a), self.b)
+        return output + F.linear(F.linear(values, self.a), self.b)
 
     def merged(self) -> nn.Linear:
         """Add the change to the layer's weight, in place; returns the layer."""
         with torch.no_grad():
-            self.linear.weight += self.scale * self.b @ self.a
+            self.linear.weight += self.b @ self.a
         return self.linear
 
 
-def add_adapters(module: _Module, *, rank: int = 4, alpha: float | None = None) -> _Module:
+def add_adapters(module: _Module, *, rank: int = 4) -> _Module:
     """Freeze a module, and give each linear layer in it a low-rank change to train. In place; returns the module.
 
     Args:
         module: holds linear layers.
         rank: r, the same for all; a layer with a side smaller than r gets that many.
-        alpha: scales each change by alpha / r; r itself unless given, which scales nothing.
 
     Raises:
         ValueError: no linear layer in the module, or a rank below 1.
     """
 
     def adapted(layer: nn.Linear) -> AdaptedLinear:
-        possible = min(rank, *layer.weight.shape)
-        return AdaptedLinear(layer, rank=possible, alpha=possible if alpha is None else alpha)
+        return AdaptedLinear(layer, rank=min(rank, *layer.weight.shape))
 
     module.requires_grad_(False)
     if not _replace(module, nn.Linear, adapted):

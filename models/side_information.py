@@ -50,19 +50,19 @@ class Autoencoder(Task):
     The encoder's output is stored; the decoder is only there for the loss.
     """
 
-    def __init__(self, encoder: Encoder, *, channels: int, size: int, width: int = 64) -> None:
+    def __init__(self, encoder: Encoder, *, channels: int, size: int) -> None:
         """Put a decoder on an encoder.
 
         Args:
             encoder: what is trained, and kept.
             channels: of the images.
             size: side of the images, a multiple of 4.
-            width: channels of the decoder's smallest map, a quarter of the images' side.
         """
         super().__init__()
         if size % 4:
             raise ValueError(f"the decoder doubles the resolution twice, so {size} must be a multiple of 4")
         self.encoder = encoder
+        width = 64  # channels of the decoder's smallest map, a quarter of the images' side
         self.decoder = nn.Sequential(
             nn.Linear(encoder.dimension, width * (size // 4) ** 2),
             nn.ReLU(),

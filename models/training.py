@@ -246,17 +246,14 @@ def progress_bar(title: str) -> Iterator[OnStep]:
 class Classification(Task):
     """Cross-entropy with label smoothing: 0.9 NLL + 0.1 mean over classes of -log p."""
 
-    def __init__(self, classifier: Classifier, *, smoothing: float = 0.1) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
-        self.smoothing = smoothing
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return `cross_entropy` over `batch.images` and `batch.labels`."""
         logits = self.classifier(needed(batch.images, "images")).float()
-        return {
-            "cross_entropy": F.cross_entropy(logits, needed(batch.labels, "labels"), label_smoothing=self.smoothing)
-        }
+        return {"cross_entropy": F.cross_entropy(logits, needed(batch.labels, "labels"), label_smoothing=0.1)}
 
 
 def train_classifier(
