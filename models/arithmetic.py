@@ -1,6 +1,6 @@
 """In which number type a transformation is computed: bfloat16 where that is faster and near enough, else float32.
 
-Neither is taken for granted. A processor without instructions for bfloat16 computes it four times slower than float32, one with
+Both are measured. A processor without instructions for bfloat16 computes it four times slower than float32, one with
 them several times faster; and how far the result is from that of float32 depends on the weights and on the vectors.
 """
 
@@ -18,12 +18,12 @@ from models.staging import Floats
 
 NumberType = Literal["float32", "bfloat16"]
 
-#: fewer rows are no sample of anything
+#: the fewest rows to decide by
 FEWEST_ROWS = 64
-#: more do not tell more
+#: the most rows to decide by: more would not tell more
 SAMPLE_ROWS = 1024
 _ROUNDS = 3
-# A few percent may be chance, and are not worth another rounding.
+# How many times as fast bfloat16 must be: a few percent may be chance, and are not worth its rounding.
 _FASTER = 1.1
 
 
@@ -33,7 +33,7 @@ class Rule:
 
     #: `float32` never; `bfloat16` wherever it is near enough; `auto` only where it is faster, too
     wanted: Literal["auto", "float32", "bfloat16"] = "float32"
-    #: the farthest that a row may be from its result in float32, as a part of that one's length
+    #: how far a row may be from its result in float32, as a share of that result's length
     largest_error: float = 0.01
 
 
@@ -68,14 +68,14 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for it, so that it can be worth a try."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)  # `is_bf16_supported` asks about the first one
-    if device.type != "cpu":  # what follows is said of the processor
+    if device.type != "cpu":  # what follows asks about the processor
         return False
     known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot say
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))
 
 
 def error(exact: Floats, near: Floats) -> float:
-    """How far the farthest row is from where it should be, as a part of its length; of a row at zero, of the mean length."""
+    """The largest distance of a row from its exact result, as a share of that one's length (if it is 0, of the mean length)."""
     length = np.linalg.norm(exact, axis=1)
     apart = np.linalg.norm(near - exact, axis=1)
     worst = (apart / np.where(length > 0, length, length.mean() or 1)).max()
@@ -83,7 +83,7 @@ def error(exact: Floats, near: Floats) -> float:
 
 
 def _seconds(compute: Callable[[], Floats], clock: Callable[[], float]) -> float:
-    """The shortest of some rounds: what else the machine does makes them only longer."""
+    """The shortest time of some rounds: other work on the machine can only make them longer."""
     taken = []
     for _ in range(_ROUNDS):
         begun = clock()

@@ -1,8 +1,8 @@
 """From pairs of vectors to a map, what it is worth on items it never saw, and whether to upgrade at all.
 
-No image and no model is needed: the vectors of the same items by both models, side-information and labels where there are
-any. Nothing is printed here; every result can be written as JSON. The items should be such that neither model was trained on
-them: a model flatters itself on those that it was, and a verdict on them promises what the gallery will not keep.
+No image and no model is needed: only the vectors of the same items by both models, with side-information and labels if there are
+any. Nothing is printed here; every result can be written as JSON. Neither model should have been trained on the items: on its
+training data a model is better than on a gallery, and so would be the verdict.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from models.verdict import (
 )
 
 AUTO = "auto"
-#: methods are compared on so many training pairs at most, and the best one is then trained on all: who wins hardly changes
-#: any more, what losing costs does
+#: methods are compared on at most this many training pairs, and then the best is trained on all: with more, hardly another
+#: method would win, and the others would be trained in vain for longer
 CONTEST_PAIRS = 50_000
-#: queries and items: methods and weights are chosen by many judgements, the verdict is one
+#: how many queries and items a judgement has; that of a method or weight is one of many, so it is smaller than the verdict's
 VALIDATION = (1_000, 10_000)
 TEST = (2_000, 20_000)
 
-#: float16 holds a vector of unit length as exactly
+#: rounded to float16, a unit vector's length is off by less
 UNIT_TOLERANCE = 1e-3
 
 OnFit = Callable[[str, Step], None]
@@ -64,7 +64,7 @@ class Options:
     method: str = AUTO
     #: how vectors are compared in the space that the map leads to; losses follow it
     metric: Metric = "cosine"
-    #: how in the space that it starts from; None: likewise
+    #: how in the space that it starts from; None: by `metric` too
     other_metric: Metric | None = None
     #: forward maps the gallery, old to new; backward maps queries, new to old
     direction: Direction = "forward"
@@ -128,12 +128,12 @@ class Assessment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """A map, and all that is known of it."""
+    """A map, and all that is known about it."""
 
     #: ready for `models.artifacts.save`
     transformation: Transformation
     method: str
-    #: as they were followed, see `followed`
+    #: as `followed` returned them
     options: Options
     #: in the order of METHODS
     candidates: tuple[Candidate, ...]
@@ -152,9 +152,9 @@ class Fitted:
 
 
 def followed(options: Options, pairs: Pairs) -> Options:
-    """Compare by cosine where all vectors have unit length, of which every metric makes the same order.
+    """The options with cosine as metric, if all vectors have unit length: then every metric gives the same order.
 
-    What is mapped must have unit length too then, and no loss may depend on how long vectors are.
+    With cosine, mapped vectors are given unit length too, and no loss depends on the length of vectors.
     """
     if all(_of_unit_length(vectors) for vectors in (pairs.source, pairs.target)):
         return replace(options, metric="cosine", other_metric=None)
@@ -242,7 +242,7 @@ def assess(transformation: Transformation, pairs: Pairs, options: Options) -> As
 
 @dataclass
 class _Trainings:
-    """Trainings on the same pairs, with all that they share."""
+    """Trains methods on the same pairs, with the same options and the same judge."""
 
     pairs: Pairs
     options: Options
@@ -289,7 +289,7 @@ class _Trainings:
         return module, Candidate(method=name, validation=found, seconds=time.perf_counter() - start)
 
     def _own(self, path: Path | None, name: str, rows: int) -> Path | None:
-        """Name a training's file: with `auto` there are several, and the winner's second one must not go on from its first."""
+        """The file of one training. With `auto` there are several, and the winner's second must not continue its first."""
         if path is None or self.options.method != AUTO:
             return path
         return path.with_name(f"{path.stem}.{name}-{rows}{path.suffix}")
@@ -304,7 +304,7 @@ def _contest(trainings: _Trainings, rows: Rows) -> tuple[str, Transformation, tu
     for name in trainable():
         try:
             module, candidate = trainings.run(name, few)
-        except OfAnotherTraining:  # says nothing of the method: without it another one would win
+        except OfAnotherTraining:  # the method is not at fault, and skipped here it could not win
             raise
         except (ValueError, FloatingPointError) as error:
             candidate = Candidate(method=name, skipped=str(error))

@@ -1,8 +1,8 @@
-"""Where a model's vectors lie and how far apart they are, so that what is trained does not depend on it.
+"""Where a model's vectors lie and how far apart they are, so that training does not depend on it.
 
-Adam's steps have a length of their own. In a number of them a map arrives between vectors that differ by about 1, and falls
-short between the same vectors in a tenth of the unit: on CIFAR-100's embeddings, the residual MLP's CMC-1 fell from 0.42 to
-0.31 in an eighth, and to 0.01 in a hundredth.
+The length of Adam's steps does not depend on the vectors. In the same number of steps a map is learned between vectors that
+differ by about 1, and is not between the same vectors in a smaller unit: on CIFAR-100's embeddings, the residual MLP's CMC-1 fell
+from 0.42 to 0.31 in an eighth of the unit, and to 0.01 in a hundredth.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Tensors = dict[str, Tensor]
 
 
 class Frame(nn.Module):
-    """A mean that is taken off, and a scale that is divided by: 0 and 1 until vectors are measured.
+    """A mean that is subtracted, and a scale that is divided by: 0 and 1 until vectors are measured.
 
-    Under cosine each row is made a unit vector first. Its mean is then what all vectors have in common, and may be almost all
-    of them.
+    Under cosine each row is made a unit vector first. The mean is then what all vectors have in common, and that may be almost
+    all of each vector.
     """
 
     mean: Tensor
     scale: Tensor
-    #: the root mean square distance from their mean that vectors have in the frame
+    #: how far from their mean vectors are in the frame, as a root mean square
     deviation: Tensor
 
     def __init__(self, dimension: int, *, metric: Metric = "euclidean") -> None:
@@ -44,9 +44,9 @@ class Frame(nn.Module):
 
         Args:
             vectors: if they are all the same, the scale stays 1.
-            kept: how much of their mean they keep, at most: so many times their root mean square distance from it.
-            deviation: root mean square distance from their mean, over all elements, that they shall have; None: what gives
-                them a root mean square length of 1.
+            kept: how much of their mean they keep at most, in units of their root mean square distance from it.
+            deviation: the root mean square distance from their mean, over all elements, that they get. None: the one that
+                gives them a root mean square length of 1.
         """
         mean = mean_row(vectors, normalize=self.directions)
         apart = math.sqrt(spread(vectors, mean, normalize=self.directions) / len(vectors))
@@ -67,15 +67,15 @@ class Frame(nn.Module):
         return vectors * self.scale + self.mean
 
     def landed(self, output: Tensor) -> Tensor:
-        """Return where in the frame a map's output (n, dimension) comes to lie: under cosine on the sphere, else where it is."""
+        """A map's output (n, dimension) as it is after normalisation, in the frame; changed only under cosine."""
         return self(self.back(output)) if self.directions else output
 
 
 def between(module: Transformation, source: Frame, target: Frame, side: Frame | None = None) -> Transformation:
-    """The map of vectors as they are stored, of one that was trained from frame to frame.
+    """Turn a map that was trained from frame to frame into one between vectors as they are stored.
 
-    With h the module it is v -> target.back(h(source(v), side(s))), in h's own architecture: frames become parts of its first
-    and last layers.
+    With h the module it is v -> target.back(h(source(v), side(s))), in h's own architecture: the frames are folded into its
+    first and last layers.
 
     Args:
         module: linear without means, an MLP whose first and last layers have no norm, or FCT's network. It normalises nothing:

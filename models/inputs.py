@@ -16,12 +16,12 @@ Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 
 COLUMNS = ("source", "side", "target", "labels")
-# The square of the distance of two vectors of which each has a square like this is a float32 still: so are all scores.
+# Of two vectors with squared lengths up to this, the squared distance is still a finite float32, and so are all scores.
 LARGEST_SQUARE = float(np.finfo(np.float32).max) / 4
-CHECKED_ROWS = 65_536  # looked at together
-MIN_PAIRS = 10  # below that, even a part of two rows is most of the data
-MIN_PART = 100  # what a part to judge by should have: one query is then one percent
-MAX_PART = 20_000  # a judgement does not get better beyond that, a map does: the rest is trained on
+CHECKED_ROWS = 65_536  # how many rows are checked at a time
+MIN_PAIRS = 10  # with fewer, parts of two rows each would be most of the data
+MIN_PART = 100  # how many rows a part to judge by should have: one query is then one percent
+MAX_PART = 20_000  # with more rows a judgement gets no better, but a map does, so the rest is trained on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,21 +50,21 @@ class Pairs:
         return Pairs(**{name: each if name == "labels" else each.astype(np.float32) for name, each in taken.items()})
 
     def without_labels(self) -> Pairs:
-        """Return the same rows as if nobody knew their labels."""
+        """Return the same rows without labels."""
         return Pairs(source=self.source, target=self.target, side=self.side)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """A split: places of rows, each in one part only, and of equal pairs only the first."""
+    """A split: the rows of each part. No row is in two parts, and of equal pairs only the first is in any."""
 
-    #: what maps are trained on, in the order of the pairs; none where a map is there already
+    #: what maps are trained on, in the order of the pairs; empty to judge a map that exists already
     train: Rows
     #: what the method and the weight of fused scoring are chosen by, shuffled
     validation: Rows
     #: what the verdict rests on, shuffled
     test: Rows
-    #: rows of one label are together in a part, so that its queries have something to find
+    #: whether the parts were made by label, so that a row has another of its label in its part to find
     labelled: bool
     #: rows that are in no part, because an earlier row is the same pair
     copies: int
@@ -85,11 +85,11 @@ def read_pairs(source: Path, target: Path, *, side: Path | None = None, labels: 
 
 
 def check_pairs(pairs: Pairs, names: Mapping[str, str] | None = None) -> None:
-    """Check that pairs can be fitted: shapes, lengths, types, that every value is finite, and every score can be.
+    """Check that pairs can be fitted: shapes, lengths, types, and that every value, and so every score, is finite.
 
     Args:
         pairs: what to check.
-        names: what a column is called where it comes from, a file's path for instance.
+        names: what errors call a column, such as the path of its file.
 
     Raises:
         TypeError: a column is no NumPy array.
@@ -118,12 +118,12 @@ def check_pairs(pairs: Pairs, names: Mapping[str, str] | None = None) -> None:
 def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Parts:
     """Split pairs into three parts, by seed.
 
-    What is held out goes half to validation and half to test. Where there are labels, rows are dealt in twos of one label:
-    each label gives each part its share, and a row that is held out has another of its label beside it. Labels that occur
-    too rarely for that are not used to split.
+    What is held out goes half to validation and half to test. Where there are labels, rows are dealt in twos of one label, so
+    that each label is spread over the parts, and a row that is held out has another of its label in its part. If too many
+    labels occur only once for that, labels are not used.
 
-    Of pairs that are equal only the first is dealt. A copy in another part would be judged by what it was trained on, one in
-    the same part would find itself, and a method that validates on folds of its rows would be misled alike.
+    Of equal pairs only the first is used. A copy in another part would be judged on what was trained on, a copy in the same
+    part would be found by the first, and a method that validates on folds of its rows would be misled in the same way.
 
     Args:
         pairs: what to split.
@@ -147,7 +147,7 @@ def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Part
         return split(pairs.without_labels(), held_out=held_out, seed=seed)
     held = units[_every(len(units), min(1.0, wanted / units.size), rng.random())]
     if pairs.labels is not None and any(_all_the_same(pairs.labels[rows[part]]) for part in (held[::2], held[1::2])):
-        return split(pairs.without_labels(), held_out=held_out, seed=seed)  # whatever is found has the label
+        return split(pairs.without_labels(), held_out=held_out, seed=seed)  # all have one label, so any search is right
     validation, test = held[::2].ravel(), held[1::2].ravel()
     if min(len(validation), len(test)) < 2:
         raise ValueError(
@@ -164,7 +164,7 @@ def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Part
 
 
 def warnings_about(pairs: Pairs, parts: Parts) -> list[str]:
-    """Say what these pairs are too few for, and what would do."""
+    """Warn if there are too few pairs for something, and say how many would do."""
     warnings = []
     count = len(pairs) - parts.copies
     share = len(parts.train) / count
@@ -218,7 +218,7 @@ def _check_kind(name: str, values: Array, *, is_label: bool) -> None:
 
 
 def _check_values(name: str, values: Array, *, scored: bool) -> None:
-    """Look at values as float32: that is how they are used, and a large float64 is an infinity there."""
+    """Check values after conversion to float32, as they are used: a large float64 becomes infinite."""
     bad, long = list[int](), list[int]()
     for start in range(0, len(values), CHECKED_ROWS):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -239,7 +239,7 @@ def _check_values(name: str, values: Array, *, scored: bool) -> None:
 
 
 def _distinct(pairs: Pairs) -> Rows:
-    """Return the rows, in order, that are no copy of an earlier one, as float32 tells them apart: that is how they are used."""
+    """Return the rows, in order, that are not copies of an earlier one; compared as float32, as they are used."""
     firsts: dict[bytes, int] = {}
     for start in range(0, len(pairs), CHECKED_ROWS):
         sources, targets = (
@@ -272,6 +272,6 @@ def _all_the_same(labels: Array) -> bool:
 
 
 def _every(count: int, share: float, offset: float) -> npt.NDArray[np.bool_]:
-    """Mark a share of places, evenly: of any stretch of places that share of it, give or take one."""
+    """Mark a share of places evenly: any run of places has that share of marks, give or take one."""
     marks = np.floor(np.arange(count + 1) * share + offset)
     return np.asarray(np.diff(marks) > 0)

@@ -1,7 +1,7 @@
-"""Rows in a GPU's memory, compared with every query by PyTorch: what searches need of a GPU, and any that PyTorch knows will do.
+"""Rows in a GPU's memory, which PyTorch compares with every query; any GPU that PyTorch supports will do.
 
-The search over mixed spaces hands rows and queries in and takes scores and rows out (`gallery/index/device.py`). It proves
-that rounding hid no row, which holds for products of float32 and for no rougher ones.
+Searches call it through `gallery/index/device.py`, with rows and queries, for scores and rows. There it is proved that rounding
+hid no row, which is true for products in float32 and for no rougher ones.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from torch import Tensor
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-# Of queries and rows at once: 256 MB of float32. More are compared no sooner.
+# The most products of a query and a row at once: 256 MB of float32. More would be no faster.
 _PRODUCTS = 1 << 26
-# In a trial. A rougher number type, such as TensorFloat-32 with its 10 bits, takes all of the rows for the same few.
+# Of a trial, whose rows differ by so little that a rougher number type, such as TensorFloat-32 with its 10 bits, fails it.
 _TRIAL_ROWS, _TRIAL_STEP, _TRIAL_COUNT = 4096, 2.0**-20, 8
 
 
 class TorchGpu:
-    """A GPU as PyTorch uses it: any number of threads at once, each of which waits for its own answer only."""
+    """A GPU, used by PyTorch; many threads may use it at once, and each waits only for its own answer."""
 
     def __init__(self, device: str | torch.device) -> None:
         self._device = torch.device(device)
-        # Images of PyTorch and owners of GPUs may have asked for TensorFloat-32 in the environment.
+        # A container image or an operator may have turned TensorFloat-32 on by an environment variable.
         torch.backends.cuda.matmul.allow_tf32 = False
 
     def hold(self, rows: int, dimension: int, *, by_distance: bool) -> TorchHeld:
-        """Room for rows, compared by distance or else by inner product; raises RuntimeError where there is none."""
+        """Make room for rows that are compared by distance, or else by inner product; raises RuntimeError if there is none."""
         return TorchHeld(rows, dimension, self._device, by_distance=by_distance)
 
     def try_out(self) -> None:
-        """Raise RuntimeError where it does not compute, or not in float32."""
+        """Raise RuntimeError if it does not compute, or not in float32."""
         order = np.random.default_rng(0).permutation(_TRIAL_ROWS)
         rows = np.zeros((_TRIAL_ROWS, 32), np.float32)
         rows[:, 0] = 1 + order * _TRIAL_STEP
@@ -45,22 +45,21 @@ class TorchGpu:
 
 
 class TorchHeld:
-    """Rows in the memory of a device, for as long as somebody refers to this. Any thread may search, others meanwhile too."""
+    """Rows in the memory of a device, until this object is garbage; many threads may search them at once."""
 
     def __init__(self, rows: int, dimension: int, device: torch.device, *, by_distance: bool) -> None:
         self._rows = torch.empty((rows, dimension), device=device)
         self._by_distance = by_distance
-        # What is added to a product, so that the least is the best: |x|^2 for distances, and else nothing.
+        # Added to the (negative) products, so that the least is the best: |x|^2 for distances, else 0.
         self._added = torch.zeros(rows, device=device)
         self._filled = 0
 
     def add(self, vectors: Floats) -> None:
-        """Copy float32 rows (n, dimension) there, after those that are there already."""
+        """Copy float32 rows (n, dimension) to the device, behind those that are there."""
         place = slice(self._filled, self._filled + len(vectors))
         with torch.inference_mode():
-            part = self._rows[place].copy_(
-                torch.tensor(vectors)
-            )  # copied, as PyTorch warns of what is mapped read-only
+            # `tensor` copies: PyTorch would warn of memory that is mapped read-only.
+            part = self._rows[place].copy_(torch.tensor(vectors))
             if self._by_distance:
                 self._added[place] = part.square().sum(dim=1)
         self._filled = place.stop
@@ -69,8 +68,8 @@ class TorchHeld:
         """The best `count` rows for float32 queries (n, dimension), or as many as there are.
 
         Returns:
-            Squared distances (the least first) or inner products (the largest first), and rows, both (n, count); -1 in the
-            place of a row where it is no number.
+            Squared distances (the least first) or inner products (the largest first), and rows, both (n, count); the row is
+            -1 where the score is not a number.
 
         Raises:
             RuntimeError: there is no room to compute, or the GPU fails.
@@ -83,7 +82,7 @@ class TorchHeld:
             return scores.cpu().numpy(), rows.cpu().numpy()
 
     def _least(self, asked: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Of all rows the `count` (queries, count) with the least of what they are ordered by, which is not a number last."""
+        """The `count` least keys of all rows for each query (queries, count), and their rows; keys that are no numbers last."""
         best, rows = asked.new_empty((len(asked), 0)), asked.new_empty((len(asked), 0), dtype=torch.int64)
         step = max(count, _PRODUCTS // max(1, len(asked)))
         for start in range(0, self._filled, step):
@@ -110,8 +109,6 @@ def open_torch(number: int) -> TorchGpu | None:
     try:
         gpu = TorchGpu(f"cuda:{number}")
         gpu.try_out()
-    except (
-        Exception
-    ) as error:  # PyTorch has AssertionError and classes of its own for what is wrong with a GPU or a driver
+    except Exception as error:  # with a bad GPU or driver, PyTorch raises AssertionError and classes of its own
         raise RuntimeError(f"PyTorch: {error}") from error
     return gpu

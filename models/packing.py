@@ -13,8 +13,8 @@ from models.transformations import Layer, Transformation
 def packed(module: Transformation, rows: int) -> Transformation:
     """Put the weights of the layers of a bfloat16 module, in place, into the order in which oneDNN multiplies by them.
 
-    Otherwise each call does so anew, which is a fifth to a third of its time for a network like FCT's. The result is the same. A
-    linear transformation has no layers, and stays as it is.
+    Otherwise oneDNN reorders them at each call, which is a fifth to a third of its time for a network like FCT's. The result is
+    the same. A linear transformation has no layers, and stays as it is.
 
     Args:
         module: on a CPU, in eval mode, without a batch norm; it is of no use for training any more.
@@ -30,17 +30,17 @@ def packed(module: Transformation, rows: int) -> Transformation:
 
 @cache
 def _can_pack() -> bool:
-    """Whether one layer gives what it should.
+    """Whether packing works here, by trying it with one layer.
 
-    PyTorch has these operators for what its compiler makes, and promises them to nobody else: a module can do without.
+    PyTorch has these operators for its own compiler, and promises them to nobody else, so we must be able to do without.
     """
-    with torch.random.fork_rng(devices=[]):  # nobody's random numbers are others for it
+    with torch.random.fork_rng(devices=[]):  # so that random numbers elsewhere stay the same
         layer, values = Layer(32, 32, activation="relu", bias=True).bfloat16(), torch.randn(32, 32).bfloat16()
     try:
         supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         with torch.inference_mode():
             return supported and torch.allclose(_Packed(layer, len(values))(values), layer(values), atol=0.05)
-    except Exception:  # noqa: BLE001 - whatever they do in another PyTorch, nothing may fail for it
+    except Exception:  # noqa: BLE001 - another PyTorch may raise anything here; then nothing is packed
         return False
 
 
@@ -54,7 +54,7 @@ class _Packed(nn.Module):
         then = [layer.norm, layer.activation] if isinstance(layer, Layer) else []
         self._then = nn.Sequential(*(each for each in then if not isinstance(each, nn.Identity)))
         self._fused = "none"
-        if [*map(type, self._then)] == [nn.ReLU]:  # is applied to what is in registers still
+        if [*map(type, self._then)] == [nn.ReLU]:  # done by the product itself, before its result leaves the registers
             self._fused, self._then = "relu", nn.Sequential()
 
     def forward(self, values: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ class Plan:
     optimizer: Literal["adam", "sgd"]
     weight_decay: float = WEIGHT_DECAY
     momentum: float = 0.9
-    #: epochs, at most; a short training warms up over a fifth of its epochs
+    #: epochs of warm-up; a short training warms up over a fifth of its epochs if that is less
     warmup: int = 5
-    #: the schedule moves each epoch as in FCT's code, or smoothly with each step, which a dozen epochs need
+    #: when the learning rate changes: with each epoch, as in FCT's code, or with each step, which short trainings need
     schedule: Literal["epoch", "step"] = "step"
     #: multiply in bfloat16 where the device does so natively, which is several times faster there
     bfloat16: bool = False

@@ -49,8 +49,8 @@ def staged(blocks: Iterable[Block], compute: Compute, device: torch.device) -> I
 
 
 @cache
-def _stream(device: torch.device, number: int) -> torch.cuda.Stream:  # noqa: ARG001 - which tells them apart
-    """One of the few of a process: PyTorch and cuBLAS keep memory for each stream that was ever computed in."""
+def _stream(device: torch.device, number: int) -> torch.cuda.Stream:  # noqa: ARG001 - it tells streams apart
+    """The stream of this number. A process reuses a few: PyTorch and cuBLAS keep memory for each one ever used."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return stream
 
@@ -95,7 +95,9 @@ class _Stage:
         return self._buffer("output", output.shape).copy_(output, non_blocking=True)
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Host memory of a shape. To pin it takes long, so that is used again; on a CPU a result may be a view of it."""
+        """Host memory of a shape. For a GPU it is pinned, which takes long, and so used again. On a CPU it is new each time,
+        because the result may be a view of it.
+        """
         if self._stream is None:
             return torch.empty(shape)
         kept = self._buffers.get(name)

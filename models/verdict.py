@@ -1,7 +1,7 @@
-"""Whether an upgrade is worth it, told from items that no map was trained on: upgrade, stay, or score with both.
+"""Whether an upgrade is worth it, judged on items that no map was trained on: upgrade, stay, or score with both.
 
-Every way to search is judged on the same queries, one by one, so that two ways are compared in pairs and chance is seen.
-Queries are some of the items, and each is left out of its own ranking.
+Every way to search is judged on the same queries, so that two ways can be compared query by query and chance can be told from
+gain. Queries are some of the items, and each is left out of its own ranking.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ Floats = npt.NDArray[np.float64]
 SEARCHES: tuple[str, ...] = ("stay", "naive", "upgrade", "fuse", "ceiling")
 NEIGHBOURS = 10
 RESAMPLES = 2_000
-#: how many times finer than the finest that was seen recall is told: beyond that its line bends (ADR 0055)
+#: recall is extrapolated to depths this many times less than 1, the least that can be seen; beyond, its line bends (ADR 0055)
 FURTHEST = 10
-MIN_QUERIES = 20  # fewer often agree by chance, and a bootstrap of queries that agree sees no chance at all
+MIN_QUERIES = 20  # fewer may all agree by chance, and then a bootstrap shows no uncertainty at all
 
 
 class Metrics(NamedTuple):
-    """How vectors are compared in the space of each model: a search is worth what it finds by the metric of its own space."""
+    """The metric of each model's space. A search is judged by what it finds with the metric of the space that it searches."""
 
     old: Metric
     new: Metric
 
     def mapped(self, direction: Direction) -> Metric:
-        """That of the space where a map is used: the new one for a gallery, the old one for queries."""
+        """The metric of the space that a map leads to: the new one for a gallery, the old one for queries."""
         return self.new if direction == "forward" else self.old
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Items to judge by, in random order; the first ones are the queries too."""
+    """Items to judge by, in random order; the first `queries` of them are also the queries."""
 
     pairs: Pairs
     queries: int
@@ -63,7 +63,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """How much better one way to search is than another, per query on average, and where that lies with 95 %."""
+    """How much better one way to search is than another, per query on average, with its 95 % interval."""
 
     difference: float
     low: float
@@ -76,49 +76,49 @@ Compared = dict[str, Interval]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What to do, and all that it rests on."""
+    """What to do, and the numbers that say so."""
 
     decision: Decision
     #: one sentence, with the numbers, and among how many items they hold
     reason: str
-    #: whether upgrading gains on staying by itself: all that counts for whoever does not score with both
+    #: whether upgrading alone gains on staying; it decides for those who cannot score with both
     upgrade_gains: bool
-    #: what the numbers take for granted; None where labels say what is right
+    #: what the numbers assume; None where labels say what is right
     assumption: str | None
     #: `stay`, `naive`, `upgrade`, `fuse` (where a weight between 0 and 1 was chosen) and `ceiling`, each with its measures
     searches: dict[str, Measured]
     #: `upgrade - stay`, `naive - stay` and, with fusing, `fuse - stay` and `fuse - upgrade`
     differences: dict[str, Compared]
-    #: of the upgraded cosine in fused scoring, chosen on the validation part; 1 is upgrading, 0 is staying
+    #: the weight of the upgraded score in fused scoring, chosen on the validation part; 1 is upgrading, 0 is staying
     weight: float
-    #: how much of the distance from staying to the ceiling upgrading closes; None where there is no such distance
+    #: by measure, which part of the gap from staying to the ceiling upgrading closes; None where there is no gap
     closed: dict[str, float | None]
-    #: queries that have something to find, and the items they search; a judge may tell from these what a larger gallery gives
+    #: how many queries have something to find, and how many items they search
     queries: int
     gallery: int
 
 
 class Judge(ABC):
-    """What is right for each query of a sample."""
+    """Knows what is right for each query of a sample, and measures how much of it a search finds."""
 
     measures: ClassVar[tuple[str, ...]]
-    #: what the measures take for granted
+    #: what the measures assume
     assumption: ClassVar[str | None] = None
-    #: what is said where the difference may be none
+    #: the reason that is given where there may be no difference
     undecided: str = "no measurable gain"
 
     def __init__(self, items: int) -> None:
-        #: what the measures hold for
+        #: among which items the measures hold, in words
         self.scope = f"among {items:,} items"
-        #: why nothing can be told, whatever is measured
+        #: why nothing can be said, whatever is measured; None if something can
         self.silent: str | None = None
 
     @abstractmethod
     def __call__(self, start: int, scores: Scores) -> Floats:
-        """Look at a block of queries, `start` its first: (block, n), of which `settled` makes the measures."""
+        """Judge a block of queries, the first of which is query `start`: (block, n), which `settled` turns into measures."""
 
     def settled(self, seen: Floats) -> Floats:
-        """Make of what was seen of all queries their measures, (queries, measures), NaN where there is nothing to find."""
+        """Turn what was seen of all queries into their measures (queries, measures), NaN for queries with nothing to find."""
         return seen
 
     def search(self, vectors: Vectors, metric: Metric) -> Floats:
@@ -144,7 +144,7 @@ class Judge(ABC):
 
 
 class ByLabel(Judge):
-    """Right is what has the query's label."""
+    """Items with the query's label are right."""
 
     measures = ("cmc1", "map")
 
@@ -159,11 +159,11 @@ class ByLabel(Judge):
 
 
 class ByNeighbours(Judge):
-    """Right is what the new model itself finds: its exact nearest neighbours, in a gallery that may have more items.
+    """The exact nearest neighbours of the new model itself are right, in a gallery that may have more items than the sample.
 
-    The ten nearest of a large gallery are nearer than any of the sample: among few items recall@1 is closest to what recall@10
-    is among many. So recall is taken at each depth, and the line that its log-odds follow over the log of the depth is read
-    where the gallery's ten nearest are.
+    The ten nearest items of a large gallery are nearer than any of the sample: recall@1 among few items is closer to recall@10
+    among many than recall@10 among few is. So recall is measured at each depth, a line is fitted to its log-odds over the log
+    of the depth, and the line is read at the depth, in the sample, of the gallery's ten nearest.
     """
 
     measures = ("recall",)
@@ -198,15 +198,15 @@ class ByNeighbours(Judge):
 
 
 def carried(seen: Floats, depth: float) -> Floats:
-    """Tell recall at a depth that cannot be seen from recall at those that can, by a line of its log-odds over log depth.
+    """Extrapolate recall to a depth that cannot be measured, by a line through its log-odds over the log of the depth.
 
     Args:
         seen: (queries, k), recall at the depths 1 to k.
         depth: above 0, up to k.
 
     Returns:
-        (queries,), with the recall that is told as their mean. Each query is there as what it weighs in that (the delta
-        method), so that two searches can be compared query by query; a single value may lie outside of 0 to 1.
+        (queries,), whose mean is the extrapolated recall. Each value is what the query contributes to it (the delta
+        method), so that two searches can be compared query by query; a single value may be below 0 or above 1.
     """
     queries, k = seen.shape
     if depth >= k or k < 2:
@@ -224,12 +224,12 @@ def carried(seen: Floats, depth: float) -> Floats:
 
 
 def judge_of(sample: Sample, *, metric: Metric, gallery: int = 0) -> Judge:
-    """Judge a sample by its labels, and where it has none by the new model's neighbours, by that model's metric.
+    """The judge of a sample: by its labels, or, where it has none, by the new model's neighbours.
 
     Args:
         sample: which.
         metric: of the new model.
-        gallery: items that the new model's neighbours are to be found among, where that is more than the sample has.
+        gallery: how many items the gallery has, if it has more than the sample.
     """
     labels = sample.pairs.labels
     return ByNeighbours(sample, metric, gallery=gallery) if labels is None else ByLabel(labels)
@@ -238,8 +238,8 @@ def judge_of(sample: Sample, *, metric: Metric, gallery: int = 0) -> Judge:
 def searches(sample: Sample, transform: Transform, *, direction: Direction) -> dict[str, Vectors]:
     """Return the ways to search a sample, each as (queries, gallery).
 
-    `stay` is old on old; `naive` is new queries on old vectors as they are, what does not fit cut off or padded with zeros;
-    `upgrade` goes through the map; `ceiling` is new on new, as if everything had been embedded again.
+    `stay` is old queries on old vectors; `naive` is new queries on old vectors without a map, cut off or padded with zeros to
+    the same width; `upgrade` goes through the map; `ceiling` is new on new, as if everything had been embedded again.
     """
     pairs, count = sample.pairs, sample.queries
     old, new = pairs.source, pairs.target
@@ -252,17 +252,17 @@ def searches(sample: Sample, transform: Transform, *, direction: Direction) -> d
 
 
 def worth(sample: Sample, transform: Transform, judge: Judge, *, direction: Direction, metric: Metric) -> Measured:
-    """Judge an upgrade by itself: what maps are chosen by."""
+    """Measure an upgrade by itself, without fusing; maps are chosen by this."""
     return judge.means(judge.search(searches(sample, transform, direction=direction)["upgrade"], metric))
 
 
 def overall(measured: Measured) -> float:
-    """Return what a choice goes by: the mean of the measures, so that none is given up for another."""
+    """The one number that choices are made by: the mean of the measures, so that none is given up for another."""
     return float(np.mean(list(measured.values())))
 
 
 def choose_weight(sample: Sample, transform: Transform, judge: Judge, *, direction: Direction) -> float:
-    """Choose the weight of fused scoring; of equally good ones an end, which needs no second score."""
+    """Choose the weight of fused scoring; of equally good ones 0 or 1, which need no second score."""
     ways = searches(sample, transform, direction=direction)
     judged = judge.fused(ways["upgrade"], ways["stay"], WEIGHTS)
     return max(WEIGHTS, key=lambda weight: (overall(judge.means(judged[weight])), abs(weight - 0.5)))
@@ -285,7 +285,7 @@ def give_verdict(
         transform: the map.
         judge: of this sample.
         direction: of the map.
-        metrics: how vectors are compared; fused scoring always goes by cosine.
+        metrics: of both models; fused scoring always uses cosine.
         weight: of fused scoring, chosen on other items.
         seed: of the bootstrap.
     """
@@ -297,7 +297,7 @@ def give_verdict(
     if 0 < weight < 1:
         fused = judge.fused(ways["upgrade"], ways["stay"], (0.0, weight))
         judged["fuse"] = fused[weight]
-        if metrics.old != "cosine":  # what cosine alone would gain is no merit of fusing
+        if metrics.old != "cosine":  # else fusing would get credit for what cosine alone gains
             rivals["stay by cosine"] = fused[0.0]
 
     def compared(first: str, second: Floats) -> Compared:
@@ -329,7 +329,7 @@ def give_verdict(
 def bootstrap(first: Floats, second: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Interval]:
     """Compare two searches over the same queries by a paired bootstrap: percentiles of the resampled mean difference.
 
-    The gallery stays as it is: this is the chance of the queries, not of the items.
+    Only queries are resampled, and not the items of the gallery.
 
     Args:
         first: (queries, measures), NaN in the rows of queries that have nothing to find.
@@ -338,7 +338,7 @@ def bootstrap(first: Floats, second: Floats, *, seed: int = 0, resamples: int = 
         resamples: how many.
 
     Returns:
-        For each measure where first - second lies.
+        The interval of first - second for each measure.
     """
     differences = _counted(first - second)
     if not len(differences):
@@ -365,7 +365,7 @@ NAMES = {"cmc1": "CMC-1", "map": "mAP", "recall": f"recall@{NEIGHBOURS}"}
 
 
 def describe(compared: Compared) -> str:
-    """Write differences in points of a hundred, each with where it lies with 95 %."""
+    """Write differences in percentage points, each with its 95 % interval."""
     return ", ".join(
         f"{NAMES[name]} {100 * each.difference:+.1f} ({100 * each.low:+.1f} to {100 * each.high:+.1f})"
         for name, each in compared.items()
@@ -373,7 +373,7 @@ def describe(compared: Compared) -> str:
 
 
 def _unknown(queries: int, judge: Judge) -> str | None:
-    """Say why nothing can be told, if so."""
+    """Why nothing can be said; None if something can."""
     if queries < MIN_QUERIES:
         return f"{queries} queries have something to find, too few to measure a gain: stay"
     return judge.silent
