@@ -238,14 +238,38 @@ def _of_probes(probes: Sequence[ProbeRow], transformation: Transformation) -> li
 
 
 def _embedded_again(store: Store, session: Session, row: UpgradeRow, way: Between) -> list[Pairs]:
-    """Items that came again in the target model: the row that they were in before still has the source model's vector.
+    """Items that came again in the target model: the row that they were in before still has the source model's vector."""
+    places = _places_of_both(session, row, way)
+    needed = way.transformation.side_dimension
+    with_side = {each.id: each for each in _segments(session, {place[0] for place in places}) if each.side_file}
+    if needed is not None:
+        places = [place for place in places if place[0] in with_side and with_side[place[0]].side_dimension == needed]
+    if not places:
+        return []
+    old, new = [place[:2] for place in places], [place[2:] for place in places]
+    side = None
+    if needed is not None:
+        files = {key: (each.side_file or "", each.rows) for key, each in with_side.items()}
+        side = _taken(store, files, old, needed)
+    return [
+        Pairs(
+            _again(way.target.name),
+            _taken(store, _column_files(session, old, way.source.id), old, way.source.dimension),
+            _taken(store, _column_files(session, new, way.target.id), new, way.target.dimension),
+            side,
+        )
+    ]
 
-    The last such row, if there are several: what an item was before that may have been something else.
+
+def _places_of_both(session: Session, row: UpgradeRow, way: Between) -> Sequence[tuple[int, int, int, int]]:
+    """Where items lie that came again in the target model: segment and row in the source model, then in the target model.
+
+    In the source model the last row counts, if there are several: what an item was before that may have been something else.
     """
-    was, became = aliased(ItemRow), aliased(ItemRow)
     target = list(session.scalars(_native(row, way.target.id)))
     if not target:
-        return []  # so it is in nearly every gallery, and the join below is never made
+        return []  # as in nearly every gallery, and then the join below is not made
+    was, became = aliased(ItemRow), aliased(ItemRow)
     latest = func.row_number().over(partition_by=was.item_id, order_by=was.deleted_version.desc())
     rows = (
         select(
@@ -267,31 +291,13 @@ def _embedded_again(store: Store, session: Session, row: UpgradeRow, way: Betwee
         )
         .subquery()
     )
-    places = session.execute(
+    found = session.execute(
         select(rows.c.segment, rows.c.row, rows.c.new_segment, rows.c.new_row)
         .where(rows.c.age == 1)
         .order_by(rows.c.segment, rows.c.row)
         .limit(_MOST)
-    ).all()
-    needed = way.transformation.side_dimension
-    with_side = {each.id: each for each in _segments(session, {place[0] for place in places}) if each.side_file}
-    if needed is not None:
-        places = [place for place in places if place[0] in with_side and with_side[place[0]].side_dimension == needed]
-    if not places:
-        return []
-    old, new = [place[:2] for place in places], [place[2:] for place in places]
-    side = None
-    if needed is not None:
-        files = {key: (each.side_file or "", each.rows) for key, each in with_side.items()}
-        side = _taken(store, files, old, needed)
-    return [
-        Pairs(
-            _again(way.target.name),
-            _taken(store, _column_files(session, old, way.source.id), old, way.source.dimension),
-            _taken(store, _column_files(session, new, way.target.id), new, way.target.dimension),
-            side,
-        )
-    ]
+    )
+    return [(segment, at, new_segment, new_at) for segment, at, new_segment, new_at in found]
 
 
 def _again(target: str) -> str:

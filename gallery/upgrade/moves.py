@@ -60,8 +60,8 @@ def move(session: Session, row: UpgradeRow, then: State, *, actor: str | None = 
     Raises:
         InvalidStateTransition: the step is not allowed.
     """
-    states.step(State(row.state), then)
-    row.state, row.active, row.state_since = then, then in ACTIVE and not _ends(row, then), now()
+    row.state, row.state_since = states.step(State(row.state), then), now()
+    row.active = then in ACTIVE and not _ends(row, then)
     if then is State.RUNNING and row.started_at is None:
         row.started_at = now()
     if not row.active:
