@@ -127,9 +127,8 @@ def _written_out(column: Any) -> int:
         shared = pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
     elif pa.types.is_string_view(kind) and len(column):
         views = np.frombuffer(column.buffers()[1], "<i4").reshape(-1, 4)[column.offset : column.offset + len(column)]
-        shared = int(
-            views[column.is_valid().to_numpy(zero_copy_only=False), 0].sum(dtype=np.int64)
-        )  # a view begins with its length
+        lengths = views[:, 0]
+        shared = int(lengths[column.is_valid().to_numpy(zero_copy_only=False)].sum(dtype=np.int64))
     return int(column.nbytes) + shared
 
 

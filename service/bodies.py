@@ -32,9 +32,8 @@ from service.process import Process, ProcessDep
 
 _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
 _NOT_COUNTED = 64 * 1024  # bytes of a body that need no room: as many wait in the buffers of each connection anyway
-_TOLD_APART = (
-    2 * 1024 * 1024
-)  # bytes that may be searched for NaN at once: Python's parser holds the interpreter for 50 ms
+# Bytes that may be searched for NaN at once, by Python's parser, which holds the interpreter for 50 ms.
+_TOLD_APART = 2 * 1024 * 1024
 #: what any number that is not finite has: a word of Python's and JavaScript's, an exponent of three digits, or 309 digits
 _NOT_FINITE = re.compile(rb"NaN|Infinity|[eE]\+?0*[1-9]\d{2}|(?<!\d)\d{309}")
 _OVERLAP = 512

@@ -154,9 +154,8 @@ def vectors(array: Any, dimension: int, column: Column, start: int, *, required:
         return pa.nulls(len(array), kind)
     # Numbers beyond float32 become infinity here, and are found below.
     typed = array.cast(kind, safe=False)
-    numbers = (
-        typed.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), dimension)
-    )  # of the rows that have a vector
+    # `flatten` leaves out the rows that have no vector.
+    numbers = typed.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), dimension)
     bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
     if len(bad):
         raise BadInput(

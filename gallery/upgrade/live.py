@@ -28,9 +28,8 @@ from gallery.upgrade.states import State
 #: most points of the curve
 POINTS = 128
 _STEP = 0.01  # share of the items between two points: a curve needs no more
-_WAIT = timedelta(
-    seconds=10
-)  # or so much time, where segments take long: what is written meanwhile changes quality too
+# The most time between two points, for upgrades whose segments take long: what is written meanwhile changes quality too.
+_WAIT = timedelta(seconds=10)
 log = structlog.get_logger()
 
 
