@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio.to_thread
-import numpy.ma  # noqa: F401 - in a search NumPy would, and parses code then, which fails where two threads do
+import numpy.ma  # noqa: F401 - else NumPy imports it in a search, and that fails if two threads do it at once
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -58,7 +58,7 @@ from workers.settings import WorkerSettings
 if TYPE_CHECKING:
     from models.runtime import Transform
 
-#: a path is compared with one route after another: searches come first
+#: searches come first, because a path is compared with one route after another
 SUBJECTS = (
     search,
     items,
@@ -79,14 +79,14 @@ _DESCRIPTION = "A gallery of embeddings that stays searchable while it moves to 
 
 
 def build_store(settings: GallerySettings, workers: WorkerSettings | None = None) -> Store:
-    """Where facts are kept, and transformations that run on this process's CPU, in the number types that `workers` may use."""
+    """A store whose transformations run on this process's CPU, in the number types that `workers` may use."""
     files, numbers = Files(settings.data), workers or WorkerSettings()
     load = partial(_load, computed_in=numbers.computed_in, largest_error=numbers.largest_error)
     return Store(Catalog(settings.database), files, Transforms(files, load), settings)
 
 
 def _load(path: Path, computed_in: Literal["auto", "float32", "bfloat16"], largest_error: float) -> Transform:
-    """An artifact as a function. PyTorch takes as long to import as all the rest, and only those need it who transform."""
+    """An artifact as a function. PyTorch takes as long to import as all the rest, so only a transformation imports it."""
     from models.arithmetic import Rule  # noqa: PLC0415
     from models.runtime import load_transform  # noqa: PLC0415
 
@@ -94,7 +94,7 @@ def _load(path: Path, computed_in: Literal["auto", "float32", "bfloat16"], large
 
 
 def _open_torch(number: int) -> Gpu | None:
-    """A GPU as PyTorch uses it. It is not imported for that where there is no driver to ask."""
+    """A GPU as PyTorch uses it. PyTorch is not imported if there is no driver."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -105,12 +105,12 @@ def _open_torch(number: int) -> Gpu | None:
 
 
 def _import_pytorch() -> None:
-    """Before somebody waits for it."""
+    """Import PyTorch, which takes seconds, before a search waits for it."""
     import models.runtime  # noqa: F401, PLC0415
 
 
 class Application(FastAPI):
-    """FastAPI, with something before it: its own middleware costs each request as much as reading a short body."""
+    """FastAPI with `entry` in front of it. FastAPI's own middleware costs each request as much as reading a short body."""
 
     def __init__(self, **named: Any) -> None:
         """As FastAPI."""
@@ -118,7 +118,7 @@ class Application(FastAPI):
         self.entry: ASGIApp = super().__call__
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take a request by the entry."""
+        """Pass a request to `entry`."""
         await self.entry(scope, receive, send)
 
 
@@ -134,8 +134,8 @@ def create_app(
     Args:
         store: where facts are kept; whoever built it closes it.
         settings: of the service.
-        nudge: tells workers to look for work; called after a commit, must neither raise nor block for long.
-        group: this process's place among those behind the same port, where there are several.
+        nudge: tells workers to look for work; it is called after commits, and must neither raise nor block for long.
+        group: this process's place among those behind the same port, if there are several.
     """
     process = _process(store, settings or ServiceSettings(), nudge, group)
     app = Application(
@@ -160,11 +160,8 @@ def create_app(
 
 def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None], group: Group | None) -> Process:
     searcher, metrics = Searcher.of(store), Metrics(group)
-    place, commits = (
-        Device(store.settings.index_device, (open_faiss, _open_torch)).place,
-        group.commits() if group else None,
-    )
-    galleries = Galleries(store.catalog, store.files, place, commits)
+    device = Device(store.settings.index_device, (open_faiss, _open_torch))
+    galleries = Galleries(store.catalog, store.files, device.place, group.commits() if group else None)
     lanes = _lanes(store.settings, settings.processes)
     searches = Slots(settings.max_concurrent_searches, settings.max_waiting_searches)
     most = settings.max_concurrent_searches + settings.max_waiting_searches
@@ -188,7 +185,7 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None],
 
 
 def _lanes(settings: GallerySettings, processes: int) -> int:
-    """How many searches have cores to run on, each with its threads; what comes beyond is better done together."""
+    """How many searches have cores of their own, each with its threads; more than that are better done together."""
     return max(1, (os.cpu_count() or 1) // processes // settings.threads_used)
 
 
@@ -196,7 +193,7 @@ def _lanes(settings: GallerySettings, processes: int) -> int:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     process: Process = app.state.process
     settings = process.settings
-    # Every slot has its thread, so that what holds a slot never waits for one that waits for a slot.
+    # A thread for every slot: else a request that holds a slot might wait for a thread that waits for a slot.
     anyio.to_thread.current_default_thread_limiter().total_tokens = (
         settings.max_concurrent_searches + settings.max_concurrent_requests + _SPARE_THREADS
     )

@@ -1,4 +1,4 @@
-"""Items, or pairs to fit, as an Arrow IPC stream. Read from a file that was mapped, so a fixed-size column is never copied."""
+"""Items, or pairs to fit, as an Arrow IPC stream. The file is mapped, so a column of fixed size is never copied."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _whole(path: Path, columns: tuple[str, ...], limit: tuple[str, int], max_byt
         _check_columns(stream.schema.names, columns)
         schema = pa.schema([_plain_field(field) for field in stream.schema], stream.schema.metadata)
         for encoded in stream:
-            encoded.validate(full=True)  # offsets that point elsewhere must be found before anyone follows them
+            encoded.validate(full=True)  # offsets that point elsewhere must be found before they are used
             # Counted before it is written out: a text that a thousand rows share becomes a thousand texts.
             rows, size = rows + len(encoded), size + sum(map(_written_out, encoded.columns))
             if rows > most:
@@ -120,7 +120,7 @@ def _whole(path: Path, columns: tuple[str, ...], limit: tuple[str, int], max_byt
 
 
 def _written_out(column: Any) -> int:
-    """Bytes that a column takes once no row shares its text with another."""
+    """The bytes of a column after rows that share a text were each given their own."""
     kind = column.type
     shared = 0
     if pa.types.is_dictionary(kind) and _is_text(kind.value_type):
@@ -137,7 +137,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _shares(kind: Any) -> bool:
-    """Whether rows of such a type may share what they hold, so that nobody knows how much it is once it is written out."""
+    """Whether rows of such a type may share their contents, so that its size once each has its own is not known."""
     views = (pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_list_view, pa.types.is_large_list_view)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind) or any(is_view(kind) for is_view in views):
         return True
@@ -145,7 +145,7 @@ def _shares(kind: Any) -> bool:
 
 
 def _plain_field(field: Any) -> Any:
-    """Text is text, however its writer encoded it; one that saw only nulls could not know that it would be text."""
+    """The field with plain text, however its writer encoded it. (A writer that saw only nulls gives the type null.)"""
     kind = field.type
     encoded = pa.types.is_dictionary(kind) and _is_text(kind.value_type)
     if field.name in _TEXTS and (encoded or pa.types.is_string_view(kind) or pa.types.is_null(kind)):
@@ -245,7 +245,7 @@ def _payloads(table: Any) -> list[Mapping[str, Any] | None]:
 
 
 def _plain(value: Any, at: int) -> Mapping[str, Any] | None:
-    """What the struct is in JSON: a date becomes text, bytes and NaN are refused."""
+    """A struct as JSON: a date becomes text, bytes and NaN are refused."""
     if any(not_finite(value)):  # orjson would write null
         raise errors.InvalidItem("a payload is JSON, without NaN and infinity", pointer=f"/items/{at}/payload")
     try:

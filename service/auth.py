@@ -70,7 +70,7 @@ _EVERYTHING = Caller(None, Scope.ADMIN)
 
 
 def _local(request: MutableMapping[str, Any], *, insecure: bool) -> Caller:
-    """Without keys, whoever is on this machine may do everything; a page in its browser is not, so it is told apart."""
+    """Let anyone on this machine do everything, but no web page in a browser on it: the last two checks are for these."""
     if not insecure:
         client = request.get("client")
         if client is not None and not is_loopback(client[0]):

@@ -1,7 +1,7 @@
-"""API keys and scopes. Those of a process are kept in memory, so that a search asks no database who may search.
+"""API keys and scopes. A process keeps all keys in memory, so that a search need not ask the database who may search.
 
-A key is 256 random bits, stored as its SHA-256. Once a key was made, requests need one, even if it is revoked later: taking
-the last key back must not open the door. Before that, only this machine is served.
+A key is 256 random bits, stored as its SHA-256. Once a key was ever made, requests need one, even if it was revoked: to revoke
+the last key must not let everybody in. Before that, only this machine is served.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Keys:
     needed: bool
 
     def caller(self, secret: str) -> Caller | None:
-        """Whose key it is. What is compared are digests, so timing tells nothing about a key."""
+        """Whose key it is, or None. Digests are compared, in constant time, so timing tells nothing about a key."""
         digest = hashlib.sha256(secret.encode()).hexdigest()
         found = None
         for known, caller in self.valid.items():

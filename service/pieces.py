@@ -1,11 +1,11 @@
 """JSON of many megabytes, parsed a piece at a time.
 
-orjson holds the interpreter's lock until it is done, so 64 MB of numbers stop every other thread for a quarter of a second,
-the event loop too, whichever thread parses. What is large in a large body is one array: its elements are parsed some at a
-time, and between two pieces others get their turn.
+orjson holds the interpreter's lock until it is done. So 64 MB of numbers stop every other thread, and the event loop, for a
+quarter of a second, whichever thread parses. What makes a body large is one array: its elements are parsed some at a time, and
+between two pieces other threads get their turn.
 
-Where an element ends is not looked for, it is tried. A piece begins where an element begins, so `[piece]` is JSON if and
-only if the piece ends between two elements: a cut within a string leaves it open, one within an element a bracket.
+The end of an element is found by trying. A piece begins where an element begins, so `[piece]` is JSON if and only if the piece
+ends between two elements: a cut within a string leaves the string open, and one within an element leaves a bracket open.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def loads(raw: bytes, piece: int = PIECE, one: Callable[[bytes], Any] = orjson.l
         return one(raw)
     try:
         before = one(head[0] + b"]}")
-    except ValueError:  # so early that the whole body is refused in no time
+    except ValueError:  # the error is so early that parsing the whole body ends at once
         return one(raw)
     name = _name(head[1])
     elements, at = _elements(raw, head.end(), end, piece, one)
-    # The rest as it stands in the body: in an object, behind another element if there was one. The name is one of which
-    # nobody can know, so what follows cannot have it.
+    # The rest of the body is put into an object of its own, and behind an element if there was one before it. The array's
+    # name there is random, so that no field after it can have the same.
     ours = secrets.token_hex(16)
     start = b'{"%b":[%b' % (ours.encode(), b"0," if elements else b"")
     try:
@@ -57,7 +57,7 @@ def loads(raw: bytes, piece: int = PIECE, one: Callable[[bytes], Any] = orjson.l
     except orjson.JSONDecodeError as error:
         raise _moved(error, raw, at, start) from None
     rest = after.pop(ours)[bool(elements) :]
-    return {**before, name: elements + rest, **after}  # of two of a name, the last
+    return {**before, name: elements + rest, **after}  # of two fields with one name, the last counts
 
 
 def first_array(raw: bytes, name: str) -> int | None:
@@ -73,14 +73,14 @@ def _name(written: bytes) -> str:
 
 def _moved(error: orjson.JSONDecodeError, raw: bytes, at: int, start: bytes) -> orjson.JSONDecodeError:
     """The error of the rest, at its place in the whole body."""
-    if "UTF-8" in error.msg:  # which is looked at first, and said of the beginning
+    if "UTF-8" in error.msg:  # orjson checks that first, and gives no place
         return orjson.JSONDecodeError(error.msg, "", 0)
     text = raw.decode()
     return orjson.JSONDecodeError(error.msg, text, len(raw[:at].decode()) + error.pos - len(start))
 
 
 def _elements(raw: bytes, at: int, end: bytes, piece: int, one: Callable[[bytes], Any]) -> tuple[list[Any], int]:
-    """The elements from `at` on, but for the last ones; and where these begin."""
+    """The elements from `at` on, except the last ones, and where these begin."""
     view, found, size = memoryview(raw), list[Any](), piece
     while (cut := raw.find(end, at + size)) >= 0:
         try:

@@ -19,8 +19,8 @@ from service.protocol import Protocol
 log = structlog.get_logger()
 
 _SWITCH_SECONDS = 0.001
-# A client that sends on a connection in the moment in which it is closed gets no answer, so it is the client that closes
-# first: Python's keep one for 5 s, which is uvicorn's default too, and proxies for 60 s.
+# A request on a connection that is closed at the same moment gets no answer. So connections are kept for longer than clients
+# keep them: clients in Python for 5 s, which is also uvicorn's default, and proxies for 60 s.
 _KEEP_ALIVE_SECONDS = 75
 
 
