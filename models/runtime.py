@@ -23,9 +23,9 @@ from models.transformations import Transformation, side_dimension
 #: Any array of real numbers, perhaps a read-only mapped column.
 Vectors = npt.NDArray[Any]
 
-# Rows. The widest layer of the shipped FCT network then holds 16 MB, and with more rows it takes no less time for each.
+# Rows computed at once. The widest layer of the shipped FCT network then has 16 MB; more rows are no faster.
 DEFAULT_BLOCK = 2_048
-# Rows of two tiles of a processor's matrix instructions: fewer take as long.
+# Two tiles of a processor's matrix instructions have this many rows: fewer rows take as long.
 _FEWEST_ROWS = 32
 
 
@@ -71,9 +71,9 @@ class Transform:
         if self._in_few_counts:
             packed(self._module, block)
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # blocks are computed in streams of their own, which wait for no other
+            torch.cuda.synchronize(self.device)  # the streams of blocks do not wait for the copy of the weights
         self.has_uncertainty = module.has_uncertainty
-        #: applied to each row, which is what a row costs
+        #: how many weights each row is multiplied by: what a row costs
         self.weights = sum(each.numel() for each in module.parameters())
 
     def __call__(self, embeddings: Vectors, side: Vectors | None = None) -> Floats:
@@ -106,7 +106,7 @@ class Transform:
         return self._staged(blocks, self._finished)
 
     def quickest(self, embeddings: Vectors, side: Vectors | None = None) -> Transform | None:
-        """This transformation, or the same in another number type, by trying both as the rule of this one says.
+        """The faster one of this transformation and the same in bfloat16, as its rule says, by trying both on a sample.
 
         Args:
             embeddings: a sample of what is to be transformed, as a call takes it.
@@ -116,13 +116,13 @@ class Transform:
             None if there are too few rows to tell.
         """
         if self.computed_in != "float32":
-            return self  # was found to be so
+            return self  # an earlier trial chose it
         rows = slice(0, arithmetic.SAMPLE_ROWS)
         embeddings, side = embeddings[rows], None if side is None else side[rows]
         if len(embeddings) < arithmetic.FEWEST_ROWS:
             return None
         if not arithmetic.worth_trying(self._rule, self.device):
-            return self  # without a second copy of the weights
+            return self  # and make no second copy of the weights
         near = Transform(self._module, device=self.device, block=self._block, rule=self._rule, computed_in="bfloat16")
         tried = (partial(transform, embeddings, side) for transform in (self, near))
         return near if arithmetic.takes_bfloat16(self._rule, self.device, *tried) else self
@@ -168,7 +168,7 @@ class Transform:
         return read(raw)[: len(embeddings)]
 
     def _taken(self, given: Tensor) -> Tensor:
-        """In the number type that is computed in, with rows of zeros after the last where that many are computed at once."""
+        """`given` in the number type that is computed in, with rows of zeros behind it up to one of the `few_counts`."""
         rows = few_counts(len(given)) if self._in_few_counts else len(given)
         if rows == len(given):
             return given.to(self._dtype)
@@ -192,11 +192,11 @@ class Transform:
 
 
 def few_counts(rows: int) -> int:
-    """As many rows or up to half as many more, so that few counts of rows are ever computed with. Pure.
+    """Round a number of rows up, by at most half of it, so that few different numbers occur. Pure.
 
-    oneDNN, which computes in bfloat16, compiles a kernel for each layer and number of rows that it meets, and keeps it. Of 200
-    rows of a network like FCT's it took 12 ms for the first time and 4 ms after that, and each such number cost 4 MB or more: a
-    search finds ever another number of candidates, so without this hardly any found its kernel, and the process grew for hours.
+    oneDNN, which computes in bfloat16, compiles a kernel for each layer and each number of rows, and keeps it. For 200 rows of a
+    network like FCT's the first time took 12 ms and later ones 4 ms, and each number of rows cost 4 MB or more. Each search has
+    another number of candidates, so without this hardly any found a kernel, and the process grew for hours.
     """
     step = max(_FEWEST_ROWS, (1 << (rows - 1).bit_length()) // 4)
     return -(-rows // step) * step

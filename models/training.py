@@ -112,14 +112,14 @@ def train(
         history = [] if kept is None else kept.resume(task, optimizer, generator)
         begun = None if log is None else _columns_of(log)
         if begun is not None and not begun.startswith(f"{_FIRST_COLUMN},"):
-            raise _not_its(log)  # of the other columns the first epoch tells
+            raise _not_its(log)  # its other columns are checked after the first epoch
         for epoch in range(len(history), plan.epochs):
             start = time.perf_counter()
             try:
                 history.append(_epoch(epoch, task, rows, plan, optimizer, generator, augment, device, on_step))
             except FloatingPointError:
                 if kept is not None:
-                    kept.forget()  # from there it would only diverge again
+                    kept.forget()  # to go on from it would only diverge again
                 raise
             if kept is not None:
                 kept.save(task, optimizer, generator, history)

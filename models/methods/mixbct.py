@@ -13,9 +13,8 @@ from models.functional import class_means
 from models.method import BackboneMethod, Batch, Setting, check_range, needed
 from models.prototypes import checked_labels, class_count
 
-CENTRES_STD = (
-    0.01  # short centres turn quickly to where the mixture wants them; long ones hold the backbone where it began
-)
+# Short centres turn quickly to where the mixture wants them; long ones hold the backbone where it began.
+CENTRES_STD = 0.01
 
 
 class MixBct(BackboneMethod):
