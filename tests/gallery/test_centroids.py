@@ -19,7 +19,7 @@ from gallery.index.quantizer import FEWEST_ROWS_PER_LIST, ROUGH, THOROUGH, Care,
 from gallery.indexing import QUANTIZER, index_column, wanting
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
-from tests.gallery.world import GALLERY, OLD, World, best
+from tests.gallery.world import GALLERY, OLD, World
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_search_compares_its_query_with_shared_centroids_once(small: World, mo
     answer = small.search("old", [vectors[2][7]], k=5)
     assert len(answer.snapshot.shelves) == 3
     assert compared == [1]
-    assert best(answer)[0].id == "s2-7"
+    assert answer.hits(0)[0].id == "s2-7"
 
 
 def test_a_gallery_that_has_outgrown_its_centroids_gets_new_ones_and_old_segments_keep_theirs(small: World) -> None:

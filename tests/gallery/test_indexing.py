@@ -15,7 +15,7 @@ from gallery.index import _ivf, _reach, choose
 from gallery.index.base import JOINED, REACH
 from gallery.indexing import index_column, wanting
 from gallery.upgrade.states import State
-from tests.gallery.world import OLD, World, best
+from tests.gallery.world import OLD, World
 
 
 def filled(world: World, rows: int = 300) -> int:
@@ -79,7 +79,7 @@ def test_a_shelf_of_rows_in_pairs_that_are_almost_alike_finds_what_lies_beyond_t
     queries = rng.standard_normal((100, 12)).astype(np.float32)
     answer = world.search("wide", queries, k=10, gallery="pairs")
     assert len(answer.snapshot.shelves) == 1
-    found = [{int(hit.id) for hit in best(answer, query)} for query in range(len(queries))]
+    found = [{int(hit.id) for hit in answer.hits(query)} for query in range(len(queries))]
     nearest = np.argsort(((queries[:, None] - vectors) ** 2).sum(axis=2), axis=1)[:, :10].tolist()
     assert sum(len(one & set(rows)) for one, rows in zip(found, nearest, strict=True)) >= 0.98 * 10 * len(queries)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,7 @@ from gallery.catalog.upgrades import Lease, upgrade_row
 from gallery.compact import merge
 from gallery.compact.plan import Rule
 from gallery.files import Files, digest
-from gallery.search.filtering import Filters
-from gallery.search.mapped import MappedColumns
-from gallery.search.request import Answer, Hit, SearchRequest
+from gallery.search.request import Answer, SearchRequest
 from gallery.search.run import Searcher
 from gallery.settings import GallerySettings
 from gallery.snapshot import Galleries
@@ -128,19 +126,9 @@ class World:
     ) -> World:
         """A process over a data folder and a database that may have been used before."""
         chosen = GallerySettings(data=folder, database_url=url, **settings)
-        opened_files, opened_catalog = files(folder), catalog(chosen.database)
-        transforms = Transforms(opened_files, load)
-        return cls(
-            Store(opened_catalog, opened_files, transforms, chosen),
-            Galleries(opened_catalog, opened_files),
-            Searcher(
-                Filters(opened_catalog, 1 << 20),
-                transforms,
-                MappedColumns(transforms, 1 << 20),
-                10,
-                chosen.min_candidates,
-            ),
-        )
+        opened_files = files(folder)
+        store = Store(catalog(chosen.database), opened_files, Transforms(opened_files, load), chosen)
+        return cls(store, Galleries(store.catalog, store.files), Searcher.of(store))
 
     def prepare(self, *transformations: tuple[str, str, str, Linear], **gallery: Any) -> World:
         """Migrate, register the models old and new and the transformations, and make the gallery in old."""
@@ -273,18 +261,6 @@ class World:
         self.store.catalog.close()
 
 
-@dataclass
-class Oracle:
-    """What a search must find: a plain dictionary of vectors per space."""
-
-    #: id -> vector in the score space
-    vectors: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-    def scores(self, query: NDArray[Any]) -> dict[str, float]:
-        """Euclidean distances of one query, exactly."""
-        return {item: distance(query, vector) for item, vector in self.vectors.items()}
-
-
 @contextmanager
 def lost_connection(catalog: Catalog, before: str) -> Iterator[None]:
     """Once, right before a statement with these words, PostgreSQL ends the connection; whoever asks again is answered."""
@@ -322,8 +298,3 @@ def found(answer: Answer, query: int = 0) -> dict[str, float]:
     assert len(scores) == len(hits), f"found twice: {[hit.id for hit in hits]}"
     assert [hit.score for hit in hits] == sorted(hit.score for hit in hits)
     return scores
-
-
-def best(answer: Answer, query: int = 0) -> list[Hit]:
-    """The hits of one query."""
-    return answer.hits(query)

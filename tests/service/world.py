@@ -23,8 +23,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from gallery.catalog.schema import migrate
-from gallery.search.filtering import Filters
-from gallery.search.mapped import MappedColumns
 from gallery.search.run import Searcher
 from gallery.settings import GallerySettings
 from gallery.snapshot import Galleries
@@ -166,10 +164,7 @@ class World:
 
     def work(self, *, steps: int = 10_000, until: str | None = None) -> int:
         """Do what a worker does, until nothing is due, or so many steps, or a state is reached; the steps done."""
-        galleries, transforms = Galleries(self.store.catalog, self.store.files), self.store.transforms
-        searcher = Searcher(
-            Filters(self.store.catalog, 1 << 20), transforms, MappedColumns(transforms, 1 << 20), 10, 200
-        )
+        galleries, searcher = Galleries(self.store.catalog, self.store.files), Searcher.of(self.store)
         done = 0
         while done < steps:
             due = drive.due(self.store)

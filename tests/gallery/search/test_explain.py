@@ -15,7 +15,7 @@ from gallery.indexing import index_column, wanting
 from gallery.search.explain import STEPS, Explained, explain, hits_found
 from gallery.search.mapped import MappedColumns
 from gallery.search.request import SearchRequest
-from tests.gallery.world import BACKWARD, GALLERY, NEW, OLD, SIDE, WITH_SIDE, Oracle, World, distance, found
+from tests.gallery.world import BACKWARD, GALLERY, NEW, OLD, SIDE, WITH_SIDE, World, distance, found
 
 SEGMENTS, ROWS = 3, 40
 RANDOM = np.random.default_rng(7)
@@ -48,12 +48,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     found.close()
 
 
-@pytest.fixture(scope="module")
-def oracle() -> Oracle:
-    items = {f"{at}-{row}": WITH_SIDE(VECTORS[at], SIDES[at])[row] for at in range(SEGMENTS) for row in range(ROWS)}
-    return Oracle({item: vector for item, vector in items.items() if item not in DELETED})
-
-
 def explained(world: World, **more: Any) -> Explained:
     given: dict[str, Any] = {"companions": {"old": COMPANION}, "k": 10, **more}
     return explain(world.searcher, world.galleries.refresh(), GALLERY, SearchRequest("new", QUERY, **given))
@@ -69,9 +63,10 @@ def test_it_finds_what_the_search_finds_and_says_how(world: World) -> None:
     assert [each.candidates for each in told.steps] == [10, told.candidates] == [10, 20]
 
 
-def test_exact_hits_are_those_of_every_live_row(world: World, oracle: Oracle) -> None:
+def test_exact_hits_are_those_of_every_live_row(world: World) -> None:
     exact = explained(world).exact
-    expected = oracle.scores(QUERY[0])
+    mapped = {f"{at}-{row}": WITH_SIDE(VECTORS[at], SIDES[at])[row] for at in range(SEGMENTS) for row in range(ROWS)}
+    expected = {item: distance(QUERY[0], vector) for item, vector in mapped.items() if item not in DELETED}
     assert [hit.score for hit in exact.hits(0)] == sorted(expected.values())[:10]
     assert all(expected[item] == score for item, score in found(exact).items())
 
