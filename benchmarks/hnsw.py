@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from benchmarks.vectors import Data, K, recall
 
 NEIGHBOURS, CONSTRUCTION = 16, 200
-#: candidates in view, each step a fifth more: a coarser ladder would give the other side more recall than it is judged by.
-#: pgvector takes no more than a thousand
+#: candidates in view to try, each a fifth more than the last: with coarser steps, the peer would have more recall than it needs,
+#: and be slower for that. pgvector takes at most a thousand.
 EFFORTS = [int(10 * 1.2**step) for step in range(26)]
-#: a peer may find so much less than we do
+#: how much less recall than ours a peer may have
 TOLERANCE = 0.003
 
 
@@ -45,7 +45,7 @@ def found_by(index: faiss.IndexHNSWFlat, data: Data) -> Callable[[int], list[lis
 
 
 def least_effort(ask: Callable[[int], list[list[str]]], truth: NDArray[np.int64], wanted: float) -> tuple[int, float]:
-    """The least effort by which at least `wanted` is found, less the tolerance; and what is found by it.
+    """The least effort whose recall is at least `wanted`, less the tolerance, and that recall.
 
     All that there is to try may find less: then the most is taken, and the recall that is shown says so.
     """

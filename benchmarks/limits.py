@@ -13,7 +13,7 @@ import torch
 from models.artifacts import load
 
 _ROUNDS = 5
-#: side of a matrix product that fills any GPU, and bytes of a copy that does
+#: a matrix product of this side, and a copy of this many bytes, are large enough for any GPU
 _SIDE = 8192
 _BYTES = 1 << 30
 _FLOAT32 = 4
@@ -64,7 +64,7 @@ def measured(artifact: Path, folder: Path, *, device: str, computed_in: str) -> 
 
 
 def allowed(artifact: Path, rates: Rates, computed_in: str) -> Limits:
-    """What a machine of some rates allows at the most. Pure, but for the reading of the artifact."""
+    """The limits of a machine with these rates. Pure, except that it reads the artifact."""
     module = load(artifact)
     declared = module.architecture
     given = (declared.source_dimension + (getattr(declared, "side_dimension", None) or 0)) * _FLOAT32
@@ -93,7 +93,7 @@ def rates(folder: Path, *, device: str, computed_in: str, side: int = _SIDE, siz
 
 
 class _Clock:
-    """Times what a device does; the first time is not counted, since memory is taken and kernels are chosen then."""
+    """Times what a device does. The first run is not counted, because it allocates memory and chooses kernels."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

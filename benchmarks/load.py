@@ -52,7 +52,7 @@ class Load(NamedTuple):
         return sum(answer.status != 200 for answer in self.answers)
 
     def percentile(self, percent: float) -> float:
-        """Milliseconds within which so many of a hundred answers came."""
+        """The percentile of the latencies, in milliseconds."""
         return float(np.percentile(self._latencies(), percent)) * 1000
 
     def checked(self) -> Load:

@@ -64,7 +64,7 @@ class Oracle:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def writing(self, now: float, written: Mapping[str, Mapping[str, Vectors]]) -> None:
-        """A write is about to be sent: of these items, with their vectors in each space."""
+        """Note that a write of these items, with their vectors in each space, is about to be sent."""
         with self._lock:
             for item, vectors in written.items():
                 revisions = self._items.setdefault(item, [])
@@ -72,13 +72,13 @@ class Oracle:
                 revisions.append(Revision(vectors, now))
 
     def deleting(self, now: float, items: Sequence[str]) -> None:
-        """A deletion is about to be sent."""
+        """Note that a deletion is about to be sent."""
         with self._lock:
             for item in items:
                 _end(self._items.get(item, []), now)
 
     def acknowledged(self, now: float, items: Sequence[str]) -> None:
-        """The write or the deletion of these items was acknowledged."""
+        """Note that the write or the deletion of these items was acknowledged."""
         with self._lock:
             for item in items:
                 for revision in self._items.get(item, []):

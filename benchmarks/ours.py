@@ -56,7 +56,7 @@ def running(folder: Path, settings: Mapping[str, object] | None = None, *, worke
 
 
 def write_artifact(path: Path, hidden: int = HIDDEN) -> Path:
-    """An FCT network with random weights, as an artifact: what it computes is nothing, what it costs is the same."""
+    """An FCT network with random weights, as an artifact: its results mean nothing, but it costs the same as a trained one."""
     torch.manual_seed(0)
     network = Fct(source_dimension=DIMENSION, target_dimension=DIMENSION, side_dimension=DIMENSION, hidden=hidden)
     artifacts.save(path, build(network))
@@ -71,7 +71,7 @@ def bare(artifact: Path, sample: tuple[Vectors, Vectors], device: str = "cpu") -
 
 
 def register(client: Client, artifact: Path | None = None) -> None:
-    """The old model; and where an artifact leads from it, the new one, and side-information with the old one's items."""
+    """Register the old model; with an artifact also the new model, and side-information for the old one's items."""
     side = None if artifact is None else DIMENSION
     client.register_model(OLD, dimension=DIMENSION, metric="euclidean", side_dimension=side)
     if artifact is not None:
@@ -81,7 +81,7 @@ def register(client: Client, artifact: Path | None = None) -> None:
 
 
 def fill(client: Client, gallery: str, items: Vectors, sides: Vectors | None = None, *, segments: int = 1) -> None:
-    """A new gallery of so many segments; ids are row numbers. Indexes are not waited for."""
+    """Make and fill a gallery of so many segments; ids are row numbers. It does not wait for indexes."""
     client.create_gallery(gallery, OLD)
     for rows in np.array_split(np.arange(len(items)), segments):
         part = slice(int(rows[0]), int(rows[-1]) + 1)

@@ -66,7 +66,7 @@ class _Round(NamedTuple):
     small: _Done
     large: _Done
     bare: _Passed
-    #: by what a worker makes of the network
+    #: the pass of the network as a worker prepares it
     own: _Passed
 
 
@@ -220,7 +220,7 @@ def _mean(one: _Passed, other: _Passed) -> _Passed:
 
 
 def _device() -> str:
-    """Where this process computes what a worker is compared with; nothing is claimed, since they take turns."""
+    """Where the bare pass is computed: on the worker's device. It claims no GPU, since the two take turns."""
     wanted = WorkerSettings().device
     return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 

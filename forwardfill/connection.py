@@ -25,7 +25,7 @@ def connected(timeout: httpx.Timeout | float = DEFAULT_TIMEOUT) -> Iterator[Clie
     try:
         made = Client(url, key.get_secret_value() if key else None, timeout=timeout)
     except (ImportError, ValueError, httpx.InvalidURL) as error:  # key and URL were looked at
-        # What is said of no URL has parts of it, and so perhaps of a password.
+        # An error about a malformed URL shows parts of it, and so perhaps of a password.
         why = "it is no URL" if isinstance(error, httpx.InvalidURL) else error
         refuse(f"the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: {why}")
     with made as client:

@@ -32,7 +32,7 @@ class ClientSettings(BaseSettings):
         try:
             parsed = httpx.URL(url)
             known = parsed.scheme in ("http", "https") and bool(parsed.host)
-        except httpx.InvalidURL:  # whose message has parts of the URL, and so perhaps of a password
+        except httpx.InvalidURL:  # its message shows parts of the URL, and so perhaps of a password
             known = False
         if not known:
             raise ValueError("is not of the form http://127.0.0.1:8000") from None

@@ -81,7 +81,7 @@ def _dumped(value: Any) -> bytes:
 
 
 def _wrong(value: Any, place: str) -> str:
-    """Where it is in something that is no JSON: its first part that is none either, and so on inwards, a few steps."""
+    """A path to what is not JSON within a value: its first part that is not JSON, then that one's, for a few steps."""
     for _ in range(_STEPS_INWARDS):
         parts: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for name, each in parts:
@@ -168,7 +168,7 @@ def by_model(vectors: Any, name: str) -> Mapping[str, Vectors]:
 
 
 def same_count(columns: Mapping[str, Sized | None]) -> int:
-    """How many rows there are in columns that belong together, by what messages call them; None is no column.
+    """How many rows columns that belong together have. The columns are given by their names in messages; None is no column.
 
     Raises:
         ValueError: they have different numbers of rows.
@@ -218,7 +218,7 @@ class Rows:
         )
 
     def bytes_per_item(self) -> int:
-        """About how long an item is as JSON."""
+        """About how many bytes an item has as JSON."""
         floats = int(self.embeddings.shape[1]) + (0 if self.side is None else int(self.side.shape[1]))
         payload = max((len(as_json(each, f"/payloads/{at}")) for at, each in enumerate(self.payloads or ())), default=0)
         return ITEM_OVERHEAD + floats * 4 * 4 // 3 + payload + max((len(each) for each in self.ids), default=0)
@@ -278,7 +278,7 @@ def pieces(content: bytes) -> Iterator[bytes]:
 
 
 def matrix(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
-    """What is given for an argument, as an array (n, d)."""
+    """The value of an argument as an array (n, d)."""
     array = real(vectors, name)
     if array.ndim != 2:
         raise ValueError(f"{name}: vectors have shape (n, d), not {array.shape}")
@@ -286,7 +286,7 @@ def matrix(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
 
 
 def _column(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
-    """As `matrix`; but an empty list is no rows, of whatever dimension."""
+    """As `matrix`, but an empty list is allowed: an array without rows."""
     array = real(vectors, name)
     return array.reshape(0, 0) if array.shape == (0,) else matrix(array, name)
 
@@ -301,14 +301,14 @@ def query(vector: Vectors, companions: Mapping[str, Vectors] | None) -> Json:
 
 
 def companion(model: str) -> str:
-    """How a message calls the companions of one model."""
+    """The name of one model's companions in messages."""
     return f"companions of {model}"
 
 
 def options(
     k: int | None, condition: Json | None, include: Sequence[str], allow_partial: bool, oversample: int | None
 ) -> Json:
-    """What is said of a search beside its vectors; what is as the service has it anyway is left out."""
+    """The fields of a search beside its vectors, without those that have the service's defaults."""
     said: Json = {}
     if k is not None:
         said["k"] = k
@@ -324,10 +324,10 @@ def options(
 
 
 def fits_a_header(key: str) -> bool:
-    """Whether a key can be sent. What cannot, HTTP libraries refuse with a message that has the key in it."""
+    """Whether a key can be sent in a header. HTTP libraries refuse others with a message that shows the key."""
     return re.fullmatch("[!-~]+", key) is not None
 
 
 def quoted(name: str) -> str:
-    """A name as one part of a path; dots that stand alone would be taken out of it, with what is before them."""
+    """A name as one part of a path. `.` and `..` are quoted too, because they would be resolved like folders."""
     return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")

@@ -27,7 +27,7 @@ HITS_PER_REQUEST = 1_000_000
 
 
 class GalleryMovedError(Exception):
-    """The gallery went on to another version while it was measured; measure again."""
+    """The gallery changed to another version while it was measured, so it must be measured again."""
 
 
 class Quality(NamedTuple):
@@ -59,7 +59,7 @@ class Queries(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """Every item of a gallery asks for the others of its label; its own id is left out of its answer."""
+    """Labelled queries: every item is one that should find the others of its label; its own id is left out of its answer."""
 
     client: Client
     ids: tuple[str, ...]

@@ -60,7 +60,7 @@ SCALES = {
 
 
 class Trained(NamedTuple):
-    """What training leaves."""
+    """What training made."""
 
     items: Items
     new: Encoder
@@ -125,7 +125,7 @@ def _tell(data: str, root: Path | None, out: Path, seed: int, quick: bool) -> St
     story = Story(trained.items, scale)
     _chapter(3, "The service and its worker, as processes of their own")
     items = len(trained.items.ids)
-    # Its segments stay as small as they are, because a step of its picture is a segment that is upgraded.
+    # Segments are not merged, because each step of the picture is one upgraded segment.
     settings = {"MAX_K": max(1000, items), "COMPACT_SEGMENTS": 0}
     with (
         LocalService(out / "data", out / "service.log", settings) as service,
@@ -144,7 +144,7 @@ def _tell(data: str, root: Path | None, out: Path, seed: int, quick: bool) -> St
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, so that the processes that were started are stopped then too."""
+    """Make SIGTERM do what Ctrl-C does, so that the processes that were started are stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -157,7 +157,7 @@ def _terminable() -> Iterator[None]:
 
 @contextmanager
 def _explained(service: LocalService) -> Iterator[None]:
-    """Where a connection breaks because the service died, say that, with its last words."""
+    """If a connection breaks because the service died, raise that instead, with the end of its log."""
     try:
         yield
     except (httpx.TransportError, TrafficStoppedError):
@@ -200,7 +200,7 @@ def _stage(title: str, train: Callable[[OnStep], T]) -> T:
 
 
 def _quick(images: Dataset, recipe: Recipe) -> tuple[Dataset, Recipe, Scale]:
-    """Hardly any images, epochs and searches."""
+    """The same with hardly any images, epochs and searches."""
     train, test = (
         np.random.default_rng(0).permutation(len(labels))[:200] for labels in (images.train_labels, images.test_labels)
     )
@@ -304,7 +304,7 @@ def _watch(client: Client, exam: Exam, story: Story, traffic: Traffic) -> Upgrad
 
 
 def _tenths(client: Client, items: Items, upgrade: Upgrade) -> int:
-    """How many tenths already serve; the last does when all of it is verified and completed."""
+    """How many tenths serve already; the last one counts once the upgrade is verified and completed."""
     if upgrade["state"] == "completed":
         return TENTHS
     answer = client.search(GALLERY, NEW, items.new[0], companions={OLD: items.old[0]}, k=1)
@@ -313,7 +313,7 @@ def _tenths(client: Client, items: Items, upgrade: Upgrade) -> int:
 
 
 def _measure(client: Client, exam: Exam, story: Story, upgrade_id: str, *, pausing: bool) -> Measurement:
-    """Measure one version of the gallery; where it moves on too fast, the upgrade is paused meanwhile."""
+    """Measure one version of the gallery; if it changes before that is done, pause the upgrade and measure again."""
     queries = story.items.new_queries
     if not pausing:
         try:
@@ -321,16 +321,16 @@ def _measure(client: Client, exam: Exam, story: Story, upgrade_id: str, *, pausi
         except GalleryMovedError:
             pass
     if not _paused(client, upgrade_id):
-        return exam.take(GALLERY, queries)  # it is done, and moves no more
+        return exam.take(GALLERY, queries)  # the upgrade is done, so the gallery changes no more
     try:
         story.pauses += 1
-        return exam.take(GALLERY, queries)  # the segment under way may still come, once
+        return exam.take(GALLERY, queries)  # the segment under way may still be published, once
     finally:
         client.resume(upgrade_id)
 
 
 def _paused(client: Client, upgrade_id: str) -> bool:
-    """Pause the upgrade, unless it is past that."""
+    """Pause the upgrade, unless it is too far for that."""
     try:
         client.pause(upgrade_id)
     except ForwardfillError as error:
@@ -341,7 +341,7 @@ def _paused(client: Client, upgrade_id: str) -> bool:
 
 
 class _Pace:
-    """How slow the upgrade must be, so that its middle can be measured and enough searches are sent meanwhile."""
+    """Chooses how slow the upgrade must be for its middle to be measured and enough searches to be sent."""
 
     def __init__(self, client: Client, story: Story, traffic: Traffic) -> None:
         self._client = client
@@ -354,7 +354,7 @@ class _Pace:
         scale = story.scale
         measuring, searching = story.by_progress[0].seconds, MARGIN * scale.searches / rate
         fitting = MARGIN * SEGMENTS * measuring
-        #: a measurement does not fit between two segments of an upgrade of bearable length: it must be paused for each
+        #: whether each measurement needs a pause, since it takes longer than the time between two segments
         self.pausing = fitting > MOST_SECONDS
         if self.pausing:
             seconds = max(scale.seconds, searching - (TENTHS - 1) * measuring)
@@ -380,12 +380,12 @@ class _Pace:
 
 
 def _answers(client: Client, items: Items) -> list[Any]:
-    """What some old-model queries find, with scores."""
+    """What some queries of the old model find, with scores."""
     return client.search_batch(GALLERY, OLD, items.old[:1000], k=K)["results"]
 
 
 def _compare(client: Client, story: Story, new: Encoder) -> None:
-    """The time of the upgrade at full speed, and of embedding the same images again; nobody searches meanwhile."""
+    """The seconds of the upgrade at full speed, and of embedding the same images again, without searches meanwhile."""
     upgrade = client.start_upgrade(GALLERY, transformation=FORWARD)
     story.unthrottled = client.wait(upgrade["id"], timeout=PATIENCE)
     start = time.perf_counter()

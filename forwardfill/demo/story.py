@@ -55,12 +55,12 @@ class Items(NamedTuple):
 
     @property
     def new_queries(self) -> Queries:
-        """As a client sends them that runs both encoders during the move."""
+        """Queries as a client sends them that runs both encoders during the upgrade."""
         return Queries(NEW, self.new, {OLD: self.old})
 
     @property
     def naive_queries(self) -> Queries:
-        """The swap that one must not do: new vectors under the old name, cut or padded to its dimension."""
+        """The naive swap: new vectors sent as if they were of the old model, cut or padded to its dimension."""
         width = self.old.shape[1]
         swapped = np.zeros_like(self.old)
         swapped[:, : min(width, self.new.shape[1])] = self.new[:, :width]
@@ -75,7 +75,7 @@ class Story:
     scale: Scale
     measured: dict[str, Measurement] = field(default_factory=dict)
     by_progress: list[Measurement] = field(default_factory=list)
-    #: as it was watched, and once more at full speed
+    #: the upgrade that was watched, and the one at full speed
     upgrade: Upgrade = field(init=False)
     unthrottled: Upgrade = field(init=False)
     searches: list[Record] = field(default_factory=list)

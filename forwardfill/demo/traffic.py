@@ -206,7 +206,9 @@ def main() -> None:
     stopping = threading.Event()
 
     def listen() -> None:
-        while os.read(sys.stdin.fileno(), 4096):  # not by `sys.stdin`, whose lock a daemon thread would keep at the end
+        while os.read(
+            sys.stdin.fileno(), 4096
+        ):  # `sys.stdin` has a lock, which a daemon thread would hold when the process ends
             pass
         stopping.set()
 

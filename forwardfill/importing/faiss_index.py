@@ -34,7 +34,7 @@ def columns(path: Path, allowed: Path | None) -> list[Column]:
         BadInput: it is elsewhere, or no index that keeps its vectors.
     """
     _check_place(path, allowed)
-    path = path.resolve()  # what was checked is what is read, wherever a link points later
+    path = path.resolve()  # so that the file that is read is the one that was checked, even if a link changes
     with _child(path, "id", sys.maxsize, 1) as stream:  # beyond its last row, so just the schema
         rows = int(stream.schema.metadata[b"rows"])
         stream.read_all()
@@ -85,7 +85,7 @@ def _child(path: Path, name: str, start: int, size: int) -> Iterator[Any]:
 
 
 def _why(path: Path, code: int, said: IO[bytes]) -> str:
-    """What a child that failed died of: what it said last, or the signal."""
+    """Why a child failed: its last line, or the signal that ended it."""
     if code < 0:
         return f"{path}: FAISS died of it ({signal.Signals(-code).name}); it is damaged, or no index file"
     said.seek(0)

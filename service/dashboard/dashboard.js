@@ -35,7 +35,7 @@ async function look() {
   if (byId("main").hidden) said("status", "reading");
   const [galleries, upgrades] = await Promise.allSettled([service.readAll("galleries", "galleries"), newest()]);
   const failures = await Promise.resolve(upgrades.value && failuresOf(chosen(upgrades.value))).catch(() => seen.failures);
-  if (turn !== turns) return; // somebody asked again meanwhile
+  if (turn !== turns) return; // a later reading has begun meanwhile
   const errors = [galleries.reason, upgrades.reason].filter(Boolean);
   if (errors.some(({ status }) => status === 401)) return askForKey();
   byId("key-form").hidden = byId("key-problem").hidden = true;
@@ -80,7 +80,7 @@ const one = (id) =>
 
 const sorted = (found) => [...found.values()].sort((one, other) => (one.id < other.id ? 1 : -1)); // ids begin with their time
 
-/** Add the next page. A reading that is under way does not know it, so it counts no more, and another begins. */
+/** Add the next page. A reading that is under way lacks it, so its result is dropped, and another begins. */
 async function older() {
   const page = await service.read(`admin/upgrades?page_size=${NEWEST}${service.next(seen.token)}`);
   seen.token = page.next_page_token;
@@ -149,7 +149,7 @@ function render() {
   document.title = view.tab(upgrade);
 }
 
-/** Only where it differs: a live region is read aloud each time it is written to. */
+/** Write a text only if it differs: a screen reader reads a live region aloud each time it is written to. */
 function said(id, text) {
   if (byId(id).textContent !== text) byId(id).textContent = text;
 }
@@ -172,7 +172,7 @@ function forget() {
   following?.abort.abort();
   following = null;
   Object.assign(seen, fresh());
-  byId("question").close("no"); // nobody could get at what is behind it
+  byId("question").close("no"); // nobody could reach the page behind it
   for (const id of ["galleries", "upgrades", "chosen"]) byId(id).replaceChildren();
   byId("main").hidden = byId("forget").hidden = byId("banner").hidden = true;
   said("status", "");
@@ -181,7 +181,7 @@ function forget() {
 
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  service.key.set(byId("key").value.replace(/[^\x21-\x7e]/g, "")); // what was copied along with it; a header could not hold it
+  service.key.set(byId("key").value.replace(/[^\x21-\x7e]/g, "")); // spaces and the like that were copied along: a header cannot hold them
   byId("key").value = "";
   look();
 });
@@ -235,7 +235,7 @@ const ACTIONS = {
   all: () => {
     seen.all = !seen.all;
     render();
-    if (!seen.all) byId("all").scrollIntoView({ block: "nearest" }); // what was above it is gone
+    if (!seen.all) byId("all").scrollIntoView({ block: "nearest" }); // the rows above it are gone
   },
   older: () => older().catch(look),
   verb: ({ verb }) => act(verb),
@@ -247,7 +247,7 @@ const ACTIONS = {
   no: () => byId("question").close("no"),
 };
 
-// One listener for what is there and for what will be: elements come and go with each reading.
+// One listener on the document, because elements come and go with each reading.
 document.addEventListener("click", (event) => {
   const asked = event.target.closest("[data-action]");
   if (asked) ACTIONS[asked.dataset.action](asked.dataset);

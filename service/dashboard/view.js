@@ -18,7 +18,7 @@ const OVERLAP = { name: "overlap_at_10", label: "overlap@10", hint: "share of th
 
 export const isActive = (upgrade) => !OVER.has(upgrade.state);
 
-/** Of the tab: how far it is, for whoever looks at another one. */
+/** The title of the tab: how far the upgrade is, for those who look at another tab. */
 export const tab = (upgrade) =>
   upgrade && isActive(upgrade) ? `${words.percent(upgrade.progress.fraction)} ${upgrade.gallery} – Forwardfill` : "Forwardfill";
 
