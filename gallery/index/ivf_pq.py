@@ -67,7 +67,7 @@ class Effort(NamedTuple):
     reach: Reach
 
 
-class Probes(NamedTuple):
+class Needs(NamedTuple):
     """Which lists to read of the index of one segment.
 
     Attributes:
@@ -81,7 +81,7 @@ class Probes(NamedTuple):
     joined: Effort
 
 
-def _probes(parts: Sequence[Probes]) -> Effort:
+def _enough(parts: Sequence[Needs]) -> Effort:
     """Which lists suffice for most of the rows of segments that are searched together.
 
     What a segment needs was measured with the neighbours of its rows within it. Among the rows of all segments the nearest are
@@ -110,12 +110,12 @@ class PqIndex(_ivf.IvfIndex):
     """
 
     def __init__(
-        self, files: Sequence[_File], *, probes: Sequence[Probes], rerank: int, vectors: Stored | Stack, space: Space
+        self, files: Sequence[_File], *, needs: Sequence[Needs], rerank: int, vectors: Stored | Stack, space: Space
     ) -> None:
-        effort = _probes(probes)
+        effort = _enough(needs)
         super().__init__("ivf_pq", files[0].centroids, nprobe=effort.nprobe, vectors=vectors, space=space)
         self.files = files
-        self.probes = probes
+        self.needs = needs
         self.rerank = rerank
         read = self.nprobe * len(vectors) // max(1, len(self.quantizer))
         self._reach = effort.reach if read >= _CHOOSY_ROWS else EVERYWHERE
@@ -128,11 +128,11 @@ class PqIndex(_ivf.IvfIndex):
         return super().reads // 8
 
     def join(self, others: Sequence[Index]) -> Index:
-        """The lists of all, of which a search reads what `_probes` says."""
+        """The lists of all, of which a search reads what `_enough` says."""
         joined = [each for each in (self, *others) if isinstance(each, PqIndex)]
         return PqIndex(
             [file for each in joined for file in each.files],
-            probes=[part for each in joined for part in each.probes],
+            needs=[part for each in joined for part in each.needs],
             rerank=max(each.rerank for each in joined),
             vectors=Stack([column for each in joined for column in each.columns]),
             space=self.space,
@@ -142,7 +142,7 @@ class PqIndex(_ivf.IvfIndex):
         """The same blocks, of which a search reads the lists that `parameters` say."""
         other = PqIndex(
             self.files,
-            probes=[Probes(part.rows, _effort(parameters), _effort(parameters)) for part in self.probes],
+            needs=[Needs(part.rows, _effort(parameters), _effort(parameters)) for part in self.needs],
             rerank=parameters["rerank"],
             vectors=self._column,
             space=self.space,
@@ -306,8 +306,8 @@ class Pq(_ivf.Lists):
         found = _faiss.mapped(self.name, path, faiss.IO_FLAG_MMAP, vectors)
         assert path is not None  # noqa: S101 - `mapped` refuses None
         file = _File(path, _ivf.centroids_of(found), _codebook_of(found))
-        probes = Probes(len(vectors), _effort(parameters), _effort(parameters.get(JOINED, parameters)))
-        return PqIndex([file], probes=[probes], rerank=parameters["rerank"], vectors=vectors, space=space)
+        needs = Needs(len(vectors), _effort(parameters), _effort(parameters.get(JOINED, parameters)))
+        return PqIndex([file], needs=[needs], rerank=parameters["rerank"], vectors=vectors, space=space)
 
     def _most(self, lists: int, rows: int) -> int:
         return max(super()._most(lists, rows), lists * min(rows, READ_ROWS) // rows)

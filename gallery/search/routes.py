@@ -30,8 +30,8 @@ class Route(StrEnum):
     BACKWARD = "backward"
 
 
-class Reach(NamedTuple):
-    """What matters of a segment for planning."""
+class SegmentFacts(NamedTuple):
+    """What a plan depends on of a segment."""
 
     #: (model that it has a published column of, how many transformations made that; 0 where it is native)
     columns: frozenset[tuple[str, int]]
@@ -97,11 +97,11 @@ class Known:
         """Whether the query has a vector in a space, given or mapped."""
         return space == self.query_model or space in self.companions or self.query_by(space) is not None
 
-    def feeds(self, path: Path, segment: Reach) -> bool:
+    def feeds(self, path: Path, segment: SegmentFacts) -> bool:
         """Whether a segment has the side-information that a path needs, or zeros may stand for it."""
         return all(feeds(each, segment.side_dimension, zeros=each.name in self.zeros_for) for each in path.by)
 
-    def paths(self, segment: Reach, space: str) -> list[Path]:
+    def paths(self, segment: SegmentFacts, space: str) -> list[Path]:
         """How a segment's vectors come into a space, the best first.
 
         Paths that end with a transformation that an upgrade is pinned to go first: it has made columns of that space already.
@@ -115,7 +115,7 @@ class Known:
         )
 
 
-def plan(known: Known, segments: Sequence[Reach], *, allow_partial: bool = False) -> Plan:
+def plan(known: Known, segments: Sequence[SegmentFacts], *, allow_partial: bool = False) -> Plan:
     """Choose the score space and a way for each segment.
 
     Raises:
@@ -123,7 +123,7 @@ def plan(known: Known, segments: Sequence[Reach], *, allow_partial: bool = False
     """
     cache: dict[tuple[frozenset[tuple[str, int]], int | None, str], Way | None] = {}
 
-    def way(segment: Reach, space: str) -> Way | None:
+    def way(segment: SegmentFacts, space: str) -> Way | None:
         """Plan segments that are alike once: a gallery has many segments, but few kinds of them."""
         key = (segment.columns, segment.side_dimension, space)
         if key not in cache:
@@ -141,7 +141,7 @@ def plan(known: Known, segments: Sequence[Reach], *, allow_partial: bool = False
     return min(plans, key=lambda p: p.coverage.unreachable)
 
 
-def _spaces(known: Known, segments: Sequence[Reach]) -> Iterator[str]:
+def _spaces(known: Known, segments: Sequence[SegmentFacts]) -> Iterator[str]:
     """The query model's own space, then the others that the query reaches, by name."""
     yield known.query_model
     stored = {model for segment in segments for model in segment.models}
@@ -151,7 +151,7 @@ def _spaces(known: Known, segments: Sequence[Reach]) -> Iterator[str]:
             yield space
 
 
-def _plan(known: Known, space: str, segments: Sequence[Reach], ways: tuple[Way | None, ...]) -> Plan:
+def _plan(known: Known, space: str, segments: Sequence[SegmentFacts], ways: tuple[Way | None, ...]) -> Plan:
     live = dict.fromkeys(Route, 0)
     unreachable = 0
     for segment, way in zip(segments, ways, strict=True):
@@ -169,20 +169,20 @@ def _plan(known: Known, space: str, segments: Sequence[Reach], ways: tuple[Way |
     )
 
 
-def _way(known: Known, segment: Reach, space: str) -> Way | None:
+def _way(known: Known, segment: SegmentFacts, space: str) -> Way | None:
     if space in segment.models:
         return Way(Route.DIRECT, space, ())
     return _forward(known, segment, space) or _backward(known, segment, space)
 
 
-def _forward(known: Known, segment: Reach, space: str) -> Way | None:
+def _forward(known: Known, segment: SegmentFacts, space: str) -> Way | None:
     for path in known.paths(segment, space):
         if known.is_known_in(path.column) and known.feeds(path, segment):
             return Way(Route.FORWARD, path.column, path.by)
     return None
 
 
-def _backward(known: Known, segment: Reach, space: str) -> Way | None:
+def _backward(known: Known, segment: SegmentFacts, space: str) -> Way | None:
     """Search a newer column by the query's own vector in that space, if it has one; else map every row of the segment."""
     ways = [
         Way(Route.BACKWARD, model, (transformation,), exhaustive=not known.is_known_in(model))
@@ -192,7 +192,7 @@ def _backward(known: Known, segment: Reach, space: str) -> Way | None:
     return min(ways, key=lambda way: way.exhaustive, default=None)
 
 
-def _advice(known: Known, segments: Sequence[Reach], own: Plan) -> str:
+def _advice(known: Known, segments: Sequence[SegmentFacts], own: Plan) -> str:
     """Name both models, and what would help in the query model's own space."""
     lost = [segment for segment, way in zip(segments, own.ways, strict=True) if way is None]
     stored = sorted({model for segment in lost for model in segment.models})

@@ -26,7 +26,7 @@ from gallery.search.filtering import Filters
 from gallery.search.mapped import Asked, By, MappedColumns
 from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
-from gallery.search.routes import Known, Plan, Reach, Route, plan
+from gallery.search.routes import Known, Plan, Route, SegmentFacts, plan
 from gallery.snapshot import Snapshot, World
 from gallery.store import Store
 from gallery.transforms import Transforms
@@ -41,24 +41,24 @@ _MOST_PLANS = 1024  # of one world
 class Planned(NamedTuple):
     """A plan, and what follows from it for every search that uses it. Shelves are positions in `snapshot.shelves`."""
 
-    #: its ways are those of the snapshot's shelves
+    #: with a way for each shelf of the snapshot
     plan: Plan
-    #: per segment of the snapshot: where the vectors that are scored come from
+    #: for each segment of the snapshot, where the vectors that are scored come from
     origins: Sequence[Origin]
-    #: asked for the score space itself
+    #: shelves that are searched in the score space itself
     direct: Sequence[int]
-    #: every row of which is a candidate, with its column and what maps that
+    #: shelves of which every row is a candidate, each with the model of its column and the transformations to apply
     exhaustive: Sequence[tuple[int, str, By]]
-    #: asked together for candidates, by their column and what maps that
+    #: shelves that are searched together for candidates, by the model of their column and the transformations to apply
     rescored: Mapping[tuple[str, By], Sequence[int]]
-    #: the spaces in which only one shelf is asked, so that lists which are found for it are not kept for others
+    #: spaces in which only one shelf is searched, so that the lists found for it need not be kept for others
     alone: Collection[str]
-    #: numbers that one query reads, see `gallery.search.brief`
+    #: how many numbers one query reads, see `gallery.search.brief`
     reads: int | None
 
 
 def planned_by(snapshot: Snapshot, planned: Plan) -> Planned:
-    """A plan as it is followed."""
+    """Sort the shelves of a plan by how they are searched."""
     direct, exhaustive = list[int](), list[tuple[int, str, By]]()
     rescored: dict[tuple[str, By], list[int]] = {}
     for at, way in enumerate(planned.ways):
@@ -107,7 +107,7 @@ class Searcher:
             world: what the process sees.
             gallery: its name.
             request: what is asked.
-            at_most: so many weights may be applied to transform candidates.
+            at_most: how many weights may be applied to transform candidates.
 
         Raises:
             GalleryNotFound, ModelNotFound: as they say.
@@ -150,8 +150,8 @@ def _planned(world: World, snapshot: Snapshot, request: SearchRequest) -> Planne
     for name in request.companions:
         world.model(name)
     known = Known(request.model, request.companions.keys(), world.registry, snapshot.pinned, snapshot.zeros_for)
-    reaches = [
-        Reach(
+    segments = [
+        SegmentFacts(
             frozenset((name, len(column.lineage)) for name, column in shelf.segments[0].columns.items()),
             shelf.segments[0].side_dimension,
             shelf.live,
@@ -160,9 +160,9 @@ def _planned(world: World, snapshot: Snapshot, request: SearchRequest) -> Planne
         if shelf.live
     ]
     try:
-        planned = plan(known, reaches, allow_partial=request.allow_partial)
-        if not reaches and request.model in snapshot.retired:  # refused as it would be once there is an item again
-            plan(known, [Reach(frozenset({(snapshot.model, 0)}), None, 1)], allow_partial=request.allow_partial)
+        planned = plan(known, segments, allow_partial=request.allow_partial)
+        if not segments and request.model in snapshot.retired:  # refused as it would be once there is an item again
+            plan(known, [SegmentFacts(frozenset({(snapshot.model, 0)}), None, 1)], allow_partial=request.allow_partial)
     except errors.NoRoute as error:
         if request.model in snapshot.retired:
             raise errors.ModelRetired(

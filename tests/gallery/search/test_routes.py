@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from gallery import errors
-from gallery.search.routes import Known, Plan, Reach, Route, plan
+from gallery.search.routes import Known, Plan, Route, SegmentFacts, plan
 from gallery.spaces import Direction, EmbeddingModel, Registry, Transformation
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def reach(side: int | None, live: int, **columns: int) -> Reach:
+def segment(side: int | None, live: int, **columns: int) -> SegmentFacts:
     """A segment with a column of each model, which so many transformations made."""
-    return Reach(frozenset(columns.items()), side, live)
+    return SegmentFacts(frozenset(columns.items()), side, live)
 
 
-OLD, NEW, BOTH = reach(2, 10, old=0), reach(None, 3, new=0), reach(2, 5, old=0, new=1)
-BARE = reach(None, 7, old=0)
+OLD, NEW, BOTH = segment(2, 10, old=0), segment(None, 3, new=0), segment(2, 5, old=0, new=1)
+BARE = segment(None, 7, old=0)
 
 
 def transformation(
@@ -38,7 +38,7 @@ BACKWARD = transformation("bct", "new", "old", "backward")
 
 def planned(
     query: str,
-    segments: Sequence[Reach],
+    segments: Sequence[SegmentFacts],
     *transformations: Transformation,
     companions: Sequence[str] = (),
     pinned: Any = None,
@@ -162,7 +162,7 @@ def test_a_query_that_reaches_no_space_is_refused_with_what_would_help(
 
 def test_a_refusal_is_about_the_query_models_own_space_although_a_companion_reaches_more_in_another() -> None:
     with pytest.raises(errors.NoRoute, match=r"8 items have vectors of new only.*backward transformation from old"):
-        planned("old", [BARE, reach(None, 8, new=0)], FORWARD, companions=["new"])
+        planned("old", [BARE, segment(None, 8, new=0)], FORWARD, companions=["new"])
 
 
 def test_a_partial_answer_reaches_as_many_items_as_it_can_and_says_how_many_it_does_not() -> None:
@@ -180,7 +180,7 @@ def test_items_without_side_information_go_forward_only_where_zeros_may_stand_fo
 
 
 def test_side_information_of_another_width_does_not_feed_a_transformation() -> None:
-    other = reach(3, 1, old=0)
+    other = segment(3, 1, old=0)
     assert planned("new", [other], FORWARD, companions=["old"], zeros_for=["fct"]).score_space == "old"
 
 
@@ -238,7 +238,7 @@ def test_what_an_upgrade_is_pinned_to_wins_over_a_better_one_that_was_registered
 def test_every_transformation_of_a_path_must_be_fed() -> None:
     hungry = transformation("hungry", "new", "newest", "forward", side=3)
     assert planned("newest", [OLD], OLD_TO_NEW, hungry, companions=["old"]).score_space == "old"
-    fed = planned("newest", [reach(3, 1, old=0)], OLD_TO_NEW, hungry, companions=["old"])
+    fed = planned("newest", [segment(3, 1, old=0)], OLD_TO_NEW, hungry, companions=["old"])
     assert applied(fed) == ["a hungry"]
 
 
@@ -247,7 +247,7 @@ def test_a_path_is_short_and_goes_in_no_circle() -> None:
     long = [transformation(f"t{at}", *names[at : at + 2], "forward", number=at) for at in range(4)]
     there_and_back = transformation("back", "a", "old", "forward", number=9)
     assert planned("newest", [OLD], *long, there_and_back, companions=["old"]).score_space == "old"
-    assert applied(planned("newest", [reach(None, 1, a=0)], *long, there_and_back, companions=["a"])) == ["t1 t2 t3"]
+    assert applied(planned("newest", [segment(None, 1, a=0)], *long, there_and_back, companions=["a"])) == ["t1 t2 t3"]
 
 
 @pytest.mark.parametrize(
