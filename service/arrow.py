@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gallery import errors
 from gallery.ingest import NewItems
 from gallery.pairs import NewPairs
-from service.bodies import not_finite
+from service.bad_bodies import not_finite
 from service.errors import InvalidArrow, named
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"

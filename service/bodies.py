@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import json
-import math
-import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -27,16 +24,12 @@ from starlette.concurrency import run_in_threadpool
 
 from gallery import errors
 from service import pieces
-from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, RequestTimeout, UnsupportedMediaType, invalid
+from service.bad_bodies import item_of, not_json
+from service.errors import BodyTooLarge, InvalidJson, RequestTimeout, UnsupportedMediaType, invalid
 from service.process import Process, ProcessDep
 
 _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
 _NOT_COUNTED = 64 * 1024  # bytes of a body that need no room: as many wait in the buffers of each connection anyway
-# Bytes that may be searched for NaN at once, by Python's parser, which holds the interpreter for 50 ms.
-_TOLD_APART = 2 * 1024 * 1024
-#: what any number that is not finite has: a word of Python's and JavaScript's, an exponent of three digits, or 309 digits
-_NOT_FINITE = re.compile(rb"NaN|Infinity|[eE]\+?0*[1-9]\d{2}|(?<!\d)\d{309}")
-_OVERLAP = 512
 _NUMBERS = frozenset({int, float})
 _IN_NUMBERS = b"-+.0123456789eE, \t\r\nNaInfity"  # NaN and infinity among them
 
@@ -151,7 +144,7 @@ def parse(model: type[T], raw: bytes, longest: Callable[[], int] = lambda: sys.m
     try:
         value = orjson.loads(raw) if len(raw) <= pieces.PIECE else _loaded(model, raw, longest)
     except orjson.JSONDecodeError as error:
-        raise _not_json(model, raw, error) from None
+        raise not_json(model, raw, error) from None
     return validated(model, value)
 
 
@@ -165,7 +158,7 @@ def validated(model: type[T], value: Any) -> T:
         return model.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        item = _item(value, found[0]["loc"])
+        item = item_of(value, found[0]["loc"])
         raise invalid([(each["loc"], each["type"], each["msg"]) for each in found], **item) from None
 
 
@@ -293,83 +286,3 @@ def within(value: int, maximum: int, name: str, at: str) -> None:
     """
     if value > maximum:
         raise errors.LimitExceeded(f"{value} is more than {name}, {maximum}", pointer=at, limit=name, maximum=maximum)
-
-
-def _not_json(model: type[Body], raw: bytes, error: orjson.JSONDecodeError) -> errors.GalleryError:
-    """JSON has no NaN and no infinity, but many writers make them; tell that apart from broken JSON."""
-    if not raw:
-        return InvalidJson("the body is empty; send JSON")
-    if not _may_have_not_finite(raw):
-        return InvalidJson(f"the body is not JSON: {error}")
-    try:
-        value = pieces.loads(raw, one=_tolerant)
-        where = next(not_finite(value), None)
-        if where is not None:
-            kind, place, item = _kind(model, where), errors.pointer(*where), _item(value, where)
-            # What has a lone surrogate is not JSON either, and no answer could repeat it.
-            "".join((place, *item.values())).encode()
-            return kind("NaN, infinity, or a number beyond float64", pointer=place, **item)
-    except (ValueError, RecursionError):
-        pass
-    return InvalidJson(f"the body is not JSON: {error}")
-
-
-def _may_have_not_finite(raw: bytes) -> bool:
-    """Whether there may be a number that is not finite. In parts: a pattern holds the interpreter until it is done."""
-    parts = range(0, len(raw), pieces.PIECE)
-    return any(_NOT_FINITE.search(raw, at, at + pieces.PIECE + _OVERLAP) for at in parts)
-
-
-def _tolerant(piece: bytes) -> Any:
-    """Parse JSON as many write it: with NaN and infinity."""
-    try:
-        return orjson.loads(piece)
-    except orjson.JSONDecodeError:
-        if len(piece) > _TOLD_APART:
-            raise
-        return json.loads(piece)
-
-
-def _kind(model: type[Body], at: tuple[int | str, ...]) -> type[errors.GalleryError]:
-    """The error for a number that is not finite, by where it stands in a body: the one for other bad values there."""
-    match at:
-        case (str(field), *_) if field not in model.model_fields:
-            return InvalidRequest
-        case ("filter", *_):
-            return errors.InvalidFilter
-        case ("items", int(), "payload", *_):
-            return errors.InvalidItem
-        case (
-            ("vector", *_)
-            | ("companions", _, *_)
-            | ("queries", int(), int())
-            | ("queries", int(), "vector", *_)
-            | ("queries", int(), "companions", _, *_)
-            | ("items" | "pairs", int(), "embedding" | "side_information", *_)
-            | ("probes", int(), "vectors", _, *_)
-            | ("source_embeddings" | "target_embeddings" | "side_information", int(), *_)
-        ):
-            return errors.InvalidVector
-    return InvalidRequest
-
-
-def _item(value: Any, at: tuple[int | str, ...]) -> dict[str, str]:
-    """The id of the item that a location leads to, for a refusal to name it; empty if there is none."""
-    match at:
-        case ("items", int(row), *_):
-            match value["items"][row]:
-                case {"id": str(name)}:
-                    return {"item": name}
-    return {}
-
-
-def not_finite(value: object, at: tuple[int | str, ...] = ()) -> Iterator[tuple[int | str, ...]]:
-    """Where in a value numbers are NaN or infinity."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from not_finite(inner, (*at, name))
-    elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            yield from not_finite(inner, (*at, place))
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield at
