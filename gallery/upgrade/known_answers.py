@@ -6,7 +6,8 @@ by both models: probes, items that were embedded again natively, and the sample 
 again because it changed, and then its vectors tell nothing. Only a person knows that, and may have such items ignored.
 
 The right map puts a vector nearer to its own answer than to those of others, is no worse than doing nothing, and does not
-map the answers to the vectors instead.
+map the answers to the vectors instead. Where lengths count it gives vectors about as long as the answers: one that was fitted for
+cosine, or in another unit, gives such that beside native items are found always or never.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, aliased
 
 from gallery import errors
-from gallery.arrays import Vectors
+from gallery.arrays import Metric, Vectors
 from gallery.catalog import models as model_rows
 from gallery.catalog.tables import ColumnRow, ItemRow, ModelRow, ProbeRow, SegmentRow, UpgradeRow
 from gallery.columns import open_column
@@ -40,6 +41,9 @@ _MOST = 1024
 _ERRORS, _ERRORS_FOR_SIDE = 3.0, 2.0
 _SHARE = 0.1  # of the way from the answers of others to one's own; chance goes less far, however many pairs there are
 _SAME = 1e-6  # differences of cosines that float32 makes
+_TIMES = (
+    5.0  # as long or as short, and it is no answer; least squares alone make vectors as short as their cosine is low
+)
 _IF_CHANGED = (
     " Or had these items changed when they came again? Then cancel this upgrade, and start one with "
     "`on_contradicting_items`: `ignore`"
@@ -79,13 +83,14 @@ class Tried(NamedTuple):
     back: Vectors | None = None
 
 
-def compared(tried: Tried, source: Vectors, target: Vectors) -> dict[str, Any]:
+def compared(tried: Tried, source: Vectors, target: Vectors, *, metric: Metric) -> dict[str, Any]:
     """How near mapped vectors are to their known answers, beside what would be as near by chance. Pure.
 
     Args:
         tried: what the transformation makes of them.
         source: (n, source dimension).
         target: (n, target dimension), the known answers.
+        metric: by which answers are compared.
 
     Returns:
         Number of `pairs`; `mean_cosine` of a vector and its answer, and of a vector and the answers of others as
@@ -101,12 +106,13 @@ def compared(tried: Tried, source: Vectors, target: Vectors) -> dict[str, Any]:
         "reversed": None if tried.back is None else _cosines(_unit(tried.back), _unit(source)),
         "with_others_side": None if tried.by_others_side is None else _cosines(_unit(tried.by_others_side), y),
     }
+    lengths = None if metric == "cosine" else (_mean_length(tried.mapped), _mean_length(target))
     return {
         "pairs": len(h),
         "mean_cosine": float(own.mean()),
         "mean_cosine_of_others": float(others.mean()),
         **{f"mean_cosine_{name}": None if each is None else float(each.mean()) for name, each in rivals.items()},
-        "wrong": next(_reasons(own, others, rivals), None) if len(own) >= FEWEST else None,
+        "wrong": next(_reasons(own, others, rivals, lengths), None) if len(own) >= FEWEST else None,
     }
 
 
@@ -188,10 +194,12 @@ def _tried(store: Store, transformation: Transformation, target: EmbeddingModel,
     if sample.side is not None and len(sample.side) >= FEWEST_FOR_SIDE:
         strange = mapped(sample.source, np.roll(sample.side, 1, axis=0))
     back = mapped(sample.target, sample.side) if sample.source.shape == sample.target.shape else None
-    return compared(Tried(own, strange, back), sample.source, sample.target)
+    return compared(Tried(own, strange, back), sample.source, sample.target, metric=target.metric)
 
 
-def _reasons(own: Cosines, others: Cosines, rivals: Mapping[str, Cosines | None]) -> Iterator[str]:
+def _reasons(
+    own: Cosines, others: Cosines, rivals: Mapping[str, Cosines | None], lengths: tuple[float, float] | None
+) -> Iterator[str]:
     """Why the transformation cannot be the right one, the most telling first, with the numbers that say so."""
     mine = own.mean()
     if not _exceeds(own, others) or mine - others.mean() < _SHARE * (1 - others.mean()):
@@ -212,6 +220,11 @@ def _reasons(own: Cosines, others: Cosines, rivals: Mapping[str, Cosines | None]
         yield f"it maps the answers to the vectors ({back.mean():.3f}) better than these to those ({mine:.3f})"
     if unmapped is not None and _exceeds(unmapped, own):
         yield f"vectors are nearer to their answers without it ({unmapped.mean():.3f}) than with it ({mine:.3f})"
+    if lengths is not None and not mine / _TIMES <= lengths[0] / max(lengths[1], _SAME) <= _TIMES:
+        yield (
+            f"its vectors have a length of {lengths[0]:.3g} where their answers have {lengths[1]:.3g}: it is for another "
+            "unit, or for cosine"
+        )
 
 
 def _exceeds(one: Cosines, other: Cosines, errors: float = _ERRORS) -> bool:
@@ -223,6 +236,10 @@ def _exceeds(one: Cosines, other: Cosines, errors: float = _ERRORS) -> bool:
 def _cosines(one: NDArray[np.float64], other: NDArray[np.float64]) -> Cosines:
     cosines: Cosines = np.einsum("nd,nd->n", one, other)
     return cosines
+
+
+def _mean_length(vectors: Vectors) -> float:
+    return float(np.linalg.norm(vectors.astype(np.float64), axis=1).mean())
 
 
 def _unit(vectors: Vectors) -> NDArray[np.float64]:

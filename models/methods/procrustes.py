@@ -1,4 +1,4 @@
-"""Orthogonal Procrustes: the rigid motion that brings two models' vectors closest (Schönemann, 1966)."""
+"""Orthogonal Procrustes: the rotation and the scale that bring two models' vectors closest (Schönemann, 1966)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from models.pairs import PairMaps, linear_maps
 
 
 class Procrustes(PairMaps):
-    """With V (n, d_new), U (n, d_old) and the thin SVD V^T U = P S Q^T: a new vector v becomes v P Q^T.
+    """With V (n, d_new), U (n, d_old) and the thin SVD V^T U = P S Q^T: a new vector v becomes s v P Q^T.
 
-    Where d_new < d_old every distance is kept (an isometry). Where d_new > d_old what of v lies outside the span of P is not
-    seen in the old gallery (a partial isometry), and scores are those of the square solution for old vectors padded with
-    zeros. The forward map solves the same problem read the other way round: u becomes u Q P^T.
+    Where d_new < d_old every distance is multiplied by s (a similarity). Where d_new > d_old what of v lies outside the span
+    of P is not seen in the old gallery, and scores are those of the square solution for old vectors padded with zeros. The
+    forward map solves the same problem read the other way round: u becomes u Q P^T / s.
 
-    Under the Euclidean distance old vectors are divided by the scale s that fits them best to the new ones, and new vectors
-    are multiplied by it, see `relative_scale`. So a poor fit shrinks what is stored and never a query: one that is too short
-    finds the gallery's shortest vectors. Of CIFAR-100's embeddings, an eighth of them, CMC-1 was 0.35 so, 0.34 without a
-    scale and 0.30 where both spread equally. No other metric sees this scale.
+    s is the scale that, divided by, fits old vectors best to the new ones, see `relative_scale`. So a poor fit shrinks what is
+    stored and never a query: one that is too short finds the gallery's shortest vectors. Of CIFAR-100's embeddings, an eighth
+    of them, CMC-1 by the Euclidean distance was 0.35 so, 0.34 without a scale and 0.30 where both spread equally. The other
+    metrics see s through the mean that is added, and through items that the new model embedded itself (ADR 0057).
     """
 
     name: ClassVar[str] = "procrustes"
@@ -46,8 +46,7 @@ class Procrustes(PairMaps):
         normalize = self.setting.metric == "cosine"
         old_mean, new_mean = (mean_row(each, normalize=normalize) * self.centred for each in (old, new))
         isometry = nearest_isometry(cross_moment(new, old, (new_mean, old_mean), normalize=normalize))
-        euclidean = self.setting.metric == "euclidean"
-        scale = relative_scale(new, old, (new_mean, old_mean), isometry) if euclidean else 1.0
+        scale = relative_scale(new, old, (new_mean, old_mean), isometry, normalize=normalize)
         self._fill(self.to_old, weight=isometry.T * scale, source_mean=new_mean, target_mean=old_mean)
         self._fill(self.to_new, weight=isometry / scale, source_mean=old_mean, target_mean=new_mean)
 

@@ -75,13 +75,17 @@ def of(vectors: Tensor) -> Array:
 class TestProcrustes:
     @pytest.mark.parametrize("widths", [(6, 4), (4, 6), (5, 5)], ids=str)
     @pytest.mark.parametrize("centred", [True, False])
-    def test_it_is_the_authors_closed_form_on_unit_rows(self, widths: tuple[int, int], centred: bool) -> None:
+    def test_it_is_the_authors_closed_form_and_a_scale_on_unit_rows(
+        self, widths: tuple[int, int], centred: bool
+    ) -> None:
         rows = pairs(*widths)
         backward, forward = maps(fitted(Procrustes(setting(rows, "cosine"), centred=centred), rows))
         old, new = (units(of(each)) for each in both(rows))
         o, n = (each.mean(axis=0) * centred for each in (old, new))
         p, _, qt = np.linalg.svd((new - n).T @ (old - o), full_matrices=False)
-        expected = units((new - n) @ (p @ qt) + o), units((old - o) @ (p @ qt).T + n)
+        there = (old - o) @ (p @ qt).T
+        scale = np.square(there).sum() / (there * (new - n)).sum()  # new is there / scale by least squares
+        expected = units((new - n) @ (p @ qt) * scale + o), units(there / scale + n)
         np.testing.assert_allclose(of(backward(both(rows)[1])), expected[0], atol=1e-5)
         np.testing.assert_allclose(of(forward(both(rows)[0])), expected[1], atol=1e-5)
 
@@ -150,18 +154,44 @@ class TestProcrustes:
         torch.testing.assert_close(narrow(new) @ old.T, square(new) @ padded.old.T, atol=1e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("widths", [(6, 4), (4, 6), (5, 5), (30, 50)], ids=str)
-    def test_it_is_an_isometry_as_far_as_the_widths_allow(self, widths: tuple[int, int]) -> None:
+    def test_it_is_an_isometry_with_one_scale_as_far_as_the_widths_allow(self, widths: tuple[int, int]) -> None:
         rows = pairs(*widths, rows=20)  # fewer than dimensions, in the last
         for each in maps(fitted(Procrustes(setting(rows, "inner_product")), rows)):
             weight = each.state_dict()["weight"].double()
             gram = weight @ weight.T if weight.shape[0] < weight.shape[1] else weight.T @ weight
-            torch.testing.assert_close(gram, torch.eye(min(widths), dtype=torch.float64), atol=1e-6, rtol=0)
+            torch.testing.assert_close(gram / gram[0, 0], torch.eye(min(widths)).double(), atol=1e-6, rtol=0)
 
-    def test_into_more_dimensions_distances_are_kept(self) -> None:
+    def test_into_more_dimensions_distances_are_kept_but_for_the_scale(self) -> None:
         rows = pairs(old=6, new=4)
         backward, _ = maps(fitted(Procrustes(setting(rows, "inner_product")), rows))
         new = both(rows)[1]
-        torch.testing.assert_close(torch.pdist(backward(new)), torch.pdist(new), atol=1e-5, rtol=1e-5)
+        longer = torch.pdist(backward(new)) / torch.pdist(new)
+        torch.testing.assert_close(longer, torch.full_like(longer, longer[0].item()), atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("away", [(2.0, 40.0), (40.0, 2.0), (10.0, 40.0)], ids=str)
+    def test_by_cosine_each_vector_is_found_across_cones_of_other_widths(self, away: tuple[float, float]) -> None:
+        """A text model's vectors may all lie near one direction, and the other model's not so near."""
+        rng = np.random.default_rng(3)
+        hidden = rng.normal(size=(300, 6))
+        old, new = (
+            hidden @ np.linalg.qr(rng.normal(size=(8, 6)))[0].T + far * units(rng.normal(size=(1, 8))) for far in away
+        )
+        rows = Batch(old=torch.from_numpy(old).float(), new=torch.from_numpy(new).float())
+        backward, forward = maps(fitted(Procrustes(setting(rows, "cosine")), rows))
+        for queries, stored in ((new, forward(both(rows)[0])), (of(backward(both(rows)[1])), both(rows)[0])):
+            nearest = (units(queries) @ units(of(stored)).T).argmax(axis=1)
+            assert (nearest == np.arange(300)).mean() > 0.9
+
+    @pytest.mark.parametrize("unit_of_new", [0.01, 100.0])
+    def test_by_inner_product_what_is_mapped_is_as_long_as_what_is_native(self, unit_of_new: float) -> None:
+        """Beside items that the new model embedded itself, or an old mean, a vector in another unit is always or never found."""
+        rows = pairs(5, 5, rows=400)
+        rows = replace(rows, new=unit_of_new * both(rows)[1])
+        backward, forward = maps(fitted(Procrustes(setting(rows, "inner_product")), rows))
+        old, new = both(rows)
+        for mapped, native in ((backward(new), old), (forward(old), new)):
+            lengths = [each.detach().norm(dim=1).mean().item() for each in (mapped, native)]
+            assert lengths[0] == pytest.approx(lengths[1], rel=0.3)
 
     def test_no_isometry_nearby_is_closer(self) -> None:
         rows, generator = pairs(old=5, new=5), torch.Generator().manual_seed(0)

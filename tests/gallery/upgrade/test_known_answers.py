@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gallery.arrays import Vectors
+from gallery.arrays import Metric, Vectors
 from gallery.catalog import probes as probe_rows
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.upgrades import upgrade_row
@@ -41,7 +41,7 @@ def near(seed: int = 3) -> Vectors:
 def judged(mapping: Map, true: Vectors, source: Vectors) -> dict[str, Any]:
     """What is found of a map where the answers are those of a rotation."""
     target = source @ true
-    return compared(Tried(mapping(source), None, mapping(target)), source, target)
+    return compared(Tried(mapping(source), None, mapping(target)), source, target, metric="cosine")
 
 
 def found(world: World, upgrade: str) -> dict[str, Any]:
@@ -98,20 +98,35 @@ def test_side_information_that_is_not_of_these_items_is_caught() -> None:
     def by(given: Vectors) -> Tried:
         return Tried(source + given, source + np.roll(given, 1, axis=0))
 
-    assert compared(by(side), source, target)["wrong"] is None
+    assert compared(by(side), source, target, metric="cosine")["wrong"] is None
     for strange in (others, others / 9):
-        told = compared(by(strange), source, target)
+        told = compared(by(strange), source, target, metric="cosine")
         assert "the side-information of other items serves as well" in told["wrong"]
-    assert compared(Tried(source, source), source, target)["wrong"] is None  # the map makes nothing of it
+    assert (
+        compared(Tried(source, source), source, target, metric="cosine")["wrong"] is None
+    )  # the map makes nothing of it
+
+
+@pytest.mark.parametrize("metric", ["inner_product", "euclidean"])
+def test_a_map_that_was_fitted_for_cosine_or_in_another_unit_is_caught_where_lengths_count(metric: Metric) -> None:
+    """Beside items that the new model embeds itself, what it gives would be found never, or always."""
+    source = vectors(0, WIDE)
+    target = source @ turned(1)
+    for factor in (0.01, 100.0):
+        told = compared(Tried(factor * target), source, target, metric=metric)
+        assert "its vectors have a length of" in told["wrong"]
+        assert compared(Tried(factor * target), source, target, metric="cosine")["wrong"] is None
+    far = vectors(9, WIDE)  # half of an answer is of what the old model does not see: least squares halve the length
+    assert compared(Tried(target / 2), source, (target + far) / 2**0.5, metric=metric)["wrong"] is None
 
 
 def test_few_pairs_are_told_and_not_judged() -> None:
     source = vectors(0, WIDE, FEWEST - 1)
-    told = compared(Tried(-source), source, source)
+    told = compared(Tried(-source), source, source, metric="cosine")
     assert (told["wrong"], told["pairs"]) == (None, FEWEST - 1)
     assert told["mean_cosine"] == pytest.approx(-1)
     source = vectors(0, WIDE, FEWEST)
-    assert compared(Tried(-source), source, source)["wrong"]
+    assert compared(Tried(-source), source, source, metric="cosine")["wrong"]
 
 
 # --- where answers are known --------------------------------------------------------------------------------------------
