@@ -204,7 +204,7 @@ def _side(table: Any) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
 def _vectors(column: Any, items: NDArray[np.intp], pointer: str) -> NDArray[Any]:
     """A list column as (n, dimension); `items` are the items that its rows belong to, `{row}` in the pointer."""
     kind, name = column.type, pointer.rpartition("/")[2]
-    fixed = pa.types.is_fixed_size_list(kind)
+    fixed = pa.types.is_fixed_size_list(kind) and kind.list_size >= 0  # a stream may say anything
     if not (fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_floating(
         kind.value_type
     ):
