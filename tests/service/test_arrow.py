@@ -213,6 +213,30 @@ def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
             "invalid_item",
             "/items/1/payload",
         ),
+        "struct with a name that is no text": (
+            stream({**good, "payload": [{"title": 1}, None]}).replace(b"title", b"t\xfftle"),
+            "invalid_item",
+            "/items/0/payload",
+        ),
+        "struct of no rows with a name that is no text": (
+            stream(
+                {
+                    "id": pa.array([], pa.string()),
+                    "embedding": fixed(vectors[:0]),
+                    "payload": pa.array([], pa.struct([("title", pa.int8())])),
+                }
+            ).replace(b"title", b"t\xfftle"),
+            "invalid_arrow",
+            None,
+        ),
+        **{
+            f"struct with a moment of {kind}": (
+                stream({**good, "payload": pa.StructArray.from_arrays([pa.array([0, moment], kind)], ["when"])}),
+                "invalid_item",
+                "/items/1/payload",
+            )
+            for kind, moment in ((pa.timestamp("ns"), 1), (pa.timestamp("s"), 1 << 60), (pa.date32(), (1 << 31) - 1))
+        },
         "bytes": (stream({**good, "payload": [{"x": b"\xff"}, None]}), "invalid_item", "/items/0/payload"),
     }
 
