@@ -13,7 +13,6 @@ import sys
 from functools import partial
 from typing import Any
 
-import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -145,7 +144,7 @@ class Protocol(HttpToolsProtocol):
         HttpToolsProtocol.data_received(self, data)
         while (stopped := self._stopped) is not None:
             self._stopped, rest, head = None, rest[stopped:], self._head_without_offer()
-            self.parser = httptools.HttpRequestParser(self)
+            self.parser = type(self.parser)(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
             HttpToolsProtocol.data_received(self, head)
             if not self.transport.is_closing():
