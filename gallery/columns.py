@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import resource
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +19,16 @@ from numpy.typing import NDArray
 from gallery import errors, faults
 from gallery.arrays import Dtype, Rows, Stored
 from gallery.files import Digested, Files, Written, digest, written
+
+
+def open_many() -> None:
+    """Let this process have as many files open as it may: what is mapped is one, and a segment is two or more.
+
+    Of the 1,024 that most systems begin with, 500 segments take all, of one gallery or of many, and then none opens any more.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS says that there is no limit, and takes no such number
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def write(files: Files, folder: str, vectors: NDArray[Any], dtype: Dtype) -> Written:

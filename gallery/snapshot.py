@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import structlog
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from gallery import errors, faults
 from gallery.catalog import items as item_rows
@@ -33,6 +33,7 @@ from gallery.views import Column, SegmentView, open_searchable, open_segment, st
 _OPEN_ATTEMPTS = 5
 #: What was left out because it could not be opened may only have met a moment without memory or file descriptors.
 _LOOK_AGAIN_SECONDS = 5.0
+_NAMED = 500  # rows in one statement
 log = structlog.get_logger()
 #: what files that are gone or damaged make the libraries raise
 _UNREADABLE = (errors.Damaged, OSError, RuntimeError, MemoryError)
@@ -278,15 +279,17 @@ def _load(
     columns, whole = _columns(session, files, registry, row.id, opened, leave_out=leave_out)
     deleted = dict(item_rows.deleted_since(session, row.id, old.version if old else -1))
     there = (SegmentRow.gallery_id == row.id, SegmentRow.retired_at.is_(None))
-    segments = session.scalars(select(SegmentRow).where(*there).order_by(SegmentRow.id))
+    listed = session.execute(select(SegmentRow.id, SegmentRow.ids_file).where(*there).order_by(SegmentRow.id)).all()
+    new = {segment for segment, _ in listed if segment not in opened}
+    segments = {each.id: each for each in session.scalars(select(SegmentRow).where(*there, *_only(SegmentRow.id, new)))}
     views = [
         without(
-            still_open(files, opened[segment.id], segment, columns.get(segment.id, {}))
-            if segment.id in opened
-            else open_segment(files, segment, columns.get(segment.id, {})),
-            deleted.get(segment.id),
+            still_open(files, opened[segment], ids_file, columns.get(segment, {}))
+            if segment in opened
+            else open_segment(files, segments[segment], columns.get(segment, {})),
+            deleted.get(segment),
         )
-        for segment in segments
+        for segment, ids_file in listed
     ]
     pins = upgrade_rows.pins(session, row.id)
     return Snapshot(
@@ -320,24 +323,40 @@ def _columns(
     known = {column.id: column for view in opened.values() for column in view.columns.values()}
     names = {model.id: model for model in registry.models.values()}
     found, whole = dict[int, dict[str, Column]](), True
-    rows = session.execute(
-        select(ColumnRow, SegmentRow.rows)
+    published = (SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None), ColumnRow.published)
+    listed = session.execute(
+        select(ColumnRow.id, ColumnRow.segment_id, ColumnRow.model_id, ColumnRow.index_file)
         .join(SegmentRow)
-        .where(SegmentRow.gallery_id == gallery_id, SegmentRow.retired_at.is_(None), ColumnRow.published)
+        .where(*published)
         .order_by(ColumnRow.id)
     ).all()
-    there = {(row.segment_id, names[row.model_id].name) for row, _ in rows}
-    for row, count in rows:
-        model, column = names[row.model_id], known.get(row.id)
-        if column is None or column.index_file != row.index_file:
+    there = {(segment, names[model].name) for _, segment, model, _ in listed}
+    new = {each for each, _, _, index in listed if each not in known or known[each].index_file != index}
+    rows = {
+        row.id: (row, count)
+        for row, count in session.execute(
+            select(ColumnRow, SegmentRow.rows).join(SegmentRow).where(*published, *_only(ColumnRow.id, new))
+        )
+    }
+    for each, segment, model_id, index_file in listed:
+        model = names[model_id]
+        if each not in new:
+            column = known[each]
+        else:
+            row, count = rows[each]
             try:
                 column = open_searchable(files, row, model, count)
             except (errors.Damaged, OSError) as error:
-                if not leave_out or not row.lineage or (row.segment_id, row.lineage[-1]["source"]) not in there:
+                if not leave_out or not row.lineage or (segment, row.lineage[-1]["source"]) not in there:
                     raise
-                log.warning("column_left_out", segment=row.segment_id, model=model.name, error=in_words(error))
+                log.warning("column_left_out", segment=segment, model=model.name, error=in_words(error))
                 whole = False
                 continue
-        whole &= column.index_file == row.index_file
-        found.setdefault(row.segment_id, {})[model.name] = column
+        whole &= column.index_file == index_file
+        found.setdefault(segment, {})[model.name] = column
     return found, whole
+
+
+def _only(column: InstrumentedAttribute[int], ids: Collection[int]) -> tuple[ColumnElement[bool], ...]:
+    """Rows of these ids; of all, where they are many. To read what is open already would take most of the time of a refresh."""
+    return () if len(ids) > _NAMED else (column.in_(ids),)

@@ -96,11 +96,12 @@ def open_segment(files: Files, row: SegmentRow, columns: Mapping[str, Column]) -
     )
 
 
-def still_open(files: Files, view: SegmentView, row: SegmentRow, columns: Mapping[str, Column]) -> SegmentView:
-    """The segment as it was seen before, with the columns that it has now; deleted rows stay so."""
-    if view.ids_file != row.ids_file:
-        view = replace(view, ids=open_ids(files.path(row.ids_file), row.rows), ids_file=row.ids_file)
-    return replace(view, columns=columns)
+def still_open(files: Files, view: SegmentView, ids_file: str, columns: Mapping[str, Column]) -> SegmentView:
+    """The segment as it was seen before, with the ids and columns that it has now; deleted rows stay so."""
+    if view.ids_file != ids_file:
+        view = replace(view, ids=open_ids(files.path(ids_file), view.rows), ids_file=ids_file)
+    same = view.columns.keys() == columns.keys() and all(view.columns[name] is columns[name] for name in columns)
+    return view if same else replace(view, columns=columns)
 
 
 def without(view: SegmentView, deleted: Rows | None) -> SegmentView:

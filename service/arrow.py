@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,16 @@ def read_items(path: Path, *, model: str | None, max_items: int, max_bytes: int)
         LimitExceeded: it has too many rows.
         InvalidItem, InvalidVector, DimensionMismatch: an item cannot be stored; the pointer names it.
     """
-    table = _table(path, _COLUMNS, ("max_items_per_arrow", max_items), max_bytes)
-    model = _model(table.schema, model)
-    ids = _ids(table, "/items")
-    try:
-        embeddings = _vectors(_column(table, "embedding"), np.arange(len(table)), "/items/{row}/embedding")
-        side, has_side = _side(table)
-        return NewItems(model, ids, embeddings, _payloads(table), side, has_side)
-    except errors.Invalid as error:
-        raise named(error, ids) from error
+    with _legible():
+        table = _table(path, _COLUMNS, ("max_items_per_arrow", max_items), max_bytes)
+        model = _model(table.schema, model)
+        ids = _ids(table, "/items")
+        try:
+            embeddings = _vectors(_column(table, "embedding"), np.arange(len(table)), "/items/{row}/embedding")
+            side, has_side = _side(table)
+            return NewItems(model, ids, embeddings, _payloads(table), side, has_side)
+        except errors.Invalid as error:
+            raise named(error, ids) from error
 
 
 def read_pairs(path: Path, *, max_pairs: int, max_bytes: int) -> NewPairs:
@@ -61,12 +63,26 @@ def read_pairs(path: Path, *, max_pairs: int, max_bytes: int) -> NewPairs:
     Raises:
         InvalidArrow, LimitExceeded, InvalidItem, InvalidVector, DimensionMismatch: as for `read_items`.
     """
-    table = _table(path, _PAIR_COLUMNS, ("max_fit_pairs", max_pairs), max_bytes)
-    return NewPairs(
-        ids=_ids(table, "/pairs"),
-        embeddings=_vectors(_column(table, "embedding"), np.arange(len(table)), "/pairs/{row}/embedding"),
-        labels=_labels(table),
-    )
+    with _legible():
+        table = _table(path, _PAIR_COLUMNS, ("max_fit_pairs", max_pairs), max_bytes)
+        return NewPairs(
+            ids=_ids(table, "/pairs"),
+            embeddings=_vectors(_column(table, "embedding"), np.arange(len(table)), "/pairs/{row}/embedding"),
+            labels=_labels(table),
+        )
+
+
+@contextmanager
+def _legible() -> Iterator[None]:
+    """Refuse what Arrow stumbles over, at once or only where it is made an object, as a name that is no text is.
+
+    Raises:
+        InvalidArrow: it does.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        raise InvalidArrow(f"not a whole Arrow IPC stream: {error}") from error
 
 
 def _ids(table: Any, at: str) -> list[str]:
@@ -91,14 +107,6 @@ def _labels(table: Any) -> list[str] | None:
 
 def _table(path: Path, columns: tuple[str, ...], limit: tuple[str, int], max_bytes: int) -> Any:
     """The stream as one table, of these columns only."""
-    try:
-        table = _whole(path, columns, limit, max_bytes)
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        raise InvalidArrow(f"not a whole Arrow IPC stream: {error}") from error
-    return table
-
-
-def _whole(path: Path, columns: tuple[str, ...], limit: tuple[str, int], max_bytes: int) -> Any:
     name, most = limit
     rows = size = 0
     batches = []
@@ -203,7 +211,7 @@ def _side(table: Any) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
 def _vectors(column: Any, items: NDArray[np.intp], pointer: str) -> NDArray[Any]:
     """A list column as (n, dimension); `items` are the items that its rows belong to, `{row}` in the pointer."""
     kind, name = column.type, pointer.rpartition("/")[2]
-    fixed = pa.types.is_fixed_size_list(kind)
+    fixed = pa.types.is_fixed_size_list(kind) and kind.list_size >= 0  # a stream may say anything
     if not (fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_floating(
         kind.value_type
     ):
@@ -240,18 +248,21 @@ def _payloads(table: Any) -> list[Mapping[str, Any] | None]:
     if pa.types.is_struct(kind):
         if _shares(kind):
             raise InvalidArrow(f"the column 'payload' is of type {kind}; in a struct, write out dictionaries and views")
-        return [_plain(value, at) for at, value in enumerate(_column(table, "payload").to_pylist())]
+        return [_plain(value, at) for at, value in enumerate(_column(table, "payload"))]
     return [_parsed(text, at) for at, text in enumerate(_strings(table, "payload"))]
 
 
-def _plain(value: Any, at: int) -> Mapping[str, Any] | None:
-    """A struct as JSON: a date becomes text, bytes and NaN are refused."""
-    if any(not_finite(value)):  # orjson would write null
-        raise errors.InvalidItem("a payload is JSON, without NaN and infinity", pointer=f"/items/{at}/payload")
+def _plain(struct: Any, at: int) -> Mapping[str, Any] | None:
+    """What the struct is in JSON: a date becomes text; bytes, NaN, and moments that Python's dates do not reach are refused."""
     try:
-        return _parsed(orjson.dumps(value), at)
-    except TypeError as error:
-        raise errors.InvalidItem(f"a payload is JSON: {error}", pointer=f"/items/{at}/payload") from error
+        value = struct.as_py()
+        text = None if any(not_finite(value)) else orjson.dumps(value)  # NaN would be written as null
+    except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
+        why = str(error).partition(". ")[0]  # behind it is what whoever runs the service might install
+        raise errors.InvalidItem(f"a payload is JSON: {why}", pointer=f"/items/{at}/payload") from error
+    if text is None:
+        raise errors.InvalidItem("a payload is JSON, without NaN and infinity", pointer=f"/items/{at}/payload")
+    return _parsed(text, at)
 
 
 def _parsed(text: str | bytes | None, at: int) -> Mapping[str, Any] | None:

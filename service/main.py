@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import structlog
 
-from gallery import faults, folder
+from gallery import columns, faults, folder
 from gallery.settings import GallerySettings
 from service import server
 from service.app import build_store, create_app
@@ -46,6 +46,7 @@ def run(*, beside: Callable[[], AbstractContextManager[None]] | None = None, gro
     configure_logs()
     pass_on_libraries()
     faults.arm(os.environ.get(faults.VARIABLE))
+    columns.open_many()
     settings, gallery_settings, workers = ServiceSettings(), GallerySettings(), WorkerSettings()
     store = build_store(gallery_settings, workers)
     try:

@@ -2,10 +2,14 @@
 
 uvicorn has no such limit, and a head is read before the key in it can be checked: anyone could fill all memory and hold up the
 event loop.
+
+Whoever offers to go on in another protocol is answered in this one, as RFC 9110 (7.8) has it: Java's client offers HTTP/2 with
+each request that is not encrypted. uvicorn would lose the body, and whatever came behind it on the connection.
 """
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -35,6 +39,8 @@ class Protocol(HttpToolsProtocol):
     #: bytes in the pieces since the last that brought anything but parts of a head or of trailers
     _useless = 0
     _of_use = _suspect = _too_large = _refused = False
+    #: where in a piece the parser stopped, at an offer of another protocol
+    _stopped: int | None = None
     #: the request begun last; `cycle` is the one read last, which may still wait for it
     _begun: RequestResponseCycle | None = None
     #: a brief search whose body is not complete yet
@@ -50,7 +56,7 @@ class Protocol(HttpToolsProtocol):
         if self._refused:
             return
         self._of_use, self._suspect = False, len(data) > MOST_BYTES or self._in_head()
-        HttpToolsProtocol.data_received(self, data)
+        self._read(data)
         self._useless = 0 if self._of_use else self._useless + len(data)
         if self._useless > MOST_BYTES and not self._refused:
             self._refuse()
@@ -62,7 +68,8 @@ class Protocol(HttpToolsProtocol):
         if self._suspect and len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_BYTES:
             self._too_large = True
             raise ValueError("the request's head is too large")
-        HttpToolsProtocol.on_headers_complete(self)
+        if not self._offers():
+            HttpToolsProtocol.on_headers_complete(self)
 
     def on_body(self, body: bytes) -> None:
         """Hand on a part of a body."""
@@ -72,6 +79,8 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End a request."""
         self._of_use = True
+        if self._offers():
+            return
         HttpToolsProtocol.on_message_complete(self)
         brief = self._brief
         if brief is not None and brief.cycle is self.cycle:
@@ -115,6 +124,35 @@ class Protocol(HttpToolsProtocol):
         if self._brief is brief:
             self._brief = None
             brief.hand_on()
+
+    def _offers(self) -> bool:
+        """Whether a request is read with an offer of another protocol, at which the parser stops behind the head."""
+        return self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
+
+    def _should_upgrade(self) -> bool:
+        """No other protocol is spoken here."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The parser has stopped; called while `HttpParserUpgrade` is handled, which says where."""
+        (self._stopped,) = sys.exception().args  # type: ignore[union-attr]
+
+    def _read(self, data: bytes) -> None:
+        """Read on behind each offer, by a parser that has not stopped: the head without the offer, and then the rest."""
+        rest = memoryview(data)
+        HttpToolsProtocol.data_received(self, data)
+        while (stopped := self._stopped) is not None:
+            self._stopped, rest, head = None, rest[stopped:], self._head_without_offer()
+            self.parser = type(self.parser)(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            HttpToolsProtocol.data_received(self, head)
+            if not self.transport.is_closing():
+                HttpToolsProtocol.data_received(self, rest)  # type: ignore[arg-type]  # whatever has a buffer
+
+    def _head_without_offer(self) -> bytes:
+        head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        head += [b"%b: %b" % each for each in self.headers if each[0] != b"upgrade"]
+        return b"\r\n".join((*head, b"", b""))
 
     def _in_head(self) -> bool:
         """Whether a head has begun and is not complete."""

@@ -12,7 +12,7 @@ import structlog
 from celery import signals
 from celery.worker import state as celery_state
 
-from gallery import faults, folder
+from gallery import columns, faults, folder
 from gallery.catalog import schema
 from gallery.catalog.transaction import UNANSWERED, Catalog, in_words
 from gallery.files import Files
@@ -40,6 +40,7 @@ def run() -> None:
         SystemExit: Celery ended though nobody told the worker to stop.
     """
     faults.arm(os.environ.get(faults.VARIABLE))
+    columns.open_many()
     settings, gallery_settings = WorkerSettings(), GallerySettings()
     files, device = Files(gallery_settings.data), chosen(settings.device, gallery_settings.data)
     rule = Rule(settings.computed_in, settings.largest_error)

@@ -46,16 +46,24 @@ class Column:
         wrong = BadInput(
             f"{self.where}: said to have {self.rows} rows and has others; it is damaged, or changes meanwhile"
         )
-        try:
-            for block in _rechunked(self.read(start, size), size):
-                if len(block) != min(size, self.rows - start):
-                    raise wrong
-                yield block
-                start += len(block)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise BadInput(f"{self.where}: cannot be read from row {start} on: {error}") from error
+        for block in self._legible(start, size):
+            if len(block) != min(size, self.rows - start):
+                raise wrong
+            yield block
+            start += len(block)
         if start != self.rows:
             raise wrong
+
+    def _legible(self, start: int, size: int) -> Iterator[Any]:
+        """What is read, as far as it can be."""
+        try:
+            for block in _rechunked(self.read(start, size), size):
+                yield block
+                start += len(block)
+        except BadInput:
+            raise
+        except Exception as error:  # whatever the library of its format raises
+            raise BadInput(f"{self.where}: cannot be read from row {start} on: {error}") from error
 
 
 def as_arrow(block: np.ndarray[Any, Any]) -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from forwardfill.importing import arrow, faiss_index, hdf5, lines, npy, parquet, vecs
 from forwardfill.importing.column import BadInput, Column
 
-_READERS = {
+_READERS: Mapping[str, Callable[[Path], list[Column]]] = {
     "npy": npy.columns,
     "parquet": parquet.columns,
     "arrow": arrow.columns,
-    "vecs": vecs.columns,
+    "fvecs": partial(vecs.columns, number="<f4"),
+    "bvecs": partial(vecs.columns, number="u1"),
     "hdf5": hdf5.columns,
     "lines": lines.columns,
 }
@@ -20,7 +22,8 @@ _SUFFIXES = {
     "npy": (".npy",),
     "parquet": (".parquet", ".pq"),
     "arrow": (".arrow", ".arrows", ".ipc", ".feather"),
-    "vecs": (".fvecs", ".bvecs"),
+    "fvecs": (".fvecs",),
+    "bvecs": (".bvecs",),
     "hdf5": (".h5", ".hdf5"),
     "lines": (".txt", ".jsonl", ".ndjson"),
     "faiss": (".faiss", ".index"),
@@ -42,14 +45,16 @@ def columns(path: Path, *, kind: str | None = None, allowed: Path | None = None)
     if not path.is_file():
         raise BadInput(f"{path}: there is no such file")
     kind = kind or next((each for each, suffixes in _SUFFIXES.items() if path.suffix.lower() in suffixes), None)
-    if kind != "faiss" and kind not in _READERS:
+    if kind is None or (kind != "faiss" and kind not in _READERS):
         suffixes = ", ".join(each for known in _SUFFIXES.values() for each in known)
         raise BadInput(
             f"{path}: of no known format; give it one of the suffixes {suffixes}, or say which it is with --format"
         )
     try:
         return faiss_index.columns(path, allowed) if kind == "faiss" else _READERS[kind](path)
-    except OSError as error:
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged file makes the libraries that read it raise anything
         raise BadInput(f"{path}: cannot be read: {error}") from error
 
 

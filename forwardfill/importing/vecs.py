@@ -11,19 +11,16 @@ import numpy as np
 
 from forwardfill.importing.column import BadInput, Column, as_arrow
 
-_NUMBERS = {".fvecs": "<f4", ".bvecs": "u1"}
 
-
-def columns(path: Path) -> list[Column]:
-    """The vectors.
+def columns(path: Path, number: str) -> list[Column]:
+    """The vectors, of numbers of one type.
 
     Raises:
         BadInput: the file is not whole rows of the dimension that the first one has.
     """
     with path.open("rb") as file:
         dimension = int.from_bytes(file.read(4), "little", signed=True)
-    number = np.dtype(_NUMBERS[path.suffix.lower()])
-    if dimension <= 0 or path.stat().st_size % (4 + dimension * number.itemsize):
+    if dimension <= 0 or path.stat().st_size % (4 + dimension * np.dtype(number).itemsize):
         raise BadInput(
             f"{path}: begins with the dimension {dimension}, and its size of {path.stat().st_size} bytes is not that of whole "
             "rows of it; it is cut off, or of another format"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import delete, func, or_, select, union, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
@@ -103,15 +103,19 @@ def items_live(session: Session, gallery_id: int) -> int:
     return session.scalar(select(func.count()).select_from(ItemRow).where(*live)) or 0
 
 
-def of_model(session: Session, model_id: int) -> list[str]:
-    """Names of the galleries that hold vectors of a model, or are declared in it."""
+def of_models(session: Session, models: Sequence[int]) -> dict[int, list[str]]:
+    """By model, the names of the galleries that hold vectors of it, or are declared in it."""
+    declared = select(GalleryRow.model_id, GalleryRow.name)
     holding = (
-        select(SegmentRow.gallery_id)
-        .join(ColumnRow, ColumnRow.segment_id == SegmentRow.id)
-        .where(ColumnRow.model_id == model_id)
+        select(ColumnRow.model_id, GalleryRow.name)
+        .join(SegmentRow, SegmentRow.id == ColumnRow.segment_id)
+        .join(GalleryRow, GalleryRow.id == SegmentRow.gallery_id)
     )
-    either = (GalleryRow.model_id == model_id) | GalleryRow.id.in_(holding)
-    return list(session.scalars(select(GalleryRow.name).where(either).order_by(GalleryRow.name)))
+    found: dict[int, list[str]] = {model: [] for model in models}
+    either = union(declared.where(GalleryRow.model_id.in_(models)), holding.where(ColumnRow.model_id.in_(models)))
+    for model, name in sorted(session.execute(either).all()):
+        found[model].append(name)
+    return found
 
 
 def files_of(session: Session, gallery_id: int) -> list[str]:

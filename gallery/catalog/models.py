@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -184,10 +184,14 @@ def registry_mark(session: Session) -> tuple[int, int]:
     return models, transformations
 
 
-def transformations_of(session: Session, model_id: int) -> list[str]:
-    """Names of the transformations from or to a model."""
-    either = or_(TransformationRow.source_id == model_id, TransformationRow.target_id == model_id)
-    return list(session.scalars(select(TransformationRow.name).where(either).order_by(TransformationRow.name)))
+def transformations_of(session: Session, models: Sequence[int]) -> dict[int, list[str]]:
+    """By model, the names of the transformations from or to it."""
+    row, found = TransformationRow, {model: list[str]() for model in models}
+    either = or_(row.source_id.in_(models), row.target_id.in_(models))
+    for name, *ends in session.execute(select(row.name, row.source_id, row.target_id).where(either).order_by(row.name)):
+        for model in found.keys() & ends:
+            found[model].append(name)
+    return found
 
 
 def as_model(row: ModelRow) -> EmbeddingModel:

@@ -50,7 +50,7 @@ def measured(centroids: Vectors, vectors: Stored, asked: Sample, *, nprobe: int,
     if asked.space.metric == "inner_product" and not asked.space.normalized:
         return None  # the best rows need not be in near lists
     quantizer, rows = shared(centroids, asked.space.metric), asked.rows
-    near = quantizer.nearest(asked.queries, nprobe)
+    near = quantizer.nearest(asked.queries, min(nprobe, len(quantizer)))  # shared lists may be fewer
     own = quantizer.holding(_exact.prepared(vectors[rows.ravel()], asked.space)).reshape(*rows.shape, 1)
     places = near.lists[:, None, :] == own  # (queries, neighbours, lists)
     far = distances(near.scores, asked.space)

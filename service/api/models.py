@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -132,7 +133,7 @@ def list_models(_: MaySearch, __: RequestSlot, page: PageDep, process: ProcessDe
     """List the registered models."""
     with process.store.catalog.reading() as session:
         rows, token = fetch(session, select(ModelRow), ModelRow.name, page)
-        return Models(models=[_model(session, row) for row in rows], next_page_token=token)
+        return Models(models=_models(session, rows), next_page_token=token)
 
 
 @router.get("/models/{model}", tags=["models"], **documented(errors.ModelNotFound))
@@ -142,16 +143,25 @@ def get_model(_: MaySearch, __: RequestSlot, model: str, process: ProcessDep) ->
         return _model(session, model_rows.model_row(session, model))
 
 
+def _models(session: Session, rows: Sequence[ModelRow]) -> list[Model]:
+    ids = [row.id for row in rows]
+    galleries, transformations = gallery_rows.of_models(session, ids), model_rows.transformations_of(session, ids)
+    return [
+        Model(
+            name=row.name,
+            dimension=row.dimension,
+            metric=row.metric,
+            normalized=row.normalized,
+            side_information=None if row.side_dimension is None else SideInformation(dimension=row.side_dimension),
+            fingerprint=row.fingerprint,
+            description=row.description,
+            created_at=row.created_at,
+            galleries=galleries[row.id],
+            transformations=transformations[row.id],
+        )
+        for row in rows
+    ]
+
+
 def _model(session: Session, row: ModelRow) -> Model:
-    return Model(
-        name=row.name,
-        dimension=row.dimension,
-        metric=row.metric,
-        normalized=row.normalized,
-        side_information=None if row.side_dimension is None else SideInformation(dimension=row.side_dimension),
-        fingerprint=row.fingerprint,
-        description=row.description,
-        created_at=row.created_at,
-        galleries=gallery_rows.of_model(session, row.id),
-        transformations=model_rows.transformations_of(session, row.id),
-    )
+    return _models(session, [row])[0]

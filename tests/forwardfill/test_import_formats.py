@@ -343,6 +343,18 @@ def test_a_damaged_index_file_is_refused_and_named(tmp_path: Path, damage: str) 
         columns(path, allowed=tmp_path)
 
 
+def test_the_format_of_a_file_may_be_told_whatever_its_name(tmp_path: Path) -> None:
+    for name, write in WRITERS.items():
+        write(tmp_path / name)
+        (tmp_path / name).rename(tmp_path / "data")
+        kind = {".fvecs": "fvecs", ".hdf5": "hdf5"}.get(Path(name).suffix, Path(name).suffix[1:])
+        embeddings = pick(
+            columns(tmp_path / "data", kind=kind), None, "embedding", vectors=True, path=tmp_path, option=""
+        )
+        _, vectors = everything(Rows(embeddings, DIMENSION), 0, ROWS)
+        assert np.array_equal(vectors, VECTORS)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +407,27 @@ def nan(vectors: Any) -> Any:
     return vectors
 
 
+def head_of_npy(shape: bytes) -> Callable[[Path], None]:
+    """An array whose head says another shape than it has."""
+
+    def write(path: Path) -> None:
+        npy(path)
+        head, cut, rest = path.read_bytes().partition(b"(97, 3), }")
+        path.write_bytes(head + (shape + b", }").ljust(len(cut)) + rest[max(0, len(shape) + 3 - len(cut)) :])
+
+    return write
+
+
+def a_damaged_group(path: Path) -> None:
+    hdf5(path)
+    path.write_bytes(path.read_bytes().replace(b"SNOD", b"SN0D"))
+
+
+def a_name_that_is_no_text(path: Path) -> None:
+    arrow_stream(path)
+    path.write_bytes(path.read_bytes().replace(b"other", b"oth\xffr"))
+
+
 BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a NaN": ("a.npy", rewritten(ROWS, nan), r"a\.npy, row 50: holds NaN"),
     "beyond float32": ("a.npy", lambda path: np.save(path, VECTORS.astype("f8") * 1e300), r"row \d: .*beyond float32"),
@@ -413,6 +446,14 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "not parquet": ("a.parquet", fvecs, "not a Parquet file"),
     "not arrow": ("a.arrow", lambda path: path.write_bytes(b"x" * 99), "not an Arrow IPC file or stream"),
     "not hdf5": ("a.h5", lambda path: path.write_bytes(b"x" * 99), "not an HDF5 file"),
+    "an endless head": ("a.npy", head_of_npy(b"((((((((("), "not a plain array|cannot be read"),
+    "more rows than there can be": (
+        "a.npy",
+        head_of_npy(b"(9999999999999999999, 3)"),
+        "not a plain array|cannot be read",
+    ),
+    "a damaged group": ("a.h5", a_damaged_group, "cannot be read"),
+    "a name that is no text": ("a.arrow", a_name_that_is_no_text, "cannot be read"),
     "no suffix": ("a", lambda path: path.write_bytes(b"x"), "--format"),
     "nothing": ("a.npy", lambda path: None, "there is no such file"),
 }

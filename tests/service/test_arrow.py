@@ -150,6 +150,14 @@ def test_a_payload_of_nulls_only_is_none(empty: World, vectors: Any) -> None:
     assert empty.get(f"{ITEMS}/a")["payload"] is None
 
 
+def of_width(width: int, vectors: Any) -> bytes:
+    """A stream whose schema says a width that no writer would; streams of two widths differ there first."""
+    ids, wider = pa.array(["a", "b"][: len(vectors)], pa.string()), np.hstack([vectors, vectors[:, :1]])
+    whole, other = (stream({"id": ids, "embedding": fixed(each)}) for each in (vectors, wider))
+    at = next(at for at, (one, another) in enumerate(zip(whole, other, strict=False)) if one != another)
+    return whole[:at] + width.to_bytes(4, "little", signed=True) + whole[at + 4 :]
+
+
 def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
     good = {"id": ["a", "b"], "embedding": fixed(vectors[:2])}
     whole = stream(good)
@@ -166,6 +174,8 @@ def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
             "invalid_item",
             "/items",
         ),
+        "a negative width": (of_width(-1, vectors[:0]), "invalid_arrow", None),
+        "a negative width of rows": (of_width(-1, vectors[:2]), "invalid_arrow", None),
         "no ids": (stream({"embedding": good["embedding"]}), "invalid_arrow", None),
         "more": (stream({**good, "colour": [1, 2]}), "invalid_arrow", None),
         "numbers as ids": (stream({**good, "id": [1, 2]}), "invalid_arrow", None),
@@ -203,6 +213,30 @@ def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
             "invalid_item",
             "/items/1/payload",
         ),
+        "struct with a name that is no text": (
+            stream({**good, "payload": [{"title": 1}, None]}).replace(b"title", b"t\xfftle"),
+            "invalid_item",
+            "/items/0/payload",
+        ),
+        "struct of no rows with a name that is no text": (
+            stream(
+                {
+                    "id": pa.array([], pa.string()),
+                    "embedding": fixed(vectors[:0]),
+                    "payload": pa.array([], pa.struct([("title", pa.int8())])),
+                }
+            ).replace(b"title", b"t\xfftle"),
+            "invalid_arrow",
+            None,
+        ),
+        **{
+            f"struct with a moment of {kind}": (
+                stream({**good, "payload": pa.StructArray.from_arrays([pa.array([0, moment], kind)], ["when"])}),
+                "invalid_item",
+                "/items/1/payload",
+            )
+            for kind, moment in ((pa.timestamp("ns"), 1), (pa.timestamp("s"), 1 << 60), (pa.date32(), (1 << 31) - 1))
+        },
         "bytes": (stream({**good, "payload": [{"x": b"\xff"}, None]}), "invalid_item", "/items/0/payload"),
     }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from typing import Any
 
 import numpy as np
+from sqlalchemy import event
 
 from models.artifacts import save
 from tests.service.world import NEW, OLD, UNITS, World, backward, forward, linear
@@ -47,6 +49,29 @@ def test_a_model_names_the_galleries_and_transformations_that_use_it(world: Worl
     assert world.get("/models/old")["galleries"] == ["photos"]
     assert world.get("/models/old")["transformations"] == ["old-to-new"]
     assert world.get("/models/new")["galleries"] == []
+
+
+def test_a_list_of_models_takes_as_many_statements_however_many_there_are(world: World) -> None:
+    world.upgraded()
+    asked: list[str] = []
+
+    def listen(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if threading.current_thread().name not in {"watch", "tell"}:
+            asked.append(statement)
+
+    def listed() -> tuple[int, list[tuple[str, list[str], list[str]]]]:
+        asked.clear()
+        models = world.get("/models")["models"]
+        return len(asked), [(each["name"], each["galleries"], each["transformations"]) for each in models]
+
+    event.listen(world.store.catalog.engine, "before_cursor_execute", listen)
+    taken, of_two = listed()
+    assert of_two == [("new", ["photos"], ["old-to-new"]), ("old", ["photos"], ["old-to-new"])]
+    for at in range(9):
+        world.model(f"other-{at}", OLD)
+        world.post("/galleries", {"name": f"of-{at}", "model": f"other-{at}"})
+    others = [(f"other-{at}", [f"of-{at}"], []) for at in range(9)]
+    assert listed() == (taken, [*of_two, *others])
 
 
 def test_transformations_are_registered_with_their_model_or_nothing_is(empty: World) -> None:

@@ -136,3 +136,41 @@ def test_a_body_in_many_small_chunks_with_trailers_is_read(shared: World) -> Non
     whole = head + chunks + b"0\r\n" + long_header(1000) + b"\r\n\r\n"
     ((status, _),) = talk(shared, in_pieces(whole))
     assert status == 200
+
+
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"TLS/1.0, h2c"])
+@pytest.mark.parametrize("include", [[], ["payload"]], ids=["the short way", "the long way"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
+def test_who_offers_to_go_on_in_another_protocol_is_answered_in_this_one(
+    shared: World, offer: bytes, include: list[str], chunked: bool
+) -> None:
+    """Java's client does so with each request that is not encrypted, and sends its body behind the head or with it."""
+    body = json.dumps({"model": "old", "vector": UNITS[2].tolist(), "k": 1, "include": include}).encode()
+    offers = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: " + offer, b"HTTP2-Settings: AAMAAABk")
+    search = request(shared, f"POST /galleries/{GALLERY}/search", *offers, body=body)
+    if chunked:
+        search = search.replace(b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked")
+        search = search.removesuffix(body) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    after = request(shared, "GET /health/live", *offers)
+    head = search.index(b"\r\n\r\n") + 4
+    whole = search + after + search
+    for pieces in (
+        [whole],
+        [whole[:head], whole[head:]],
+        [whole[: head - 9], whole[head - 9 :]],
+        [search, after, search],
+    ):
+        answered = talk(shared, pieces, 3)
+        assert [status for status, _ in answered] == [200] * 3
+        assert [json.loads(answered[at][1])["hits"][0]["id"] for at in (0, 2)] == ["item-2", "item-2"]
+
+
+def test_thousands_of_offers_in_one_piece_are_declined_one_after_the_other(shared: World) -> None:
+    offer = request(shared, "GET /health/live", b"Connection: upgrade", b"Upgrade: h2c")
+    assert [status for status, _ in talk(shared, [offer * 2000], 2000)] == [200] * 2000
+
+
+def test_a_tunnel_is_refused_whatever_else_it_offers(shared: World) -> None:
+    for offers in ([], [b"Connection: upgrade", b"Upgrade: h2c"]):
+        ((status, _),) = talk(shared, [request(shared, "CONNECT there:80", *offers)])
+        assert status == 400

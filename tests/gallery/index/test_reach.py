@@ -82,6 +82,17 @@ def centroids(vectors: Vectors, space: Space) -> Vectors:
 
 
 @pytest.mark.parametrize("space", SPACES)
+def test_lists_that_are_not_there_are_not_spared(space: Space, clustered: Vectors) -> None:
+    """Segments share lists that were made for fewer rows, so as many may be asked for as there are not."""
+    vectors = column_of(clustered, space)
+    asked, own = sample(vectors, space), centroids(vectors, space)
+    all_, more = (_reach.measured(own, vectors, asked, nprobe=nprobe) for nprobe in (LISTS, 4 * LISTS))
+    assert more == all_
+    near = own[:4]  # each query is near to all of four, so nothing is gained by choosing
+    assert _reach.measured(near, vectors, asked, nprobe=4 * _reach.FEWEST) is None
+
+
+@pytest.mark.parametrize("space", SPACES)
 def test_no_neighbour_that_was_found_is_missed_for_it(space: Space, clustered: Vectors) -> None:
     vectors = column_of(clustered, space)
     asked = sample(vectors, space)
