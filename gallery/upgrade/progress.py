@@ -71,7 +71,7 @@ def progress(session: Session, row: UpgradeRow) -> Progress:
         segments_failed=counts.segments.get("failed", 0),
         fraction=done / total if total else float(finished),
         items_per_second=rate,
-        eta_seconds=_eta(session, row, total - done, rate),
+        eta_seconds=_eta(session, row, counts, total - done, rate),
     )
 
 
@@ -133,24 +133,36 @@ def _gate(row: UpgradeRow) -> list[Condition]:
 
 def _running(session: Session, row: UpgradeRow) -> list[Condition]:
     counts = upgrade_rows.counts(session, row.id)
-    last = max(filter(None, (row.state_since, counts.last_done)))
     held = hold(session, row)
     if held is not None:
-        return [Condition("throttled", last, *held)]
-    if now() - last <= _STALLED_AFTER:
-        return []
+        return [Condition("throttled", _last(row, counts), *held)]
+    undone = _undone(session, row, counts)
+    return (
+        [] if undone is None else [Condition("stalled", _last(row, counts), "no_worker", f"{undone}; is one running?")]
+    )
+
+
+def _last(row: UpgradeRow, counts: Counts) -> datetime:
+    """When something was last done for it."""
+    return max(filter(None, (row.state_since, counts.last_done)))
+
+
+def _undone(session: Session, row: UpgradeRow, counts: Counts) -> str | None:
+    """What no worker does, of one that runs and is not throttled; None while one does."""
+    if now() - _last(row, counts) <= _STALLED_AFTER:
+        return None
     if upgrade_rows.next_free(session, row.id) is not None:
-        return [Condition("stalled", last, "no_worker", "segments wait and no worker takes them; is one running?")]
-    if not counts.segments.get("leased"):
-        return [Condition("stalled", last, "no_worker", "all is done and no worker verifies it; is one running?")]
-    return []
+        return "segments wait and no worker takes them"
+    return None if counts.segments.get("leased") else "all is done and no worker verifies it"
 
 
-def _eta(session: Session, row: UpgradeRow, left: int, rate: float | None) -> float | None:
-    """Null where nobody knows: before the first segment is done, at rest, and while slow searches hold it back."""
+def _eta(session: Session, row: UpgradeRow, counts: Counts, left: int, rate: float | None) -> float | None:
+    """Null where nobody knows: before the first segment is done, at rest, and while slow searches or no worker hold it back."""
     if not rate or row.state != State.RUNNING:
         return None
     held = hold(session, row)
+    if held is None and _undone(session, row, counts) is not None:
+        return None
     if held is not None and held[0] == throttle.SEARCH_P99:
         return None
     return max(left / rate, throttle.least_seconds(row.throttle, left))
