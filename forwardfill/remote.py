@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
-import numpy as np
 import numpy.typing as npt
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -24,7 +23,7 @@ from forwardfill.following import RESTING
 from forwardfill.patience import AGAIN_SECONDS, passes, patiently
 from forwardfill.tables import listed
 from forwardfill.terminal import console, refuse, say
-from forwardfill.wire import real
+from forwardfill.wire import loaded, real
 from gallery.upgrade.gate import LIMITS
 
 models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
@@ -153,6 +152,8 @@ def start(
 ) -> None:
     """Start an upgrade, and watch it; with --dry-run, tell what would come of it."""
     limits = _gate(gate)
+    if (transformation is None) == (target is None):
+        raise typer.BadParameter("name either --transformation or --target")
     with _client() as client:
         started = client.start_upgrade(
             gallery,
@@ -338,7 +339,6 @@ def _pairs(given: Sequence[str] | None, option: str, form: str) -> dict[str, str
 def _vector(file: Path) -> npt.NDArray[Any]:
     """The one vector of a file, (dimension,) or (1, dimension)."""
     try:
-        found = real(np.load(file, allow_pickle=False), "its array")
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{file} is not an .npy file that can be read: {error}") from error
-    return found.reshape(-1)
+        return real(loaded(file), str(file)).reshape(-1)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

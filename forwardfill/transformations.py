@@ -44,7 +44,7 @@ def fit(
 
     try:
         stream = pairs.from_files(ids, embeddings, labels)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         refuse(str(error))
     with connected() as client:
         started = client.start_fit(
