@@ -39,6 +39,7 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # a panel cuts the names of options off on a terminal of 80 columns
     pretty_exceptions_show_locals=False,  # there are passwords among them
     help="Upgrade a retrieval gallery in place, while it is searched.",
 )
@@ -133,7 +134,7 @@ def worker(
 
 @app.command()
 def migrate(data: Data = None) -> None:
-    """Bring the catalog's database to the schema of this version."""
+    """Bring the catalog's database to this version's schema."""
     _environment(DATA=data)
     catalog = _catalog()
     schema.migrate(catalog)
@@ -151,7 +152,7 @@ def verify(
     ] = False,
     data: Data = None,
 ) -> None:
-    """Read everything that is stored and compare it with the catalog; exit with 1 if something is wrong."""
+    """Compare all that is stored with the catalog. It reads everything, and exits with 1 if something is wrong."""
     from forwardfill import upkeep
 
     _environment(DATA=data)
@@ -168,7 +169,7 @@ def gc(
     ] = None,
     data: Data = None,
 ) -> None:
-    """List the files in the data folder that nothing needs, such as a crash leaves behind."""
+    """List files in the data folder that nothing needs. A crash leaves such behind."""
     from forwardfill import upkeep
 
     _environment(DATA=data, ORPHAN_SECONDS=older_than)
@@ -191,7 +192,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of all training.")] = 0,
     quick: Annotated[bool, typer.Option(help="Hardly train or measure: see in a minute that all of it runs.")] = False,
 ) -> None:
-    """Train two models and a transformation, fill a gallery, and upgrade it while it is searched."""
+    """Upgrade a gallery of images while it is searched. Its models and the transformation are trained first."""
     from forwardfill.demo.run import run
 
     raise typer.Exit(run(data=data, root=root, out=out, seed=seed, quick=quick))
@@ -203,7 +204,7 @@ def create_key(
     scope: Annotated[str, typer.Option(help="search, write (and search) or admin (everything).")] = "search",
     data: Data = None,
 ) -> None:
-    """Make a key and print it: it is stored as a hash, so it cannot be shown again."""
+    """Make a key and print it. It is stored as a hash, so it cannot be shown again."""
     from service import keys as api_keys
 
     _environment(DATA=data)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
-from forwardfill.wire import Vectors, id_list, label_list, matrix, same_count
+from forwardfill.wire import Vectors, id_list, label_list, loaded, matrix, same_count
 
 
 def stream(ids: Iterable[str], embeddings: Vectors, labels: Iterable[int | str] | None = None) -> bytes:
@@ -40,13 +39,16 @@ def from_files(ids: Path, embeddings: Path, labels: Path | None) -> bytes:
     """Read pairs from an `.npy` file of embeddings, and from text files with one id, or one label, a line.
 
     Raises:
-        ValueError: they do not belong together.
+        ValueError: they do not belong together, or one is not what it should be.
         OSError: one cannot be read.
     """
-    return stream(_lines(ids), np.load(embeddings, allow_pickle=False), None if labels is None else _lines(labels))
+    return stream(_lines(ids), loaded(embeddings), None if labels is None else _lines(labels))
 
 
 def _lines(path: Path) -> list[str]:
     """The lines, as `forwardfill import` reads them: ids may hold the other characters that `splitlines` takes for their ends."""
-    with path.open(encoding="utf-8-sig") as file:  # a byte order mark is no part of the first id
-        return [line.removesuffix("\n") for line in file]
+    try:
+        with path.open(encoding="utf-8-sig") as file:  # a byte order mark is no part of the first id
+            return [line.removesuffix("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import orjson
 
-from forwardfill.wire import matrix
+from forwardfill.wire import loaded, matrix
 
 
 def vectors(files: Mapping[str, Path]) -> dict[str, npt.NDArray[Any]]:
@@ -21,7 +20,7 @@ def vectors(files: Mapping[str, Path]) -> dict[str, npt.NDArray[Any]]:
         ValueError: a file is no such array, or they have different numbers of rows.
         OSError: one cannot be read.
     """
-    found = {model: _matrix(path) for model, path in files.items()}
+    found = {model: matrix(loaded(path), str(path)) for model, path in files.items()}
     if len({len(each) for each in found.values()}) > 1:
         counts = ", ".join(f"{files[model]} has {len(each)}" for model, each in found.items())
         raise ValueError(f"each model embeds the same queries, but {counts}")
@@ -39,14 +38,6 @@ def relevant(path: Path, count: int) -> list[list[str]]:
     if len(lines) != count:
         raise ValueError(f"{path} has {len(lines)} lines for {count} queries")
     return [_ids(path, number, line) for number, line in enumerate(lines, 1)]
-
-
-def _matrix(path: Path) -> npt.NDArray[Any]:
-    try:
-        found: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not an .npy file of numbers: {error}") from error
-    return matrix(found, str(path))
 
 
 def _ids(path: Path, number: int, line: bytes) -> list[str]:

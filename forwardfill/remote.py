@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
-import numpy as np
 import numpy.typing as npt
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -24,7 +23,7 @@ from forwardfill.following import RESTING
 from forwardfill.patience import AGAIN_SECONDS, passes, patiently
 from forwardfill.tables import listed
 from forwardfill.terminal import console, refuse, say
-from forwardfill.wire import real
+from forwardfill.wire import loaded, real
 from gallery.upgrade.gate import LIMITS
 
 models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
@@ -64,7 +63,7 @@ def show_gallery(name: str) -> None:
 
 @galleries.command("compact")
 def compact_gallery(name: str) -> None:
-    """Merge small segments and leave out deleted rows; a worker does it, also by itself."""
+    """Merge small segments and leave out deleted rows. A worker does it, also by itself."""
     with _client() as client:
         found = client.compact_gallery(name)
     say(f"{name}: a worker will merge what is small among {found['segments']} segments")
@@ -81,7 +80,7 @@ def explain_search(
     k: Annotated[int | None, typer.Option(help="Hits; 10, or as many as the service allows, unless given.")] = None,
     oversample: Annotated[int | None, typer.Option(help="Candidates per hit that are transformed.")] = None,
 ) -> None:
-    """Do a search and show how: the plan, the time of each step, and what exact search of the whole gallery finds."""
+    """Do a search and show how. Told are the plan, the time of each step, and what exact search of the gallery finds."""
     companions = {model: _vector(Path(file)) for model, file in _pairs(companion, "--companion", "MODEL=FILE").items()}
     with _client(timeout=_EXPLAINED_SECONDS) as client:
         found = client.explain(name, model, _vector(vector), k=k, companions=companions, oversample=oversample)
@@ -103,7 +102,7 @@ def set_probes(
         Path | None, typer.Option(help="JSON lines: for each query, a list of the ids that ought to be found.")
     ] = None,
 ) -> None:
-    """Replace the queries by which upgrades of a gallery are measured, and stopped by their gates."""
+    """Replace the probes of a gallery. Upgrades are measured by them, and stopped by their gates."""
     files = {model: Path(file) for model, file in _pairs(vectors, "--vectors", "MODEL=FILE").items()}
     try:
         queries = probes.vectors(files)
@@ -151,8 +150,10 @@ def start(
     dry_run: Annotated[bool, typer.Option(help="Validate and report, change nothing.")] = False,
     watch_it: Annotated[bool, typer.Option("--watch/--no-watch", help="Stay and show the progress.")] = True,
 ) -> None:
-    """Start an upgrade, and watch it; with --dry-run, tell what would come of it."""
+    """Start an upgrade, and watch it. With --dry-run, tell what would come of it."""
     limits = _gate(gate)
+    if (transformation is None) == (target is None):
+        raise typer.BadParameter("name either --transformation or --target")
     with _client() as client:
         started = client.start_upgrade(
             gallery,
@@ -226,8 +227,8 @@ def _verb(name: str, does: str, call: Callable[[Client, str], Upgrade]) -> None:
 
 
 _verb("pause", "Start no more segments.", Client.pause)
-_verb("resume", "Go on where it stopped; in spite of its gate, if that stopped it after it had begun.", Client.resume)
-_verb("retry", "Try again what failed: segments, or the check or the gate that ended the upgrade.", Client.retry)
+_verb("resume", "Go on where it stopped. In spite of its gate, if that stopped it after it had begun.", Client.resume)
+_verb("retry", "Try again what failed. Segments, or the check or the gate that ended the upgrade.", Client.retry)
 _verb("finalize", "Let go of the older model's columns: no way back.", Client.finalize)
 
 
@@ -338,7 +339,6 @@ def _pairs(given: Sequence[str] | None, option: str, form: str) -> dict[str, str
 def _vector(file: Path) -> npt.NDArray[Any]:
     """The one vector of a file, (dimension,) or (1, dimension)."""
     try:
-        found = real(np.load(file, allow_pickle=False), "its array")
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{file} is not an .npy file that can be read: {error}") from error
-    return found.reshape(-1)
+        return real(loaded(file), str(file)).reshape(-1)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

@@ -16,6 +16,9 @@ from rich.table import Table
 
 _ANY_WIDTH = 1 << 30
 
+if os.environ.get("COLUMNS") == "0":  # a terminal that does not know how wide it is: Rich would print nothing at all
+    del os.environ["COLUMNS"]
+
 console = Console(markup=False, emoji=False, highlight=False)
 errors = Console(markup=False, emoji=False, highlight=False, stderr=True)
 

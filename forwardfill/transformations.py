@@ -13,7 +13,7 @@ from forwardfill.connection import connected
 from forwardfill.tables import listed
 from forwardfill.terminal import console, refuse, say
 
-app = typer.Typer(no_args_is_help=True, help="Transformations of a running service: list them, fit one from a sample.")
+app = typer.Typer(no_args_is_help=True, help="Transformations of a running service: list, fit.")
 
 
 @app.command("list")
@@ -39,12 +39,12 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
     watch_it: Annotated[bool, typer.Option("--watch/--no-watch", help="Stay and show the progress.")] = True,
 ) -> None:
-    """Fit a transformation on the service's worker, and tell whether to upgrade with it."""
+    """Fit a transformation, and tell whether to upgrade with it. The service's worker does it."""
     from forwardfill import pairs
 
     try:
         stream = pairs.from_files(ids, embeddings, labels)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         refuse(str(error))
     with connected() as client:
         started = client.start_fit(

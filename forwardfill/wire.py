@@ -57,6 +57,21 @@ def real(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
     return array.astype("<f4", copy=False)
 
 
+def loaded(path: Path) -> npt.NDArray[Any]:
+    """The array of an `.npy` file.
+
+    Raises:
+        ValueError: the file is none, or holds objects.
+        OSError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            found: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is not an .npy file of numbers: {error}") from error
+    return found
+
+
 def as_json(body: Any, place: str = "") -> bytes:
     """A body, or what has a place in one, as JSON, in which NumPy's numbers are numbers.
 

@@ -36,7 +36,7 @@ def command(
         Path | None, typer.Option(help="FAISS indexes may be read from here [FORWARDFILL_IMPORT_FOLDER].")
     ] = None,
 ) -> None:
-    """Send vectors from files to a running service; run it again after a crash, and it goes on where it was."""
+    """Send vectors from files to a running service. Run it again after a crash, and it goes on where it was."""
     from forwardfill.importing import job
 
     job.carry_out(

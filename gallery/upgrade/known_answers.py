@@ -41,7 +41,7 @@ _MOST = 1024
 _ERRORS, _ERRORS_FOR_SIDE = 3.0, 2.0
 _SHARE = 0.1  # of the way from the answers of others to one's own; chance goes less far, however many pairs there are
 _SAME = 1e-6  # differences of cosines that float32 makes
-# A vector so many times as long as its answer, or as short, is none. Least squares alone make them as short as their cosine is low.
+# A vector so many times as long as its answer, or as short, is none. Least squares make them as short as their cosine is low.
 _TIMES = 5.0
 _IF_CHANGED = (
     " Or had these items changed when they came again? Then cancel this upgrade, and start one with "

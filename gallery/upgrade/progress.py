@@ -71,7 +71,7 @@ def progress(session: Session, row: UpgradeRow) -> Progress:
         segments_failed=counts.segments.get("failed", 0),
         fraction=done / total if total else float(finished),
         items_per_second=rate,
-        eta_seconds=_eta(session, row, total - done, rate),
+        eta_seconds=_eta(session, row, counts, total - done, rate),
     )
 
 
@@ -115,7 +115,7 @@ def _reason(row: UpgradeRow, *, segments_failed: bool) -> str:
 def _waiting(session: Session, row: UpgradeRow) -> list[Condition]:
     """In a state in which workers have something to do, and do it slowly or not."""
     if row.state == State.RUNNING:
-        return _running(session, row)
+        return _running(session, row, upgrade_rows.counts(session, row.id))
     since = max(filter(None, (row.state_since, row.leased_until)))
     if row.state in JUDGED and now() - since > _STALLED_AFTER:
         return _stalled(session, row, since, _NOT_DONE[State(row.state)])
@@ -144,8 +144,7 @@ def _gate(row: UpgradeRow) -> list[Condition]:
     return [Condition(kind, datetime.fromisoformat(found["since"]), found["limit"], found["detail"])]
 
 
-def _running(session: Session, row: UpgradeRow) -> list[Condition]:
-    counts = upgrade_rows.counts(session, row.id)
+def _running(session: Session, row: UpgradeRow, counts: Counts) -> list[Condition]:
     last = max(filter(None, (row.state_since, counts.last_done)))
     held = hold(session, row)
     if held is not None:
@@ -157,12 +156,12 @@ def _running(session: Session, row: UpgradeRow) -> list[Condition]:
     return _stalled(session, row, last, what)
 
 
-def _eta(session: Session, row: UpgradeRow, left: int, rate: float | None) -> float | None:
-    """Null where nobody knows: before the first segment is done, at rest, and while slow searches hold it back."""
+def _eta(session: Session, row: UpgradeRow, counts: Counts, left: int, rate: float | None) -> float | None:
+    """Null where nobody knows: before the first segment is done, at rest, and while slow searches or no worker hold it back."""
     if not rate or row.state != State.RUNNING:
         return None
-    held = hold(session, row)
-    if held is not None and held[0] == throttle.SEARCH_P99:
+    slowed = _running(session, row, counts)
+    if any(each.type == "stalled" or each.reason == throttle.SEARCH_P99 for each in slowed):
         return None
     return max(left / rate, throttle.least_seconds(row.throttle, left))
 

@@ -183,6 +183,7 @@ byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   service.key.set(byId("key").value.replace(/[^\x21-\x7e]/g, "")); // spaces and the like that were copied along: a header cannot hold them
   byId("key").value = "";
+  byId("key-problem").hidden = true; // of the key before
   look();
 });
 
@@ -217,8 +218,12 @@ function agreed({ title, text, yes, no = "No" }) {
   const dialog = byId("question");
   for (const [part, words] of Object.entries({ title, text, yes, no })) byId(`question-${part}`).textContent = words;
   dialog.returnValue = "";
+  const asker = document.activeElement;
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+  return new Promise((resolve) => dialog.addEventListener("close", () => {
+    if (!asker.isConnected) byId("chosen").querySelector("[data-key=verbs]")?.focus(); // it went while the question was open
+    resolve(dialog.returnValue === "yes");
+  }, { once: true }));
 }
 
 function choose(id) {
@@ -227,7 +232,14 @@ function choose(id) {
   render();
   listen();
   look();
-  byId("chosen").scrollIntoView({ block: "nearest" });
+  reveal(byId("chosen-title"));
+}
+
+/** Into view, what can be done with it follows. Where what was pressed is out of view then, the focus goes there too. */
+function reveal(title) {
+  title?.scrollIntoView({ block: "nearest" });
+  const { top, bottom } = document.activeElement.getBoundingClientRect();
+  if (bottom < 0 || top > innerHeight) title?.focus({ preventScroll: true });
 }
 
 const ACTIONS = {

@@ -3,6 +3,7 @@
 // Wherever the page came from, behind a proxy's prefix too.
 const BASE = new URL("..", import.meta.url);
 const PAGE_SIZE = 200;
+const PATIENCE_MS = 15_000; // for one reading: a browser waits for minutes, and the page would say `live` all the while
 
 /** What the service refused, in its own words. */
 export class Refused extends Error {
@@ -30,7 +31,7 @@ export async function ask(path, { method = "GET", body, signal, headers = {} } =
   return answer;
 }
 
-export const read = async (path) => (await ask(path)).json();
+export const read = async (path) => (await ask(path, { signal: AbortSignal.timeout(PATIENCE_MS) })).json();
 
 /** All pages of a list. */
 export async function readAll(path, name) {

@@ -9,7 +9,7 @@ const TONES = {
   completed: "good", finalized: "good", failed: "bad", paused: "warn", awaiting_cutover: "warn",
   cancelled: "quiet", rolled_back: "quiet",
 };
-const VERBS = {
+const VERBS = { // in the order of their buttons: what loses work comes last
   pause: "Pause", resume: "Resume", retry: "Retry", cutover: "Cut over",
   cancel: "Cancel…", rollback: "Roll back…", finalize: "Finalize…",
 };
@@ -124,10 +124,10 @@ function pace({ state, progress: { fraction, items_per_second: speed, eta_second
 
 export function detail(upgrade, { failures, refused, busy }) {
   if (!upgrade) return null;
-  const { id, progress, conditions, error, allowed } = upgrade;
+  const { id, progress, conditions, error } = upgrade;
   return el("article", { class: "card", "data-key": id, "aria-labelledby": "chosen-title" },
     el("div", { class: "ends" },
-      el("h3", { id: "chosen-title" }, title(upgrade)),
+      el("h3", { id: "chosen-title", tabindex: -1 }, title(upgrade)),
       badge(upgrade, { role: "status", "aria-live": "polite" })),
     bar(upgrade, "Progress of the chosen upgrade", "large"),
     facts([
@@ -137,7 +137,7 @@ export function detail(upgrade, { failures, refused, busy }) {
     ], "facts"),
     conditions.map(condition),
     error && !conditions.some((each) => each.detail === error) && problem(error),
-    el("div", { class: "row", role: "group", "aria-label": "What can be done", tabindex: -1, "data-key": "verbs" }, allowed.filter((verb) => isOfUse(verb, upgrade)).map((verb) => button(verb, busy))),
+    el("div", { class: "row", role: "group", "aria-label": "What can be done", tabindex: -1, "data-key": "verbs" }, verbs(upgrade).map((verb) => button(verb, busy))),
     refused?.id === id && problem(`${words.spoken(refused.verb)} was refused: ${refused.detail}`, { role: "alert", "data-key": "refused" }),
     el("h4", null, "Quality"), quality(upgrade),
     failures.length > 0 && [el("h4", null, "Failed segments"), failed(failures, progress.segments_failed)],
@@ -149,6 +149,8 @@ const condition = ({ type, reason, since, detail: said }) =>
   el("div", { class: "note", "data-key": `${type} ${reason}` },
     el("b", null, words.spoken(type)), ` – ${words.spoken(reason)}, since ${words.clock(since)}`, el("p", null, said));
 
+const verbs = (upgrade) => Object.keys(VERBS).filter((verb) => upgrade.allowed.includes(verb) && isOfUse(verb, upgrade));
+
 /** The service takes a retry before anything failed, too; then it does nothing. */
 const isOfUse = (verb, { state, progress }) => verb !== "retry" || state === "failed" || progress.segments_failed > 0;
 
@@ -156,7 +158,7 @@ const button = (verb, busy) =>
   el("button", {
     type: "button", class: verb === "finalize" || verb === "cancel" ? "danger" : null,
     "data-key": verb, "data-action": "verb", "data-verb": verb, "aria-disabled": busy ? "true" : null, // disabled would lose the focus
-  }, VERBS[verb] ?? words.spoken(verb));
+  }, VERBS[verb]);
 
 function quality(upgrade) {
   const { quality: found, gallery: name, source_model: source, target_model: target } = upgrade;

@@ -504,3 +504,84 @@ def test_older_upgrades_stay_although_a_reading_was_under_way_when_they_were_ask
             route.continue_()
     expect(rows).to_have_count(22)
     expect(older).to_have_count(0)
+
+
+def test_whom_an_upgrade_is_chosen_by_sees_its_title_and_its_verbs_however_far_down_it_stood(
+    world: World, visit: Visit
+) -> None:
+    world.prepared().filled()
+    first = world.upgraded()
+    world.verb(first, "rollback")
+    for _ in range(12):
+        world.verb(world.start(), "cancel")
+    person = visit(world.client.base_url)
+    title, last = person.chosen.get_by_role("heading", level=3), person.page.locator("#upgrades li button").last
+    for width in (390, 1400):
+        person.page.set_viewport_size({"width": width, "height": 500})
+        person.page.locator("#upgrades li button").first.press("Enter")
+        last.press("Enter")
+        expect(last).to_have_attribute("aria-pressed", "true")
+        expect(title).to_be_in_viewport()
+        expect(person.page.locator(":focus")).to_be_in_viewport()  # and so the next Tab leads to what is seen
+        expect(title if width == 390 else last).to_be_focused()
+
+
+def test_who_was_asked_about_a_verb_that_is_gone_meanwhile_stays_among_the_verbs(world: World, visit: Visit) -> None:
+    upgrade = world.prepared().filled().upgraded()
+    person = visit(world.client.base_url)
+    verbs = person.chosen.get_by_role("group", name="What can be done")
+    verbs.get_by_role("button", name="Roll back…").press("Enter")
+    expect(person.page.get_by_role("dialog")).to_be_visible()
+    world.verb(upgrade, "finalize")  # somebody else did
+    expect(person.state).to_have_text("finalized")
+    person.page.keyboard.press("Escape")
+    expect(verbs).to_be_focused()
+
+
+def test_the_verb_that_loses_work_is_not_the_first(world: World, visit: Visit) -> None:
+    world.prepared().filled().upgraded(cutover="manual")
+    person = visit(world.client.base_url)
+    expect(person.state).to_have_text("awaiting cutover")
+    expect(person.chosen.get_by_role("group").get_by_role("button")).to_have_text(["Cut over", "Cancel…"])
+
+
+def test_a_service_that_takes_no_notice_is_told_of_although_the_connection_stands(world: World, visit: Visit) -> None:
+    world.prepared().filled().start()
+    person = visit(world.client.base_url)
+    expect(person.page.locator("#status")).to_have_text("live")
+    person.page.route("**/galleries?*", lambda route: None)  # from now on nothing comes, neither an answer nor an end
+    expect(person.page.get_by_role("alert")).to_contain_text("cannot be reached")
+    expect(person.page.locator("#status")).to_have_text("not connected")
+    person.page.unroute("**/galleries?*")
+    expect(person.page.locator("#status")).to_have_text("live")
+
+
+def test_who_chooses_the_colours_of_all_pages_sees_how_far_an_upgrade_is(browser: BrowserContext, world: World) -> None:
+    world.prepared().filled().upgraded()
+    page = browser.new_page()
+    page.emulate_media(forced_colors="active")
+    page.goto(str(world.client.base_url.join("/dashboard")))
+    done = page.locator("#chosen .bar i")
+    colours = "node => [node, document.body].map((each) => getComputedStyle(each).backgroundColor)"
+    bar, ground = done.evaluate(colours)
+    assert bar != ground
+    page.close()
+
+
+def test_of_a_second_wrong_key_it_is_said_again_that_it_is_wrong(world: World, visit: Visit) -> None:
+    create_key(world.store.catalog, "admin", "admin")
+    world.app.state.process.keyring.refresh()
+    person = visit(world.client.base_url)
+    key, problem = person.page.get_by_label("API key"), person.page.locator("#key-problem")
+    key.fill("ffk_wrong")
+    key.press("Enter")
+    expect(problem).to_be_visible()
+    held: list[Route] = []
+    person.page.route("**/galleries?*", lambda route: held.append(route))  # noqa: PLW0108 - it marks what it is given
+    key.fill("ffk_wrong_too")
+    key.press("Enter")
+    expect(problem).to_be_hidden()  # until the service has said it again, which is read aloud
+    person.page.route("**/galleries?*", lambda route: route.continue_())  # from now on
+    for route in held:
+        route.continue_()
+    expect(problem).to_be_visible()

@@ -174,6 +174,22 @@ def test_a_query_to_explain_that_is_not_real_is_refused(world: World, tmp_path: 
     assert "real numbers, not complex64" in " ".join(refused.stderr.replace("│", "").split())
 
 
+def test_an_empty_file_of_a_query_to_explain_is_refused_by_its_name(world: World, tmp_path: Path) -> None:
+    (tmp_path / "query.npy").write_bytes(b"")
+    refused = run("galleries", "explain", GALLERY, "--model", "old", "--vector", "query.npy")
+    assert refused.exit_code == 2, refused.output
+    assert "query.npy is not an .npy file" in refused.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--target", "new", "--transformation", "old-to-new")])
+def test_an_upgrade_by_nothing_or_by_two_things_is_refused_by_the_names_of_the_options(
+    world: World, options: tuple[str, ...]
+) -> None:
+    refused = run("upgrade", "start", GALLERY, *options)
+    assert refused.exit_code == 2, refused.output
+    assert "name either --transformation or --target" in refused.stderr
+
+
 def test_a_search_is_explained_where_fewer_hits_are_allowed_than_are_usual(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

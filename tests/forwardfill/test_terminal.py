@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from forwardfill.cli import app
@@ -94,6 +97,29 @@ def test_what_is_listed_is_as_wide_as_somebody_wants(
     monkeypatch.setenv("COLUMNS", "40")
     listed(LONG, "id", "state", "error")
     assert {len(line) for line in capsys.readouterr().out.splitlines()} == {40}
+
+
+def test_a_width_of_nothing_hides_nothing() -> None:
+    asked = [sys.executable, "-m", "forwardfill", "keys", "list"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "0"}).stdout
+    assert "revoked" in told
+
+
+def _commands(words: tuple[str, ...], found: Any) -> Iterator[tuple[str, ...]]:
+    yield words
+    for name, each in getattr(found, "commands", {}).items():
+        yield from _commands((*words, name), each)
+
+
+@pytest.mark.parametrize("words", list(_commands((), get_command(app))), ids=" ".join)
+def test_help_is_cut_nowhere_on_a_terminal_of_eighty_columns(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    told = run(*words, "--help").stdout
+    assert "Usage:" in told
+    assert "…" not in told
+    assert [line for line in told.splitlines() if re.search(r"[^ ]\.\.\.$", line) and "Usage:" not in line] == []
 
 
 def test_whoever_lacks_a_key_is_told_where_to_put_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,29 @@ def test_a_fit_is_watched_to_its_verdict(world: World) -> None:
     assert "fitted" in run("list").output
 
 
+@pytest.mark.parametrize(
+    ("option", "content", "said"),
+    [
+        ("--embeddings", b"", "is not an .npy file of numbers"),
+        ("--embeddings", b"PK\x03\x04", "is not an .npy file of numbers"),
+        ("--embeddings", None, "No such file or directory"),
+        ("--ids", b"caf\xe9\n", "is not text in UTF-8"),
+        ("--ids", None, "No such file or directory"),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be_is_named_and_nothing_is_sent(
+    world: World, tmp_path: Path, option: str, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "wrong").write_bytes(content)
+    refused = fit(option, "wrong")
+    assert refused.exit_code == 2, refused.output
+    assert refused.stderr.startswith("wrong")
+    assert said in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert world.get("/transformations/fits")["fits"] == []
+
+
 def test_files_that_do_not_belong_together_are_refused_before_anything_is_sent(world: World, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("item-0")
     refused = fit()

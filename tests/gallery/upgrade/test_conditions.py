@@ -95,6 +95,16 @@ def test_where_no_worker_goes_on_it_has_stalled_in_whatever_state_that_is(filled
     assert "is one running?" in condition.detail
 
 
+def test_nobody_knows_when_an_upgrade_is_done_that_no_worker_goes_on_with(filled: World) -> None:
+    upgrade = filled.start()
+    one_is_done(filled, upgrade)
+    assert eta(filled, upgrade) is not None
+    faults.arm("clock:20")
+    assert eta(filled, upgrade) is None
+    with filled.store.catalog.reading() as session:
+        assert [each.type for each in conditions(session, upgrade_row(session, upgrade))] == ["stalled"]
+
+
 def test_a_worker_that_is_at_a_segment_has_not_stalled(filled: World) -> None:
     upgrade = filled.start()
     all_but_one_are_done(filled, upgrade)
