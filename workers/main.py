@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 import structlog
-from celery import signals
+from celery import Celery, bootsteps, signals
 from celery.worker import state as celery_state
 
 from gallery import faults, folder
@@ -56,6 +56,7 @@ def run() -> None:
     folder.claim(store.catalog, files)
 
     _heed_signals(worker)
+    _keep_hangup(app)
     # Where there is a receiver, Celery leaves logs to whoever started this process.
     signals.setup_logging.connect(lambda **_: None, weak=False)
     # Celery's handlers of signals write there what is no line of a log; where nobody reads it, they would never stop the worker.
@@ -97,6 +98,19 @@ def _heed_signals(worker: Worker) -> None:
     signals.worker_shutting_down.connect(stopping, weak=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, early)
+
+
+def _keep_hangup(app: Celery) -> None:
+    """Leave SIGHUP to whoever had it. Celery would start the program again at it, with standard output closed: it would work on,
+    and nobody would hear of it any more.
+    """
+    before = signal.getsignal(signal.SIGHUP)
+
+    class Kept(bootsteps.StartStopStep):  # type: ignore[misc,unused-ignore]
+        def start(self, _: object) -> None:
+            signal.signal(signal.SIGHUP, before)
+
+    app.steps["worker"].add(Kept)
 
 
 def _until_migrated(catalog: Catalog) -> None:
