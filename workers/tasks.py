@@ -220,7 +220,7 @@ class Worker:
     def _another(self, upgrade_id: str) -> bool:
         """Whether an upgrade may go on with another segment: nothing else has its turn, and the process is not told to stop."""
         give_back()
-        return not self.stopping and set(drive.due(self.store)) <= {upgrade_id} and not self._wants_turn()
+        return not (self.stopping or drive.another_due(self.store, upgrade_id) or self._wants_turn())
 
     def _index_one(self) -> bool:
         """Build one index. A column that is gone meanwhile is no error, and one that cannot be read stops no other."""

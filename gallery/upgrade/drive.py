@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -37,8 +37,13 @@ class _Unmeasured(Exception):
 def due(store: Store) -> list[str]:
     """Upgrades for which a worker could do something now, and no other does it already."""
     with store.catalog.reading() as session:
-        rows = session.scalars(select(UpgradeRow).where(UpgradeRow.active, UpgradeRow.state.in_(DRIVEN)))
-        return [row.id for row in rows if _due(session, row, store.settings.lease_seconds)]
+        return list(_all_due(store, session))
+
+
+def another_due(store: Store, upgrade_id: str) -> bool:
+    """Whether any but this one is due. Among hundreds that are under way, the first that is found will do."""
+    with store.catalog.reading() as session:
+        return any(other != upgrade_id for other in _all_due(store, session))
 
 
 def under_way(store: Store) -> bool:
@@ -226,6 +231,11 @@ def fail(store: Store, upgrade_id: str, expected: State, error: str) -> bool:
         row.error = error[:2000]
         move(tx.session, row, State.FAILED, error=row.error)
     return True
+
+
+def _all_due(store: Store, session: Session) -> Iterator[str]:
+    rows = session.scalars(select(UpgradeRow).where(UpgradeRow.active, UpgradeRow.state.in_(DRIVEN)))
+    return (row.id for row in rows if _due(session, row, store.settings.lease_seconds))
 
 
 def _due(session: Session, row: UpgradeRow, lease_seconds: float) -> bool:
