@@ -70,8 +70,9 @@ def serve(
 ) -> None:
     """Run the API, and one worker beside it."""
     _environment(HOST=host, PORT=port, DATA=data, INSECURE=insecure or None, PROCESSES=processes)
-    from forwardfill.processes import become_child, worker_child
+    from forwardfill.processes import become_child, heed_hangup, worker_child
 
+    heed_hangup()
     if parent is not None:
         become_child(parent)
     settings = ServiceSettings()
@@ -117,13 +118,14 @@ def worker(
     """Run a worker: it transforms segments and builds indexes. Any number may run."""
     _environment(DATA=data)
     native.prepare(_settings().threads_used)
-    from forwardfill.processes import become_child
+    from forwardfill.processes import become_child, heed_hangup
     from service.telemetry import configure_logs, pass_on_libraries
     from workers.devices import NoSuchDevice
     from workers.main import run
 
     configure_logs()
     pass_on_libraries()
+    heed_hangup()
     if parent is not None:
         become_child(parent, nice)
     try:

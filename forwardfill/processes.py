@@ -78,6 +78,15 @@ def serve_together(settings: ServiceSettings, *, beside: Callable[[], AbstractCo
     return status if status >= 0 else 128 - status  # ended by a signal: the status that a shell gives
 
 
+def heed_hangup() -> None:
+    """Let SIGHUP stop this process as SIGTERM does: a terminal that closes, or who renamed a log, must not cut requests short.
+
+    Where it is ignored, as below `nohup`, it stays so.
+    """
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
 def become_child(parent: int, niceness: int = 0) -> None:
     """Lower the priority, and make this process end with its parent, since nobody else would stop it.
 

@@ -80,9 +80,9 @@ class Telemetry:
                 return
             await self._app(scope, receive, answer)
         except asyncio.CancelledError:  # the process stops, and waits for this request no longer
-            if not answer.status:
-                await problem(Unavailable(""), answer.request_id)(scope, receive, answer)
-            raise
+            if answer.status:
+                raise
+            await problem(Unavailable(""), answer.request_id)(scope, receive, answer)
         except ClientDisconnect:
             answer.status = answer.status or 499  # nobody is left to hear it
         except Exception as error:

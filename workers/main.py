@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 import structlog
-from celery import signals
+from celery import Celery, bootsteps, signals
 from celery.worker import state as celery_state
 
 from gallery import columns, faults, folder
@@ -57,6 +57,7 @@ def run() -> None:
     folder.claim(store.catalog, files)
 
     _heed_signals(worker)
+    _keep_hangup(app)
     # Celery leaves logging alone if this signal has a receiver.
     signals.setup_logging.connect(lambda **_: None, weak=False)
     # Celery's signal handlers print to it: bare text, and if nobody reads the pipe they would block, and not stop the worker.
@@ -98,6 +99,19 @@ def _heed_signals(worker: Worker) -> None:
     signals.worker_shutting_down.connect(stopping, weak=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, early)
+
+
+def _keep_hangup(app: Celery) -> None:
+    """Leave SIGHUP to whoever had it. Celery would start the program again at it, with standard output closed: it would work on,
+    and nobody would hear of it any more.
+    """
+    before = signal.getsignal(signal.SIGHUP)
+
+    class Kept(bootsteps.StartStopStep):  # type: ignore[misc,unused-ignore]
+        def start(self, _: object) -> None:
+            signal.signal(signal.SIGHUP, before)
+
+    app.steps["worker"].add(Kept)
 
 
 def _until_migrated(catalog: Catalog) -> None:

@@ -235,7 +235,7 @@ class Worker:
     def _another(self, upgrade_id: str) -> bool:
         """Whether an upgrade may go on with another segment: no other work is due, and the process is not told to stop."""
         give_back()
-        return not self.stopping and set(drive.due(self.store)) <= {upgrade_id} and not self._wants_turn()
+        return not (self.stopping or drive.another_due(self.store, upgrade_id) or self._wants_turn())
 
     def _index_one(self) -> bool:
         """Build one index. A column may be gone by now, and one that cannot be read does not keep others from theirs."""

@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import structlog
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import InterfaceError, OperationalError, StatementError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -106,6 +106,7 @@ def _engine(url: str | URL) -> Engine:
             url, json_serializer=_as_json, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=patience
         )
         event.listen(engine, "begin", _begin_postgresql)
+        event.listen(engine, "handle_error", _as_unanswered)
         return engine
     engine = create_engine(url, json_serializer=_as_json, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000})
     event.listen(engine, "connect", _prepare_sqlite)
@@ -139,6 +140,15 @@ def _begin_postgresql(connection: Connection) -> None:
     """Let the server end a transaction whose process is suspended: it would hold its locks against all others."""
     if not connection.get_execution_options().get("postgresql_readonly"):
         connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {_SUSPENDED_MS}")
+
+
+def _as_unanswered(context: ExceptionContext) -> OperationalError | None:
+    """A server that ends a connection has not answered. It calls that an internal error where it waited long for its client."""
+    if not (context.is_disconnect and isinstance(context.sqlalchemy_exception, InternalError)):
+        return None
+    return OperationalError(
+        context.statement, context.parameters, context.original_exception, connection_invalidated=True
+    )
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -37,8 +37,13 @@ class _Unmeasured(Exception):
 def due(store: Store, states: Collection[State] = DRIVEN) -> list[str]:
     """Upgrades in some states for which a worker could do something now, and no other does it already."""
     with store.catalog.reading() as session:
-        rows = session.scalars(select(UpgradeRow).where(UpgradeRow.active, UpgradeRow.state.in_(states)))
-        return [row.id for row in rows if _due(session, row, store.settings.lease_seconds)]
+        return list(_due_in(store, session, states))
+
+
+def another_due(store: Store, upgrade_id: str) -> bool:
+    """Whether any but this one is due. Among hundreds that are under way, the first that is found will do."""
+    with store.catalog.reading() as session:
+        return any(other != upgrade_id for other in _due_in(store, session))
 
 
 def under_way(store: Store) -> bool:
@@ -227,6 +232,11 @@ def fail(store: Store, upgrade_id: str, expected: State, error: str) -> bool:
         row.error = error[:2000]
         move(tx.session, row, State.FAILED, error=row.error)
     return True
+
+
+def _due_in(store: Store, session: Session, states: Collection[State] = DRIVEN) -> Iterator[str]:
+    rows = session.scalars(select(UpgradeRow).where(UpgradeRow.active, UpgradeRow.state.in_(states)))
+    return (row.id for row in rows if _due(session, row, store.settings.lease_seconds))
 
 
 def _due(session: Session, row: UpgradeRow, lease_seconds: float) -> bool:

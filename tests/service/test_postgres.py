@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Connection, Engine, event
 
 from gallery import orphans
 from gallery.catalog.transaction import Catalog
 from gallery.removal import delete_gallery
 from gallery.transforms import artifact_file
 from models.artifacts import save
+from tests.acceptance.system import wait_for
 from tests.service.world import GALLERY, World, linear, opened
 
 SEARCH = f"/galleries/{GALLERY}/search"
@@ -52,6 +53,24 @@ def test_a_host_that_is_gone_is_not_waited_for_longer_than_the_url_says(postgres
             assert connection.info.get_parameters()["connect_timeout"] == seconds
             assert connection.info.get_parameters()["tcp_user_timeout"] == "30000"
         catalog.close()
+
+
+def test_a_write_that_was_suspended_until_the_database_gave_it_up_may_be_tried_again(
+    world: World, postgres_admin: Engine
+) -> None:
+    def suspended(connection: Connection) -> None:
+        process = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 1")
+        with postgres_admin.connect() as other:
+            gone = f"SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {process})"
+            wait_for(lambda: other.exec_driver_sql(gone).scalar(), 60, lambda: "it is not given up")
+
+    event.listen(world.store.catalog.engine, "commit", suspended, once=True)
+    item = {"id": "late", "embedding": [1, 0, 0, 0]}
+    answer = world.client.post(f"/galleries/{GALLERY}/items", json={"model": "old", "items": [item]})
+    assert world.refused(answer, 503, "unavailable")
+    assert answer.headers["retry-after"]
+    assert world.upsert(item)["upserted"] == 1
 
 
 def test_text_that_it_cannot_hold_is_refused(world: World) -> None:

@@ -122,6 +122,7 @@ def test_a_request_that_is_not_waited_for_any_longer_is_told_so_as_every_refusal
     assert lines[0].startswith(b"http/1.1 503 "), answer
     assert b"content-type: application/problem+json" in lines
     assert any(line.startswith(b"retry-after: ") for line in lines)
+    assert "Traceback" not in log.read_text(), "nothing went wrong that somebody could mend"
 
 
 @pytest.mark.timeout(120)

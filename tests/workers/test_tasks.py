@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from celery import Celery
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from gallery.catalog import latencies, probes
 from gallery.catalog.galleries import gallery_row
@@ -79,6 +79,24 @@ def test_it_takes_an_upgrade_from_its_start_to_its_end(world: World, worker: Wor
     assert world.state(upgrade) is State.COMPLETED
     assert kinds(world) == {"old": "hnsw", "new": "hnsw"}
     assert not worker.has_work()
+
+
+def test_an_upgrade_costs_the_catalog_the_same_however_many_are_under_way_beside_it(
+    world: World, worker: Worker
+) -> None:
+    asked, each = list[str](), list[float]()
+    event.listen(world.store.catalog.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    for beside in (4, 32):
+        for name in (f"{beside}-{at}" for at in range(beside)):
+            world.make(name)
+            world.upsert("old", ["a"], np.ones((1, 4)), side=np.ones((1, 2)), gallery=name)
+            world.start(gallery=name)
+        asked.clear()
+        worker.work()
+        assert not worker.has_work()
+        each.append(len(asked) / beside)
+    few, many = each
+    assert many < 1.2 * few
 
 
 @pytest.mark.parametrize("at", ["validating", "verifying"])

@@ -27,9 +27,11 @@ JUDGED = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def filled(tmp_path: Path) -> Iterator[World]:
-    """Three segments and a probe, and leases that are short enough for a test to see them renewed."""
-    opened = World.open(tmp_path / "data", lease_seconds=0.3).prepare(("forward", "old", "new", PLAIN))
+def filled(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    """Three segments and a probe, and leases that are short enough for a test to see them renewed, unless it says how long."""
+    opened = World.open(tmp_path / "data", lease_seconds=getattr(request, "param", 0.3)).prepare(
+        ("forward", "old", "new", PLAIN)
+    )
     for row in range(3):
         opened.upsert("old", [f"i{row}"], np.eye(1, 4, row))
     probe = {"old": np.ones(4, np.float32), "new": np.ones(5, np.float32)}
@@ -108,6 +110,7 @@ def test_what_waits_meanwhile_says_for_which_upgrade(filled: World, state: State
 
 
 @JUDGED
+@pytest.mark.parametrize("filled", [30.0], indirect=True)  # so long that none is renewed by one who is thought dead
 def test_one_that_died_at_it_is_followed_by_another_once_its_lease_has_run_out(
     filled: World, state: State, then: State
 ) -> None:
@@ -115,7 +118,7 @@ def test_one_that_died_at_it_is_followed_by_another_once_its_lease_has_run_out(
 
     def dies() -> None:
         """Nothing of it is done any more, so it does not even give up what it holds."""
-        faults.arm("clock:1")  # later than its lease lasts
+        faults.arm("clock:31")  # later than its lease lasts
         assert drive.due(filled.store) == [upgrade]
         assert filled.step(upgrade, "another")
         raise Stopped
