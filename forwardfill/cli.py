@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -38,7 +40,8 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=Path(sys.argv[0]).name
+    != "__main__.py",  # for `python -m`, it would take over what completes `python`
     rich_markup_mode=None,  # a panel cuts the names of options off on a terminal of 80 columns
     pretty_exceptions_show_locals=False,  # there are passwords among them
     help="Upgrade a retrieval gallery in place, while it is searched.",
@@ -50,6 +53,22 @@ app.add_typer(remote.galleries, name="galleries")
 app.add_typer(remote.upgrade, name="upgrade")
 app.add_typer(transformations.app, name="transformations")
 app.command("import")(import_command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"forwardfill {version('forwardfill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version, and exit.")
+    ] = False,
+) -> None:
+    """Nothing; what stands before the name of a command is an option of the whole."""
+
 
 Data = Annotated[Path | None, typer.Option(help="Folder of columns, indexes and artifacts [FORWARDFILL_DATA].")]
 

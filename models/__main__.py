@@ -11,6 +11,7 @@ import secrets
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -33,6 +34,21 @@ app = typer.Typer(
 console, errors = Console(), Console(stderr=True)
 
 MAX_SEED = 2**63 - 1  # of torch and NumPy alike
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"forwardfill {version('forwardfill')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version, and exit.")
+    ] = False,
+) -> None:
+    """Nothing; what stands before the name of a command is an option of the whole."""
 
 
 def _configured(context: typer.Context, path: Path | None) -> Path | None:

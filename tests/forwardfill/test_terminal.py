@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,61 @@ def test_the_package_itself_is_the_command_line() -> None:
     told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
     assert "python -m forwardfill keys" in told
     assert "revoke" in told
+
+
+@pytest.mark.parametrize("package", ["forwardfill", "models"])
+def test_a_command_line_tells_the_version_that_is_installed(package: str) -> None:
+    asked = [sys.executable, "-m", package, "--version"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    assert told == f"forwardfill {version('forwardfill')}\n"
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """The command as pip installs it, alone in a folder."""
+    made = tmp_path / "bin" / "forwardfill"
+    made.parent.mkdir()
+    made.write_text(f"#!{sys.executable}\nfrom forwardfill.__main__ import main\nmain()\n")
+    made.chmod(0o755)
+    return made
+
+
+def in_bash(script: Path, commands: str) -> str:
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(script.parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    return subprocess.run(["bash", "-c", commands], capture_output=True, text=True, env=environment, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("forwardfill gal", ["galleries"]),
+        ("forwardfill galleries s", ["show", "set-probes"]),
+        ("forwardfill gc --d", ["--delete", "--data"]),
+    ],
+)
+def test_bash_completes_commands_and_options_without_pytorch(script: Path, words: str, offered: list[str]) -> None:
+    completed = in_bash(
+        script,
+        f"""
+        eval "$(forwardfill --show-completion)"
+        COMP_WORDS=({words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        export PYTHONPROFILEIMPORTTIME=1
+        _forwardfill_completion forwardfill 2> '{script}.imported'
+        printf '%s\n' "${{COMPREPLY[@]}}"
+        """,
+    )
+    assert sorted(completed.split()) == sorted(offered)
+    imported = Path(f"{script}.imported").read_text()
+    assert "forwardfill.cli" in imported
+    assert not re.search(r"\b(torch|faiss|pyarrow)\b", imported)
+
+
+def test_completion_is_not_offered_where_it_would_be_that_of_python() -> None:
+    asked = [sys.executable, "-m", "forwardfill", "--help"]
+    assert "completion" not in subprocess.run(asked, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_key_is_all_that_the_output_has() -> None:
