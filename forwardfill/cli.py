@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
 from forwardfill.refusals import is_read_only, refusals
+from forwardfill.settings import named_folder
 from forwardfill.terminal import hand_over, refuse, say, show
 from gallery import folder
 from gallery.catalog import schema
@@ -70,7 +71,12 @@ def _before_any_command(
     """Nothing; what stands before the name of a command is an option of the whole."""
 
 
-Data = Annotated[Path | None, typer.Option(help="Folder of columns, indexes and artifacts [FORWARDFILL_DATA].")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        parser=named_folder, metavar="PATH", help="Folder of columns, indexes and artifacts [FORWARDFILL_DATA]."
+    ),
+]
 
 
 @app.command()

@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import typer
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from forwardfill.wire import fits_a_header
+
+
+def named_folder(text: str) -> Path:
+    """The folder that an option names. Nothing would be the present one, which a script with an unset variable does not mean."""
+    if not text:
+        raise typer.BadParameter("it is empty; name a folder, or leave the option out")
+    return Path(text)
 
 
 class ClientSettings(BaseSettings):

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from forwardfill.settings import named_folder
+
 
 def command(
     gallery: Annotated[str, typer.Argument(help="The gallery; it must be there.")],
@@ -33,7 +35,10 @@ def command(
         Path | None, typer.Option(help="Where to note how far it came; beside the vectors unless given.")
     ] = None,
     allow_folder: Annotated[
-        Path | None, typer.Option(help="FAISS indexes may be read from here [FORWARDFILL_IMPORT_FOLDER].")
+        Path | None,
+        typer.Option(
+            parser=named_folder, metavar="PATH", help="FAISS indexes may be read from here [FORWARDFILL_IMPORT_FOLDER]."
+        ),
     ] = None,
 ) -> None:
     """Send vectors from files to a running service. Run it again after a crash, and it goes on where it was."""

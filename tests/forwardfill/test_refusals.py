@@ -75,6 +75,25 @@ def test_it_ends_in_one_line_that_names_it_and_tells_no_secret(
     assert "geheim" not in ended.output
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("serve --no-worker --data", "migrate --data", "verify --data", "gc --data", "keys list --data"),
+        "import photos --model old --vectors photos.faiss --allow-folder",
+    ],
+)
+def test_a_folder_that_is_nothing_is_not_taken_for_the_present_one(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = run(*command.split(), "")
+    assert ended.exit_code == 2, ended.exception
+    option = command.rpartition(" ")[2]
+    told = f"Invalid value for '{option}': it is empty; name a folder, or leave the option out"
+    assert told in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_several_processes_are_not_started_where_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDFILL_PROCESSES", "2")
     monkeypatch.setenv("FORWARDFILL_DATABASE_URL", AWAY)
