@@ -79,6 +79,8 @@ def pick(found: Sequence[Column], wanted: str | None, usual: str, *, vectors: bo
         able = [each for each in able if each.name == usual] or able
     if len(able) == 1:
         return able[0]
+    if wanted is not None and not any(each.name for each in found):
+        raise BadInput(f"{path}: its format has no columns with names; leave {option} out, or name another file")
     what = "vectors" if vectors else "single values"
     there = ", ".join(repr(each.name) for each in found if each.vectors == vectors and each.name) or "none"
     which = f"no column {wanted!r} of {what}" if wanted is not None else f"no single column of {what}"

@@ -67,6 +67,7 @@ def run(
         httpx.TransportError: the service stays away.
     """
     done = state.rows()
+    state.check()  # before anything is stored that could not be noted
     duplicates.refuse(rows)
     limits = client.info()["limits"]
     size = batch_rows(limits, rows.row_bytes(), batch)

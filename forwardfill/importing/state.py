@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,19 +69,34 @@ class State:
             )
         return rows
 
+    def check(self) -> None:
+        """Write what `save` would, and take it away again.
+
+        Raises:
+            BadInput: it cannot be written there.
+        """
+        with self._written(0) as part:
+            part.unlink()
+
     def save(self, rows: int) -> None:
         """Replace the file by one with this number; after a crash it has this or the previous one.
 
         Raises:
             BadInput: it cannot be written there.
         """
+        with self._written(rows) as part:
+            part.replace(self.path)
+
+    @contextmanager
+    def _written(self, rows: int) -> Iterator[Path]:
+        """A file beside the state's, with this number."""
         part = self.path.with_name(self.path.name + ".part")
         try:
             with part.open("wb") as file:
                 file.write(orjson.dumps({"import": self.digest, "rows": rows}))
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(self.path)
+            yield part
         except OSError as error:
             raise BadInput(
                 f"{self.path}: cannot be written ({error}), so nobody could go on here; name another place with --state"

@@ -233,7 +233,14 @@ def test_what_is_bad_is_refused_before_anything_is_stored(service: Service, vect
         imported(gallery, vectors, "--ids", str(folder / "short.txt")), "short.txt has 2 rows", "vectors.npy has 50"
     )
     refused(imported(gallery, vectors, "--side", str(vectors)), "row 0: has dimension 3, the model 2")
-    refused(imported(gallery, vectors, "--id-column", "key"), "no column 'key'", "--id-column")
+    for option in ("--column", "--id-column"):
+        refused(
+            imported(gallery, vectors, option, "key"),
+            f"vectors.npy: its format has no columns with names; leave {option} out",
+        )
+    pq.write_table(pa.table({"embedding": VECTORS.tolist(), "word": ["a"] * ROWS}), folder / "words.parquet")
+    told = "words.parquet: no column 'key' of single values; name one of these with --id-column: 'word'"
+    refused(imported(gallery, folder / "words.parquet", "--id-column", "key"), told)
     refused(imported(gallery, folder / "a.faiss"), "--allow-folder")
     refused(imported(gallery, vectors, "--format", "csv"), "--format is one of npy")
     refused(imported("nowhere", vectors), "gallery_not_found", code=1)
@@ -406,7 +413,15 @@ def test_the_digest_of_a_source_knows_its_bytes_and_not_its_name(tmp_path: Path)
 
 def test_a_state_that_cannot_be_written_is_told_with_the_option_that_helps(vectors: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"nowhere/state: cannot be written .* --state"):
-        run_against([200], rows_of(vectors), State(tmp_path / "nowhere" / "state", "x"))
+        run_against([], rows_of(vectors), State(tmp_path / "nowhere" / "state", "x"))
+
+
+@pytest.mark.parametrize("place", ["", "/proc/state"])
+def test_a_place_where_no_state_can_be_kept_is_refused_before_anything_is_stored(
+    service: Service, vectors: Path, place: str
+) -> None:
+    refused(imported(service.gallery(), vectors, "--state", place))
+    assert service.gate.upserts == 0
 
 
 def test_a_state_that_is_no_state_is_refused(tmp_path: Path) -> None:
