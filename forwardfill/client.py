@@ -8,7 +8,7 @@ with Client("http://127.0.0.1:8000") as client:
 
 What the service refuses is raised as a `ForwardfillError` that carries the answer's code, and the seconds to wait where it
 says them; so is an answer that cannot be the service's, such as a redirect, which is not followed. What never reached the
-service, or never came back, is raised as httpx raises it.
+service, or never came back, is raised as httpx raises it. Arguments that cannot be meant are a `ValueError` or a `TypeError`.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Client:
 
     def model(self, name: str) -> Json:
         """Return a model, with the galleries and transformations that use it."""
-        return self._session.call("GET", f"/models/{wire.quoted(name)}")
+        return self._session.call("GET", f"/models/{wire.named(name)}")
 
     def upload_artifact(self, path: str | Path) -> str:
         """Stream a safetensors file to the service; once is enough, again costs little.
@@ -181,7 +181,7 @@ class Client:
 
     def transformation(self, name: str) -> Json:
         """Return a transformation with its evaluation."""
-        return self._session.call("GET", f"/transformations/{wire.quoted(name)}")
+        return self._session.call("GET", f"/transformations/{wire.named(name)}")
 
     def evaluate(
         self,
@@ -212,7 +212,7 @@ class Client:
             body["side_information"] = wire.encoded(side_information, "side_information")
         if labels is not None:
             body["labels"] = wire.label_list(labels)
-        return self._session.call("POST", f"/transformations/{wire.quoted(transformation)}/evaluate", body)
+        return self._session.call("POST", f"/transformations/{wire.named(transformation)}/evaluate", body)
 
     def start_fit(
         self,
@@ -259,11 +259,11 @@ class Client:
 
     def fit(self, fit_id: str) -> Json:
         """Return a fit: its progress, and once it is completed its verdict."""
-        return self._session.call("GET", f"/transformations/fits/{wire.quoted(fit_id)}")
+        return self._session.call("GET", f"/transformations/fits/{wire.named(fit_id)}")
 
     def cancel_fit(self, fit_id: str) -> Json:
         """End a fit that has not ended; nothing is registered."""
-        return self._session.call("POST", f"/transformations/fits/{wire.quoted(fit_id)}/cancel")
+        return self._session.call("POST", f"/transformations/fits/{wire.named(fit_id)}/cancel")
 
     def watch_fit(self, fit_id: str) -> Iterator[Json]:
         """Follow a fit until it has ended, also while the service starts again; what it is then comes last."""
@@ -297,15 +297,15 @@ class Client:
 
     def gallery(self, name: str) -> Json:
         """Return a gallery: items, columns, segments, version, active upgrade."""
-        return self._session.call("GET", f"/galleries/{wire.quoted(name)}")
+        return self._session.call("GET", f"/galleries/{wire.named(name)}")
 
     def delete_gallery(self, name: str) -> None:
         """Delete a gallery and all it holds; an upgrade of it is cancelled first."""
-        self._session.request("DELETE", f"/galleries/{wire.quoted(name)}")
+        self._session.request("DELETE", f"/galleries/{wire.named(name)}")
 
     def compact_gallery(self, name: str) -> Json:
         """Ask for a gallery's small segments to be merged, and its deleted rows to be left out; a worker does it."""
-        return self._session.call("POST", f"/admin/galleries/{wire.quoted(name)}/compact")
+        return self._session.call("POST", f"/admin/galleries/{wire.named(name)}/compact")
 
     def upsert(
         self,
@@ -345,7 +345,7 @@ class Client:
         rows = wire.Rows(ids, embeddings, side_information, payloads)
         by_bytes = self._session.limit("max_body_bytes") * 9 // 10 // rows.bytes_per_item()
         size = max(1, min(batch or len(rows.ids), self._session.limit("max_items_per_upsert"), by_bytes))
-        version, path = 0, f"/galleries/{wire.quoted(gallery)}/items"
+        version, path = 0, f"/galleries/{wire.named(gallery)}/items"
         for answer in self._session.parts(
             path, len(rows.ids), size, lambda part: {"model": model, "items": rows.items(part)}
         ):
@@ -361,7 +361,7 @@ class Client:
         Raises:
             ForwardfillError: an item was refused, and so all; `errors` points at it.
         """
-        path = f"/galleries/{wire.quoted(gallery)}/items"
+        path = f"/galleries/{wire.named(gallery)}/items"
         headers = {"content-type": ARROW, "content-length": str(len(stream))}
         # In pieces, because httpx keeps a body that it was handed whole until the garbage collector comes by.
         return self._session.request("POST", path, content=wire.pieces(stream), query={"model": model}, headers=headers)
@@ -373,7 +373,7 @@ class Client:
             TypeError: ids are no texts, or one text is given in place of several.
         """
         deleted, missing, wanted = 0, list[str](), wire.id_list(ids)
-        size, path = self._session.limit("max_items_per_upsert"), f"/galleries/{wire.quoted(gallery)}/items/delete"
+        size, path = self._session.limit("max_items_per_upsert"), f"/galleries/{wire.named(gallery)}/items/delete"
         for answer in self._session.parts(path, len(wanted), size, lambda part: {"ids": wanted[part]}):
             deleted += answer["deleted"]
             missing += answer["missing"]
@@ -382,7 +382,7 @@ class Client:
     def item(self, gallery: str, item_id: str, *, vectors: bool = False) -> Json:
         """Return an item: its payload and columns, with their vectors if asked for."""
         query = {"include": "vectors"} if vectors else None
-        return self._session.call("GET", f"/galleries/{wire.quoted(gallery)}/items/{wire.quoted(item_id)}", query=query)
+        return self._session.call("GET", f"/galleries/{wire.named(gallery)}/items/{wire.quoted(item_id)}", query=query)
 
     # --- search -------------------------------------------------------------------------------------------------------
 
@@ -422,7 +422,7 @@ class Client:
             **wire.query(vector, companions),
             **wire.options(k, filter, include, allow_partial, oversample),
         }
-        answer: Any = self._session.call("POST", f"/galleries/{wire.quoted(gallery)}/search", body)
+        answer: Any = self._session.call("POST", f"/galleries/{wire.named(gallery)}/search", body)
         return answer  # type: ignore[no-any-return]
 
     def search_batch(
@@ -455,7 +455,7 @@ class Client:
         wire.same_count({"vectors": own, **{wire.companion(name): each for name, each in others.items()}})
         queries = [wire.query(row, {name: each[at] for name, each in others.items()}) for at, row in enumerate(own)]
         body = {"model": model, "queries": queries, **wire.options(k, filter, include, allow_partial, oversample)}
-        answer: Any = self._session.call("POST", f"/galleries/{wire.quoted(gallery)}/search/batch", body)
+        answer: Any = self._session.call("POST", f"/galleries/{wire.named(gallery)}/search/batch", body)
         return answer  # type: ignore[no-any-return]
 
     def explain(
@@ -486,7 +486,7 @@ class Client:
             **wire.query(vector, companions),
             **wire.options(k, filter, include, allow_partial, oversample),
         }
-        return self._session.call("POST", f"/galleries/{wire.quoted(gallery)}/search/explain", body)
+        return self._session.call("POST", f"/galleries/{wire.named(gallery)}/search/explain", body)
 
     def set_probes(
         self, gallery: str, vectors: Mapping[str, Vectors], *, relevant: Iterable[Iterable[str]] | None = None
@@ -512,7 +512,7 @@ class Client:
         ]
         if wanted is not None:
             probes = [{**probe, "relevant": ids} for probe, ids in zip(probes, wanted, strict=True)]
-        return self._session.call("PUT", f"/galleries/{wire.quoted(gallery)}/probes", {"probes": probes})
+        return self._session.call("PUT", f"/galleries/{wire.named(gallery)}/probes", {"probes": probes})
 
     # --- upgrades -----------------------------------------------------------------------------------------------------
 
@@ -576,11 +576,11 @@ class Client:
 
     def upgrade(self, upgrade_id: str) -> Upgrade:
         """Return an upgrade: state, progress, quality, and why it does not go faster."""
-        return self._upgrade("GET", f"/admin/upgrades/{wire.quoted(upgrade_id)}")
+        return self._upgrade("GET", f"/admin/upgrades/{wire.named(upgrade_id)}")
 
     def set_throttle(self, upgrade_id: str, throttle: Throttle) -> Upgrade:
         """Change how fast an upgrade may go, while it runs."""
-        return self._upgrade("PATCH", f"/admin/upgrades/{wire.quoted(upgrade_id)}", {"throttle": throttle})
+        return self._upgrade("PATCH", f"/admin/upgrades/{wire.named(upgrade_id)}", {"throttle": throttle})
 
     def pause(self, upgrade_id: str) -> Upgrade:
         """Start no more segments; the one under way finishes."""
@@ -612,12 +612,12 @@ class Client:
 
     def failures(self, upgrade_id: str) -> list[Json]:
         """Return the segments that failed, with error and attempts."""
-        return list(self._session.pages(f"/admin/upgrades/{wire.quoted(upgrade_id)}/failures"))
+        return list(self._session.pages(f"/admin/upgrades/{wire.named(upgrade_id)}/failures"))
 
     def refinement(self, upgrade_id: str, *, page_size: int = 1000, page_token: str | None = None) -> Json:
         """Return the ids whose embedding again pays most, a page of them, and what it has paid so far."""
         query = {"page_size": str(page_size), **({} if page_token is None else {"page_token": page_token})}
-        return self._session.call("GET", f"/admin/upgrades/{wire.quoted(upgrade_id)}/refinement", query=query)
+        return self._session.call("GET", f"/admin/upgrades/{wire.named(upgrade_id)}/refinement", query=query)
 
     def audit(self, *, gallery: str | None = None, upgrade: str | None = None) -> Iterator[Json]:
         """Yield who did what to models, galleries, upgrades and keys, the newest first."""
@@ -661,7 +661,7 @@ class Client:
 
     def _verb(self, upgrade_id: str, verb: str, **options: bool) -> Upgrade:
         body = {name: True for name, value in options.items() if value} or None
-        return self._upgrade("POST", f"/admin/upgrades/{wire.quoted(upgrade_id)}/{verb}", body)
+        return self._upgrade("POST", f"/admin/upgrades/{wire.named(upgrade_id)}/{verb}", body)
 
     def _upgrade(
         self, method: str, path: str, body: Json | None = None, *, headers: Mapping[str, str] | None = None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import httpx
 
 from forwardfill.client import DEFAULT_TIMEOUT, Client, ForwardfillError
-from forwardfill.errors import NOT_A_PROBLEM
+from forwardfill.errors import NOT_A_PROBLEM, ImpossibleName
 from forwardfill.settings import ClientSettings
 from forwardfill.terminal import refuse
 
@@ -19,7 +19,10 @@ _URL_HINT = "; FORWARDFILL_URL should be the service's own address"
 
 @contextmanager
 def connected(timeout: httpx.Timeout | float = DEFAULT_TIMEOUT) -> Iterator[Client]:
-    """Talk to FORWARDFILL_URL with FORWARDFILL_API_KEY; say what went wrong in one line, and exit with 1."""
+    """Talk to FORWARDFILL_URL with FORWARDFILL_API_KEY; say what went wrong in one line, and exit with 1.
+
+    A name that cannot be one is told in a line too, with exit status 2.
+    """
     settings = ClientSettings()
     url, key = settings.url, settings.api_key
     try:
@@ -31,6 +34,8 @@ def connected(timeout: httpx.Timeout | float = DEFAULT_TIMEOUT) -> Iterator[Clie
     with made as client:
         try:
             yield client
+        except ImpossibleName as error:
+            refuse(str(error))
         except ForwardfillError as error:
             hint = _KEY_HINT if error.status in (401, 403) else _URL_HINT if error.code == NOT_A_PROBLEM else ""
             refuse(f"{error}{hint}", code=1)

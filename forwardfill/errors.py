@@ -56,6 +56,10 @@ class ForwardfillError(_Travels):
         self.problem: Json = {}
 
 
+class ImpossibleName(ValueError):
+    """What was given for a name or an id cannot be one; nothing was sent."""
+
+
 class UpgradeStoppedError(_Travels):
     """An upgrade that was waited for came to rest in another state, or its gate paused it."""
 

@@ -32,7 +32,7 @@ def events(
     go_on: Callable[[], bool] = lambda: True,
 ) -> Generator[wire.Event, None, None]:
     """Events, while a line comes within `quiet` seconds and `go_on`, called at each line, is true."""
-    path, timeout = f"/admin/upgrades/{wire.quoted(upgrade_id)}/events", httpx.Timeout(quiet, connect=min(5.0, quiet))
+    path, timeout = f"/admin/upgrades/{wire.named(upgrade_id)}/events", httpx.Timeout(quiet, connect=min(5.0, quiet))
     with session.event_stream(path, after, timeout) as lines:
         yield from wire.parse_events(takewhile(lambda _: go_on(), lines))
 

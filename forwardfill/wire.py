@@ -16,6 +16,7 @@ import numpy.typing as npt
 import orjson
 
 from forwardfill.answers import Json
+from forwardfill.errors import ImpossibleName
 
 #: anything that NumPy makes an array of real numbers from
 Vectors = npt.ArrayLike
@@ -343,6 +344,17 @@ def fits_a_header(key: str) -> bool:
     return re.fullmatch("[!-~]+", key) is not None
 
 
+def named(name: str) -> str:
+    """The name or id of what a path is about, as one part of that path.
+
+    Raises:
+        ImpossibleName: it cannot be one, and the path would be that of something else.
+    """
+    if not name or "/" in name or not name.isprintable():
+        raise ImpossibleName(f"{name!r} cannot be a name or an id: these are made of letters, digits, '.', '_' and '-'")
+    return quoted(name)
+
+
 def quoted(name: str) -> str:
-    """A name as one part of a path. `.` and `..` are quoted too, because they would be resolved like folders."""
+    """Any text as one part of a path. `.` and `..` are quoted too, because they would be resolved like folders."""
     return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")

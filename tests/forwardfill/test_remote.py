@@ -52,6 +52,29 @@ def row(shown: Any, name: str) -> list[str]:
     return next(cells for cells in found if cells[0] == name)
 
 
+@pytest.mark.parametrize("name", ["", "a/b", "\udcff"])
+@pytest.mark.parametrize(
+    "command", ["galleries show", "galleries compact", "upgrade show", "upgrade pause", "transformations show-fit"]
+)
+def test_a_name_that_nothing_can_have_is_refused_by_the_rule_of_names_and_nothing_is_asked(
+    command: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDFILL_URL", "http://127.0.0.1:1")  # where nothing answers
+    refused = run(*command.split(), name)
+    assert refused.exit_code == 2, refused.exception
+    assert (
+        refused.stderr == f"{name!r} cannot be a name or an id: these are made of letters, digits, '.', '_' and '-'\n"
+    )
+
+
+def test_an_items_id_may_have_a_slash_and_its_gallerys_name_may_not(world: World) -> None:
+    with Client(str(world.client.base_url)) as client:
+        client.upsert(GALLERY, "old", ids=["shoes/left"], embeddings=UNITS[:1])
+        assert client.item(GALLERY, "shoes/left")["id"] == "shoes/left"
+        with pytest.raises(ValueError, match="'a/items' cannot be a name"):
+            client.item("a/items", "left")
+
+
 def test_a_dry_run_tells_each_check_and_what_the_upgrade_takes(world: World) -> None:
     assert set_probes("--relevant", "relevant.jsonl").exit_code == 0
     before = world.get(f"/galleries/{GALLERY}")
