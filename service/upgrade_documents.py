@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -271,8 +272,14 @@ class Refinement(BaseModel):
     )
 
 
-def upgrade_document(session: Session, row: UpgradeRow) -> Upgrade:
-    """The present state of an upgrade."""
+def upgrade_documents(session: Session, rows: Sequence[UpgradeRow]) -> list[Upgrade]:
+    """The present state of each of these upgrades."""
+    stacks = upgrade_rows.open_in(session, {row.gallery_id for row in rows if row.gallery_id is not None})
+    return [_document(session, row, [] if row.gallery_id is None else stacks[row.gallery_id]) for row in rows]
+
+
+def _document(session: Session, row: UpgradeRow, stack: Sequence[UpgradeRow]) -> Upgrade:
+    """An upgrade among the open ones of its gallery."""
     return Upgrade(
         id=row.id,
         gallery=row.gallery_name,
@@ -296,8 +303,8 @@ def upgrade_document(session: Session, row: UpgradeRow) -> Upgrade:
         quality=Quality(**progress.quality(row)),
         report=row.report,
         conditions=[Condition.model_validate(each, from_attributes=True) for each in progress.conditions(session, row)],
-        allowed=moves.takes(session, row),
-        finalize_frees=lifecycle.would_free(session, row),
+        allowed=moves.takes(row, stack),
+        finalize_frees=lifecycle.would_free(session, row, stack),
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, bindparam, exists, func, or_, select, update
+from sqlalchemy import Select, and_, bindparam, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from gallery.arrays import Dtype, Origin
@@ -145,20 +145,32 @@ def without_model(session: Session, gallery_id: int, model_id: int) -> list[Segm
 
 def older(session: Session, gallery_id: int, models: Collection[int], newer: Collection[int]) -> list[ColumnRow]:
     """A gallery's columns of some models in those segments that searches find by a column of a newer one."""
-    return list(session.scalars(_older(select(ColumnRow), gallery_id, models, newer)))
+    return list(session.scalars(_older(select(ColumnRow), gallery_id, [(models, newer)])))
 
 
-def older_bytes(session: Session, gallery_id: int, models: Collection[int], newer: Collection[int]) -> int:
-    """The bytes of these columns and their indexes."""
+def older_bytes(
+    session: Session, gallery_id: int, models_and_newer: Iterable[tuple[Collection[int], Collection[int]]]
+) -> int:
+    """The bytes of the columns that `older` finds for any of these, and of their indexes; each column counts once."""
     taken = select(func.sum(ColumnRow.bytes + func.coalesce(ColumnRow.index_bytes, 0)))
-    return int(session.scalar(_older(taken, gallery_id, models, newer)) or 0)
+    return int(session.scalar(_older(taken, gallery_id, models_and_newer)) or 0)
 
 
-def _older(statement: Select[T], gallery_id: int, models: Collection[int], newer: Collection[int]) -> Select[T]:
+def _older(
+    statement: Select[T], gallery_id: int, models_and_newer: Iterable[tuple[Collection[int], Collection[int]]]
+) -> Select[T]:
     column = aliased(ColumnRow)
-    has_newer = exists().where(column.segment_id == ColumnRow.segment_id, column.model_id.in_(newer), column.published)
+    either = or_(
+        *(
+            and_(
+                ColumnRow.model_id.in_(models),
+                exists().where(column.segment_id == ColumnRow.segment_id, column.model_id.in_(newer), column.published),
+            )
+            for models, newer in models_and_newer
+        )
+    )
     return statement.join(SegmentRow, SegmentRow.id == ColumnRow.segment_id).where(
-        SegmentRow.gallery_id == gallery_id, ColumnRow.model_id.in_(models), has_newer
+        SegmentRow.gallery_id == gallery_id, either
     )
 
 

@@ -6,7 +6,7 @@ holder of the latest may publish, however late it wakes up and whatever the cloc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -81,11 +81,23 @@ def of_gallery(session: Session, gallery_id: int) -> list[UpgradeRow]:
 
 
 def open_of(session: Session, gallery_id: int) -> list[UpgradeRow]:
-    """The upgrades of a gallery that can still be undone, each on top of the one before it; only the last may be active.
+    """The upgrades of a gallery that can still be undone, each on top of the one before it; only the last may be active."""
+    return open_in(session, [gallery_id])[gallery_id]
 
-    Each starts at the model that the one before it led to; no clock has a say.
-    """
-    rows = [row for row in of_gallery(session, gallery_id) if row.active or row.state == "completed"]
+
+def open_in(session: Session, galleries: Collection[int]) -> dict[int, list[UpgradeRow]]:
+    """As `open_of`, of each of these galleries, by one statement."""
+    still_open = or_(UpgradeRow.active, UpgradeRow.state == "completed")
+    rows = session.scalars(
+        select(UpgradeRow)
+        .where(UpgradeRow.gallery_id.in_(galleries), ~UpgradeRow.dry_run, still_open)
+        .order_by(UpgradeRow.created_at, UpgradeRow.id)
+    ).all()
+    return {gallery: _stacked([row for row in rows if row.gallery_id == gallery]) for gallery in galleries}
+
+
+def _stacked(rows: list[UpgradeRow]) -> list[UpgradeRow]:
+    """Open upgrades of a gallery, each after the one that led to the model that it starts at; no clock has a say."""
     starting = {row.source_id: row for row in rows}
     row = next((row for row in rows if row.source_id not in {other.target_id for other in rows}), None)
     found: list[UpgradeRow] = []
@@ -95,11 +107,15 @@ def open_of(session: Session, gallery_id: int) -> list[UpgradeRow]:
     return found
 
 
-def above(session: Session, row: UpgradeRow) -> list[UpgradeRow]:
-    """The open upgrades that started on top of this one."""
-    found = [] if row.gallery_id is None else open_of(session, row.gallery_id)
-    at = next((at for at, other in enumerate(found) if other.id == row.id), len(found))
-    return found[at + 1 :]
+def stack_of(session: Session, row: UpgradeRow) -> list[UpgradeRow]:
+    """The open upgrades of an upgrade's gallery; none where that is deleted."""
+    return [] if row.gallery_id is None else open_of(session, row.gallery_id)
+
+
+def above(row: UpgradeRow, stack: Sequence[UpgradeRow]) -> Sequence[UpgradeRow]:
+    """Those of its gallery's open upgrades that started on top of this one."""
+    at = next((at for at, other in enumerate(stack) if other.id == row.id), len(stack))
+    return stack[at + 1 :]
 
 
 def finalized_sources(session: Session, gallery_id: int) -> set[int]:

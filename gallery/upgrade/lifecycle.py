@@ -6,7 +6,7 @@ Cancel, cutover, rollback and finalize touch rows only, a few per segment, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -78,7 +78,8 @@ def change_throttle(
         row = upgrade_rows.upgrade_row(tx.session, upgrade_id, lock=True)
         if not row.active:
             raise errors.InvalidStateTransition(
-                f"an upgrade that is {row.state} has nothing to throttle", allowed=takes(tx.session, row)
+                f"an upgrade that is {row.state} has nothing to throttle",
+                allowed=takes(row, upgrade_rows.stack_of(tx.session, row)),
             )
         before, following = row.throttle, upgrade_rows.next_free(tx.session, row.id, store.settings.lease_seconds)
         row.throttle = {name: value for name, value in {**row.throttle, **limits}.items() if value is not None}
@@ -132,37 +133,36 @@ def finalize(store: Store, upgrade_id: str, *, actor: str | None = None) -> Chan
         row, gallery = locked(tx.session, upgrade_id)
         if not wanted(tx.session, row, Verb.FINALIZE) or gallery is None:  # without one, nothing is wanted
             return Changed(row.id, changed=False)
-        for each, models, newer in _with_below(tx.session, row, gallery.id):
+        before = upgrade_rows.finalized_sources(tx.session, gallery.id)
+        for each, models, newer in _with_below(row, upgrade_rows.open_of(tx.session, gallery.id), before):
             freed = drop(store, tx, segment_rows.older(tx.session, gallery.id, models, newer))
             each.report = {**each.report, "bytes_freed": freed, **({} if each is row else {"finalized_with": row.id})}
             move(tx.session, each, State.FINALIZED, actor=actor, bytes_freed=freed)
     return Changed(row.id, changed=True)
 
 
-def would_free(session: Session, row: UpgradeRow) -> int | None:
-    """The bytes that a finalize frees now; None where the upgrade takes none."""
-    if row.gallery_id is None or Verb.FINALIZE.value not in takes(session, row):
+def would_free(session: Session, row: UpgradeRow, stack: Sequence[UpgradeRow]) -> int | None:
+    """The bytes that a finalize frees now; None where the upgrade takes none, among the open upgrades of its gallery."""
+    if row.gallery_id is None or Verb.FINALIZE.value not in takes(row, stack):
         return None
-    return sum(
-        segment_rows.older_bytes(session, row.gallery_id, models, newer)
-        for _, models, newer in _with_below(session, row, row.gallery_id)
-    )
+    before = upgrade_rows.finalized_sources(session, row.gallery_id)
+    deleted = [(models, newer) for _, models, newer in _with_below(row, stack, before)]
+    return segment_rows.older_bytes(session, row.gallery_id, deleted)
 
 
-def _with_below(session: Session, row: UpgradeRow, gallery_id: int) -> list[tuple[UpgradeRow, set[int], set[int]]]:
+def _with_below(
+    row: UpgradeRow, stack: Sequence[UpgradeRow], finalized: Collection[int]
+) -> list[tuple[UpgradeRow, set[int], set[int]]]:
     """An open upgrade and those below it, each with the models whose columns it deletes, and the models that are newer.
 
     A column is deleted only from segments that have a newer one. The lowest upgrade also deletes columns of the models before it,
     which an earlier finalize had to keep: their segments had no newer column that could not be rolled back.
     """
-    stack = upgrade_rows.open_of(session, gallery_id)
-    before = upgrade_rows.finalized_sources(session, gallery_id).difference(
-        *((each.source_id, each.target_id) for each in stack)
-    )
-    stack = stack[: [each.id for each in stack].index(row.id) + 1]
+    before = set(finalized).difference(*((each.source_id, each.target_id) for each in stack))
+    below = stack[: [each.id for each in stack].index(row.id) + 1]
     return [
-        (each, {each.source_id} if at else before | {each.source_id}, {later.target_id for later in stack[at:]})
-        for at, each in enumerate(stack)
+        (each, {each.source_id} if at else before | {each.source_id}, {later.target_id for later in below[at:]})
+        for at, each in enumerate(below)
     ]
 
 

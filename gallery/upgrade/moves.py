@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -42,16 +43,22 @@ def held(session: Session, upgrade_id: str) -> tuple[UpgradeRow, GalleryRow | No
     return (upgrade_rows.upgrade_row(session, row.id, lock=True), None) if row.dry_run else locked(session, row.id)
 
 
-def takes(session: Session, row: UpgradeRow) -> list[str]:
-    """The verbs that an upgrade takes now."""
+def takes(row: UpgradeRow, stack: Sequence[UpgradeRow]) -> list[str]:
+    """The verbs that an upgrade takes now, among the open upgrades of its gallery."""
     deleted = row.gallery_id is None
-    return states.allowed(State(row.state), dry_run=row.dry_run, above=_above(session, row), deleted=deleted)
+    return states.allowed(State(row.state), dry_run=row.dry_run, above=_above(row, stack), deleted=deleted)
 
 
 def wanted(session: Session, row: UpgradeRow, verb: Verb) -> bool:
     """Whether the verb has something to do now, by the rules of `states.wants`."""
     deleted = row.gallery_id is None
-    return states.wants(verb, State(row.state), dry_run=row.dry_run, above=_above(session, row), deleted=deleted)
+    return states.wants(
+        verb,
+        State(row.state),
+        dry_run=row.dry_run,
+        above=_above(row, upgrade_rows.stack_of(session, row)),
+        deleted=deleted,
+    )
 
 
 def move(session: Session, row: UpgradeRow, then: State, *, actor: str | None = None, **detail: Any) -> None:
@@ -113,5 +120,5 @@ def _ends(row: UpgradeRow, then: State) -> bool:
     return row.dry_run and then is State.FAILED
 
 
-def _above(session: Session, row: UpgradeRow) -> list[State]:
-    return [State(other.state) for other in upgrade_rows.above(session, row)]
+def _above(row: UpgradeRow, stack: Sequence[UpgradeRow]) -> list[State]:
+    return [State(other.state) for other in upgrade_rows.above(row, stack)]

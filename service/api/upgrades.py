@@ -34,7 +34,7 @@ from service.upgrade_documents import (
     Upgrades,
     failure_document,
     refinement_document,
-    upgrade_document,
+    upgrade_documents,
 )
 
 router = APIRouter(prefix="/admin/upgrades", tags=["upgrades"])
@@ -96,7 +96,7 @@ def list_upgrades(_: MayAdmin, __: RequestSlot, page: PageDep, process: ProcessD
     """List upgrades, the newest first."""
     with process.store.catalog.reading() as session:
         rows, after = fetch(session, select(UpgradeRow), UpgradeRow.id, page, newest=True)
-        found = Upgrades(upgrades=[upgrade_document(session, row) for row in rows], next_page_token=after)
+        found = Upgrades(upgrades=upgrade_documents(session, rows), next_page_token=after)
     process.galleries.announced()
     return found
 
@@ -294,6 +294,6 @@ def _told(process: Process, upgrade_id: str) -> Upgrade:
         UpgradeNotFound: none has the id.
     """
     with process.store.catalog.reading() as session:
-        document = upgrade_document(session, upgrade_rows.upgrade_row(session, upgrade_id))
+        (document,) = upgrade_documents(session, [upgrade_rows.upgrade_row(session, upgrade_id)])
     process.galleries.announced()
     return document

@@ -196,7 +196,8 @@ class ChainMachine(RuleBasedStateMachine):
         """As its document says."""
         with self.world.store.catalog.reading() as session:
             for at, (upgrade, *_) in enumerate(self.stack):
-                assert moves.takes(session, upgrade_rows.upgrade_row(session, upgrade)) == self._takes(at)
+                row = upgrade_rows.upgrade_row(session, upgrade)
+                assert moves.takes(row, upgrade_rows.stack_of(session, row)) == self._takes(at)
 
     @invariant()
     def files_are_those_that_the_catalog_names(self) -> None:

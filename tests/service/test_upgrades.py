@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from gallery.catalog.tables import SegmentRow
 from models.transformations import Fct, build
@@ -76,6 +77,34 @@ def test_the_document_counts_from_rows(world: World) -> None:
     assert document["finished_at"] is None
     assert document["allowed"] == ["pause", "cancel", "retry"]
     assert world.get("/admin/upgrades")["upgrades"] == [document]
+
+
+def test_a_list_of_upgrades_takes_two_statements_for_an_open_one_and_none_for_one_that_is_over(world: World) -> None:
+    asked: list[str] = []
+
+    def listen(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if threading.current_thread().name not in {"watch", "tell"}:
+            asked.append(statement)
+
+    def listed() -> tuple[int, list[str]]:
+        asked.clear()
+        upgrades = world.get("/admin/upgrades")["upgrades"]
+        return len(asked), [each["state"] for each in upgrades]
+
+    event.listen(world.store.catalog.engine, "before_cursor_execute", listen)
+    taken, none = listed()
+    assert none == []
+    for _ in range(3):
+        world.verb(world.start(), "cancel")
+    assert listed() == (taken, ["cancelled"] * 3)
+    for at in range(3):
+        world.post("/galleries", {"name": f"g{at}", "model": "old"})
+        item = {"id": "a", "embedding": UNITS[0].tolist()}
+        world.post(f"/galleries/g{at}/items", {"model": "old", "items": [item]})
+        world.post("/admin/upgrades", {"gallery": f"g{at}", "transformation": "old-to-new"})
+    assert listed() == (taken + 2 * 3, ["pending"] * 3 + ["cancelled"] * 3)
+    world.work()
+    assert listed() == (taken + 2 * 3, ["completed"] * 3 + ["cancelled"] * 3)
 
 
 def test_every_change_nudges_the_workers(world: World) -> None:

@@ -67,7 +67,14 @@ def on_disk(world: World) -> int:
 
 def takes(world: World, upgrade: str) -> list[str]:
     with world.store.catalog.reading() as session:
-        return moves.takes(session, upgrade_rows.upgrade_row(session, upgrade))
+        row = upgrade_rows.upgrade_row(session, upgrade)
+        return moves.takes(row, upgrade_rows.stack_of(session, row))
+
+
+def would_free(world: World, upgrade: str) -> int | None:
+    with world.store.catalog.reading() as session:
+        row = upgrade_rows.upgrade_row(session, upgrade)
+        return lifecycle.would_free(session, row, upgrade_rows.stack_of(session, row))
 
 
 def scores(world: World, **more: Any) -> dict[str, float]:
@@ -157,10 +164,7 @@ def test_to_finalize_the_second_finalizes_what_it_lies_on(world: World) -> None:
     first = upgraded(world)
     second = upgraded(world, "second")
     old = on_disk(world)
-    with world.store.catalog.reading() as session:
-        first_frees, frees = (
-            lifecycle.would_free(session, upgrade_rows.upgrade_row(session, each)) for each in (first, second)
-        )
+    first_frees, frees = would_free(world, first), would_free(world, second)
     lifecycle.finalize(world.store, second)
     assert {frozenset(made) for made in columns(world).values()} == {frozenset({"newest"})}
     assert (world.state(first), world.state(second)) == (State.FINALIZED, State.FINALIZED)
@@ -348,8 +352,7 @@ def test_what_the_first_left_out_is_let_go_of_once_the_second_that_took_it_along
         lifecycle.finalize(world.store, first)
         assert columns(world)[3] == {"old": (), "newest": DIRECTLY}  # the second can be taken back
     before = on_disk(world)
-    with world.store.catalog.reading() as session:
-        frees = lifecycle.would_free(session, upgrade_rows.upgrade_row(session, second))
+    frees = would_free(world, second)
     lifecycle.finalize(world.store, second)
     assert columns(world) == alike(1, 2, 3, newest=DIRECTLY)
     with world.store.catalog.reading() as session:
