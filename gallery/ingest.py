@@ -28,7 +28,7 @@ from gallery.catalog.tables import GalleryRow, SegmentRow, UpgradeRow
 from gallery.columns import write, write_ids
 from gallery.files import Written
 from gallery.lineage import Lineage, Step
-from gallery.roles import Pinned, Role, lacking, role
+from gallery.roles import Pinned, Role, check_reachable, is_of, lacking, role
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store, columns_folder
 from gallery.upgrade.sources import choose
@@ -170,8 +170,11 @@ def _upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
 def _wanted(session: Session, row: GalleryRow, model: EmbeddingModel) -> _Wanted:
     stack = upgrade_rows.open_of(session, row.id)
     pinned = {each.id: upgrade_rows.transformations(session, each) for each in stack}
-    upgrades, registry = upgrade_rows.of_gallery(session, row.id), model_rows.registry(session)
-    return _Wanted(role(row, model, upgrades, stack, pinned, registry), stack, pinned)
+    if is_of(row, model, stack):
+        return _Wanted(role(model, stack, pinned), stack, pinned)
+    # Seldom: for the other items neither old upgrades nor the registry are read, under the gallery's lock once more.
+    check_reachable(row, model, upgrade_rows.of_gallery(session, row.id), stack, model_rows.registry(session))
+    return _Wanted(Role(), stack, pinned)
 
 
 def _accept(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) -> _Accepted:

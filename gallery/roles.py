@@ -37,31 +37,19 @@ class Role(NamedTuple):
 Pinned = Mapping[str, Sequence[Transformation]]
 
 
-def role(
-    gallery: GalleryRow,
-    model: EmbeddingModel,
-    upgrades: Sequence[UpgradeRow],
-    stack: Sequence[UpgradeRow],
-    pinned: Pinned,
-    registry: Registry,
-) -> Role:
-    """What to do with items of a model.
+def is_of(gallery: GalleryRow, model: EmbeddingModel, stack: Sequence[UpgradeRow]) -> bool:
+    """Whether a model is the gallery's, or one of those that its open upgrades lead from or to."""
+    return model.name in {gallery.model.name, *(name for u in stack for name in (u.source.name, u.target.name))}
+
+
+def role(model: EmbeddingModel, stack: Sequence[UpgradeRow], pinned: Pinned) -> Role:
+    """What to do with items of a model that is the gallery's, or of its open upgrades.
 
     Args:
-        gallery: where they shall go.
         model: what embedded them.
-        upgrades: all of the gallery's.
-        stack: the open ones, each on top of the one before it.
+        stack: the open upgrades of the gallery where they shall go, each on top of the one before it.
         pinned: their transformations.
-        registry: all models and transformations.
-
-    Raises:
-        ModelRetired: a finalized upgrade left the model behind.
-        NoRoute: the gallery's queries could not reach such items.
     """
-    if model.name not in {gallery.model.name, *(name for u in stack for name in (u.source.name, u.target.name))}:
-        _reachable(gallery, model, upgrades, stack, registry)
-        return Role()
     reached, derive, queue = {model.name}, [], None
     for upgrade in stack:
         if upgrade.target.name in reached or reached.isdisjoint(each.source for each in pinned[upgrade.id]):
@@ -98,7 +86,7 @@ def _refused(upgrade: UpgradeRow) -> bool:
     return upgrade.state == State.FAILED and upgrade.started_at is None
 
 
-def _reachable(
+def check_reachable(
     gallery: GalleryRow,
     model: EmbeddingModel,
     upgrades: Sequence[UpgradeRow],
@@ -108,6 +96,17 @@ def _reachable(
     """Refuse items of a model that is none of the gallery's, unless a backward transformation leads from it.
 
     A model that was left behind stays so: a backward transformation serves its queries, not its writes.
+
+    Args:
+        gallery: where they shall go.
+        model: what embedded them.
+        upgrades: all of the gallery's.
+        stack: the open ones.
+        registry: all models and transformations.
+
+    Raises:
+        ModelRetired: a finalized upgrade left the model behind.
+        NoRoute: the gallery's queries could not reach such items.
     """
     if any(u.source.name == model.name and u.state == State.FINALIZED for u in upgrades):
         raise errors.ModelRetired(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from gallery import errors, ingest, removal
 from gallery.upgrade import lifecycle
@@ -26,6 +28,24 @@ def test_items_of_a_third_model_do_not_stop_an_upgrade_for_ever(world: World) ->
     with pytest.raises(errors.NoRoute, match="old to new"):
         world.upsert("third", ["b"], np.ones((1, 2)))
     assert world.run(upgrade) is State.COMPLETED, world.error(upgrade)
+
+
+def test_a_write_reads_the_registry_only_for_a_model_that_is_none_of_the_gallerys(each_world: World) -> None:
+    each_world.register("third", 2)
+    each_world.transformation("bct", "third", "old", Linear([[1, 0, 0, 0], [0, 1, 0, 0]]))
+    asked: list[str] = []
+    event.listen(each_world.store.catalog.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+
+    def read(model: str, vectors: Any, **more: Any) -> int:
+        """How often a write reads all models or all transformations."""
+        asked.clear()
+        each_world.upsert(model, ["a"], vectors, **more)
+        return len([each for each in asked if re.search(r"FROM (models\s+ORDER|transformations)\b", each)])
+
+    assert read("third", np.ones((1, 2))) == 4, "both, once more under the gallery's lock"
+    assert read("old", ONE, side=SIDE) == 0
+    each_world.start()
+    assert read("old", ONE, side=SIDE) == 0
 
 
 def test_a_request_with_one_bad_item_changes_nothing(each_world: World) -> None:
