@@ -38,11 +38,13 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
 
+#: Called as `python -m forwardfill`, the shell's completion would take over what completes `python`.
+_BY_NAME = Path(sys.argv[0]).name != "__main__.py"
+
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=Path(sys.argv[0]).name
-    != "__main__.py",  # for `python -m`, it would take over what completes `python`
+    add_completion=_BY_NAME,
     rich_markup_mode=None,  # a panel cuts the names of options off on a terminal of 80 columns
     pretty_exceptions_show_locals=False,  # there are passwords among them
     help="Upgrade a retrieval gallery in place, while it is searched.",
