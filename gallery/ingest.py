@@ -24,7 +24,7 @@ from gallery.catalog.tables import GalleryRow, SegmentRow, UpgradeRow
 from gallery.columns import write, write_ids
 from gallery.files import Written
 from gallery.lineage import Lineage, Step
-from gallery.new_items import Accepted, NewItems, accept_for_upgrades, accept_items
+from gallery.new_items import AcceptedItems, NewItems, accept_for_upgrades, accept_items
 from gallery.roles import Pinned, Role, role
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store, columns_folder
@@ -139,7 +139,7 @@ def _wanted(session: Session, row: GalleryRow, model: EmbeddingModel) -> _Wanted
     return _Wanted(role(row, model, upgrades, stack, pinned, registry), stack, pinned)
 
 
-def _write(store: Store, accepted: Accepted, rows: Rows, wanted: _Wanted) -> _Files:
+def _write(store: Store, accepted: AcceptedItems, rows: Rows, wanted: _Wanted) -> _Files:
     """Write the files of one new segment."""
     folder = columns_folder(accepted.gallery.id)
     dtype = accepted.gallery.storage_dtype
@@ -156,7 +156,7 @@ def _write(store: Store, accepted: Accepted, rows: Rows, wanted: _Wanted) -> _Fi
 
 
 def _derive(
-    store: Store, accepted: Accepted, wanted: _Wanted, embeddings: Stored, side: Stored | None, dtype: Dtype
+    store: Store, accepted: AcceptedItems, wanted: _Wanted, embeddings: Stored, side: Stored | None, dtype: Dtype
 ) -> list[_Derived]:
     """The new items' columns in the target models of upgrades that have transformed every other segment.
 
@@ -178,7 +178,7 @@ def _derive(
     return found
 
 
-def _publish(session: Session, accepted: Accepted, wanted: _Wanted, written: Sequence[_Files]) -> int:
+def _publish(session: Session, accepted: AcceptedItems, wanted: _Wanted, written: Sequence[_Files]) -> int:
     """Name the files and replace what has these ids."""
     gallery_id = accepted.gallery.id
     version = gallery_rows.bump(session, gallery_id)
@@ -210,7 +210,7 @@ def _publish(session: Session, accepted: Accepted, wanted: _Wanted, written: Seq
     return version
 
 
-def _unchanged(session: Session, accepted: Accepted, wanted: _Wanted) -> None:
+def _unchanged(session: Session, accepted: AcceptedItems, wanted: _Wanted) -> None:
     """Start over if the upgrades want something else than when the files were written. The gallery's row is locked by now."""
     row = gallery_rows.gallery_row(session, accepted.gallery.name)
     if row.id != accepted.gallery.id:
@@ -222,7 +222,7 @@ def _unchanged(session: Session, accepted: Accepted, wanted: _Wanted) -> None:
     accept_for_upgrades(accepted, now_wanted.role, now_wanted.stack, now_wanted.pinned)
 
 
-def _add_columns(session: Session, accepted: Accepted, segment: SegmentRow, new: _Files) -> None:
+def _add_columns(session: Session, accepted: AcceptedItems, segment: SegmentRow, new: _Files) -> None:
     dtype = accepted.gallery.storage_dtype
     segment_rows.add_column(
         session,

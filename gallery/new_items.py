@@ -42,7 +42,7 @@ class NewItems:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class AcceptedItems:
     """A request that was checked, and where it goes."""
 
     gallery: GalleryRow
@@ -59,7 +59,7 @@ class Accepted:
                 yield rows
 
 
-def accept_items(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) -> Accepted:
+def accept_items(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) -> AcceptedItems:
     """Check the items of a request; the vectors come back in the model's convention.
 
     Raises:
@@ -86,10 +86,10 @@ def accept_items(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) ->
             raise errors.InvalidItem("side-information and the items that have it differ in number", pointer="/items")
         side = _accept_side_of(items.side, model.side_dimension, has_side)
         _fits_storage(gallery, side, "/items/{row}/side_information")
-    return Accepted(gallery, model, items, embeddings, side, has_side)
+    return AcceptedItems(gallery, model, items, embeddings, side, has_side)
 
 
-def accept_for_upgrades(accepted: Accepted, role: Role, stack: Sequence[UpgradeRow], pinned: Pinned) -> None:
+def accept_for_upgrades(accepted: AcceptedItems, role: Role, stack: Sequence[UpgradeRow], pinned: Pinned) -> None:
     """Refuse items without side-information that an open upgrade would fail on.
 
     Args:

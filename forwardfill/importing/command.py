@@ -11,7 +11,7 @@ import typer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class ImportOptions:
     """What the command line says; each field is one of its options, and what it means is its help."""
 
     gallery: Annotated[str, typer.Argument(help="The gallery; it must be there.")]
@@ -43,8 +43,8 @@ def command(**given: Any) -> None:
     """Send vectors from files to a running service. Run it again after a crash, and it goes on where it was."""
     from forwardfill.importing import job
 
-    job.carry_out(Options(**given))
+    job.carry_out(ImportOptions(**given))
 
 
 # Typer reads a command's options from its signature. So that each is written down once, it reads them from the fields.
-command.__signature__ = inspect.signature(Options, eval_str=True)  # type: ignore[attr-defined]
+command.__signature__ = inspect.signature(ImportOptions, eval_str=True)  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from forwardfill.connection import connected
 from forwardfill.importing.column import BadInput, Column
-from forwardfill.importing.command import Options
+from forwardfill.importing.command import ImportOptions
 from forwardfill.importing.formats import FORMATS, columns, pick
 from forwardfill.importing.rows import Rows
 from forwardfill.importing.run import run
@@ -18,7 +18,7 @@ from forwardfill.settings import ClientSettings
 from forwardfill.terminal import console, refuse, say
 
 
-def carry_out(options: Options) -> None:
+def carry_out(options: ImportOptions) -> None:
     """Do what the options say; exit with 2 where the input is bad, with 1 where the service refuses or is away."""
     if options.kind is not None and options.kind not in FORMATS:
         refuse(f"--format is one of {', '.join(FORMATS)}, not {options.kind}")
