@@ -21,7 +21,7 @@ from gallery.catalog import fits as fit_rows
 from gallery.catalog.fits import CANCELLED
 from gallery.catalog.tables import FitRow, TransformationRow
 from gallery.catalog.transaction import Transaction
-from gallery.pairs import Accepted, Kept, NewPairs, Pairs, accept_pairs, keep
+from gallery.pairs import AcceptedPairs, Kept, NewPairs, Pairs, accept_pairs, keep
 from gallery.spaces import Direction
 from gallery.store import Store
 
@@ -167,7 +167,7 @@ def _check_name(session: Session, name: str) -> None:
         raise errors.TransformationExists(f"fit {other} will register a transformation {name!r}", pointer="/name")
 
 
-def _row(new: NewFit, accepted: Accepted, kept: Kept) -> FitRow:
+def _row(new: NewFit, accepted: AcceptedPairs, kept: Kept) -> FitRow:
     return FitRow(
         id=str(ULID()),
         gallery_id=accepted.gallery_id,

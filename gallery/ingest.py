@@ -8,17 +8,13 @@ Side-information is uniform in a segment: a request whose items have it only in 
 
 from __future__ import annotations
 
-import sys
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import numpy as np
 from sqlalchemy.orm import Session
 
 from gallery import errors
-from gallery.arrays import Dtype, Mask, Rows, Stored, Vectors
+from gallery.arrays import Dtype, Rows, Stored
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog import models as model_rows
@@ -28,32 +24,13 @@ from gallery.catalog.tables import GalleryRow, SegmentRow, UpgradeRow
 from gallery.columns import write, write_ids
 from gallery.files import Written
 from gallery.lineage import Lineage, Step
-from gallery.roles import Pinned, Role, check_reachable, is_of, lacking, role
+from gallery.new_items import AcceptedItems, NewItems, accept_for_upgrades, accept_items
+from gallery.roles import Pinned, Role, check_reachable, is_of, role
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store, columns_folder
 from gallery.upgrade.sources import choose
-from gallery.vectors import accept, accept_side
 
-MAX_ID_BYTES = 512
-#: objects and lists within each other; writers of JSON go 250 deep, so that what is stored can always be answered with
-MAX_PAYLOAD_DEPTH = 64
-_NO_PATHS = frozenset({".", ".."})
 _ATTEMPTS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class NewItems:
-    """Items of one request, all embedded by one model."""
-
-    model: str
-    ids: Sequence[str]
-    #: (n, dimension)
-    embeddings: np.ndarray[Any, np.dtype[Any]]
-    payloads: Sequence[Mapping[str, Any] | None]
-    #: (items with side-information, side dimension), in the order of `has_side`
-    side: np.ndarray[Any, np.dtype[Any]] | None = None
-    #: (n,) which items have side-information; None means all or none, as `side` says
-    has_side: Mask | None = None
 
 
 class Upserted(NamedTuple):
@@ -115,18 +92,6 @@ class _Files(NamedTuple):
         return [file.name for file in files]
 
 
-@dataclass(frozen=True, slots=True)
-class _Accepted:
-    """A request that was checked, and where it goes."""
-
-    gallery: GalleryRow
-    model: EmbeddingModel
-    items: NewItems
-    embeddings: Vectors
-    side: Vectors | None
-    has_side: Mask
-
-
 def upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
     """Write items; those whose id is there already are replaced. All or nothing.
 
@@ -158,9 +123,9 @@ def _upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
         row = gallery_rows.gallery_row(session, gallery)
         model = model_rows.as_model(model_rows.model_row(session, items.model, pointer="/model"))
         wanted = _wanted(session, row, model)
-    accepted = _accept(row, model, items)
-    _accept_for(accepted, wanted)
-    written = [_write(store, accepted, rows, wanted) for rows in _uniform(accepted.has_side)]
+    accepted = accept_items(row, model, items)
+    accept_for_upgrades(accepted, wanted.role, wanted.stack, wanted.pinned)
+    written = [_write(store, accepted, rows, wanted) for rows in accepted.uniform()]
     names = [name for new in written for name in new.names]
     with store.catalog.transaction("upsert") as tx, store.files.unnamed(names):
         version = _publish(tx.session, accepted, wanted, written)
@@ -177,126 +142,7 @@ def _wanted(session: Session, row: GalleryRow, model: EmbeddingModel) -> _Wanted
     return _Wanted(Role(), stack, pinned)
 
 
-def _accept(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) -> _Accepted:
-    if not items.ids:
-        raise errors.InvalidItem("there are no items; send at least one", pointer="/items")
-    _accept_ids(items.ids)
-    _accept_payloads(items.payloads)
-    if not len(items.ids) == len(items.embeddings) == len(items.payloads):
-        raise errors.InvalidItem("every item has an id, an embedding and a payload or null", pointer="/items")
-    embeddings = accept(items.embeddings, model, pointer="/items/{row}/embedding")
-    _fits_storage(gallery, embeddings, "/items/{row}/embedding", nonzero=model.metric == "cosine")
-    n = len(items.ids)
-    has_side = items.has_side if items.has_side is not None else np.full(n, items.side is not None)
-    side = None
-    if items.side is not None:
-        if model.side_dimension is None:
-            raise errors.DimensionMismatch(
-                f"{model.name} was registered without side-information, but these items have some",
-                pointer=f"/items/{int(np.argmax(has_side))}/side_information",
-            )
-        if len(items.side) != np.count_nonzero(has_side):
-            raise errors.InvalidItem("side-information and the items that have it differ in number", pointer="/items")
-        side = _accept_side_of(items.side, model.side_dimension, has_side)
-        _fits_storage(gallery, side, "/items/{row}/side_information")
-    return _Accepted(gallery, model, items, embeddings, side, has_side)
-
-
-def _fits_storage(gallery: GalleryRow, vectors: Vectors, pointer: str, *, nonzero: bool = False) -> None:
-    """Refuse vectors that float16 cannot hold: large numbers become infinity, and very small ones zero, without a direction."""
-    if gallery.storage_dtype != "float16":
-        return
-    largest = np.abs(vectors).max(axis=1)
-    if (large := largest > np.finfo(np.float16).max).any():
-        raise errors.InvalidVector(
-            f"{gallery.name} stores float16, whose largest number is 65504",
-            pointer=pointer.format(row=int(np.argmax(large))),
-        )
-    if nonzero and (small := largest.astype(np.float16) == 0).any():
-        raise errors.InvalidVector(
-            f"{gallery.name} stores float16, in which this vector is zero: send it at unit length",
-            pointer=pointer.format(row=int(np.argmax(small))),
-        )
-
-
-def _accept_side_of(side: np.ndarray[Any, np.dtype[Any]], dimension: int, has_side: Mask) -> Vectors:
-    """Check side-information; the pointer counts in items, not in items that have some."""
-    try:
-        return accept_side(side, dimension, pointer="{row}")
-    except errors.Invalid as error:
-        item = int(np.flatnonzero(has_side)[int(error.pointer or 0)])
-        raise type(error)(str(error), pointer=f"/items/{item}/side_information") from error
-
-
-def _accept_for(accepted: _Accepted, wanted: _Wanted) -> None:
-    """Refuse items without side-information that an open upgrade would fail on."""
-    for rows in _uniform(accepted.has_side):
-        side = accepted.model.side_dimension if accepted.has_side[rows[0]] else None
-        upgrade = lacking(wanted.role, accepted.model, side, wanted.stack, wanted.pinned)
-        if upgrade is not None:
-            needed = [each for each in wanted.pinned[upgrade.id] if each.side_dimension is not None]
-            by, width = (
-                (needed[0].name, needed[0].side_dimension) if needed else (upgrade.transformation.name, "another")
-            )
-            raise errors.MissingSideInformation(
-                f"{by}, which upgrades this gallery, needs side-information of dimension {width}: send it, or embed the item "
-                f"with {upgrade.target.name}",
-                pointer=f"/items/{int(rows[0])}/side_information",
-            )
-
-
-def _accept_ids(ids: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for at, item in enumerate(ids):
-        if not item or len(item.encode(errors="surrogatepass")) > MAX_ID_BYTES or not _is_text(item):
-            raise errors.InvalidItem(
-                f"an id is 1 to {MAX_ID_BYTES} bytes of text without control characters", pointer=f"/items/{at}/id"
-            )
-        if item in _NO_PATHS:
-            raise errors.InvalidItem(
-                "clients take '.' and '..' out of paths: choose another id", pointer=f"/items/{at}/id"
-            )
-        if item in seen:
-            raise errors.DuplicateId(f"the id {item!r} occurs twice in this request", pointer=f"/items/{at}/id")
-        seen.add(item)
-
-
-def _is_text(item: str) -> bool:
-    """No control characters, no lone surrogates. All else is somebody's writing, whether or not this Python knows it yet."""
-    return item.isprintable() or not any(unicodedata.category(character) in ("Cc", "Cs") for character in item)
-
-
-def _accept_payloads(payloads: Sequence[Mapping[str, Any] | None]) -> None:
-    for at, payload in enumerate(payloads):
-        if payload and not _storable(payload, MAX_PAYLOAD_DEPTH):
-            raise errors.InvalidItem(
-                f"a payload is JSON, nested at most {MAX_PAYLOAD_DEPTH} deep, without NaN, infinity, NUL characters or lone "
-                "surrogates",
-                pointer=f"/items/{at}/payload",
-            )
-
-
-def _storable(value: Any, depth: int) -> bool:
-    """What both databases can keep, and answers can hold: PostgreSQL's JSONB refuses NUL, and JSON itself NaN."""
-    if isinstance(value, str):
-        return ("\0" not in value and value.isascii()) or not any("\ud800" <= c <= "\udfff" or c == "\0" for c in value)
-    if isinstance(value, int | float):
-        return abs(value) <= sys.float_info.max  # a larger integer would break every filter on its field
-    if isinstance(value, Mapping):
-        return depth > 0 and all(_storable(key, 0) and _storable(inner, depth - 1) for key, inner in value.items())
-    if isinstance(value, list):
-        return depth > 0 and all(_storable(inner, depth - 1) for inner in value)
-    return True
-
-
-def _uniform(has_side: Mask) -> Iterator[Rows]:
-    """The rows of each new segment: with side-information, and without."""
-    for rows in (np.flatnonzero(has_side), np.flatnonzero(~has_side)):
-        if rows.size:
-            yield rows
-
-
-def _write(store: Store, accepted: _Accepted, rows: Rows, wanted: _Wanted) -> _Files:
+def _write(store: Store, accepted: AcceptedItems, rows: Rows, wanted: _Wanted) -> _Files:
     """Write the files of one new segment."""
     folder = columns_folder(accepted.gallery.id)
     dtype = accepted.gallery.storage_dtype
@@ -313,7 +159,7 @@ def _write(store: Store, accepted: _Accepted, rows: Rows, wanted: _Wanted) -> _F
 
 
 def _derive(
-    store: Store, accepted: _Accepted, wanted: _Wanted, embeddings: Stored, side: Stored | None, dtype: Dtype
+    store: Store, accepted: AcceptedItems, wanted: _Wanted, embeddings: Stored, side: Stored | None, dtype: Dtype
 ) -> list[_Derived]:
     """The new items' columns in the target models of upgrades that have transformed every other segment.
 
@@ -335,7 +181,7 @@ def _derive(
     return found
 
 
-def _publish(session: Session, accepted: _Accepted, wanted: _Wanted, written: Sequence[_Files]) -> int:
+def _publish(session: Session, accepted: AcceptedItems, wanted: _Wanted, written: Sequence[_Files]) -> int:
     """Name the files and replace what has these ids."""
     gallery_id = accepted.gallery.id
     version = gallery_rows.bump(session, gallery_id)
@@ -367,7 +213,7 @@ def _publish(session: Session, accepted: _Accepted, wanted: _Wanted, written: Se
     return version
 
 
-def _unchanged(session: Session, accepted: _Accepted, wanted: _Wanted) -> None:
+def _unchanged(session: Session, accepted: AcceptedItems, wanted: _Wanted) -> None:
     """Start over if the upgrades want something else than when the files were written. The gallery's row is locked by now."""
     row = gallery_rows.gallery_row(session, accepted.gallery.name)
     if row.id != accepted.gallery.id:
@@ -375,10 +221,11 @@ def _unchanged(session: Session, accepted: _Accepted, wanted: _Wanted) -> None:
     now_wanted = _wanted(session, row, accepted.model)
     if now_wanted.role != wanted.role:
         raise _Changed
-    _accept_for(accepted, now_wanted)  # one that validation had refused may have been resumed meanwhile
+    # An upgrade that validation had refused may have been resumed meanwhile.
+    accept_for_upgrades(accepted, now_wanted.role, now_wanted.stack, now_wanted.pinned)
 
 
-def _add_columns(session: Session, accepted: _Accepted, segment: SegmentRow, new: _Files) -> None:
+def _add_columns(session: Session, accepted: AcceptedItems, segment: SegmentRow, new: _Files) -> None:
     dtype = accepted.gallery.storage_dtype
     segment_rows.add_column(
         session,

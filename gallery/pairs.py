@@ -45,7 +45,7 @@ class NewPairs:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class AcceptedPairs:
     """Pairs that can be fitted, in the target model's convention."""
 
     gallery_id: int
@@ -96,7 +96,9 @@ class _Part(NamedTuple):
     rows: Rows
 
 
-def accept_pairs(session: Session, gallery: str, target: str, pairs: NewPairs, *, use_side: bool | None) -> Accepted:
+def accept_pairs(
+    session: Session, gallery: str, target: str, pairs: NewPairs, *, use_side: bool | None
+) -> AcceptedPairs:
     """Check pairs against the gallery that their items are in.
 
     Raises:
@@ -114,10 +116,10 @@ def accept_pairs(session: Session, gallery: str, target: str, pairs: NewPairs, *
     _check_once(pairs.ids)
     vectors = accept(pairs.embeddings, model, pointer="/pairs/{row}/embedding")
     _check_items(session, row, source, pairs.ids, use_side=use_side)
-    return Accepted(row.id, source, model, pairs.ids, vectors, pairs.labels)
+    return AcceptedPairs(row.id, source, model, pairs.ids, vectors, pairs.labels)
 
 
-def keep(files: Files, accepted: Accepted) -> Kept:
+def keep(files: Files, accepted: AcceptedPairs) -> Kept:
     """Make accepted pairs durable."""
     return Kept(
         write_ids(files, FITS, accepted.ids),

@@ -1,6 +1,6 @@
 """The command line of the methods: `python -m models`. Commands import PyTorch when they run, so that `--help` is quick.
 
-What a user did wrong is one sentence on the error stream and exit code 2.
+A mistake of the user ends a command with one sentence on the error stream and exit code 2.
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ def _bars() -> Show:
 
 
 def _check_places(read: dict[str, Path | None], written: dict[str, Path | None]) -> None:
-    """Refuse what could not be written, or would be written over what is read or written too, before anything is trained."""
+    """Before anything is trained, refuse outputs that cannot be written, or whose file is also an input or another output."""
     flags = {path.resolve(): flag for flag, path in read.items() if path is not None}
     places = {flag: path for flag, path in written.items() if path is not None}
     for flag, path in places.items():
@@ -320,7 +320,7 @@ def _check_places(read: dict[str, Path | None], written: dict[str, Path | None])
             if not os.access(path, os.W_OK):
                 raise PermissionError(f"{path} may not be written: name another place for --{flag}")
             continue
-        # An artifact is written beside first, and takes the place of what is there last of all.
+        # An artifact is first written beside its place. It replaces what is there only at the very end.
         tried = path.with_name(f".{path.name}.{secrets.token_hex(8)}") if flag == "output" else path
         tried.touch(exist_ok=False)
         tried.unlink()

@@ -20,10 +20,10 @@ NumberType = Literal["float32", "bfloat16"]
 
 #: the fewest rows to decide by
 FEWEST_ROWS = 64
-#: the most rows to decide by: more would not tell more
+#: the most rows to decide by: with more rows the decision would be the same
 SAMPLE_ROWS = 1024
 _ROUNDS = 3
-# How many times as fast bfloat16 must be: a few percent may be chance, and are not worth its rounding.
+# bfloat16 must be so many times as fast: a gain of a few percent may be chance, and is not worth the rounding.
 _FASTER = 1.1
 
 
@@ -31,7 +31,7 @@ _FASTER = 1.1
 class Rule:
     """When to compute in bfloat16."""
 
-    #: `float32` never; `bfloat16` wherever it is near enough; `auto` only where it is faster, too
+    #: `float32`: never; `bfloat16`: wherever its result is near enough; `auto`: only where it is also faster
     wanted: Literal["auto", "float32", "bfloat16"] = "float32"
     #: how far a row may be from its result in float32, as a share of that result's length
     largest_error: float = 0.01
@@ -75,7 +75,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def error(exact: Floats, near: Floats) -> float:
-    """The largest distance of a row from its exact result, as a share of that one's length (if it is 0, of the mean length)."""
+    """Return the largest error of a row: its distance from its exact result, divided by the length of that result.
+
+    Where that length is 0, the mean length of the exact results takes its place.
+    """
     length = np.linalg.norm(exact, axis=1)
     apart = np.linalg.norm(near - exact, axis=1)
     worst = (apart / np.where(length > 0, length, length.mean() or 1)).max()

@@ -1,8 +1,8 @@
 """Transformations as files: safetensors with a declared architecture. Saved, judged without trust, loaded.
 
-Nothing here unpickles, and no tensor is touched before the header has said that the file holds exactly the tensors its
-architecture implies. The header is read by our own code, because the judgement must not depend on how much a reader
-forgives; then the library opens the file too, because what it refuses cannot be loaded.
+Nothing is ever unpickled. No tensor is read before the header was checked: the file must hold exactly the tensors that its
+declared architecture implies. Our own code reads the header, because a library may accept files that are not quite right, and
+what is accepted must not depend on that. Then the library opens the file too, because what it refuses cannot be loaded.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ArtifactInfo:
     size: int
 
     def declared(self) -> dict[str, object]:
-        """Return what a catalog keeps of it: the architecture, what it needs, and what it can tell."""
+        """Return what a catalog keeps: the architecture, the side-information it needs, and whether it tells uncertainty."""
         return {**self.architecture, "side_dimension": self.side_dimension, "uncertainty": self.has_uncertainty}
 
 
@@ -91,7 +91,7 @@ class _Header:
 
 
 def save(path: str | Path, module: Transformation, *, dtype: torch.dtype = torch.float32) -> str:
-    """Write a transformation as an artifact, beside the place first, and only if `check` accepts it.
+    """Write a transformation as an artifact: first to a file beside `path`, which takes its place only if `check` accepts it.
 
     Args:
         path: where to write; the folder is made if it is absent.
@@ -214,7 +214,7 @@ def _decoded(header: bytes) -> str:
 
 
 def _check_opens(path: str | Path) -> None:
-    """Refuse what the library does not open; sizes must be checked before, so that it never sees hostile ones."""
+    """Refuse a file that the library does not open. Sizes are checked before, so that the library never sees hostile ones."""
     try:
         with safe_open(path, framework="pt"):
             pass
@@ -233,7 +233,7 @@ def _parse_object(what: str, text: str) -> dict[str, object]:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Readers differ in which of two equal keys they take, so there must be only one."""
+    """Refuse a key that occurs twice: some readers take the first of the two values, others the last."""
     entries = dict(pairs)
     if len(entries) != len(pairs):
         raise ValueError("a key is there twice")

@@ -20,7 +20,7 @@ class Augmentation:
     #: the shown part's side, as a share of the image's, is drawn from [min_scale, max_scale]; below 1 zooms in
     min_scale: float = 1.0
     max_scale: float = 1.0
-    #: the shown part's centre moves by at most this share of half an image, and beyond by what zooming in leaves free
+    #: the centre of the shown part moves by at most this share of half an image, plus the room that zooming in leaves
     shift: float = 0.0
     #: degrees, either way
     rotation: float = 0.0

@@ -47,18 +47,18 @@ def backfilling_curve(
     """Search a gallery with new-model queries while it is re-embedded item by item.
 
     At point i of `points` the first i * n // (points - 1) items of the order are native, the others derived. Each query's
-    own item is left out of its ranking, native or not. A query's scores against both galleries are computed once; a point
-    chooses among them.
+    own item is left out of its ranking, native or derived. A query's scores against both galleries are computed once; each
+    point only chooses, for each item, which of the two scores counts.
 
     Args:
         queries: (n, d) new-model vectors of the gallery's items, row by row: most often `native` itself.
         derived: (n, d) h(old) of the same items.
         native: (n, d) new-model vectors of the same items, as they are stored.
         labels: (n,).
-        order: (n,) places in the gallery, the first to be re-embedded first: one of the functions below.
+        order: (n,) places in the gallery, in the order of re-embedding; the functions below make such orders.
         points: of the curve.
         metric: how vectors are compared.
-        sample: evaluate so many evenly spaced queries only; the gallery is whole in any case.
+        sample: evaluate only this many queries, evenly spaced; the gallery is always whole.
 
     Raises:
         ValueError: shapes do not fit, the order is not a permutation, or there are fewer than two points or a query.
@@ -76,7 +76,7 @@ def backfilling_curve(
     own = np.arange(size) if sample is None else np.arange(sample) * size // sample
     cuts = np.arange(points) * size // (points - 1)
     judged = np.empty((points, len(own), 2))
-    asking, origin = np.asarray(queries)[own], centre_of(native)  # one origin: a ranking holds scores of both
+    asking, origin = np.asarray(queries)[own], centre_of(native)  # one origin for both: a ranking mixes their scores
     blocks = (score_blocks(asking, each, metric=metric, origin=origin) for each in (native, derived))
     for (start, to_native), (_, to_derived) in zip(*blocks, strict=True):
         asked = slice(start, start + len(to_native))
@@ -89,7 +89,7 @@ def backfilling_curve(
 
 
 def random_order(size: int, *, seed: int = 0) -> Order:
-    """Return one random order: what every other one is compared with."""
+    """Return a random order, with which every other one is compared."""
     return np.random.default_rng(seed).permutation(size)
 
 
@@ -109,7 +109,7 @@ def distance_order(derived: Array, native: Array, *, metric: Metric = "euclidean
 def class_mean_order(derived: Array, labels: Array) -> Order:
     """Order by the Euclidean distance of derived vectors (n, d) to the mean of their class, the furthest first.
 
-    That of lambda-orthogonality (NeurIPS 2025): no new vector and no uncertainty head, but labels (n,).
+    The order of lambda-orthogonality (NeurIPS 2025). It needs labels (n,), but no new vectors and no uncertainty head.
     """
     derived = np.asarray(derived, np.float64)
     _, place, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)

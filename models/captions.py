@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-#: words of a caption, at most: three or four of each name leave some to spare
+#: the most words of a caption; even with three or four words for each name a caption has fewer
 LENGTH = 28
 PADDING, UNKNOWN = 0, 1
 
@@ -87,7 +87,7 @@ def cifar100_concepts(root: str | Path) -> dict[str, tuple[Concept, ...]]:
 
 
 def concept_ids(concepts: Sequence[Concept]) -> npt.NDArray[np.int64]:
-    """Number the concepts (n,): equal ones, of one name in one class, get one number. For relevance, within one call."""
+    """Number the concepts: (n,). Two of the same name and class get the same number; numbers of two calls do not compare."""
     places = {concept: place for place, concept in enumerate(sorted(set(concepts)))}
     return np.array([places[concept] for concept in concepts], np.int64)
 
@@ -99,7 +99,7 @@ def caption_each(concepts: Sequence[Concept], *, seed: int = 0) -> list[str]:
 
 
 def caption_corpus(concepts: Iterable[Concept]) -> list[str]:
-    """Write everything that can be said of the distinct concepts: a corpus of texts alone, sorted, none twice."""
+    """Write every caption that these concepts can have, sorted and none twice: a corpus of texts without images."""
     return sorted(
         {
             _caption(concept, style, detail)
@@ -151,7 +151,7 @@ def _draw(rng: np.random.Generator, concept: Concept) -> tuple[str, str]:
 
 
 def _details(concept: Concept) -> list[str]:
-    """Return what may be added: an apple is not said to be a kind of apple."""
+    """Return what a caption may add to the name. What repeats the name is left out: an apple is not called a kind of apple."""
     return [detail for detail in _DETAILS if "{fine}" not in detail or concept.name != concept.fine]
 
 

@@ -1,7 +1,7 @@
 """A training that was killed goes on where it was: its state after an epoch, in one safetensors file.
 
-Weights, the optimizer's moments, both random states and the history; nothing is pickled. The file is replaced whole or not
-at all, so that a kill leaves the last epoch's or the one before.
+The file holds the weights, the optimizer's moments, both random states and the history; nothing is pickled. It is replaced
+as a whole or not at all: after a kill it holds the state of the last epoch, or of the one before.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from models.plan import Plan
 
 
 class OfAnotherTraining(ValueError):
-    """A file that was named for a training holds something else; a person decides what becomes of it."""
+    """The file that should hold this training's state holds something else. It stays as it is, and a person decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """Where a training's state is kept, and what the training is: the state of another one is refused."""
+    """Where a training keeps its state, and which training that is: the state of another training is refused."""
 
     path: Path
     #: everything the training depends on, as text
@@ -50,9 +50,9 @@ class Checkpoints:
         metadata = {"identity": self.identity, "history": json.dumps(history)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(self.path.name + ".unfinished")
-        # A copy each: safetensors refuses tensors that share their memory.
+        # A copy of each tensor: safetensors refuses tensors that share memory.
         data = to_bytes({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, metadata)
-        with beside.open("wb") as file:  # not by the library, whose error for a full disk is no OSError
+        with beside.open("wb") as file:  # the library's own error for a full disk is no OSError
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # else a power cut could leave the new name with nothing in it
@@ -92,10 +92,10 @@ class Checkpoints:
 
 
 def identity_of(task: nn.Module, rows: Batch, plan: Plan, seed: int) -> str:
-    """Name all that decides a training: what is trained with its hyperparameters, the rows, the plan and the seed.
+    """Name all that decides a training: what is trained, with its hyperparameters, the rows, the plan and the seed.
 
-    Fresh weights are left out: going on replaces them. So are buffers, whose last digit may depend on the threads that
-    `prepare` summed with; what they are measured on is named.
+    Fresh weights are left out: a training that goes on replaces them. Buffers are left out too: `prepare` sums them, and
+    their last digit may depend on the number of threads. The rows that they are measured on are part of the name.
     """
     modules = [(name, type(module).__qualname__, _attributes(module)) for name, module in task.named_modules()]
     shapes = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
@@ -117,7 +117,7 @@ def _taken_up(
         state.setdefault(int(place), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, moments in optimizer.state.items():
-        # A fused optimizer pairs numbers by their place in memory, and a parameter may lie column by column.
+        # A fused optimizer pairs numbers by their place in memory, and a parameter may be stored column by column.
         for name, moment in moments.items():
             if moment.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter).copy_(moment)
@@ -134,7 +134,7 @@ def _attributes(module: nn.Module) -> dict[str, object]:
 
 
 def _told(value: object) -> object:
-    """Return plain data that differs where values differ; of what is neither data nor a tensor only the class."""
+    """Return plain data that differs where values differ. Of what is neither data nor a tensor, only the class is told."""
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, Tensor):

@@ -62,7 +62,7 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """Name the contents."""
+        """Return a digest of the contents."""
         whole = hashlib.sha256(repr(self.concepts).encode())
         for values in (self.old, self.new, self.labels):
             whole.update(np.ascontiguousarray(values).tobytes())
@@ -124,7 +124,7 @@ class CrossModalResult:
     found: dict[str, dict[str, Found]]
     #: SLERP's share of the aligned new query, direction by direction
     shares: dict[str, float]
-    #: what each training took, also if that was earlier
+    #: the seconds that each training took, even if that was in an earlier run
     seconds: dict[str, float]
 
     def compatible(self, system: str, direction: str) -> bool:
@@ -165,7 +165,7 @@ def cross_modal_experiment(
     """Train both models, upgrade from one to the other in every way, and search in every direction.
 
     Args:
-        train: what all is trained on: the models on pairs, the projector on its texts, the second stage on few pairs.
+        train: all that is trained on. The models see its pairs, the projector its texts, the second stage few of its pairs.
         test: the queries and the gallery, with captions of their own.
         recipe: how.
         seed: of captions, weights and the order of rows.
@@ -236,7 +236,7 @@ def first_hits(queries: Floats, gallery: Floats, *, leave_one_out: bool = False)
 
 
 def mix(old: Vectors, aligned: Vectors, share: float) -> Vectors:
-    """Mix the old model's queries with the new model's aligned ones by SLERP, for which the old model must still run."""
+    """Mix the old model's queries with the new model's aligned ones by SLERP. The old model must still run for that."""
     return Vectors(slerp(old.images, aligned.images, share), slerp(old.texts, aligned.texts, share))
 
 
@@ -248,7 +248,7 @@ def slerp(start: Floats, end: Floats, share: float) -> Floats:
     """
     angle = np.arccos(np.clip((start.astype(np.float64) * end).sum(axis=1, keepdims=True), -1, 1))
     sine = np.sin(angle)
-    ahead = sine > 1e-3  # float32 vectors have no better defined angle near 0 and pi
+    ahead = sine > 1e-3  # nearer to 0 and pi, float32 does not tell angles apart
     safe = np.where(ahead, sine, 1)
     mixed = np.sin((1 - share) * angle) / safe * start + np.sin(share * angle) / safe * end
     return np.where(ahead, mixed, start).astype(np.float32)
@@ -279,7 +279,7 @@ class _Trainings:
         self.few = np.sort(few)
 
     def old_model(self) -> DualEncoder:
-        """Train the old model on the first classes: words that only others have are unknown to it."""
+        """Train the old model on the first classes. It does not know words that only captions of other classes have."""
         rows = np.flatnonzero(self.split.labels < self.recipe.old_classes)
         return self._model("old model", self.split.old, rows, self.recipe.old_dimension)
 
@@ -366,7 +366,7 @@ class _Trainings:
         make: Callable[[], _Module],
         fit: Callable[[_Module, Places], None],
     ) -> _Module:
-        """Take what was trained, or train it; data, seed and widths decide the result as well as what is given."""
+        """Take what was trained earlier, or train it. Data, seed and widths decide the result, and so does `decides`."""
         self.on_stage(role)
         widths = (self.recipe.old_dimension, self.recipe.new_dimension)
         depends_on = (decides, widths, self.split.digest, self.seed)

@@ -37,7 +37,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """Name the contents: what was made of other images or labels is another result."""
+        """Return a digest of the contents: a result that was made of other images or labels is another result."""
         whole = hashlib.sha256(repr(self.class_names).encode())
         for values in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             whole.update(repr((values.shape, values.dtype.str)).encode())

@@ -156,8 +156,8 @@ def evaluate_pairs(
 
     Returns:
         `mean_cosine`, `mean_squared_error`, `neighbour_recall`, and with labels `cmc1`, `cmc5`, `map`. None stands for
-        what these pairs do not define: one pair has no neighbour, labels that occur once have nothing to find, and of
-        transformed embeddings that overflowed nothing can be told.
+        a measure that these pairs do not define: a single pair has no neighbour, a label that occurs once leaves nothing to
+        find, and transformed embeddings that overflowed cannot be judged.
 
     Raises:
         ValueError: no pair at all, shapes that differ, a native value that is not finite, or an unknown metric.
@@ -191,15 +191,16 @@ def score_blocks(
     """Score a gallery for queries, exactly, a block of queries at a time.
 
     Computed in float64 and rounded to float32, so that equal vectors have equal scores wherever they stand. Euclidean
-    scores order as -|q - g|^2 does, and differ from half of it by the query's own part, |q - origin|^2 / 2.
+    scores are -|q - g|^2 / 2 + |q - origin|^2 / 2: the second part is the same for all items, so the order is that of
+    -|q - g|^2.
 
     Args:
         queries: (n_queries, d), any float type.
         gallery: (n, d).
         metric: how vectors are compared.
         leave_one_out: query i is gallery item i; there may be more items than queries.
-        origin: (d,), see `centre_of`; None: the gallery's. Euclidean scores against two galleries compare only from one
-            origin.
+        origin: (d,), see `centre_of`; None: the gallery's. Euclidean scores against two galleries can only be compared if
+            both have the same origin.
 
     Yields:
         The block's first query, and its scores (block, n): larger is better, the own item at -infinity.
@@ -234,10 +235,10 @@ def score_blocks(
 
 
 def centre_of(vectors: Array) -> npt.NDArray[np.float64]:
-    """Return where to measure from, (d,), so that what all vectors (n, d) have in common costs no digit of a score.
+    """Return the point (d,) to measure from, so that what all vectors (n, d) have in common costs a score no precision.
 
-    The mean, of which float32's digits are enough; with few digits differences and products stay exact, and equal distances
-    equal.
+    It is their mean, rounded to float32. That is near enough; and with so few digits, differences and products in float64
+    stay exact, and equal distances stay equal.
     """
     mean = np.asarray(vectors, np.float64).mean(axis=0)
     return np.asarray(mean.astype(np.float32), np.float64)
@@ -377,7 +378,7 @@ def fraction_closed(before: float, after: float, best: float) -> float:
 
 
 def _check_finite(**columns: Array) -> None:
-    """Refuse what has no score: such queries and items would be left out, and what is left be judged as if it were all."""
+    """Refuse vectors that have no score: they would be left out, and the rest would be judged as if it were all."""
     for name, vectors in columns.items():
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
@@ -387,7 +388,7 @@ def _check_finite(**columns: Array) -> None:
 
 
 def _check_own(queries: Array, gallery: Array, leave_one_out: bool) -> None:
-    """Refuse whole sets that are not the same items: a mean over some of the items only would go unnoticed."""
+    """Refuse queries that are not as many as the items: nobody would notice that the mean is over some items only."""
     if leave_one_out and len(queries) != len(gallery):
         raise ValueError(f"leaving each item out needs as many queries ({len(queries)}) as items ({len(gallery)})")
 

@@ -1,8 +1,8 @@
 """From pairs of vectors to a map, what it is worth on items it never saw, and whether to upgrade at all.
 
 No image and no model is needed: only the vectors of the same items by both models, with side-information and labels if there are
-any. Nothing is printed here; every result can be written as JSON. Neither model should have been trained on the items: on its
-training data a model is better than on a gallery, and so would be the verdict.
+any. Nothing is printed here; every result can be written as JSON. Neither model should have been trained on these items: a model
+is better on its training data than on a gallery, so the verdict would be better than the truth.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from models.verdict import (
 )
 
 AUTO = "auto"
-#: methods are compared on at most this many training pairs, and then the best is trained on all: with more, hardly another
-#: method would win, and the others would be trained in vain for longer
+#: methods are compared on at most this many training pairs, and then the best is trained on all. With more pairs hardly another
+#: method would win, and the training of those that lose, which is wasted, would take longer
 CONTEST_PAIRS = 50_000
-#: how many queries and items a judgement has; that of a method or weight is one of many, so it is smaller than the verdict's
+#: queries and items to judge by. A method or a weight is judged many times and the verdict is given once, so that has more
 VALIDATION = (1_000, 10_000)
 TEST = (2_000, 20_000)
 
-#: rounded to float16, a unit vector's length is off by less
+#: the length of a unit vector that was rounded to float16 is wrong by less than this
 UNIT_TOLERANCE = 1e-3
 
 OnFit = Callable[[str, Step], None]
@@ -64,7 +64,7 @@ class Options:
     method: str = AUTO
     #: how vectors are compared in the space that the map leads to; losses follow it
     metric: Metric = "cosine"
-    #: how in the space that it starts from; None: by `metric` too
+    #: how vectors are compared in the space that it starts from; None: by `metric` too
     other_metric: Metric | None = None
     #: forward maps the gallery, old to new; backward maps queries, new to old
     direction: Direction = "forward"
@@ -108,7 +108,7 @@ class Candidate:
     """A method that was tried, or the reason why it was not."""
 
     method: str
-    #: on the validation part, of upgrading with this map; empty where it was not tried
+    #: what upgrading with this map measures on the validation part; empty where the method was not tried
     validation: Measured = field(default_factory=dict)
     seconds: float = 0.0
     skipped: str | None = None
@@ -120,7 +120,7 @@ class Assessment:
 
     #: rows in each part
     parts: dict[str, int]
-    #: of mapped vectors beside those they should be, on test items: see `models.evaluation.evaluate_pairs`
+    #: how near mapped vectors are to what they should be, on test items: see `models.evaluation.evaluate_pairs`
     evaluation: dict[str, float | None]
     verdict: Verdict
     warnings: tuple[str, ...]
@@ -190,7 +190,7 @@ def fit(
 
     Raises:
         ValueError: pairs that cannot be fitted, or no method that can be trained on them.
-        OfAnotherTraining: what a checkpoint would be is the state of another training.
+        OfAnotherTraining: the file for a checkpoint holds the state of another training.
         FloatingPointError: the one method that was asked for diverged.
     """
     check_pairs(pairs)
@@ -220,7 +220,7 @@ def fit(
 
 
 def assess(transformation: Transformation, pairs: Pairs, options: Options) -> Assessment:
-    """Judge a map that is there already; the pairs must be such that it was not trained on.
+    """Judge a map that exists already, on pairs that it was not trained on.
 
     Half of them choose the weight of fused scoring, the other half judges.
 
@@ -260,7 +260,7 @@ class _Trainings:
 
         Raises:
             ValueError: the method cannot be trained on these pairs, or does not offer the direction.
-            OfAnotherTraining: what its checkpoint would be is the state of another training.
+            OfAnotherTraining: the file for its checkpoint holds the state of another training.
             FloatingPointError: it diverged.
         """
         start, options = time.perf_counter(), self.options
@@ -289,7 +289,7 @@ class _Trainings:
         return module, Candidate(method=name, validation=found, seconds=time.perf_counter() - start)
 
     def _own(self, path: Path | None, name: str, rows: int) -> Path | None:
-        """The file of one training. With `auto` there are several, and the winner's second must not continue its first."""
+        """Return the file of one training. With `auto` there are several, and the winner's second must not continue its first."""
         if path is None or self.options.method != AUTO:
             return path
         return path.with_name(f"{path.stem}.{name}-{rows}{path.suffix}")
@@ -304,7 +304,7 @@ def _contest(trainings: _Trainings, rows: Rows) -> tuple[str, Transformation, tu
     for name in trainable():
         try:
             module, candidate = trainings.run(name, few)
-        except OfAnotherTraining:  # the method is not at fault, and skipped here it could not win
+        except OfAnotherTraining:  # not the method's fault: if it were skipped for this, it could not win
             raise
         except (ValueError, FloatingPointError) as error:
             candidate = Candidate(method=name, skipped=str(error))
@@ -364,8 +364,8 @@ def _coded(labels: Array | None) -> Array | None:
 def _samples(pairs: Pairs, parts: Parts) -> tuple[Sample, Sample]:
     """Take the validation part and the test part.
 
-    Without labels more items are a finer measure: queries of the test then search the validation part too, of which the map
-    has seen nothing either.
+    Without labels, more items make a finer measure: queries of the test part then search the validation part too, which the
+    map has not seen either.
     """
     judged = pairs if parts.labelled else pairs.without_labels()
     searched = parts.test if parts.labelled else np.concatenate([parts.test, parts.validation])

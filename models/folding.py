@@ -1,4 +1,4 @@
-"""A transformation as it is computed with: what training needs and the result does not is multiplied into the weights."""
+"""A transformation as it is computed with: what only training needs, the batch norms, is multiplied into the weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Where a model's vectors lie and how far apart they are, so that training does not depend on it.
 
-The length of Adam's steps does not depend on the vectors. In the same number of steps a map is learned between vectors that
-differ by about 1, and is not between the same vectors in a smaller unit: on CIFAR-100's embeddings, the residual MLP's CMC-1 fell
-from 0.42 to 0.31 in an eighth of the unit, and to 0.01 in a hundredth.
+Adam's steps have the same length whatever the unit of the vectors is. So it learns a map between vectors that differ by about
+1, and in the same number of steps does not learn it between the same vectors in a smaller unit: on CIFAR-100's embeddings, the
+residual MLP's CMC-1 fell from 0.42 to 0.31 in an eighth of the unit, and to 0.01 in a hundredth.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Frame(nn.Module):
 
         Args:
             vectors: if they are all the same, the scale stays 1.
-            kept: how much of their mean they keep at most, in units of their root mean square distance from it.
-            deviation: the root mean square distance from their mean, over all elements, that they get. None: the one that
-                gives them a root mean square length of 1.
+            kept: the most that they keep of their mean: its length, in units of their root mean square distance from it.
+            deviation: the root mean square distance from their mean, over all elements, that they have in the frame. None: the
+                one that gives them a root mean square length of 1.
         """
         mean = mean_row(vectors, normalize=self.directions)
         apart = math.sqrt(spread(vectors, mean, normalize=self.directions) / len(vectors))
@@ -63,11 +63,11 @@ class Frame(nn.Module):
         return ((unit(vectors) if self.directions else vectors) - self.mean) / self.scale
 
     def back(self, vectors: Tensor) -> Tensor:
-        """Undo `forward`, but for the lengths that it took away."""
+        """Undo `forward`, except for the lengths that were lost where it made rows unit vectors."""
         return vectors * self.scale + self.mean
 
     def landed(self, output: Tensor) -> Tensor:
-        """A map's output (n, dimension) as it is after normalisation, in the frame; changed only under cosine."""
+        """Return a map's output (n, dimension) as it is once it was normalised, seen in the frame; only cosine changes it."""
         return self(self.back(output)) if self.directions else output
 
 
@@ -78,8 +78,8 @@ def between(module: Transformation, source: Frame, target: Frame, side: Frame | 
     first and last layers.
 
     Args:
-        module: linear without means, an MLP whose first and last layers have no norm, or FCT's network. It normalises nothing:
-            what is returned does, as the frames do.
+        module: linear without means, an MLP whose first and last layers have no norm, or FCT's network. It normalises nothing
+            itself; what is returned normalises as the frames do.
         source, target: of the embeddings, and of what they are mapped to.
         side: of the side-information; FCT without it feeds its second branch from the source.
 
@@ -116,7 +116,7 @@ def _fct(tensors: Tensors, source: Frame, target: Frame, side: Frame) -> None:
 
 def _mlp(tensors: Tensors, architecture: Mlp, source: Frame, target: Frame) -> None:
     if architecture.residual and not (_is_plain(source) and _is_plain(target)):
-        # an input that was added as it is goes from frame to frame like any other
+        # without `skip.weight` the input is added as it is; it too must go from frame to frame, so it gets a weight
         tensors.setdefault("skip.weight", torch.eye(architecture.target_dimension).to(source.mean).double())
     _read(tensors, "layers.0.", source)
     _written(tensors, f"layers.{len(architecture.layers) - 1}.", target)

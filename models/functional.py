@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def alignment(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return 1 - cos (n,) of each predicted vector and its target (n, d): no length changes it."""
+    """Return 1 - cos (n,) of each predicted vector and its target (n, d). It does not depend on their lengths."""
     return 1 - F.cosine_similarity(predicted, target, dim=1)
 
 

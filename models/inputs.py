@@ -64,7 +64,7 @@ class Parts:
     validation: Rows
     #: what the verdict rests on, shuffled
     test: Rows
-    #: whether the parts were made by label, so that a row has another of its label in its part to find
+    #: whether the parts were made by label, so that a row can find another of its label in its own part
     labelled: bool
     #: rows that are in no part, because an earlier row is the same pair
     copies: int
@@ -118,12 +118,12 @@ def check_pairs(pairs: Pairs, names: Mapping[str, str] | None = None) -> None:
 def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Parts:
     """Split pairs into three parts, by seed.
 
-    What is held out goes half to validation and half to test. Where there are labels, rows are dealt in twos of one label, so
-    that each label is spread over the parts, and a row that is held out has another of its label in its part. If too many
-    labels occur only once for that, labels are not used.
+    What is held out goes half to validation and half to test. Where there are labels, rows are dealt out in twos of one label.
+    So each label is spread over the parts, and a row that is held out has another of its label in its part. If too many labels
+    occur only once, labels are not used.
 
-    Of equal pairs only the first is used. A copy in another part would be judged on what was trained on, a copy in the same
-    part would be found by the first, and a method that validates on folds of its rows would be misled in the same way.
+    Of equal pairs only the first is used. A copy in another part would mean judging a map on what it was trained on. A copy in
+    the same part would be an easy find for the first. A method that validates on folds of its rows would be misled likewise.
 
     Args:
         pairs: what to split.

@@ -29,7 +29,7 @@ class Batch:
     old: Tensor | None = None
     new: Tensor | None = None
     side: Tensor | None = None
-    #: (n, feature_dimension): what the backbone that is being trained says of these images
+    #: (n, feature_dimension): the features that the backbone in training gives these images
     features: Tensor | None = None
     #: (n, length) int64: the images' captions, words as numbers, padded
     texts: Tensor | None = None
@@ -94,7 +94,7 @@ class Task(nn.Module, ABC):
     def prepare(self, rows: Batch) -> None:
         """See the whole training set once, before the first epoch: class means, closed forms, checks.
 
-        Must depend on nothing but the rows, so that a training that is resumed prepares as the first one did.
+        It must depend on nothing but the rows, so that a training that is resumed is prepared exactly as it was at first.
 
         Raises:
             ValueError: this task cannot be trained on these rows; says what they lack.
@@ -119,7 +119,7 @@ class Method(Task):
     trains_backbone: ClassVar[bool] = False
     #: a backbone that is trained ends in a ReLU, so that its features are not negative
     ends_in_relu: ClassVar[bool] = True
-    #: labels are needed, and useless without
+    #: the method cannot be trained without labels
     needs_labels: ClassVar[bool] = False
     #: how the papers compare vectors; None: as the setting says
     metric: ClassVar[Metric | None] = None

@@ -30,7 +30,7 @@ def spread(vectors: Tensor, mean: Tensor, *, normalize: bool) -> float:
 def cross_moment(first: Tensor, second: Tensor, means: tuple[Tensor, Tensor], *, normalize: bool) -> Tensor:
     """Return the sum over rows i of (first_i - mean)(second_i - mean)^T.
 
-    The means are taken off before products are summed: taken off the sum they would cancel its digits.
+    The means are subtracted before products are summed. Subtracted from the sum instead, they would cancel most of its digits.
 
     Args:
         first: (n, a).

@@ -1,7 +1,7 @@
 """Rows in a GPU's memory, which PyTorch compares with every query; any GPU that PyTorch supports will do.
 
-Searches call it through `gallery/index/device.py`, with rows and queries, for scores and rows. There it is proved that rounding
-hid no row, which is true for products in float32 and for no rougher ones.
+Searches call it through `gallery/index/device.py`, with rows and queries, for scores and rows. That file proves for each answer
+that rounding hid no row. Its proof counts on products in float32; with rougher ones it would be wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Rows = npt.NDArray[np.int64]
 
 # The most products of a query and a row at once: 256 MB of float32. More would be no faster.
 _PRODUCTS = 1 << 26
-# Of a trial, whose rows differ by so little that a rougher number type, such as TensorFloat-32 with its 10 bits, fails it.
+# Of a trial: its rows differ by so little that a rougher number type, such as TensorFloat-32 with 10 bits, cannot pass it.
 _TRIAL_ROWS, _TRIAL_STEP, _TRIAL_COUNT = 4096, 2.0**-20, 8
 
 

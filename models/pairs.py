@@ -18,7 +18,7 @@ from models.moments import CHUNK
 from models.plan import Plan, transformation_plan
 from models.transformations import Linear, Mlp, Transformation, build, optional_tensors
 
-MIN_STEPS = 560  # of Adam: what 80 epochs over 500 pairs make
+MIN_STEPS = 560  # the fewest steps of Adam: as many as 80 epochs over 500 pairs make
 
 
 class Scaled(nn.Module):
@@ -97,8 +97,8 @@ class PairMaps(Method):
 class TrainedPairMaps(PairMaps):
     """Maps that the training loop brings closer, by the mean `distance` of both.
 
-    The frames are measured. So the loss is that of the vectors as they are, times a constant, and what is reached depends neither
-    on a model's unit nor on what all its vectors have in common.
+    `prepare` measures the frames in which the maps are trained. There the loss is that of the vectors as they are, times a
+    constant. What the training reaches depends neither on a model's unit nor on what all its vectors have in common.
     """
 
     def prepare(self, rows: Batch) -> None:
@@ -109,7 +109,7 @@ class TrainedPairMaps(PairMaps):
 
     @classmethod
     def plan(cls, rows: int) -> Plan:
-        """FCT's plan, ten times as fast: a map this small has not arrived after 80 epochs at FCT's rate."""
+        """FCT's plan at ten times its learning rate: at FCT's own rate a map this small has not converged after 80 epochs."""
         return pair_plan(rows, learning_rate=5e-3)
 
 
@@ -121,7 +121,7 @@ def pair_plan(rows: int, *, learning_rate: float) -> Plan:
 
 
 def linear_maps(*optional: str) -> Callable[[int, int], Transformation]:
-    """Return what `PairMaps` makes linear maps with, which have these optional tensors."""
+    """Return a function with which `PairMaps` makes linear maps that have these optional tensors."""
 
     def make(source: int, target: int) -> Transformation:
         return build(Linear(source_dimension=source, target_dimension=target), optional=optional)

@@ -16,7 +16,7 @@ class Prototypes(nn.Module):
     The means are not normalised, as in BT2's and OCA's code: a class that the old model scatters has a shorter one. The
     papers' logits are these inner products as they are, `scale` 1. They lie in [-1, 1], so that a softmax over K classes
     stays near uniform and its cross-entropy near ln K whatever the vectors do: the term only attracts to the own
-    prototype. A scale of 16 to 64 makes it tell the classes apart.
+    prototype. With a scale of 16 to 64 the term also tells the classes apart.
     """
 
     rows: Tensor  # (K, d_old)
@@ -41,7 +41,7 @@ class Prototypes(nn.Module):
         self.rows.copy_(class_means(F.normalize(needed(rows.old, "old"), dim=1), labels, len(self.rows)))
 
     def logits(self, vectors: Tensor) -> Tensor:
-        """Return scale * hat v . prototype, (n, K), for vectors (n, d_old) of any length."""
+        """Return scale * (v / |v|) . prototype, (n, K), for vectors v (n, d_old) of any length."""
         return self.scale * F.linear(F.normalize(vectors, dim=1), self.rows)
 
     def of(self, labels: Tensor) -> Tensor:

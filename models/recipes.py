@@ -309,8 +309,8 @@ DIGITS = Recipe(
     forward=Plan(epochs=80, batch=256, learning_rate=5e-4, optimizer="adam", schedule="epoch"),
     compatible=Plan(epochs=15, batch=64, learning_rate=1e-3, optimizer="adam"),
     pair_epochs=80,
-    # A second thread gains a quarter on images this small, and where another process wants its core, waiting for it
-    # at the end of every operation costs tenfold.
+    # On images this small a second thread gains a quarter. But where another process uses its core, every operation ends
+    # with a wait for that thread, which costs tenfold.
     threads=1,
 )
 

@@ -168,7 +168,7 @@ class Transform:
         return read(raw)[: len(embeddings)]
 
     def _taken(self, given: Tensor) -> Tensor:
-        """`given` in the number type that is computed in, with rows of zeros behind it up to one of the `few_counts`."""
+        """Return `given` in the number type of the computation, with rows of zeros added up to one of the `few_counts`."""
         rows = few_counts(len(given)) if self._in_few_counts else len(given)
         if rows == len(given):
             return given.to(self._dtype)
@@ -194,9 +194,10 @@ class Transform:
 def few_counts(rows: int) -> int:
     """Round a number of rows up, by at most half of it, so that few different numbers occur. Pure.
 
-    oneDNN, which computes in bfloat16, compiles a kernel for each layer and each number of rows, and keeps it. For 200 rows of a
-    network like FCT's the first time took 12 ms and later ones 4 ms, and each number of rows cost 4 MB or more. Each search has
-    another number of candidates, so without this hardly any found a kernel, and the process grew for hours.
+    oneDNN, which computes in bfloat16, compiles a kernel for each layer and each number of rows, and keeps it. With 200 rows
+    and a network like FCT's, the first call took 12 ms and later ones 4 ms, and each number of rows took 4 MB of memory or
+    more. Nearly every search has another number of candidates. Without this, hardly any search found its kernels made, and
+    the process grew for hours.
     """
     step = max(_FEWEST_ROWS, (1 << (rows - 1).bit_length()) // 4)
     return -(-rows // step) * step

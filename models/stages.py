@@ -57,7 +57,7 @@ class Stages:
             fit: trains it in place.
 
         Returns:
-            The module, in eval mode and without gradients, and the seconds its training took, also if that was earlier.
+            The module, in eval mode and without gradients, and the seconds its training took, even if in an earlier run.
         """
         module = make()
         place = self._place(role, depends_on, ".safetensors")
@@ -122,9 +122,9 @@ def code_of(kind: type) -> str:
 
 @contextmanager
 def _whole(place: Path) -> Iterator[Path]:
-    """Write beside, then rename: a killed run must not find half of a file.
+    """Yield a place to write beside, and then rename: a killed run must not find half of a file.
 
-    Bytes, by the body: the error of safetensors' own writing, where a disk is full, is no OSError.
+    The body writes bytes itself. If safetensors wrote the file, its error for a full disk would be no OSError.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = place.with_name(place.name + ".unfinished")

@@ -1,8 +1,8 @@
 """Blocks of rows on their way to a device, through it, and back.
 
 On a GPU each block has a stream of its own, in which it is copied there, computed with, and copied back, and a few blocks are
-under way at once: while one is computed, the next is copied in and the one before is copied out. Host memory is pinned, since
-from other memory nothing is copied beside anything else. On a CPU the same code computes block after block.
+under way at once: while one is computed, the next is copied in and the one before is copied out. Host memory is pinned,
+since a copy from other memory does not run beside anything else. On a CPU the same code computes block after block.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def staged(blocks: Iterable[Block], compute: Compute, device: torch.device) -> I
     """Compute with each block; results come in the order of the blocks, as float32.
 
     Args:
-        blocks: read as there is room for them.
+        blocks: each is read as soon as there is room for it.
         compute: maps tensors on `device` to one, with as many rows.
         device: where to compute.
     """
@@ -50,13 +50,13 @@ def staged(blocks: Iterable[Block], compute: Compute, device: torch.device) -> I
 
 @cache
 def _stream(device: torch.device, number: int) -> torch.cuda.Stream:  # noqa: ARG001 - it tells streams apart
-    """The stream of this number. A process reuses a few: PyTorch and cuBLAS keep memory for each one ever used."""
+    """Return the stream of this number. A process reuses a few, as PyTorch and cuBLAS keep memory for each one ever used."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return stream
 
 
 class _Stage:
-    """Room for one block under way, used for one after the other."""
+    """Room for one block under way; it is used for one block after the other."""
 
     def __init__(self, device: torch.device, number: int) -> None:
         self._device = device
@@ -95,8 +95,10 @@ class _Stage:
         return self._buffer("output", output.shape).copy_(output, non_blocking=True)
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Host memory of a shape. For a GPU it is pinned, which takes long, and so used again. On a CPU it is new each time,
-        because the result may be a view of it.
+        """Return host memory of a shape.
+
+        For a GPU it is pinned. Pinning takes long, so the memory is used again. On a CPU it is new each time, because the
+        result may be a view of it.
         """
         if self._stream is None:
             return torch.empty(shape)

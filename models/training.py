@@ -79,7 +79,7 @@ def train(
         task: what to train; it is in eval mode afterwards.
         rows: the whole training set, in memory.
         plan: how.
-        seed: of the order of rows, of the augmentation and of what the task draws; fresh weights are the caller's own draw.
+        seed: decides the order of rows, the augmentation and what the task draws. The caller draws the fresh weights.
         augment: applied to each batch, on the device; the generator is on the CPU.
         device: where to compute.
         on_step: told after each step.
@@ -190,7 +190,7 @@ def _solved(task: Task, rows: Batch, on_step: OnStep | None) -> History:
 
 
 def _write(log: Path, line: dict[str, float]) -> None:
-    """Append a line to a log, or begin one; what is another training's, or no log at all, stays as it is."""
+    """Append a line to a log, or begin one. A file that is another training's log, or no log at all, stays as it is."""
     log.parent.mkdir(parents=True, exist_ok=True)
     begun = _columns_of(log)
     if begun is not None and begun != ",".join(line):
@@ -205,7 +205,7 @@ def _write(log: Path, line: dict[str, float]) -> None:
 
 
 def _cut(log: Path) -> None:
-    """Take off a last line that a full disk or a power cut left unfinished: the next one would go on in it."""
+    """Remove a last line that a full disk or a power cut left unfinished: else the next one would be joined to it."""
     content = log.read_bytes()
     torn = content.rpartition(b"\n")[2]
     if torn:
@@ -213,7 +213,7 @@ def _cut(log: Path) -> None:
 
 
 def _columns_of(log: Path) -> str | None:
-    """The first line of a log; None where none has begun, or it is no file that could be read, such as a pipe."""
+    """Return the first line of a log; None if no log has begun, or if it is no file to read from, such as a pipe."""
     if not log.is_file():
         return None
     with log.open(newline="", encoding="utf-8", errors="replace") as file:

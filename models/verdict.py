@@ -37,7 +37,7 @@ Floats = npt.NDArray[np.float64]
 SEARCHES: tuple[str, ...] = ("stay", "naive", "upgrade", "fuse", "ceiling")
 NEIGHBOURS = 10
 RESAMPLES = 2_000
-#: recall is extrapolated to depths this many times less than 1, the least that can be seen; beyond, its line bends (ADR 0055)
+#: the least depth that can be measured is 1, and recall is extrapolated down to 1 / FURTHEST; below, its line bends (ADR 0055)
 FURTHEST = 10
 MIN_QUERIES = 20  # fewer may all agree by chance, and then a bootstrap shows no uncertainty at all
 
@@ -161,9 +161,10 @@ class ByLabel(Judge):
 class ByNeighbours(Judge):
     """The exact nearest neighbours of the new model itself are right, in a gallery that may have more items than the sample.
 
-    The ten nearest items of a large gallery are nearer than any of the sample: recall@1 among few items is closer to recall@10
-    among many than recall@10 among few is. So recall is measured at each depth, a line is fitted to its log-odds over the log
-    of the depth, and the line is read at the depth, in the sample, of the gallery's ten nearest.
+    The ten nearest items of a large gallery are nearer than any of the sample. So recall@10 in the gallery is more like recall@1
+    in the sample than like recall@10 in the sample. Recall is measured in the sample at each depth from 1 to 10, and a line is
+    fitted to its log-odds over the log of the depth. The line is read at the depth that the gallery's ten nearest have in the
+    sample, which is ten times the sample's share of the gallery.
     """
 
     measures = ("recall",)

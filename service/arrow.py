@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gallery import errors
-from gallery.ingest import NewItems
+from gallery.new_items import NewItems
 from gallery.pairs import NewPairs
 from service.bad_bodies import not_finite
 from service.errors import InvalidArrow, named

@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gallery.index.device import NoSuchDevice
 
-class NoSuchDevice(ValueError):
-    """There is no such GPU, or the installed PyTorch cannot use it."""
+__all__ = ["NoSuchDevice", "chosen", "claimed"]
 
 
 def claimed(names: Sequence[str], folder: Path) -> str:

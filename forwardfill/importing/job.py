@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from forwardfill.connection import connected
 from forwardfill.importing.column import BadInput, Column
+from forwardfill.importing.command import ImportOptions
 from forwardfill.importing.formats import FORMATS, columns, pick
 from forwardfill.importing.rows import Rows
 from forwardfill.importing.run import run
@@ -17,41 +18,25 @@ from forwardfill.settings import ClientSettings
 from forwardfill.terminal import console, refuse, say
 
 
-def carry_out(
-    gallery: str,
-    model: str,
-    vectors: Path,
-    *,
-    kind: str | None,
-    column: str | None,
-    ids: Path | None,
-    id_column: str | None,
-    id_prefix: str,
-    side: Path | None,
-    side_column: str | None,
-    payload: Path | None,
-    payload_column: str | None,
-    batch: int | None,
-    state: Path | None,
-    allow_folder: Path | None,
-) -> None:
-    """Do what `command` says; exit with 2 where the input is bad, with 1 where the service refuses or is away."""
-    if kind is not None and kind not in FORMATS:
-        refuse(f"--format is one of {', '.join(FORMATS)}, not {kind}")
-    allowed = allow_folder or ClientSettings().import_folder
+def carry_out(options: ImportOptions) -> None:
+    """Do what the options say; exit with 2 where the input is bad, with 1 where the service refuses or is away."""
+    if options.kind is not None and options.kind not in FORMATS:
+        refuse(f"--format is one of {', '.join(FORMATS)}, not {options.kind}")
+    gallery, model, vectors = options.gallery, options.model, options.vectors
+    allowed = options.allow_folder or ClientSettings().import_folder
     try:
-        found = columns(vectors, kind=kind, allowed=allowed)
-        embeddings = pick(found, column, "embedding", vectors=True, path=vectors, option="--column")
-        id_rows = _beside(found, ids, id_column, "id", "--id-column", embeddings)
-        side_rows = _beside(found, side, side_column, "side_information", "--side-column", embeddings)
-        payloads = _beside(found, payload, payload_column, "payload", "--payload-column", embeddings)
+        found = columns(vectors, kind=options.kind, allowed=allowed)
+        embeddings = pick(found, options.column, "embedding", vectors=True, path=vectors, option="--column")
+        id_rows = _beside(found, options.ids, options.id_column, "id", "--id-column", embeddings)
+        side_rows = _beside(found, options.side, options.side_column, "side_information", "--side-column", embeddings)
+        payloads = _beside(found, options.payload, options.payload_column, "payload", "--payload-column", embeddings)
         with connected() as client:
             made_by, kept_in = client.model(model), client.gallery(gallery)
             rows = Rows(
                 embeddings,
                 made_by["dimension"],
                 ids=id_rows,
-                id_prefix=id_prefix,
+                id_prefix=options.id_prefix,
                 side=side_rows,
                 side_dimension=(made_by["side_information"] or {}).get("dimension"),
                 payloads=payloads,
@@ -61,11 +46,11 @@ def carry_out(
             target = {"gallery": gallery, "created_at": kept_in["created_at"], "model": model}
             files = [each.path for each in rows.columns().values()]
             progress = State(
-                state or vectors.with_name(f"{vectors.name}.{gallery}.import.json"),
-                digest(files, {**target, "columns": named, "prefix": id_prefix, "format": kind}),
+                options.state or vectors.with_name(f"{vectors.name}.{gallery}.import.json"),
+                digest(files, {**target, "columns": named, "prefix": options.id_prefix, "format": options.kind}),
             )
             with _Bar(len(rows)) as bar:
-                run(client, gallery, model, rows, progress, batch=batch, stored=bar.show)
+                run(client, gallery, model, rows, progress, batch=options.batch, stored=bar.show)
     except BadInput as error:
         refuse(str(error))
     say(f"{gallery}: all {len(rows)} rows are stored")

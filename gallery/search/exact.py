@@ -16,7 +16,7 @@ from gallery.index.registry import backend
 from gallery.search.mapped import Asked, By, MappedColumns
 from gallery.search.merge import Part, merge, single
 from gallery.search.request import Answer, SearchRequest
-from gallery.search.run import Run, Searcher, planned_by
+from gallery.search.run import Run, Searcher, ready_plan
 from gallery.snapshot import World
 from gallery.views import SegmentView
 
@@ -44,9 +44,9 @@ class Exact(Run):
     def __init__(self, run: Run, between: Callable[[], None] = lambda: None) -> None:
         """Ask what `run` asks, of the same snapshot, by the same plan and filter."""
         ways = tuple(way and way._replace(exhaustive=True) for way in run.plan.ways)
-        planned = planned_by(run.snapshot, replace(run.plan, ways=ways))
+        ready = ready_plan(run.snapshot, replace(run.plan, ways=ways))
         forgetful = replace(run.searcher, mapped=MappedColumns(run.searcher.transforms, 0))
-        super().__init__(forgetful, run.world, run.snapshot, run.request, planned, run.filtered)
+        super().__init__(forgetful, run.world, run.snapshot, run.request, ready, run.filtered)
         self._between = between
 
     def _ask(self, at: int, model: str, k: int, *, roughly: bool = False) -> Part:  # noqa: ARG002 - k is the request's

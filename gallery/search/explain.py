@@ -23,7 +23,7 @@ from gallery.search.mapped import By
 from gallery.search.merge import Part
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.routes import Plan, Way
-from gallery.search.run import Run, Searcher, planned_for
+from gallery.search.run import Run, Searcher, ready_plan_for
 from gallery.shelves import Shelf
 from gallery.snapshot import World
 from gallery.views import SegmentView
@@ -126,17 +126,17 @@ def explain(searcher: Searcher, world: World, gallery: str, request: SearchReque
     clock = _Clock()
     snapshot = world.snapshot(gallery)
     with clock("plan"):
-        planned = planned_for(world, snapshot, request)
+        ready = ready_plan_for(world, snapshot, request)
     with clock("filter"):
         filtered = searcher.filtered(snapshot, request)
-    run = _Watched(clock, searcher, world, snapshot, request, planned, filtered)
+    run = _Watched(clock, searcher, world, snapshot, request, ready, filtered)
     with clock("merge"):
         answer = run.answer()
     started = time.perf_counter()
     exact = Exact(run).answer()
     return Explained(
         answer=answer,
-        plan=planned.plan,
+        plan=ready.plan,
         candidates=run.candidates,
         steps=tuple(
             Step(
@@ -145,7 +145,7 @@ def explain(searcher: Searcher, world: World, gallery: str, request: SearchReque
                 sum(run.offered.get(position, 0) for position, _, _ in shelf.each()),
                 clock.spent.get(("ask", at), 0.0),
             )
-            for at, (shelf, way) in enumerate(zip(snapshot.shelves, planned.plan.ways, strict=True))
+            for at, (shelf, way) in enumerate(zip(snapshot.shelves, ready.plan.ways, strict=True))
         ),
         milliseconds={step: sum(ms for (name, _), ms in clock.spent.items() if name == step) for step in STEPS},
         exact=exact,

@@ -38,7 +38,7 @@ _SCORED_AT_ONCE = 1 << 24  # numbers; 64 MiB of float32 while candidates are sco
 _MOST_PLANS = 1024  # of one world
 
 
-class Planned(NamedTuple):
+class ReadyPlan(NamedTuple):
     """A plan, and what follows from it for every search that uses it. Shelves are positions in `snapshot.shelves`."""
 
     #: with a way for each shelf of the snapshot
@@ -57,7 +57,7 @@ class Planned(NamedTuple):
     reads: int | None
 
 
-def planned_by(snapshot: Snapshot, planned: Plan) -> Planned:
+def ready_plan(snapshot: Snapshot, planned: Plan) -> ReadyPlan:
     """Sort the shelves of a plan by how they are searched."""
     direct, exhaustive = list[int](), list[tuple[int, str, By]]()
     rescored: dict[tuple[str, By], list[int]] = {}
@@ -74,7 +74,9 @@ def planned_by(snapshot: Snapshot, planned: Plan) -> Planned:
     for (column, _), shelves in rescored.items():
         asked[column] += len(shelves)
     alone = frozenset(name for name, shelves in asked.items() if shelves == 1)
-    return Planned(planned, _origins(snapshot, planned), direct, exhaustive, rescored, alone, reads(snapshot, planned))
+    return ReadyPlan(
+        planned, _origins(snapshot, planned), direct, exhaustive, rescored, alone, reads(snapshot, planned)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,26 +128,26 @@ class Searcher:
     def begin(self, world: World, gallery: str, request: SearchRequest) -> Run:
         """Plan a search and evaluate its filter; no index is asked yet. Raises as `search`."""
         snapshot = world.snapshot(gallery)
-        planned = planned_for(world, snapshot, request)
-        return Run(self, world, snapshot, request, planned, self.filtered(snapshot, request))
+        ready = ready_plan_for(world, snapshot, request)
+        return Run(self, world, snapshot, request, ready, self.filtered(snapshot, request))
 
     def filtered(self, snapshot: Snapshot, request: SearchRequest) -> Sequence[Mask] | None:
         """Per shelf, the rows that fit the payload filter; None where there is no filter."""
         return None if request.filter is None else self.filters.masks(snapshot, request.filter)
 
 
-def planned_for(world: World, snapshot: Snapshot, request: SearchRequest) -> Planned:
+def ready_plan_for(world: World, snapshot: Snapshot, request: SearchRequest) -> ReadyPlan:
     """How a request will be done; raises as `Searcher.search`."""
     key = (snapshot.gallery_id, request.model, frozenset(request.companions), request.allow_partial)
-    found: Planned | None = world.memo.get(key)
+    found: ReadyPlan | None = world.memo.get(key)
     if found is None:
-        found = _planned(world, snapshot, request)
+        found = _new_plan_for(world, snapshot, request)
         if len(world.memo) < _MOST_PLANS:
             world.memo[key] = found
     return found
 
 
-def _planned(world: World, snapshot: Snapshot, request: SearchRequest) -> Planned:
+def _new_plan_for(world: World, snapshot: Snapshot, request: SearchRequest) -> ReadyPlan:
     world.model(request.model)
     for name in request.companions:
         world.model(name)
@@ -172,7 +174,7 @@ def _planned(world: World, snapshot: Snapshot, request: SearchRequest) -> Planne
         raise
     ways = iter(planned.ways)
     aligned = tuple(next(ways) if shelf.live else None for shelf in snapshot.shelves)
-    return planned_by(snapshot, replace(planned, ways=aligned))
+    return ready_plan(snapshot, replace(planned, ways=aligned))
 
 
 def _origins(snapshot: Snapshot, planned: Plan) -> list[Origin]:
@@ -194,7 +196,7 @@ class Run:
         world: World,
         snapshot: Snapshot,
         request: SearchRequest,
-        planned: Planned,
+        ready: ReadyPlan,
         filtered: Sequence[Mask] | None,
     ) -> None:
         self.searcher = searcher
@@ -202,8 +204,8 @@ class Run:
         self.models = world.registry.models
         self.snapshot = snapshot
         self.request = request
-        self.planned = planned
-        self.plan = planned.plan
+        self.ready = ready
+        self.plan = ready.plan
         self.filtered = filtered
         self.target = self.models[self.plan.score_space]
         #: so many weights may be applied to transform candidates
@@ -222,7 +224,7 @@ class Run:
     def answer(self) -> Answer:
         """Ask each shelf, and merge what they found."""
         parts = list(self.parts())
-        if len(parts) == 1 and self.planned.direct:
+        if len(parts) == 1 and self.ready.direct:
             best = parts[0]  # of one shelf, as it was asked for
         else:
             best = merge(parts, self.request.k, self.target.metric, len(self.request.vectors))
@@ -233,16 +235,16 @@ class Run:
             scores=best.scores,
             segments=best.segments,
             rows=best.rows,
-            origins=self.planned.origins,
+            origins=self.ready.origins,
         )
 
     def parts(self) -> Iterator[Part]:
         """What each group of shelves found, scored in the score space."""
-        for at in self.planned.direct:
+        for at in self.ready.direct:
             yield self._ask(at, self.target.name, self.request.k)
-        for at, column, by in self.planned.exhaustive:
+        for at, column, by in self.ready.exhaustive:
             yield from self._ask_mapped(at, column, by)
-        for (column, by), shelves in self.planned.rescored.items():
+        for (column, by), shelves in self.ready.rescored.items():
             yield self._rescore(column, by, shelves)
 
     def _query(self, model: str) -> Vectors:
@@ -287,7 +289,7 @@ class Run:
         shelf = self.snapshot.shelves[at]
         assigned = self._assigned.get(model)
         if assigned is None:  # shelves share what one finds out
-            alone = model in self.planned.alone
+            alone = model in self.ready.alone
             assigned = self._assigned[model] = Assignments(self._query(model), roughly=roughly, alone=alone)
         found = shelf.indexes[model].search(assigned.queries, min(k, shelf.rows), self._selected(at), assigned)
         return Part(found.scores, *shelf.places(found.rows))

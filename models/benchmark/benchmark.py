@@ -122,7 +122,7 @@ def benchmark(where: Where, *, jobs: int = 1, show: Show = quiet, tell: Tell = p
 
 
 def _in_processes(where: Where, jobs: int, tell: Tell) -> None:
-    """Do all stages, those that others need first; what is done is kept in files, which is how the processes share it."""
+    """Do all stages, those that others need first. The processes share what is done through the files that keep it."""
     # backbones first: the longest must not start last
     names = [run.name for run in sorted(where.runs, key=lambda run: not METHODS[run.method].trains_backbone)]
     names += [XBT] if where.has_texts else []
@@ -132,7 +132,7 @@ def _in_processes(where: Where, jobs: int, tell: Tell) -> None:
                 for done in as_completed([pool.submit(_stage, where, name) for name in wave]):
                     name, seconds = done.result()
                     tell(f"{name}: {seconds:.0f} s")
-        except KeyboardInterrupt:  # leaving the pool would do all of the wave first, which may take hours
+        except KeyboardInterrupt:  # leaving the pool waits for the whole wave, which may take hours
             pool.shutdown(wait=False, cancel_futures=True)
             for process in active_children():
                 process.terminate()
@@ -140,8 +140,8 @@ def _in_processes(where: Where, jobs: int, tell: Tell) -> None:
 
 
 def _end_with_parent() -> None:
-    """Train for nobody once the process that would take the result was killed; the stage goes on from its checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for all of the group: no result, and nothing to say
+    """End this process once its parent was killed, which would take the result; the stage can go on from its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes: this one ends, silently
     parent = parent_process()
 
     def watch() -> None:

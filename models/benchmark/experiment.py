@@ -38,7 +38,7 @@ ROLES: tuple[Role, ...] = ("old", "new", "simclr", "autoencoder")
 #: from a stage's title to what shows its progress
 Show = Callable[[str], AbstractContextManager[OnStep | None]]
 
-#: queries of a backfilling curve, whose 22 galleries are each ranked for each of them
+#: queries of a backfilling curve: each of its 22 galleries is ranked for each of these
 CURVE_QUERIES = 2_000
 
 

@@ -19,8 +19,8 @@ HEADER = (
 def markdown(results: Results) -> str:
     """Lay the results out: references, methods, then the orders of re-embedding and the image-text models, where measured.
 
-    Percent, of the test split's items asked for the others of their class; `closed` is the part of the distance in CMC-1
-    from old/old to the independent new/new that new/old covers.
+    Numbers are percent: each item of the test split is a query for the others of its class. `closed` tells how much of the
+    distance in CMC-1 from old/old to the independent new/new is covered by new/old.
     """
     lines = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
     for metric, references in results["references"].items():

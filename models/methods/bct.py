@@ -20,24 +20,24 @@ FIT_ROWS = 10_000  # d_old + 1 numbers are fitted to them, which more rows do no
 class Bct(BackboneMethod):
     """Trains the new model to be classified by its own head and, as if it were the old model, by the old one's.
 
-    The loss is CE(new head(n), y) + weight * influence. The influence is a cross-entropy of n's first d_old dimensions
-    (padded with zeros where there are fewer) through a frozen classifier of old vectors, which `unseen` names, after what
-    it makes of the classes that the old model never saw:
+    With n the new vector of an image and y its label, the loss is CE(new head(n), y) + weight * influence. The influence is the
+    cross-entropy of a frozen classifier of old vectors, which is given n's first d_old dimensions (padded with zeros where
+    there are fewer). `unseen` says which classifier, named after what it does about classes that the old model never saw:
 
     - prototypes: the class means of the old vectors, for every class. Its logits are `scale` times cosines: unscaled ones
       would hold the loss near ln K, and only attract.
-    - completed: the old head, W_o, with a row made of the class mean for each class it does not know, those from its
-      number of rows on (the paper's way; see `completed_head`).
+    - completed: the old head, W_o, with one more row for each class that it does not know, made of the mean of that class
+      (the paper's way; see `completed_head`). Classes are numbered so that the unknown ones come after the head's own rows.
     - skip: the old head as it is; samples of classes that it does not know have no influence term.
-    - distillation: the old head as it is; every sample's target is what it says of the old vector. A head of few classes
-      sees few dimensions; the others stay free, and a search by cosine compares them too.
+    - distillation: the old head as it is; the target of every sample is what the head says of its old vector. A head of few
+      classes reads few dimensions. The loss leaves the others free, but a search by cosine compares them too.
 
-    An old head's logits keep its own scale: n is given the mean length of the old vectors. Left with its own length, it
-    satisfies the head by growing, and a search by cosine sees nothing of that. A head's rows are also not where its
-    classes' vectors lie, which costs a search more than the means cost a classifier: hence the default.
+    An old head's logits keep its own scale: n is given the mean length of the old vectors. With its own length, n would
+    satisfy the head just by growing, which a search by cosine does not see. Also, a head's rows are not where the vectors of
+    its classes lie. That costs a search more than means instead of a head cost a classifier: hence the default.
 
-    The old head has no bias, as none of this library's has one: an old model whose head has one appends a 1 to its
-    vectors and the bias to its rows.
+    The old head has no bias, like every head in this library. For an old model whose head has one, append a 1 to its vectors
+    and the bias to the rows of its head.
     """
 
     name: ClassVar[str] = "bct"
@@ -123,12 +123,12 @@ class Bct(BackboneMethod):
 def completed_head(head: Tensor, old: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Give an old head a row for each class that it does not know, made of the class means of the old vectors.
 
-    Means cannot simply be put below a trained head's rows. Non-negative vectors have large inner products with every mean
-    and small ones with every trained row, so that all of them would count as unseen; and a softmax determines its rows
-    only up to a vector common to all, so that the head's zero point is arbitrary. Row k is therefore factor * mean_k +
-    offset, with the one factor and the one offset under which the completed head classifies the old vectors best. That
-    is a convex problem in d_old + 1 numbers; the head's own rows stay as they are. It is solved with the old vectors'
-    root mean square element as the unit: in another one its start is far from its end, and it is not solved.
+    Means cannot simply be put below a trained head's rows, for two reasons. Non-negative vectors have large inner products
+    with every mean and small ones with every trained row, so all of them would be classified as unseen. And a softmax gives
+    the same result if one vector is added to all rows, so the zero point of a trained head is arbitrary. Row k is therefore
+    factor * mean_k + offset, with the one factor and the one offset for which the completed head classifies the old vectors
+    best; the head's own rows stay as they are. That is a convex problem in d_old + 1 numbers. Its unit is the root mean square
+    of the old vectors' elements: in another unit the start is so far from the end that the solver does not get there.
 
     Args:
         head: (known, d_old), known < classes.

@@ -17,14 +17,14 @@ from models.prototypes import Prototypes, class_count
 class Bt2(BackboneMethod):
     """Trains a new model whose first d_old dimensions are the old space; `extra` more keep what does not fit there.
 
-    The backbone says f, d_new + d_old wide. Its first d_new entries, u, are to be what an independently trained new model
-    says; a linear map of f gives w, to be what the old one says. Two orthogonal maps P and R change the basis of both
-    without loss: z = (first `extra` entries of hat w, P C hat u), and what is stored is R z[:d_old], then the rest of z.
-    Its length is sqrt(1 + C^2) whatever the image, so that inner product and cosine rank alike.
+    The backbone gives f, d_new + d_old wide. Its first d_new entries, u, are trained towards an independently trained new model;
+    w, a linear map of f, is trained towards the old one. hat v stands for v / |v|. Two orthogonal maps, P and R, change the
+    basis of both without loss: z = (first `extra` entries of hat w, P C hat u), and what is stored is R z[:d_old], followed by
+    the rest of z. Its length is sqrt(1 + C^2) for every image, so that inner product and cosine rank alike.
 
     Four losses: cross-entropy of u; 1 - cos of u and the independent new model; 1 - cos of the first d_old dimensions and
-    the old model; their cross-entropy with the old class means as classifier. Of the paper's four weights none is changed,
-    but the last one's logits are scaled (see `Prototypes`): `scale=1` is the paper's.
+    the old model; cross-entropy of these dimensions with the old class means as classifier. The four weights are the paper's.
+    Only the logits of the last loss are scaled (see `Prototypes`): `scale=1` is the paper's.
     """
 
     name: ClassVar[str] = "bt2"

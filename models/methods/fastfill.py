@@ -13,30 +13,31 @@ from torch.nn import functional as F
 from models.method import Batch, Setting, check_range, needed
 from models.methods.fct import Fct
 
-#: The paper leaves the log-variance free. exp(-s) of a head that strays is infinite, and one such row ends a training.
+#: The paper sets the log-variance no limit. But exp(-s) of a very negative s is infinite, and one such row ends a training.
 LOG_VARIANCE_LIMIT = 10.0
 
 
 class FastFill(Fct):
-    """FCT's h with a second output: how far it expects to be off, the order in which a gallery is re-embedded best.
+    """FCT's h with a second output: how wrong it expects to be. A gallery is best re-embedded in the order of that.
 
     A row's loss is l = mu_sim * l_sim + mu_disc * l_disc, and with s the predicted log-variance the method minimises the
     mean of 0.5 * exp(-s) * l + mu_unc * s. Where l is fixed, the best s is log(l / (2 * mu_unc)): log l at the paper's
-    weights. Nothing is detached: a row that h gives up on counts less in h's own training too.
+    weights. No gradient is cut: where a large s is predicted for
+    a row, that row also counts less in the training of h.
 
     l_sim is FCT's loss of that row. l_disc depends on what there is:
 
     - the new model's linear classifier and labels: its label-smoothed cross-entropy on h's output, through the frozen
       classifier (the paper);
     - labels only: supervised contrast of h's output with the batch's new vectors, where the
-      positives of a row are the new vectors of its class, its own among them. The paper has no weight for it: mu_disc = 1
-      is for a cross-entropy. On CIFAR-100 at weight 1 contrast drowns l_sim: CMC-1 before backfilling falls from 50 to 43,
-      and the uncertain come first to no avail. At 0.1 both terms are heard;
+      positives of a row are the new vectors of its class, its own among them. The paper gives no weight for it: its
+      mu_disc = 1 is for a cross-entropy. With weight 1, on CIFAR-100, this term outweighs l_sim: CMC-1 before backfilling
+      falls from 50 to 43, and re-embedding the uncertain items first brings nothing. With 0.1 both terms have an effect;
     - no labels: none.
 
-    l_sim counts in the new vectors' own deviation, so that it weighs the same beside l_disc whatever that model's unit is. The
-    classifier and the uncertainty head read h's output before it is normalised. A classifier was trained on vectors
-    that have a length; and that output is what `Transformation.log_variance` is given when a gallery is ranked.
+    l_sim is measured in units of the new vectors' own deviation, so that its weight beside l_disc does not depend on that model's
+    unit. The classifier and the uncertainty head read h's output before it is normalised: the classifier was trained on
+    vectors that have a length, and `Transformation.log_variance` is given the same output when a gallery is ranked.
     """
 
     name: ClassVar[str] = "fastfill"
@@ -141,7 +142,7 @@ class FastFill(Fct):
 def limited(log_variance: Tensor) -> Tensor:
     """Cut log-variances (n,) to +-LOG_VARIANCE_LIMIT; gradients pass as if nothing was cut.
 
-    Those of a plain clamp are zero outside: a head that once strayed would never come back. What is served is not cut, and
-    orders a gallery as this does.
+    The gradient of a plain clamp is zero outside the limit, so a head that was once outside would never come back. What is
+    served is not cut; it puts a gallery in the same order.
     """
     return log_variance + (log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT) - log_variance).detach()

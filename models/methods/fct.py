@@ -10,9 +10,9 @@ from models import transformations
 from models.frames import Frame, between
 from models.method import Batch, Method, Setting, Transformations, needed
 
-#: Of the new vectors that h is trained towards, in the frame. At 1 it learns more by heart: on CIFAR-100's embeddings CMC-1 / mAP
-#: was 0.481 / 0.283 of 25,000 pairs and 0.463 / 0.255 of 6,000, at 5 0.489 / 0.288 and (two seeds, in an eighth of the unit)
-#: 0.475 / 0.265, at 16 of 6,000 0.413 / 0.211.
+#: Of the new vectors that h is trained towards, in the frame. At 1, h learns more by heart. On CIFAR-100's embeddings CMC-1 / mAP
+#: was 0.481 / 0.283 at 1 and 0.489 / 0.288 at 5 with 25,000 pairs. With 6,000 pairs it was 0.463 / 0.255 at 1, 0.475 / 0.265 at 5
+#: (two seeds, in an eighth of the unit) and 0.413 / 0.211 at 16.
 DEVIATION = 5.0
 
 
@@ -23,10 +23,10 @@ class Fct(Method):
     normalisation, no label, no weight. Under cosine n and h's output are normalised, which makes it 1 - cos times a
     constant: an h that is trained for one metric loses much of its gain under the other.
 
-    What h is trained between is each model's own frame, so that what it reaches depends neither on a model's unit nor on what all
-    its vectors have in common. The loss is the paper's times a constant, and what is exported maps vectors as they are. New
-    vectors keep a mean that is no longer than they are far from it: without it mAP fell by half a point to a whole one, and a
-    longer one is all that h learns.
+    h is trained from the frame of one model to the frame of the other, so that what it reaches depends neither on a model's unit
+    nor on what all its vectors have in common. The loss is the paper's times a constant, and what is exported maps vectors as
+    they are. In the frame, new vectors keep a mean, at most as long as their distance from it. Without a mean, mAP fell by half a
+    point to a whole one; with a longer mean, h learns nothing but the mean.
     """
 
     name: ClassVar[str] = "fct"
@@ -81,7 +81,7 @@ class Fct(Method):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Switch h to eval mode for the second half: weights keep training, BatchNorm's statistics stand still.
 
-        Inference uses the running statistics; training against them removes the difference between the two.
+        Inference uses the running statistics. In the second half training uses them too, so that the two no longer differ.
         """
         self.train()
         self.transformation.train(2 * epoch < epochs)

@@ -14,9 +14,9 @@ from models.pairs import TrainedPairMaps, linear_maps
 class L2(TrainedPairMaps):
     """Minimises 10 * mean_i | f(n_i) / |f(n_i)| - o_i / |o_i| |: the norm of the difference, not its square.
 
-    There the new backbone itself is trained by it; here both models are frozen and f is linear with a bias. Norms, unlike
-    squares, let a few pairs that cannot be explained be far off. It is measured in the target's frame, which is that norm times a
-    constant. Under the Euclidean distance and the inner product lengths count, so nothing is normalised.
+    The authors train the new backbone itself by this loss; here both models are frozen, and f is linear with a bias. A norm,
+    unlike a square, allows a few pairs that do not fit to stay far apart. It is measured in the target's frame, where it is that
+    norm times a constant. Under the Euclidean distance and the inner product, lengths count, so nothing is normalised.
     """
 
     name: ClassVar[str] = "l2"

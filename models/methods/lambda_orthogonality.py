@@ -21,7 +21,7 @@ from models.pairs import check_pairs, linear_maps, pair_plan
 from models.plan import Plan
 from models.transformations import MAX_WIDTH, LayerSpec, Mlp, Transformation, build, optional_tensors
 
-SMALLEST = 1e-2  # of B's singular values, in the largest: what B has all but erased its inverse does not bring back
+SMALLEST = 1e-2  # singular values of B below this share of the largest: the inverse does not bring back what B has all but erased
 
 
 class LambdaOrthogonality(Method):
@@ -37,11 +37,11 @@ class LambdaOrthogonality(Method):
     exported, the factor is in W. Strict B sees both models in one unit, the old one's, and with their means, which it has no bias
     to bring together.
 
-    Both are learned in the larger of the two widths, D, old vectors padded with zeros, and a query for the old gallery is
-    B(n) cut to d_old: the authors' truncation, of vectors that are turned first. Compared in d_old dimensions alone, B would
-    look for those in which new vectors are short.
+    Both are learned in the larger of the two widths, D; old vectors are padded with zeros. A query for the old gallery is B(n)
+    cut to d_old dimensions: the authors truncate too, and here B turns the vectors first. If the loss compared only d_old
+    dimensions, B would choose those in which new vectors are short.
 
-    B starts as the Procrustes solution and F as the identity: from a random start a few hundred pairs do not get there, and
+    B starts as the Procrustes solution and F as the identity: from a random start a few hundred pairs are not enough, and
     exp(A) never turns a reflection into a rotation.
 
     The authors keep F(o) in the gallery and search it with B(n). A forward map must land in the new model's own space, so

@@ -12,7 +12,8 @@ from models.transformations import LayerSpec, Mlp
 class LowRank(TrainedPairMaps):
     """LA with DSM: s * (U V^T q + t), trained by `alignment`; exported as two layers without activation, s folded in.
 
-    Two layers and not their product: at rank 64 from 768 to 384 that is 74,112 numbers to multiply instead of 295,296.
+    They stay two layers and are not multiplied into one: at rank 64 from 768 to 384 dimensions, that is 74,112 numbers to
+    multiply with instead of 295,296.
     The authors' loss and optimizer are not known.
     """
 

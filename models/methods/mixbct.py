@@ -13,7 +13,7 @@ from models.functional import class_means
 from models.method import BackboneMethod, Batch, Setting, check_range, needed
 from models.prototypes import checked_labels, class_count
 
-# Short centres turn quickly to where the mixture wants them; long ones hold the backbone where it began.
+# Short centres turn quickly to where the mixture pulls them; long ones would hold the backbone where it began.
 CENTRES_STD = 0.01
 
 
@@ -24,9 +24,9 @@ class MixBct(BackboneMethod):
     mixed in, and no gradient flows from them to the backbone. The features pass a last BatchNorm, its scale fixed at 1,
     before anything is replaced, so that its statistics are the new model's alone.
 
-    The old vectors should lie around zero, as those of the paper's old models do, which end in such a BatchNorm too. Vectors
-    that a ReLU made share one orthant: against new ones that have both signs they all look alike, and the new model keeps
-    to itself. Take the mean off such vectors before they are stored.
+    The old vectors should lie around zero, like those of the paper's old models, which end in such a BatchNorm too. Vectors that
+    come out of a ReLU have no negative element: compared with new vectors, which have both signs, they all look alike, and
+    the new model does not become compatible. Subtract the mean from such vectors before they are stored.
 
     A row can only be replaced by one of its own width, so the new model is made d_old wide; `setting.new_dimension` plays
     no part. Where a batch has fewer credible rows than alpha asks for, all of them are used.

@@ -23,8 +23,8 @@ class Oca(BackboneMethod):
 
     Three losses with the authors' weights: cross-entropy of the head; cross-entropy of the first d_old dimensions with the
     old class means as classifier; 1 - cos of those dimensions and the own class mean. The second one's logits are scaled
-    (see `Prototypes`), and its labels are not smoothed: smoothing asks for a bounded gap between logits, which scaled
-    ones exceed on the prototype itself, so that it would push vectors away from where the third loss wants them.
+    (see `Prototypes`), and its labels are not smoothed. Smoothed labels ask for a bounded gap between logits. Scaled logits
+    exceed that gap on the prototype itself, so the loss would push vectors away from where the third loss wants them.
     `scale=1, prototype_smoothing=0.1` is the paper's.
     """
 

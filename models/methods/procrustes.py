@@ -16,14 +16,15 @@ from models.pairs import PairMaps, linear_maps
 class Procrustes(PairMaps):
     """With V (n, d_new), U (n, d_old) and the thin SVD V^T U = P S Q^T: a new vector v becomes s v P Q^T.
 
-    Where d_new < d_old every distance is multiplied by s (a similarity). Where d_new > d_old what of v lies outside the span
-    of P is not seen in the old gallery, and scores are those of the square solution for old vectors padded with zeros. The
-    forward map solves the same problem read the other way round: u becomes u Q P^T / s.
+    Where d_new < d_old every distance is multiplied by s (a similarity). Where d_new > d_old the part of v outside the span of P
+    is lost for the old gallery, and scores are those of the square solution for old vectors padded with zeros. The forward map
+    solves the same problem in the other direction: u becomes u Q P^T / s.
 
-    s is the scale that, divided by, fits old vectors best to the new ones, see `relative_scale`. So a poor fit shrinks what is
-    stored and never a query: one that is too short finds the gallery's shortest vectors. Of CIFAR-100's embeddings, an eighth
-    of them, CMC-1 by the Euclidean distance was 0.35 so, 0.34 without a scale and 0.30 where both spread equally. The other
-    metrics see s through the mean that is added, and through items that the new model embedded itself (ADR 0057).
+    s is chosen so that old vectors, divided by it, fit the new ones best, see `relative_scale`. So a poor fit makes stored
+    vectors shorter, and never a query: a query that is too short would find the gallery's shortest vectors. On an eighth of
+    CIFAR-100's embeddings, CMC-1 by the Euclidean distance was 0.35 with this s, 0.34 without a scale, and 0.30 with a scale that
+    gives both the same spread. The other metrics depend on s through the mean that is added, and through items that the new
+    model embedded itself (ADR 0057).
     """
 
     name: ClassVar[str] = "procrustes"
@@ -33,7 +34,7 @@ class Procrustes(PairMaps):
 
         Args:
             setting: under cosine each row is made a unit vector first, as the SLERP authors' code does.
-            centred: take each space's mean off before the SVD and add the other's afterwards, the better default.
+            centred: subtract each space's mean before the SVD and add the other's afterwards, which is the better default.
         """
         super().__init__(setting, linear_maps(*(("source_mean", "target_mean") if centred else ())))
         self.centred = centred
@@ -64,7 +65,7 @@ def nearest_isometry(moment: Tensor) -> Tensor:
 def relative_scale(
     new: Tensor, old: Tensor, means: tuple[Tensor, Tensor], isometry: Tensor, *, normalize: bool = False
 ) -> float:
-    """Return how many times as long old vectors are as what of new ones they tell, in the dimensions that an isometry matches.
+    """Return the scale s between two spaces: old vectors divided by s are as near as can be to new ones, after an isometry.
 
     Args:
         new: (n, a), old: (n, b).
@@ -72,7 +73,7 @@ def relative_scale(
         isometry: R (a, b).
 
     Returns:
-        s > 0 that makes |U R^T / s - V|^2 least, with U and V centred; 1 where nothing tells.
+        s > 0 that makes |U R^T / s - V|^2 least, with U and V centred; 1 where the vectors do not determine it.
     """
     there = cross_moment(old, old, (means[1], means[1]), normalize=normalize)
     moment = cross_moment(new, old, means, normalize=normalize)

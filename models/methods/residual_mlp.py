@@ -37,5 +37,5 @@ class ResidualMlp(TrainedPairMaps):
 
     @classmethod
     def plan(cls, rows: int) -> Plan:
-        """FCT's plan, six times as fast: faster learns 500 pairs by heart, slower has not arrived at 5,000."""
+        """FCT's plan at six times its rate: a higher one learns 500 pairs by heart, a lower one has not converged on 5,000."""
         return pair_plan(rows, learning_rate=3e-3)

@@ -28,8 +28,9 @@ from models.transformations import LayerSpec, Transformation
 class Xbt(Method):
     """The first stage: a projector g from the new space to the old, on pairs of vectors of the same texts.
 
-    v = hat n + noise, so that g is defined around the texts too, where images lie: both towers share one space, but each
-    its own region of it. Then 1 - cos(g(hat v), hat o), and symmetric InfoNCE over the batch between g(hat v) and hat o.
+    hat n stands for n / |n|. v = hat n + noise, so that g also learns what is around the texts, where images lie: both towers
+    share one space, but each has its own region in it. The losses are 1 - cos(g(hat v), hat o), and symmetric InfoNCE over the
+    batch between g(hat v) and hat o.
     """
 
     name: ClassVar[str] = "xbt"
@@ -42,8 +43,8 @@ class Xbt(Method):
             setting: only the two dimensions matter.
             expansion: g is this many times d_new wide inside.
             noise: standard deviation of each of the d_new elements, while training; the vector itself has length 1. On
-                captions of CIFAR-100 with d_new = 128, image queries find less than the old model's own without noise,
-                and most from 0.08 to 0.12, where the noise is about as long as the vector.
+                captions of CIFAR-100 with d_new = 128, image queries without noise find less than the old model's own, and
+                they find most with 0.08 to 0.12, where the noise is about as long as the vector.
             temperature: of InfoNCE.
 
         Raises:
@@ -62,7 +63,7 @@ class Xbt(Method):
             ),
             residual=True,
         )
-        square = setting.new_dimension == setting.old_dimension  # elsewhere the skip's weight is no option
+        square = setting.new_dimension == setting.old_dimension  # where widths differ, the skip always has a weight
         biases = ("layers.0.bias", "layers.1.bias", "skip.bias")
         self.projector = transformations.build(architecture, optional=(*biases, "skip.weight") if square else biases)
         self.old_frame = Frame(setting.old_dimension, metric="cosine")
@@ -94,8 +95,9 @@ class Xbt(Method):
 class XbtTuning(Task):
     """The second stage: LoRA on the new model's towers, so that images and texts meet behind the frozen projector.
 
-    Symmetric InfoNCE between g(n_I(x)) and g(n_T(t)). No old model takes part: what keeps the vectors in the old space is
-    g, which stays as it is, and that a low-rank change from exactly the pre-trained state is a small one.
+    Symmetric InfoNCE between g(n_I(x)) and g(n_T(t)), with n_I and n_T the towers for images x and texts t. No old model takes
+    part. Two things keep the vectors in the old space: g is frozen, and a low-rank change that starts from exactly the
+    pre-trained state is a small one.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ItemRow
-from gallery.ingest import NewItems
+from gallery.new_items import NewItems
 from gallery.spaces import EmbeddingModel
 from gallery.views import SegmentView
 from service import arrow, uploads

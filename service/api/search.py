@@ -21,7 +21,7 @@ from gallery.catalog.filters import MOST_CONDITIONS, MOST_VALUES
 from gallery.errors import GalleryError
 from gallery.search.brief import AT_MOST, MOST_CANDIDATES, MOST_HITS
 from gallery.search.request import Answer, Hit, SearchRequest
-from gallery.search.run import planned_for
+from gallery.search.run import ready_plan_for
 from gallery.snapshot import World
 from gallery.spaces import EmbeddingModel
 from gallery.vectors import accept
@@ -216,7 +216,7 @@ def brief_request(process: Process, world: World, gallery: str, body: SearchBody
         return None
     snapshot = world.snapshot(gallery)
     request = request_for(body, one_query(body, world), slice(None))
-    work = planned_for(world, snapshot, request).reads
+    work = ready_plan_for(world, snapshot, request).reads
     return None if work is None or work > AT_MOST else (request, work)
 
 

@@ -28,6 +28,7 @@ from gallery.catalog.upgrades import Lease, upgrade_row
 from gallery.compact import merge
 from gallery.compact.plan import Rule
 from gallery.files import Files, digest
+from gallery.new_items import NewItems
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.run import Searcher
 from gallery.settings import GallerySettings
@@ -183,7 +184,7 @@ class World:
         gallery: str = GALLERY,
     ) -> ingest.Upserted:
         """Write items."""
-        items = ingest.NewItems(
+        items = NewItems(
             model=model,
             ids=ids,
             embeddings=np.asarray(vectors, np.float32),

@@ -245,3 +245,12 @@ def events(text: str) -> list[tuple[int, str, Any]]:
         if fields:
             found.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
     return found
+
+
+def probe(world: World, relevant: list[str]) -> None:
+    """A probe on each axis, in both models, and what each should find."""
+    probes = [
+        {"vectors": {"old": unit.tolist(), "new": [0.5, *unit.tolist()]}, "relevant": [item]}
+        for unit, item in zip(UNITS, relevant, strict=True)
+    ]
+    assert world.client.put(f"/galleries/{GALLERY}/probes", json={"probes": probes}).status_code == 200

@@ -18,7 +18,7 @@ from gallery.index.flat import FlatIndex
 from gallery.search.brief import NotBrief
 from gallery.search.mapped import MappedColumns
 from gallery.search.request import SearchRequest
-from gallery.search.run import planned_for
+from gallery.search.run import ready_plan_for
 from gallery.snapshot import Snapshot
 from tests.gallery.world import BACKWARD, GALLERY, NEW, OLD, PLAIN, World
 
@@ -30,7 +30,7 @@ def reads(world: World, snapshot: Snapshot, model: str = "old") -> int | None:
     width = {"old": OLD, "new": NEW}
     vectors = {name: np.ones((1, size), np.float32) for name, size in width.items()}
     seen = replace(world.galleries.current, galleries={GALLERY: snapshot})
-    return planned_for(seen, snapshot, SearchRequest(model, vectors.pop(model), 10, companions=vectors)).reads
+    return ready_plan_for(seen, snapshot, SearchRequest(model, vectors.pop(model), 10, companions=vectors)).reads
 
 
 def grown(seen: Snapshot, rows: int, *, nprobe: int | None = None) -> Snapshot:
@@ -81,7 +81,7 @@ def test_where_every_row_is_a_candidate_nobody_says_how_much_that_is(tmp_path: P
     world.upsert("new", ["b"], np.ones((1, NEW), np.float32))
     snapshot = seen(world)
     alone = SearchRequest("old", np.ones((1, OLD), np.float32), 10)
-    assert planned_for(world.galleries.current, snapshot, alone).reads is None
+    assert ready_plan_for(world.galleries.current, snapshot, alone).reads is None
     world.close()
 
 
