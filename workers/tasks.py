@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 from ulid import ULID
 
 from gallery import errors, fits, fitting, orphans, repair
-from gallery.catalog.compactions import Looked
+from gallery.catalog.compactions import Look
 from gallery.catalog.transaction import in_words
 from gallery.compact import merge
 from gallery.compact.plan import Rule
@@ -74,7 +74,7 @@ class Worker:
         self._refinements = Refinements(store, self._galleries, self._searcher)
         self._rule = Rule(settings.compact_segments, settings.compact_rows)
         #: galleries that had nothing to merge, as they were then
-        self._compact: set[Looked] = set()
+        self._compact: set[Look] = set()
         #: columns whose index could not be built, and galleries that could not be merged, each with when to try again
         self._unindexed: dict[int, float] = {}
         self._unmerged: dict[int, float] = {}
@@ -298,24 +298,24 @@ class Worker:
     def _wants_merges(self) -> bool:
         return any(self._wants_merge(look) for look in self._looked())
 
-    def _wants_merge(self, look: Looked) -> bool:
+    def _wants_merge(self, look: Look) -> bool:
         planned = self._planned(look)
         wants = bool(planned.merges) or (look.asked_at is not None and not planned.held)
         if not wants:
             self._compact.add(look)
         return wants
 
-    def _looked(self) -> list[Looked]:
+    def _looked(self) -> list[Look]:
         """Galleries that changed since they had nothing to merge, without those where a merge has just failed."""
         self._unmerged = _to_come(self._unmerged, self._clock())
         found = merge.looked(self.store)
         self._compact.intersection_update(found)
         return [look for look in found if look not in self._compact and look.gallery_id not in self._unmerged]
 
-    def _planned(self, look: Looked) -> merge.Planned:
+    def _planned(self, look: Look) -> merge.Planned:
         return merge.planned(self.store, look, self._rule)
 
-    def _merge(self, look: Looked, segments: tuple[int, ...]) -> bool | None:
+    def _merge(self, look: Look, segments: tuple[int, ...]) -> bool | None:
         """Merge some segments. False if that was refused, None if it failed and may go well another time."""
 
         def step() -> bool | None:

@@ -62,7 +62,7 @@ class Facts(NamedTuple):
     held: bool
 
 
-class Looked(NamedTuple):
+class Look(NamedTuple):
     """A gallery that may want compacting, as it was when a worker looked."""
 
     gallery_id: int
@@ -72,14 +72,14 @@ class Looked(NamedTuple):
     upgrade_id: str | None
 
 
-def galleries(session: Session) -> list[Looked]:
+def galleries(session: Session) -> list[Look]:
     """Every gallery, as it is now."""
     rows = session.execute(
         select(GalleryRow.id, GalleryRow.version, GalleryRow.compact_asked_at, UpgradeRow.id)
         .outerjoin(UpgradeRow, and_(UpgradeRow.gallery_id == GalleryRow.id, UpgradeRow.active))
         .order_by(GalleryRow.id)
     )
-    return [Looked(*row) for row in rows]
+    return [Look(*row) for row in rows]
 
 
 def facts(session: Session, gallery_id: int) -> dict[int, Facts]:
@@ -229,11 +229,11 @@ def remove(session: Session, gallery_id: int, ids: Sequence[int]) -> list[str]:
     return names
 
 
-def answered(session: Session, looked: Looked) -> None:
+def answered(session: Session, look: Look) -> None:
     """Record that the compaction that was asked for is done, unless it was asked for again meanwhile."""
     session.execute(
         update(GalleryRow)
-        .where(GalleryRow.id == looked.gallery_id, GalleryRow.compact_asked_at == looked.asked_at)
+        .where(GalleryRow.id == look.gallery_id, GalleryRow.compact_asked_at == look.asked_at)
         .values(compact_asked_at=None)
         .execution_options(synchronize_session=False)
     )

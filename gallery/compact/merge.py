@@ -23,7 +23,7 @@ from gallery.catalog import audit, compactions
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import models as model_rows
 from gallery.catalog import segments as segment_rows
-from gallery.catalog.compactions import Facts, Looked
+from gallery.catalog.compactions import Facts, Look
 from gallery.catalog.tables import ColumnRow, GalleryRow, ModelRow, SegmentRow, now
 from gallery.catalog.transaction import Transaction
 from gallery.columns import open_column, open_ids, verify, write_blocks, write_ids
@@ -108,13 +108,13 @@ def ask(store: Store, gallery: str, *, actor: str | None = None) -> None:
         audit.record(tx.session, "gallery.compact_asked", gallery=gallery, actor=actor)
 
 
-def looked(store: Store) -> list[Looked]:
+def looked(store: Store) -> list[Look]:
     """Every gallery as it is now. While one stays the same, so does what there is to merge in it."""
     with store.catalog.reading() as session:
         return compactions.galleries(session)
 
 
-def planned(store: Store, look: Looked, rule: Rule) -> Planned:
+def planned(store: Store, look: Look, rule: Rule) -> Planned:
     """The merges that a gallery wants now."""
     if not rule.segments and look.asked_at is None:
         return Planned([], held=False)
@@ -126,7 +126,7 @@ def planned(store: Store, look: Looked, rule: Rule) -> Planned:
     return Planned(merges(pieces, everything), any(f.held for f in found.values()))
 
 
-def answered(store: Store, look: Looked) -> None:
+def answered(store: Store, look: Look) -> None:
     """Record that what an operator asked for is done: nothing is left to merge, now or later."""
     with store.catalog.transaction() as tx:
         compactions.answered(tx.session, look)
