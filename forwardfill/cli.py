@@ -93,6 +93,7 @@ def serve(
     ] = None,
     group: Annotated[Path | None, typer.Option(hidden=True)] = None,
     place: Annotated[int, typer.Option(hidden=True)] = 0,
+    alive: Annotated[int | None, typer.Option(hidden=True)] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the API, and one worker beside it."""
@@ -111,7 +112,7 @@ def serve(
     from service.main import run
 
     try:
-        run(beside=worker_child if worker else None, group=Group(group, place) if group is not None else None)
+        run(beside=worker_child if worker else None, group=Group(group, place, alive) if group is not None else None)
     except NoSuchDevice as error:
         refuse(f"FORWARDFILL_INDEX_DEVICE: {error}")
     except PortTakenError as error:

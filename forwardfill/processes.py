@@ -16,10 +16,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import structlog
 
@@ -34,6 +34,10 @@ _PR_SET_PDEATHSIG = 1
 _RESTART_SECONDS = 1.0
 # A worker that is told to stop finishes its segment; one that takes longer loses only time, since its lease expires.
 _STOP_SECONDS = 30.0
+# An API process hangs if it gave no sign of life at so many looks, a second apart. They count the seconds in which this process
+# itself went on, so that nobody is ended because the whole host was suspended, or too busy for both.
+_LOOK_SECONDS = 1.0
+_SILENT_LOOKS = 30
 # How long an API process may take to end in good order after its last request.
 _ORDER_SECONDS = 10.0
 
@@ -66,6 +70,7 @@ def serve_together(settings: ServiceSettings, *, beside: Callable[[], AbstractCo
             _Child(
                 f"api-{member.place}",
                 ["serve", "--port", str(port), "--no-worker", "--group", str(folder), "--place", str(member.place)],
+                alive=_pipe(),
                 environment={"FORWARDFILL_THREADS": str(_threads_of_each(settings.processes))},
                 stop_seconds=settings.shutdown_seconds + _ORDER_SECONDS,
                 works=member.own_counts.exists,
@@ -74,8 +79,17 @@ def serve_together(settings: ServiceSettings, *, beside: Callable[[], AbstractCo
             for member in Group.made(folder, settings.processes)
         ]
         with _kept(children):
-            status = ended.get()
+            status = _watched(children, ended)
     return status if status >= 0 else 128 - status  # ended by a signal: the status that a shell gives
+
+
+def _watched(children: Sequence[_Child], ended: SimpleQueue[int]) -> int:
+    """What is put into `ended`; children that hang meanwhile are ended, and so started again."""
+    while True:
+        with suppress(Empty):
+            return ended.get(timeout=_LOOK_SECONDS)
+        for child in children:
+            child.look()
 
 
 def heed_hangup() -> None:
@@ -106,6 +120,14 @@ def _threads_of_each(processes: int) -> int:
     """Threads of one search: what a single process would use is divided among the processes."""
     settings = GallerySettings()
     return settings.threads or max(1, settings.threads_used // processes)
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe that makes nobody wait, open for as long as this process lives."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    return reader, writer
 
 
 @contextmanager
@@ -144,14 +166,33 @@ class _Child:
     works: Callable[[], bool] = lambda: True
     #: called with the exit status of a process that is not started again
     failed: Callable[[int], None] = lambda _: None
+    #: both ends of a pipe into which a process under this name writes as long as it does not hang; None if it is not looked at
+    alive: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         self._stopping, self._until = threading.Event(), math.inf
         self._process: subprocess.Popen[bytes] | None = None
+        self._looked_at: subprocess.Popen[bytes] | None = None
+        self._silent = -math.inf
         self._thread = threading.Thread(target=self._keep, name=self.name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def look(self) -> None:
+        """End it if it hangs. Until its first sign of life it cannot: a start takes as long as the galleries are large."""
+        assert self.alive is not None  # noqa: S101 - only those are looked at
+        process = self._process
+        signs = b""
+        with suppress(BlockingIOError):
+            signs = os.read(self.alive[0], 1 << 16)
+        if process is None or process is not self._looked_at:  # the signs may be of the one before
+            self._looked_at, self._silent = process, -math.inf
+            return
+        self._silent = 0 if signs else self._silent + 1
+        if self._silent == _SILENT_LOOKS:
+            log.warning("process_hung", process=self.name, pid=process.pid, seconds=_SILENT_LOOKS * _LOOK_SECONDS)
+            process.kill()
 
     def tell(self) -> None:
         """Tell it to stop, and do not wait."""
@@ -197,8 +238,11 @@ class _Child:
         # A process group of its own, so that Ctrl-C in a terminal reaches only the parent, which then stops its children in good
         # order. No session of its own: Linux divides the processors among sessions first (sched(7), autogroup), and a worker's
         # low priority would not help the API.
+        passed = [] if self.alive is None else [self.alive[1]]
+        alive = [] if self.alive is None else ["--alive", str(self.alive[1])]
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "forwardfill", *self.words, "--parent", str(os.getpid())],
+            [sys.executable, "-m", "forwardfill", *self.words, *alive, "--parent", str(os.getpid())],
             env={**os.environ, **self.environment},
+            pass_fds=passed,
             process_group=0,
         )

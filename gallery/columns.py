@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gallery import errors, faults
 from gallery.arrays import Dtype, Rows, Stored
-from gallery.files import Digested, Files, Written, digest, written
+from gallery.files import Digested, Files, Written, digest
 
 
 def open_many() -> None:
@@ -235,6 +235,8 @@ def _stored(vectors: NDArray[Any], dtype: Dtype, *, first: int = 0) -> Stored:
 def _save(files: Files, folder: str, array: NDArray[Any]) -> Written:
     name = files.new(folder, ".npy")
     with files.writing(name) as path, path.open("wb") as handle:
-        np.save(handle, array, allow_pickle=False)
+        file = Digested(handle)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)  # not by `np.save`, whose error for a full disk does not say what it is
         faults.reached("write_column")
-    return written(files, name)
+    return file.as_written(name)

@@ -14,7 +14,7 @@ GalleryError
       DigestMismatch, UnsafeArtifact
       WrongTransformation, SameModel, UnusablePairs, IdempotencyKeyReused
       LimitExceeded
-  x Damaged
+  x Damaged, TooManyFiles
   x Outdated
   x LeaseLost
 """
@@ -189,6 +189,10 @@ class LimitExceeded(Invalid):
 
 class Damaged(GalleryError):
     """Stored bytes do not have their recorded digest."""
+
+
+class TooManyFiles(GalleryError):
+    """Stored files may be whole, but none can be opened: this process, or its host, has as many open as it may."""
 
 
 class Outdated(GalleryError):

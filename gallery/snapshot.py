@@ -6,6 +6,7 @@ the catalog, opens what is new, and swaps. Nothing that a reader holds ever chan
 
 from __future__ import annotations
 
+import errno
 import math
 import threading
 import time
@@ -78,8 +79,8 @@ class World:
     registry: Registry
     registry_mark: tuple[int, int]
     galleries: Mapping[str, Snapshot]
-    #: galleries whose files are not what the catalog says, and why; the others go on
-    damaged: Mapping[str, str]
+    #: galleries whose files cannot be opened, and as what and why their users are refused; the others go on
+    damaged: Mapping[str, tuple[type[errors.GalleryError], str]]
     #: where `gallery.search` keeps the plans that it made for this world
     memo: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -89,10 +90,12 @@ class World:
         Raises:
             GalleryNotFound: this process knows no such gallery.
             Damaged: its files could not be opened.
+            TooManyFiles: they could not, but only because so many are open.
         """
         found = self.galleries.get(gallery)
         if gallery in self.damaged:
-            raise errors.Damaged(f"gallery {gallery!r} cannot be opened: {self.damaged[gallery]}")
+            kind, why = self.damaged[gallery]
+            raise kind(f"gallery {gallery!r} cannot be opened: {why}")
         if found is None:
             raise errors.GalleryNotFound(f"no gallery is named {gallery!r}; create it with POST /galleries")
         return found
@@ -205,7 +208,7 @@ class Galleries:
 
     def _newer(self, old: World, *, leave_out: bool) -> World:
         galleries: dict[str, Snapshot] = {}
-        damaged: dict[str, str] = {}
+        damaged: dict[str, tuple[type[errors.GalleryError], str]] = {}
         with self._catalog.reading() as session:
             mark = model_rows.registry_mark(session)
             registry = old.registry if mark == old.registry_mark else model_rows.registry(session)
@@ -219,7 +222,7 @@ class Galleries:
                         session, name, registry, before, gallery_id, version, leave_out=leave_out
                     )
                 except _UNREADABLE as error:
-                    damaged[name] = str(error)
+                    damaged[name] = _refused_as(error), str(error)
                     if before is not None:
                         galleries[name] = before  # what is open may still be of use once the files are mended
         # Joining indexes may take a while, and needs no database.
@@ -228,7 +231,7 @@ class Galleries:
             try:
                 galleries[name] = _on_shelves(snapshot, before, self._place)
             except _UNREADABLE as error:
-                damaged[name] = str(error)
+                damaged[name] = _refused_as(error), str(error)
                 if before is None:
                     del galleries[name]
                 else:
@@ -259,6 +262,11 @@ def _on_shelves(snapshot: Snapshot, before: Snapshot | None, place: Place | None
     if snapshot is before:
         return snapshot
     return replace(snapshot, shelves=shelved(snapshot.segments, () if before is None else before.shelves, place))
+
+
+def _refused_as(error: Exception) -> type[errors.GalleryError]:
+    lacks = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    return errors.TooManyFiles if lacks else errors.Damaged
 
 
 def _same(one: World, other: World) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 from collections.abc import AsyncIterator, Callable
@@ -146,7 +147,7 @@ def create_app(
         docs_url=None,  # the page would load its scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan,
+        lifespan=partial(_lifespan, group=group),
     )
     app.state.process = process
     for subject in SUBJECTS:
@@ -190,7 +191,7 @@ def _lanes(settings: GallerySettings, processes: int) -> int:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI, group: Group | None) -> AsyncIterator[None]:
     process: Process = app.state.process
     settings = process.settings
     # A thread for every slot: else a request that holds a slot might wait for a thread that waits for a slot.
@@ -206,8 +207,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         warm_up=_import_pytorch,
     )
     await anyio.to_thread.run_sync(refresher.start)
+    alive = asyncio.create_task(group.tell_that_it_is_alive()) if group is not None else None
     try:
         yield
     finally:
         process.closing.set()
         await anyio.to_thread.run_sync(refresher.stop)
+        if alive is not None:
+            alive.cancel()

@@ -5,11 +5,15 @@ ServiceError: what only HTTP can refuse
   x PageNotFound, MethodNotAllowed, HeadersTooLarge
   x InvalidJson, InvalidRequest, UnsupportedMediaType, BodyTooLarge, RequestTimeout, InvalidArrow
   x NoUncertainty
-  x Overloaded, Unavailable, InternalError
+  x Overloaded, InternalError
+  x Unavailable
+      DiskFull, TooManyOpenFiles
 """
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,6 +107,19 @@ class Overloaded(ServiceError):
 class Unavailable(ServiceError):
     """The service stops, the catalog does not answer or no longer knows what a search was about; try again later."""
 
+    @property
+    def code(self) -> str:
+        """One for all kinds of it: a program tries again, and a person reads why."""
+        return "unavailable"
+
+
+class DiskFull(Unavailable):
+    """The disk of the data folder or of the catalog is full: nothing of this was stored; make space, and send it again."""
+
+
+class TooManyOpenFiles(Unavailable):
+    """The service has as many files open as the system lets it (the limit of open files); try again later."""
+
 
 class InternalError(ServiceError):
     """Something went wrong that is not the request's fault; the log knows more under the request id."""
@@ -137,6 +154,8 @@ HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
     HeadersTooLarge: {"Connection": "close"},
     Overloaded: {"Retry-After": "1"},
     Unavailable: {"Retry-After": "1"},
+    DiskFull: {"Retry-After": "10"},  # a person makes space
+    TooManyOpenFiles: {"Retry-After": "1"},
 }
 
 
@@ -246,6 +265,11 @@ def install(app: FastAPI) -> None:
             answer.headers["Allow"] = ", ".join(found.details["allowed"])
         return answer
 
+    async def lacking(request: Request, error: Exception) -> Response:
+        if _lack(error) is None:
+            raise error
+        return await refused(request, error)
+
     async def crashed(request: Request, error: Exception) -> Response:
         if isinstance(error, ClientDisconnect):
             return Response(status_code=499)  # nobody is left to hear it; it is counted as what it is
@@ -253,12 +277,15 @@ def install(app: FastAPI) -> None:
 
     for kind in (GalleryError, HTTPException, RequestValidationError, SQLAlchemyError):
         app.add_exception_handler(kind, refused)
+    app.add_exception_handler(OSError, lacking)
     app.add_exception_handler(Exception, crashed)  # raised again after that, for `Telemetry` to log it
 
 
 def _translated(error: Exception, request: Request) -> GalleryError:
     """What another library raised, as one of ours."""
     found: GalleryError
+    if (lack := _lack(error)) is not None:
+        return lack(in_words(error))
     match error:
         case errors.Outdated():
             found = Unavailable(str(error))
@@ -282,6 +309,18 @@ def _translated(error: Exception, request: Request) -> GalleryError:
         case _:
             found = InternalError(in_words(error))
     return found
+
+
+def _lack(error: Exception) -> type[Unavailable] | None:
+    """What the system had no more of, where that is all that went wrong."""
+    match error:
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return DiskFull
+        case DBAPIError(orig=sqlite3.OperationalError(sqlite_errorcode=sqlite3.SQLITE_FULL)):
+            return DiskFull
+        case errors.TooManyFiles() | OSError(errno=errno.EMFILE | errno.ENFILE):
+            return TooManyOpenFiles
+    return None
 
 
 def _methods(request: Request) -> list[str]:

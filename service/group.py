@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ class Group:
     folder: Path
     #: of this process, from 0; one that is started in place of another has its number
     place: int
+    #: the end for writing of a pipe, by which whoever started this process hears that it is alive; None where nobody listens
+    alive: int | None = None
 
     @classmethod
     def made(cls, folder: Path, processes: int) -> list[Group]:
@@ -43,7 +47,15 @@ class Group:
         """The files of all processes that have counted anything, always in the same order."""
         return sorted(self.folder.glob(f"*{_COUNTS}"))
 
+    async def tell_that_it_is_alive(self) -> None:
+        """Write a byte each second that the event loop goes round: what is stopped, or hangs in a handler, writes none."""
+        while self.alive is not None:
+            with suppress(OSError):  # nobody reads: he is stopped himself, or gone
+                os.write(self.alive, b".")
+            await asyncio.sleep(_ALIVE_SECONDS)
 
+
+_ALIVE_SECONDS = 1.0
 _COMMITS, _COUNTS = "commits", ".counts.json"
 
 

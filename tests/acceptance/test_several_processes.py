@@ -124,6 +124,15 @@ def test_one_that_is_killed_is_started_again_and_nothing_is_lost(group: Group) -
     assert group.answered() >= counted  # each had shared its counts for that answer, or a second after them
 
 
+def test_one_that_hangs_is_ended_and_another_answers_in_its_place(group: Group) -> None:
+    hangs = group.member(1)
+    assert hangs is not None
+    os.kill(hangs, signal.SIGSTOP)
+    wait_for(lambda: group.member(1) not in (None, hangs), 120, lambda: "it is not replaced")
+    wait_for(lambda: len(group.connected()) == PROCESSES, 60, lambda: "the new one does not listen")
+    assert '"process_hung"' in group.api.log.read_text()
+
+
 def test_a_taken_port_is_refused_and_not_shared(group: Group, tmp_path: Path) -> None:
     second = serve(tmp_path, "--port", str(group.api.port), "--processes", "2")
     assert second.popen.wait(timeout=60) == 2

@@ -46,6 +46,29 @@ def test_one_that_worked_is_started_again_whatever_it_ends_with(
     assert ended.empty()
 
 
+def test_one_that_hangs_is_ended_but_not_before_its_first_sign_of_life_nor_after_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_Child, "_spawn", lambda _: subprocess.Popen(["sleep", "1000"]))
+    reader, writer = processes._pipe()
+    child = _Child("hangs", [], stop_seconds=0.0, alive=(reader, writer))
+    with _kept([child]):
+        wait_for(lambda: child._process is not None, 60, lambda: "it was not started")
+        process = child._process
+        assert process is not None
+        os.write(writer, b".")  # of one that had the place before
+        for _ in range(1000):
+            child.look()
+        for _ in range(100):
+            os.write(writer, b".")
+            for _ in range(processes._SILENT_LOOKS):
+                child.look()
+        assert process.poll() is None
+        child.look()
+        assert process.wait(60) == -signal.SIGKILL
+        wait_for(lambda: child._process is not process, 60, lambda: "none was started in its place")
+
+
 def test_one_is_out_of_reach_of_the_terminal_but_shares_the_processors_with_those_that_started_it() -> None:
     """A session of its own would have as large a share as the API's, however low its priority within it: sched(7), autogroup."""
     started = _Child("one", ["no-such-command"])._spawn()

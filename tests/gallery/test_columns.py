@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EIO, EMFILE
+from errno import EFBIG, EIO, EMFILE
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,23 @@ def test_a_file_that_its_disk_cannot_read_is_damaged(files: Files, monkeypatch: 
         monkeypatch.setattr(columns, "digest", failing)
         with pytest.raises(raised, match=os.strerror(code)):
             columns.verify(files, made.name, made.sha256)
+
+
+def test_a_write_that_finds_no_room_says_by_its_number_why(files: Files) -> None:
+    """As of a full disk; here it is the most bytes that a file may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        for write in (
+            lambda: columns.write(files, "c", np.ones((10_000, 2)), "float32"),
+            lambda: columns.write_ids(files, "c", ["a" * 500] * 500),
+        ):
+            with pytest.raises(OSError, match="too large") as raised:
+                write()
+            assert raised.value.errno == EFBIG
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [path for path in files.root.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(("rows", "dimension"), [(4, 2), (3, 3), (2, 3)])

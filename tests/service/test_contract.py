@@ -184,7 +184,7 @@ def test_every_code_is_documented_somewhere(document: dict[str, Any]) -> None:
     }
     known = {code(kind) for kind in (*below(ServiceError), *below(GalleryError)) if not kind.__subclasses__()}
     # What only the command line and workers are refused with, and what is answered as `unavailable`.
-    assert known - documented == {"key_not_found", "key_exists", "lease_lost", "outdated"}
+    assert known - documented == {"key_not_found", "key_exists", "lease_lost", "outdated", "too_many_files"}
     assert all(100 <= status < 600 for status in STATUS.values())
 
 

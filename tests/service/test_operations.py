@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import structlog
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from sqlalchemy.orm import Session
 
+from gallery import faults
 from gallery.catalog import latencies as latency_rows
 from gallery.catalog.tables import SearchLatencyRow
 from service import metrics
@@ -175,6 +181,75 @@ def test_damage_is_not_the_clients_fault_and_names_no_file(world: World) -> None
     answer = world.client.post(SEARCH, json=body)
     world.refused(answer, 500, "damaged")
     assert "safetensors" not in answer.text
+
+
+def disk_full(world: World, response: httpx.Response) -> None:
+    problem = world.refused(response, 503, "unavailable")
+    assert "disk of the data folder or of the catalog is full" in problem["detail"]
+    assert response.headers["retry-after"] == "10"
+
+
+def test_a_full_disk_is_told_to_whoever_writes_and_is_logged_in_one_line(world: World) -> None:
+    items = {"model": "old", "items": [{"id": "more", "embedding": UNITS[0].tolist()}]}
+    artifact = b"".join(path.read_bytes() for path in (world.folder / "data" / "artifacts").iterdir())
+    faults.arm("sync:full:1")
+    try:
+        with structlog.testing.capture_logs() as logs:
+            disk_full(world, world.client.post(f"/galleries/{GALLERY}/items", json=items))
+        (said,) = (line for line in logs if line["log_level"] == "error")
+        assert said["event"] == "request_failed"
+        assert "No space left on device" in said["error"]
+        for path in (world.folder / "data" / "artifacts").iterdir():
+            path.unlink()
+        disk_full(world, world.client.put(f"/artifacts/{hashlib.sha256(artifact).hexdigest()}", content=artifact))
+    finally:
+        faults.arm(None)
+    assert world.get(f"/galleries/{GALLERY}")["items"] == 4
+    assert world.post(f"/galleries/{GALLERY}/items", items)["upserted"] == 1
+
+
+def test_a_catalog_that_finds_no_space_is_a_full_disk(world: World) -> None:
+    engine = world.store.catalog.engine
+
+    def shrink(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # which SQLite takes for as many as there are
+
+    event.listen(engine, "connect", shrink)
+    engine.dispose()
+    items = [{"id": "more", "embedding": UNITS[0].tolist(), "payload": {"text": "a" * 100_000}}]
+    disk_full(world, world.client.post(f"/galleries/{GALLERY}/items", json={"model": "old", "items": items}))
+    event.remove(engine, "connect", shrink)
+    engine.dispose()
+    assert world.upsert(*items)["upserted"] == 1
+
+
+def test_where_no_more_files_can_be_opened_nothing_is_called_damaged(tmp_path: Path) -> None:
+    items = {"model": "old", "items": [{"id": "more", "embedding": UNITS[0].tolist()}]}
+    with opened(tmp_path, refresh_seconds=3600) as world:
+        galleries = world.prepared().filled().app.state.process.galleries
+        with opened(tmp_path) as other:
+            other.post(f"/galleries/{GALLERY}/items", items)
+        with no_more_files():
+            galleries.refresh()
+            for path, body in ((SEARCH, QUERY), (f"/galleries/{GALLERY}/items", items)):
+                answer = world.client.post(path, json=body)
+                assert "the limit of open files" in world.refused(answer, 503, "unavailable")["detail"]
+                assert answer.headers["retry-after"] == "1"
+        galleries.refresh()
+        assert world.client.post(SEARCH, json=QUERY).status_code == 200
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let this process open no more files than it has open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path("/dev/null").open() as next_one:
+        lowest = next_one.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def published(world: World) -> list[float]:
