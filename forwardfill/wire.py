@@ -68,7 +68,9 @@ def loaded(path: Path) -> npt.NDArray[Any]:
     try:
         with path.open("rb") as file:
             found: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    except ValueError as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged head fails in as many ways as a bad program does
         raise ValueError(f"{path} is not an .npy file of numbers: {error}") from error
     return found
 

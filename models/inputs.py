@@ -195,7 +195,9 @@ def warnings_about(pairs: Pairs, parts: Parts) -> list[str]:
 def _map(path: Path) -> Array:
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged head fails in as many ways as a bad program does
         raise ValueError(f"{path} is not an array that `np.save` wrote, or is cut short ({error})") from error
     if not isinstance(values, np.ndarray):
         values.close()

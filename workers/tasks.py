@@ -81,6 +81,8 @@ class Worker:
         self._swept = self._tidied = clock()
         #: other work than upgrades and fits, which would keep it waiting, and when one piece of it is done in spite of them
         self._waiting = deque([self._index_one, self._compact_one])
+        #: the same while an upgrade is judged, which keeps those that run waiting too
+        self._waiting_for_judge = deque([*self._waiting, self._segment_one])
         self._next_turn = clock() + _TURN_SECONDS
 
     def nudge(self) -> None:
@@ -136,16 +138,15 @@ class Worker:
         """Do what comes first: what has waited for too long, else what is urgent. False if there was nothing to do."""
         if self._tidy_due():
             self._tidy()
-        return self._turn() or self._urgent()
+        return self._turn(self._waiting) or self._urgent()
 
-    def _turn(self, *last: Callable[[], bool]) -> bool:
-        """Now and then, do one piece of the work that upgrades and fits keep waiting. Its kinds take turns in coming first;
-        those in `last` come after them."""
+    def _turn(self, waiting: deque[Callable[[], bool]]) -> bool:
+        """Now and then, do one piece of the work that is kept waiting. Its kinds take turns in coming first."""
         began = self._clock()
         if began < self._next_turn:
             return False
-        self._waiting.rotate()
-        moved = any(piece() for piece in (*self._waiting, *last))
+        waiting.rotate()
+        moved = any(piece() for piece in waiting)
         self._put_off_turn(began)
         return moved
 
@@ -219,7 +220,7 @@ class Worker:
         """Called in long steps that read a whole gallery: other work has its turn then, too."""
         if self.stopping:
             raise Stopped
-        self._turn(self._segment_one)
+        self._turn(self._waiting_for_judge)
 
     def _segment_one(self) -> bool:
         """Do one segment of any upgrade that runs."""

@@ -69,6 +69,8 @@ class Pairs(NamedTuple):
     source: Vectors
     target: Vectors
     side: Vectors | None
+    #: whether they are queries: by the inner product these may have any length, as it changes no order
+    queries: bool = False
 
 
 class Tried(NamedTuple):
@@ -193,7 +195,8 @@ def _tried(store: Store, transformation: Transformation, target: EmbeddingModel,
     if sample.side is not None and len(sample.side) >= FEWEST_FOR_SIDE:
         strange = mapped(sample.source, np.roll(sample.side, 1, axis=0))
     back = mapped(sample.target, sample.side) if sample.source.shape == sample.target.shape else None
-    return compared(Tried(own, strange, back), sample.source, sample.target, metric=target.metric)
+    metric: Metric = "cosine" if sample.queries and target.metric == "inner_product" else target.metric
+    return compared(Tried(own, strange, back), sample.source, sample.target, metric=metric)
 
 
 def _reasons(
@@ -250,7 +253,7 @@ def _of_probes(probes: Sequence[ProbeRow], transformation: Transformation) -> li
     found = quality.pairs(probes, transformation.source, transformation.target)
     if found is None or transformation.side_dimension is not None:
         return []
-    return [Pairs("the gallery's probes", found[0][:_MOST], found[1][:_MOST], None)]
+    return [Pairs("the gallery's probes", found[0][:_MOST], found[1][:_MOST], None, queries=True)]
 
 
 def _embedded_again(store: Store, session: Session, row: UpgradeRow, way: Between) -> list[Pairs]:

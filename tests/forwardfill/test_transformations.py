@@ -74,6 +74,7 @@ def test_a_fit_is_watched_to_its_verdict(world: World) -> None:
     [
         ("--embeddings", b"", "is not an .npy file of numbers"),
         ("--embeddings", b"PK\x03\x04", "is not an .npy file of numbers"),
+        ("--embeddings", b"\x93NUMPY\x01\x00\x14\x00{'desc\x84': '<f4', (    ", "is not an .npy file of numbers"),
         ("--embeddings", None, "No such file or directory"),
         ("--ids", b"caf\xe9\n", "is not text in UTF-8"),
         ("--ids", None, "No such file or directory"),

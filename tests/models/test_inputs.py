@@ -156,6 +156,12 @@ class TestInputs:
         long[[17, 30], 1] = 9e18
         assert len(read_pairs(**self.write(tmp_path, **given))) == 40
 
+    def test_a_file_with_a_damaged_head_is_named(self, tmp_path: Path) -> None:
+        paths = self.write(tmp_path, source=np.ones((20, 3)), target=np.ones((20, 3)))
+        paths["source"].write_bytes(b"\x93NUMPY\x01\x00\x14\x00{'desc\x84': '<f4', (    ")
+        with pytest.raises(ValueError, match=r"source.npy is not an array that `np.save` wrote"):
+            read_pairs(**paths)
+
     def test_pickles_are_never_loaded(self, tmp_path: Path) -> None:
         paths = self.write(tmp_path, source=np.array([{}] * 20, object), target=np.ones((20, 3)))
         with pytest.raises(ValueError, match=r"source.npy is not an array that `np.save` wrote"):

@@ -424,8 +424,9 @@ def test_an_upgrade_makes_way_now_and_then_for_one_merge_and_goes_on(world: Worl
     assert 1 in waiting, "both in one turn"
 
 
-def test_while_it_checks_an_upgrade_another_that_runs_goes_on(world: World) -> None:
-    """To check one with probes is to map its whole gallery."""
+@pytest.mark.parametrize("written", [False, True])
+def test_while_it_checks_an_upgrade_another_that_runs_goes_on(world: World, written: bool) -> None:
+    """To check one with probes is to map its whole gallery. Where a gallery is written to all the time, a merge is always due."""
     passed, seen = 0.0, list[tuple[State, int]]()
 
     @dataclass(frozen=True)
@@ -438,12 +439,15 @@ def test_while_it_checks_an_upgrade_another_that_runs_goes_on(world: World) -> N
             passed += 3
             with world.store.catalog.reading() as session:
                 seen.append((world.state(checked), counts(session, running).segments.get("done", 0)))
+            for _ in range(2 if written else 0):
+                world.upsert("old", [str(len(seen))], np.ones((1, 4)), gallery="written")
             return super().__call__(embeddings, side)
 
     def load_slowly(path: Path) -> Slow:
         return Slow(*astuple(load(path)))
 
-    world.make("running")
+    for name in ("running", "written"):
+        world.make(name)
     for gallery in (GALLERY, "running"):
         for at in range(8):
             world.upsert("old", [str(at)], np.ones((1, 4)), side=np.ones((1, 2)), gallery=gallery)
@@ -454,7 +458,7 @@ def test_while_it_checks_an_upgrade_another_that_runs_goes_on(world: World) -> N
     assert world.step(running)
     checked = world.start()
     world.store = replace(world.store, transforms=Transforms(world.store.files, load_slowly))
-    Worker(world.store, WorkerSettings(), clock=lambda: passed).work()
+    Worker(world.store, WorkerSettings(compact_segments=2), clock=lambda: passed).work()
     assert (world.state(running), world.state(checked)) == (State.COMPLETED, State.COMPLETED)
     meanwhile = {done for state, done in seen if state is State.VALIDATING}
     assert max(meanwhile) > min(meanwhile)

@@ -170,6 +170,24 @@ def test_probes_catch_a_transformation_that_is_applied_the_wrong_way_round(equal
     assert found(equal, right)["mean_cosine"] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize(("metric", "then"), [("inner_product", State.COMPLETED), ("euclidean", State.FAILED)])
+def test_queries_may_have_any_length_by_the_inner_product_and_refuse_no_transformation_by_it(
+    equal: World, metric: Metric, then: State
+) -> None:
+    """Who searches by it may send unit queries, or those of another tower than the items'."""
+    for name in ("short", "long"):
+        equal.register(name, OLD, metric)
+    equal.transformation("longer", "short", "long", square(10 * TURN), "forward")
+    equal.make("products", model="short")
+    items, queries = vectors(0, OLD), vectors(5, OLD)
+    equal.upsert("short", [f"i{row}" for row in range(ROWS)], items, gallery="products")
+    with equal.store.catalog.transaction() as tx:
+        probes = [({"short": query, "long": query @ TURN}, None) for query in queries]
+        probe_rows.replace(tx.session, gallery_row(tx.session, "products").id, probes)
+    upgrade = equal.start("longer", gallery="products", dry_run=True)
+    assert equal.run(upgrade) is then, equal.error(upgrade)
+
+
 def test_answers_that_it_maps_to_no_finite_vectors_are_a_reason_not_to_start(each_world: World) -> None:
     world = each_world
     world.register("second", OLD)
