@@ -6,12 +6,9 @@ import resource
 import shutil
 from pathlib import Path
 
-import httpx
 import pytest
 
-from forwardfill.local_service import free_port
-from tests.acceptance.system import wait_for
-from tests.service.test_shutdown import PATIENCE_SECONDS, started
+from tests.service.served import served
 from tests.service.world import GALLERY, UNITS
 
 #: files that a process may have open, before it asks for more; and segments, each of which is two
@@ -28,27 +25,13 @@ run()
 @pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1024, reason="no process here may open many files")
 def test_segments_may_be_more_than_files_that_a_process_may_open_at_first(tmp_path: Path, four_items: Path) -> None:
     shutil.copytree(four_items, tmp_path / "data")
-    port, log = free_port(), tmp_path / "log"
-    process = started(PROGRAM, tmp_path, port, log)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
-
-            def ready() -> bool:
-                assert process.poll() is None, log.read_text()
-                try:
-                    return client.get("/health/ready").is_success
-                except httpx.TransportError:
-                    return False
-
-            wait_for(ready, PATIENCE_SECONDS, log.read_text)
-            for at in range(SEGMENTS):
-                item = {"id": f"i{at}", "embedding": [at, 9.0, 9.0, 9.0]}
-                written = client.post(f"/galleries/{GALLERY}/items", json={"model": "old", "items": [item]})
-                assert written.is_success, written.text
-            body = {"model": "old", "vector": UNITS[0].tolist(), "k": 100}
-            found = client.post(f"/galleries/{GALLERY}/search", json=body)
-            assert found.is_success, found.text
-            assert len(found.json()["hits"]) == SEGMENTS + len(UNITS)
-    finally:
-        process.kill()
-        process.wait()
+    with served(PROGRAM, tmp_path) as service:
+        service.wait_ready()
+        for at in range(SEGMENTS):
+            item = {"id": f"i{at}", "embedding": [at, 9.0, 9.0, 9.0]}
+            written = service.client.post(f"/galleries/{GALLERY}/items", json={"model": "old", "items": [item]})
+            assert written.is_success, written.text
+        body = {"model": "old", "vector": UNITS[0].tolist(), "k": 100}
+        found = service.client.post(f"/galleries/{GALLERY}/search", json=body)
+        assert found.is_success, found.text
+        assert len(found.json()["hits"]) == SEGMENTS + len(UNITS)
