@@ -1,45 +1,46 @@
-"""The command line. Commands import what they run when they run it, so that `--help` does not wait for PyTorch."""
+"""The command line. Commands import what they run when they run it: `--help` waits neither for PyTorch nor for SQLAlchemy."""
 
 from __future__ import annotations
 
 import os
 import sys
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
-from sqlalchemy.exc import OperationalError
 from typer.core import TyperGroup
 
 from forwardfill import native, remote, transformations
 from forwardfill.importing.command import command as import_command
-from forwardfill.refusals import is_read_only, refusals
 from forwardfill.settings import named_folder
 from forwardfill.terminal import hand_over, refuse, say, show
-from gallery import folder
-from gallery.catalog import schema
-from gallery.catalog.transaction import Catalog
-from gallery.files import Files
-from gallery.settings import GallerySettings
-from service.ready import make_ready
-from service.settings import ServiceSettings
-from workers.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from service.settings import ServiceSettings
 
 
 class _Commands(TyperGroup):
     """All commands. An error that an operator can mend ends any of them with one line."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
-        with refusals():
+        """Run the command that was asked for. Status 2 and a line are the end of an error that `in_words` knows."""
+        try:
             return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            from forwardfill.refusals import in_words
+
+            words = in_words(error)
+            if words is None:
+                raise
+            refuse(words)
 
 
 #: Called as `python -m forwardfill`, the shell's completion would take over what completes `python`.
-_BY_NAME = Path(sys.argv[0]).name != "__main__.py"
+_BY_NAME = Path(sys.argv[0]).parts[-2:] != ("forwardfill", "__main__.py")
 
 app = typer.Typer(
     cls=_Commands,
@@ -60,6 +61,8 @@ app.command("import")(import_command)
 
 def _version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version
+
         say(f"forwardfill {version('forwardfill')}")
         raise typer.Exit
 
@@ -103,10 +106,13 @@ def serve(
     heed_hangup()
     if parent is not None:
         become_child(parent)
+    from forwardfill import data_folder
+    from service.settings import ServiceSettings
+
     settings = ServiceSettings()
     if settings.processes > 1 and group is None:
         _serve_together(settings, worker=worker)
-    native.prepare(_settings().threads_used)
+    native.prepare(data_folder.made().threads_used)
     from gallery.index.device import NoSuchDevice
     from service.group import Group, PortTakenError
     from service.main import run
@@ -121,16 +127,14 @@ def serve(
 
 def _serve_together(settings: ServiceSettings, *, worker: bool) -> NoReturn:
     """Run several API processes. This one only starts them, so it imports neither FAISS nor PyTorch."""
+    from forwardfill.data_folder import make_service_ready
     from forwardfill.processes import serve_together, worker_child
     from service.group import PortTakenError
     from service.telemetry import configure_logs
 
     configure_logs()
-    catalog = _catalog()
     try:
-        make_ready(catalog, settings)
-        folder.claim(catalog, Files(GallerySettings().data))
-        catalog.close()
+        make_service_ready(settings)
         status = serve_together(settings, beside=worker_child if worker else nullcontext)
     except PortTakenError as error:
         refuse(str(error))
@@ -144,8 +148,10 @@ def worker(
     nice: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Run a worker: it transforms segments and builds indexes. Any number may run."""
+    from forwardfill import data_folder
+
     _environment(DATA=data)
-    native.prepare(_settings().threads_used)
+    native.prepare(data_folder.made().threads_used)
     from forwardfill.processes import become_child, heed_hangup
     from service.telemetry import configure_logs, pass_on_libraries
     from workers.devices import NoSuchDevice
@@ -165,9 +171,10 @@ def worker(
 @app.command()
 def migrate(data: Data = None) -> None:
     """Bring the catalog's database to this version's schema."""
+    from forwardfill.data_folder import migrated
+
     _environment(DATA=data)
-    catalog = _catalog()
-    schema.migrate(catalog)
+    migrated()
     say("The catalog has the schema of this version.")
 
 
@@ -183,10 +190,10 @@ def verify(
     data: Data = None,
 ) -> None:
     """Compare all that is stored with the catalog. It reads everything, and exits with 1 if something is wrong."""
-    from forwardfill import upkeep
+    from forwardfill import data_folder, upkeep
 
     _environment(DATA=data)
-    wrong = _mend(gallery) if repair else upkeep.verify(_current(), GallerySettings().data, gallery)
+    wrong = upkeep.mend(data_folder.store(), gallery) if repair else upkeep.verify(*data_folder.current(), gallery)
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -200,18 +207,11 @@ def gc(
     data: Data = None,
 ) -> None:
     """List files in the data folder that nothing needs. A crash leaves such behind."""
-    from forwardfill import upkeep
+    from forwardfill import data_folder, upkeep
+    from workers.settings import WorkerSettings
 
     _environment(DATA=data, ORPHAN_SECONDS=older_than)
-    catalog = _current()
-    if delete:
-        folder.check(catalog, Files(GallerySettings().data))
-    try:
-        upkeep.collect(catalog, GallerySettings().data, WorkerSettings().orphan_seconds, delete=delete)
-    except OperationalError as error:
-        if is_read_only(error):
-            raise
-        refuse(f"The catalog is busy or does not answer, so nothing more is removed; try again: {error.orig}")
+    upkeep.collect(*data_folder.current(), WorkerSettings().orphan_seconds, delete=delete)
 
 
 @app.command()
@@ -235,10 +235,11 @@ def create_key(
     data: Data = None,
 ) -> None:
     """Make a key and print it. It is stored as a hash, so it cannot be shown again."""
+    from forwardfill.data_folder import migrated
     from service import keys as api_keys
 
     _environment(DATA=data)
-    catalog = _migrated()  # not in the `try`: a wrong setting is a ValueError too, and its text would show the value
+    catalog = migrated()  # not in the `try`: a wrong setting is a ValueError too, and its text would show the value
     try:
         secret = api_keys.create_key(catalog, name, scope)
     except ValueError as error:
@@ -256,11 +257,12 @@ def create_key(
 @keys.command("list")
 def list_keys(data: Data = None) -> None:
     """List keys, without the keys themselves."""
+    from forwardfill.data_folder import migrated
     from service import keys as api_keys
 
     _environment(DATA=data)
     table = Table("name", "scope", "created", "revoked")
-    for key in api_keys.list_keys(_migrated()):
+    for key in api_keys.list_keys(migrated()):
         table.add_row(key.name, key.scope, f"{key.created_at:%Y-%m-%d %H:%M}", f"{key.revoked_at or ''}")
     show(table)
 
@@ -268,59 +270,14 @@ def list_keys(data: Data = None) -> None:
 @keys.command("revoke")
 def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], data: Data = None) -> None:
     """Revoke a key: it stops working within a second."""
+    from forwardfill.data_folder import migrated
     from service import keys as api_keys
 
     _environment(DATA=data)
-    api_keys.revoke_key(_migrated(), name)
+    api_keys.revoke_key(migrated(), name)
     say(f"{name} is revoked.")
 
 
 def _environment(**values: object) -> None:
     """Put options into the environment: they win over what is there, and child processes get them."""
     os.environ.update({f"FORWARDFILL_{name}": str(value) for name, value in values.items() if value is not None})
-
-
-def _settings() -> GallerySettings:
-    """The gallery's settings, after their folder was made."""
-    settings = GallerySettings()
-    try:
-        settings.data.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        refuse(f"FORWARDFILL_DATA: the folder {settings.data} cannot be made: {error.strerror}")
-    return settings
-
-
-def _catalog() -> Catalog:
-    return Catalog(_settings().database)
-
-
-def _migrated() -> Catalog:
-    catalog = _catalog()
-    schema.migrate(catalog)
-    return catalog
-
-
-def _current() -> Catalog:
-    """The catalog without migrating it, since a check for damage must not change anything first."""
-    settings = GallerySettings()
-    if not settings.data.is_dir():
-        refuse(f"FORWARDFILL_DATA: there is no folder {settings.data}")
-    catalog = Catalog(settings.database)
-    if not schema.is_current(catalog):
-        refuse(
-            "The catalog's database is of an older version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."
-        )
-    return catalog
-
-
-def _mend(gallery: str | None) -> int:
-    """Repair one gallery, or all. It may transform items, so it needs PyTorch."""
-    catalog = _current()
-    native.prepare(GallerySettings().threads_used)
-    from forwardfill import upkeep
-    from service.app import build_store
-
-    catalog.close()
-    store = build_store(GallerySettings())
-    folder.check(store.catalog, store.files)
-    return upkeep.mend(store, gallery)

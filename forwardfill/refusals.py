@@ -5,8 +5,7 @@ Any other error is a fault of ours, and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,7 +13,6 @@ from pydantic_settings import BaseSettings
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from forwardfill.settings import ClientSettings
-from forwardfill.terminal import refuse
 from gallery.catalog.schema import CatalogHeldError, NewerSchemaError
 from gallery.errors import GalleryError
 from gallery.folder import ForeignFolderError
@@ -28,18 +26,6 @@ _SETTINGS: Mapping[str, type[BaseSettings]] = {
 }
 #: modules that need not be installed, and the extras that bring them
 _EXTRAS = {"psycopg": "postgres", "PIL": "train", "matplotlib": "train", "sklearn": "train"}
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """End with status 2 and a line for an error that `in_words` knows."""
-    try:
-        yield
-    except Exception as error:
-        words = in_words(error)
-        if words is None:
-            raise
-        refuse(words)
 
 
 def in_words(error: Exception) -> str | None:

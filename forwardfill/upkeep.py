@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
+from sqlalchemy.exc import OperationalError
 
-from forwardfill.terminal import console, say, show
-from gallery import orphans, repair
+from forwardfill.refusals import is_read_only
+from forwardfill.terminal import console, refuse, say, show
+from gallery import folder, orphans, repair
 from gallery import verify as checks
 from gallery.catalog.transaction import Catalog
 from gallery.errors import GalleryNotFound
@@ -25,13 +26,12 @@ from gallery.store import Store
 Look = Callable[[str, Callable[[float], None]], Outcome]
 
 
-def verify(catalog: Catalog, data: Path, gallery: str | None) -> int:
+def verify(catalog: Catalog, files: Files, gallery: str | None) -> int:
     """Check one gallery, or all of them and the artifacts; returns how much is wrong.
 
     Raises:
         GalleryNotFound: none has the name.
     """
-    files = Files(data)
     return _look(
         catalog, files, gallery, lambda name, step: Outcome(checks.gallery(catalog, files, name, step=step), ())
     )
@@ -67,15 +67,29 @@ def _look(catalog: Catalog, files: Files, gallery: str | None, look: Look) -> in
     return sum(len(each.report.problems) for each in found.values())
 
 
-def collect(catalog: Catalog, data: Path, older_than: float, *, delete: bool) -> None:
+def collect(catalog: Catalog, files: Files, older_than: float, *, delete: bool) -> None:
     """List the files that no row names and that were not touched for so many seconds, and remove them if told to.
 
     What a running search needs is never among them: a snapshot opens its files only while rows name them, and keeps the
     bytes of what is removed later.
+
+    Raises:
+        ForeignFolderError: they would be removed, and as `folder.check`.
     """
-    files, table, sizes = Files(data), Table("file", "bytes", "age"), dict[str, int]()
-    for folder in orphans.FOLDERS:
-        for name in orphans.found(catalog, files, folder, older_than=older_than):
+    if delete:
+        folder.check(catalog, files)
+    try:
+        _collect(catalog, files, older_than, delete=delete)
+    except OperationalError as error:
+        if is_read_only(error):
+            raise
+        refuse(f"The catalog is busy or does not answer, so nothing more is removed; try again: {error.orig}")
+
+
+def _collect(catalog: Catalog, files: Files, older_than: float, *, delete: bool) -> None:
+    table, sizes = Table("file", "bytes", "age"), dict[str, int]()
+    for place in orphans.FOLDERS:
+        for name in orphans.found(catalog, files, place, older_than=older_than):
             with suppress(FileNotFoundError):  # another process removed it meanwhile
                 status = files.path(name).stat()
                 sizes[name] = status.st_size
@@ -86,7 +100,7 @@ def collect(catalog: Catalog, data: Path, older_than: float, *, delete: bool) ->
         _count(sizes, "not needed" + ("; repeat with --delete to remove them" if sizes else ""))
         return
     removed = {
-        name for folder in orphans.FOLDERS for name in orphans.remove(catalog, files, folder, older_than=older_than)
+        name for place in orphans.FOLDERS for name in orphans.remove(catalog, files, place, older_than=older_than)
     }
     _count({name: size for name, size in sizes.items() if name in removed}, "removed")
     if left := sizes.keys() - removed:

@@ -40,30 +40,41 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Every client that httpx makes reads all certificates of the world, which takes 60 ms. Nothing here is encrypted.
-os.environ.setdefault("SSL_CERT_DIR", str(Path(__file__).parent))
+# Every client that httpx makes reads all certificates of the world, which takes 30 ms. Nothing here is encrypted.
+os.environ.pop("SSL_CERT_FILE", None)  # it would be read in place of the folder
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 
 _numbers = count()
+
+
+#: By the kind of database, the engine with whose statements all others share what SQLAlchemy compiled of them.
+_shared: dict[str, Engine] = {}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once() -> Iterator[None]:
     """SQLAlchemy compiles each statement once for each engine, which takes longer than to run it, and a test has engines of
-    its own. On SQLite they share what is compiled, which they would not share as engines of different databases.
+    its own. Here those of one kind share what is compiled, as all that a process of the service does.
     """
-    usual, shared = transaction._engine, transaction._engine("sqlite://")
-    shared.connect().close()
+    usual = transaction._engine
 
-    def engine(url: str) -> Engine:
+    def engine(url: str | URL) -> Engine:
         made = usual(url)
-        if made.dialect.name == shared.dialect.name:
+        if shared := _shared.get(made.dialect.name):
             made.dialect, made._compiled_cache = shared.dialect, shared._compiled_cache
         return made
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transaction, "_engine", engine)
+        _share("sqlite://")
         yield
-    shared.dispose()
+
+
+def _share(url: str | URL) -> None:
+    engine = transaction._engine(url)
+    engine.connect().close()  # its dialect asks the database what it can
+    engine.dispose()
+    _shared[engine.dialect.name] = engine
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +96,7 @@ def postgres_server() -> Iterator[URL]:
     try:
         url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
         _careless(url)
+        _share(url)
         yield url
     finally:
         server.cleanup()

@@ -42,8 +42,8 @@ def migrate(catalog: Catalog) -> None:
         try:
             with catalog.engine.begin() as connection:
                 _alone(connection)
-                _is_current(connection)
-                command.upgrade(_config(connection), "head")
+                if not _is_current(connection):
+                    command.upgrade(_config(connection), "head")
         except OperationalError as error:
             if getattr(error.orig, "sqlstate", None) not in _IN_THE_WAY:
                 raise

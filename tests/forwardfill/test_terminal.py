@@ -72,7 +72,9 @@ def in_bash(script: Path, commands: str) -> str:
         ("forwardfill gc --d", ["--delete", "--data"]),
     ],
 )
-def test_bash_completes_commands_and_options_without_pytorch(script: Path, words: str, offered: list[str]) -> None:
+def test_bash_completes_commands_and_options_without_pytorch_and_sqlalchemy(
+    script: Path, words: str, offered: list[str]
+) -> None:
     completed = in_bash(
         script,
         f"""
@@ -86,7 +88,7 @@ def test_bash_completes_commands_and_options_without_pytorch(script: Path, words
     assert sorted(completed.split()) == sorted(offered)
     imported = Path(f"{script}.imported").read_text()
     assert "forwardfill.cli" in imported
-    assert not re.search(r"\b(torch|faiss|pyarrow)\b", imported)
+    assert not re.search(r"\b(torch|faiss|pyarrow|sqlalchemy|alembic)\b", imported)
 
 
 def test_completion_is_not_offered_where_it_would_be_that_of_python() -> None:

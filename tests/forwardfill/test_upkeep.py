@@ -287,7 +287,7 @@ def test_a_gallery_that_is_deleted_before_its_turn_is_left_out_of_the_report(
             delete_gallery(world.store, "zeta")
 
     store = world.store
-    assert (upkeep.mend(store, None) if repair else upkeep.verify(store.catalog, store.files.root, None)) == 0
+    assert (upkeep.mend(store, None) if repair else upkeep.verify(store.catalog, store.files, None)) == 0
     told = capsys.readouterr().out
     assert GALLERY in told
     assert "zeta" not in told
