@@ -29,7 +29,7 @@ test: $(VENV)/.installed-dev ## Install what the tests need, run `check`, then a
 	@$(call install,redis-server)
 	@$(call install,chromium)
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 serve: $(VENV)/.installed-postgres ## Run the service and its worker on 127.0.0.1:8000; takes ARGS
 	$(BIN)/forwardfill serve $(ARGS)

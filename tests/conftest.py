@@ -47,6 +47,13 @@ os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 _numbers = count()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, as many tests wait for processes; at most four, as each has a PostgreSQL of its own."""
+    return min((os.cpu_count() or 1) + 1, 4)
+
+
+
 #: By the kind of database, the engine with whose statements all others share what SQLAlchemy compiled of them.
 _shared: dict[str, Engine] = {}
 

@@ -353,7 +353,8 @@ def _to_come(moments: Mapping[int, float], moment: float) -> dict[int, float]:
 def register(app: Celery, worker: Worker) -> None:
     """Make the app's one task nudge this worker. It returns at once, so that Celery goes on listening, also to signals."""
 
-    @app.task(name=WORK)  # type: ignore[untyped-decorator,unused-ignore]
+    # Shared, Celery would give it to every other app of the process too, whose messages would nudge this worker.
+    @app.task(name=WORK, shared=False)  # type: ignore[untyped-decorator,unused-ignore]
     def work() -> None:
         worker.nudge()
 

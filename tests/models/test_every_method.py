@@ -1,6 +1,7 @@
 """What is registered is checked: a new line in METHODS is tested here without another line."""
 
 from dataclasses import replace
+from functools import cache
 from inspect import signature
 from pathlib import Path
 
@@ -73,9 +74,15 @@ def the_method(task: CompatibleTraining | Method) -> Method:
     return task.method if isinstance(task, CompatibleTraining) else task
 
 
-def trained(method: type[Method], seed: int = 3, plan: Plan = PLAN) -> tuple[CompatibleTraining | Method, History]:
+def trained(method: type[Method], plan: Plan = PLAN) -> tuple[CompatibleTraining | Method, History]:
     task = made(method)
-    return task, train(task, world(), plan, seed=seed)
+    return task, train(task, world(), plan, seed=3)
+
+
+@cache
+def once_trained(method: type[Method]) -> tuple[CompatibleTraining | Method, History]:
+    """For tests that only look."""
+    return trained(method)
 
 
 def total(task: CompatibleTraining | Method) -> float:
@@ -96,12 +103,12 @@ class TestEveryMethod:
         fresh.prepare(replace(world(), index=torch.arange(ROWS)))
         closed_form = not any(parameter.requires_grad for parameter in fresh.parameters())
         before = total(made(method) if closed_form else fresh)
-        task, history = trained(method)
+        task, history = once_trained(method)
         assert all(np.isfinite(value) for epoch in history.epochs for value in epoch.values())
         assert total(task) < before
 
     def test_the_same_seed_gives_the_same_weights(self, method: type[Method]) -> None:
-        (first, _), (second, _) = trained(method), trained(method)
+        (first, _), (second, _) = once_trained(method), trained(method)
         for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
 
@@ -133,7 +140,7 @@ class TestEveryMethod:
     def test_its_transformations_have_the_right_widths_and_survive_a_round_trip(
         self, method: type[Method], tmp_path: Path
     ) -> None:
-        task, _ = trained(method)
+        task, _ = once_trained(method)
         rows, fresh = world(), the_method(task)
         assert rows.old is not None
         assert rows.new is not None
@@ -175,7 +182,7 @@ class TestEveryMethod:
         assert (rows.labels[found] == rows.labels).double().mean() > 0.6  # by chance: 0.25
 
     def test_orthogonal_weights_are_orthogonal_after_training(self, method: type[Method]) -> None:
-        task, _ = trained(method)
+        task, _ = once_trained(method)
         for module in task.modules():
             if parametrize.is_parametrized(module, "weight"):
                 weight = module.weight.detach().double()
