@@ -53,7 +53,6 @@ def pytest_xdist_auto_num_workers() -> int:
     return min((os.cpu_count() or 1) + 1, 4)
 
 
-
 #: By the kind of database, the engine with whose statements all others share what SQLAlchemy compiled of them.
 _shared: dict[str, Engine] = {}
 
