@@ -44,6 +44,8 @@ class Rule(NamedTuple):
 def merges(pieces: Iterable[Piece], rule: Rule) -> list[tuple[int, ...]]:
     """The segments that are to become one, group by group, each in the order of their ids.
 
+    Groups of most segments come first: where there is time for one now and then, those that wait grow until it is their turn.
+
     No segment is in two groups. Applied again and again, this comes to an end: each merge leaves fewer segments, or fewer
     deleted rows. Segments without a live row are put together whatever they hold, since nothing of it is kept.
     """
@@ -54,7 +56,7 @@ def merges(pieces: Iterable[Piece], rule: Rule) -> list[tuple[int, ...]]:
         found += [_ids(run) for run in _runs(group, rule.rows) if _pays(run, rule)]
     taken = {segment for merge in found for segment in merge}
     found += [(p.segment_id,) for p in free if p.segment_id not in taken and _worn(p, rule)]
-    return found
+    return sorted(found, key=len, reverse=True)
 
 
 def _alike(pieces: Sequence[Piece], rule: Rule) -> Iterator[list[Piece]]:

@@ -90,6 +90,18 @@ def test_a_row_is_written_again_once_per_size_and_not_once_per_request() -> None
     assert written < 12 * 50_000
 
 
+def test_where_there_is_time_for_one_merge_only_no_kind_of_segments_waits_for_ever() -> None:
+    rule, now, new, most = Rule(4, 100_000), list[Piece](), 0, 0
+    for _ in range(200):
+        for live, kind in ((0, "a"), (1, "a"), (1, "b")) * 4:
+            new += 1
+            now.append(Piece(new, 1, live, kind))
+        found = merges(now, rule)[:1]
+        now = list(applied(now, found))
+        new, most = new + 1, max(most, len(now))
+    assert most < 100
+
+
 class Counted(int):
     """A number that counts how often it is added to another."""
 
