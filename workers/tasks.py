@@ -84,6 +84,8 @@ class Worker:
         #: the same while an upgrade is judged, which keeps those that run waiting too
         self._waiting_for_judge = deque([*self._waiting, self._segment_one])
         self._next_turn = clock() + _TURN_SECONDS
+        #: whose turn was last: the next is another's, also where this one has always more to do
+        self._segment_of, self._merge_of = "", 0
 
     def nudge(self) -> None:
         """Let it look for work at once."""
@@ -146,7 +148,8 @@ class Worker:
         if began < self._next_turn:
             return False
         waiting.rotate()
-        moved = any(piece() for piece in waiting)
+        # A copy: a piece may give turns itself, if it is of an upgrade that has come to be verified meanwhile.
+        moved = any(piece() for piece in tuple(waiting))
         self._put_off_turn(began)
         return moved
 
@@ -199,21 +202,14 @@ class Worker:
         for upgrade_id in drive.due(self.store):
             if self.stopping:
                 return moved
-            moved |= self._advance(upgrade_id)
+            moved |= self._advance(upgrade_id, partial(self._another, upgrade_id))
         return moved or self._index_one()
 
-    def _advance(self, upgrade_id: str) -> bool:
-        def step() -> bool:
-            return drive.advance(
-                self.store,
-                self._galleries,
-                self._searcher,
-                upgrade_id,
-                self.owner,
-                partial(self._another, upgrade_id),
-                self._between,
-            )
-
+    def _advance(self, upgrade_id: str, more: Callable[[], bool] | None) -> bool:
+        """Do the next step of an upgrade; `more` as of `drive.advance`."""
+        step = partial(
+            drive.advance, self.store, self._galleries, self._searcher, upgrade_id, self.owner, more, self._between
+        )
         return bool(self._tried(step, "upgrade", upgrade=upgrade_id))
 
     def _between(self) -> None:
@@ -223,15 +219,13 @@ class Worker:
         self._turn(self._waiting_for_judge)
 
     def _segment_one(self) -> bool:
-        """Do one segment of any upgrade that runs."""
-        return any(
-            self._tried(
-                partial(drive.advance, self.store, self._galleries, self._searcher, upgrade_id, self.owner),
-                "upgrade",
-                upgrade=upgrade_id,
-            )
-            for upgrade_id in drive.due(self.store, [State.RUNNING])
-        )
+        """Do one segment of an upgrade that runs; of several, each has its turn."""
+        running = drive.due(self.store, [State.RUNNING])
+        for upgrade_id in sorted(running, key=lambda each: (each <= self._segment_of, each)):
+            self._segment_of = upgrade_id
+            if self._advance(upgrade_id, None):
+                return True
+        return False
 
     def _another(self, upgrade_id: str) -> bool:
         """Whether an upgrade may go on with another segment: no other work is due, and the process is not told to stop."""
@@ -261,6 +255,7 @@ class Worker:
             for segments in planned.merges:
                 merged.append(self._merge(look, segments))
                 if merged[-1]:
+                    self._merge_of = look.gallery_id
                     return True
             if None in merged:
                 self._unmerged[look.gallery_id] = self._clock() + _AGAIN_SECONDS
@@ -307,11 +302,12 @@ class Worker:
         return wants
 
     def _looked(self) -> list[Look]:
-        """Galleries that changed since they had nothing to merge, without those where a merge has just failed."""
+        """Galleries that changed since they had nothing to merge, without those where a merge has just failed, in turn."""
         self._unmerged = _to_come(self._unmerged, self._clock())
         found = merge.looked(self.store)
         self._compact.intersection_update(found)
-        return [look for look in found if look not in self._compact and look.gallery_id not in self._unmerged]
+        looked = [look for look in found if look not in self._compact and look.gallery_id not in self._unmerged]
+        return sorted(looked, key=lambda look: (look.gallery_id <= self._merge_of, look.gallery_id))
 
     def _planned(self, look: Look) -> merge.Planned:
         return merge.planned(self.store, look, self._rule)

@@ -424,10 +424,42 @@ def test_an_upgrade_makes_way_now_and_then_for_one_merge_and_goes_on(world: Worl
     assert 1 in waiting, "both in one turn"
 
 
+def test_where_one_gallery_is_written_to_all_the_time_another_is_merged_beside_an_upgrade_too(world: World) -> None:
+    passed, waiting = 0.0, list[int]()
+
+    @dataclass(frozen=True)
+    class Slow(Linear):
+        """Takes three seconds for a segment."""
+
+        def __call__(self, embeddings: Any, side: Any = None) -> Any:
+            """Write as much as one merge takes, and note what waits meanwhile."""
+            nonlocal passed
+            passed += 3
+            for at in range(4):
+                world.upsert("old", [f"{len(waiting)}-{at}"], np.ones((1, 4)), gallery="written")
+            with world.store.catalog.reading() as session:
+                row = gallery_row(session, "waits").id
+                waiting.append(holdings(session, [row])[row].segments)
+            return super().__call__(embeddings, side)
+
+    def load_slowly(path: Path) -> Slow:
+        return Slow(*astuple(load(path)))
+
+    small(world, 12)
+    for gallery in ("written", "waits"):
+        world.make(gallery)
+    for at in range(4):
+        world.upsert("old", [str(at)], np.ones((1, 4)), gallery="waits")
+    world.start()
+    world.store = replace(world.store, transforms=Transforms(world.store.files, load_slowly))
+    Worker(world.store, WorkerSettings(compact_segments=4), clock=lambda: passed).work()
+    assert (waiting[0], waiting[-1]) == (4, 1)
+
+
 @pytest.mark.parametrize("written", [False, True])
-def test_while_it_checks_an_upgrade_another_that_runs_goes_on(world: World, written: bool) -> None:
+def test_while_it_checks_an_upgrade_all_others_that_run_go_on(world: World, written: bool) -> None:
     """To check one with probes is to map its whole gallery. Where a gallery is written to all the time, a merge is always due."""
-    passed, seen = 0.0, list[tuple[State, int]]()
+    passed, seen = 0.0, list[tuple[State, list[int]]]()
 
     @dataclass(frozen=True)
     class Slow(Linear):
@@ -438,7 +470,8 @@ def test_while_it_checks_an_upgrade_another_that_runs_goes_on(world: World, writ
             nonlocal passed
             passed += 3
             with world.store.catalog.reading() as session:
-                seen.append((world.state(checked), counts(session, running).segments.get("done", 0)))
+                done = [counts(session, each).segments.get("done", 0) for each in running]
+            seen.append((world.state(checked), done))
             for _ in range(2 if written else 0):
                 world.upsert("old", [str(len(seen))], np.ones((1, 4)), gallery="written")
             return super().__call__(embeddings, side)
@@ -446,22 +479,22 @@ def test_while_it_checks_an_upgrade_another_that_runs_goes_on(world: World, writ
     def load_slowly(path: Path) -> Slow:
         return Slow(*astuple(load(path)))
 
-    for name in ("running", "written"):
+    for name in ("one", "other", "written"):
         world.make(name)
-    for gallery in (GALLERY, "running"):
-        for at in range(8):
+    for gallery, segments in ((GALLERY, 12), ("one", 8), ("other", 8)):
+        for at in range(segments):
             world.upsert("old", [str(at)], np.ones((1, 4)), side=np.ones((1, 2)), gallery=gallery)
     with world.store.catalog.transaction() as tx:
         probe = {"old": np.ones(4, np.float32), "new": np.ones(5, np.float32)}
         probes.replace(tx.session, gallery_row(tx.session, GALLERY).id, [(probe, None)])
-    running = world.start(gallery="running")
-    assert world.step(running)
+    running = [world.start(gallery=gallery) for gallery in ("one", "other")]
+    assert all(world.step(each) for each in running)
     checked = world.start()
     world.store = replace(world.store, transforms=Transforms(world.store.files, load_slowly))
     Worker(world.store, WorkerSettings(compact_segments=2), clock=lambda: passed).work()
-    assert (world.state(running), world.state(checked)) == (State.COMPLETED, State.COMPLETED)
-    meanwhile = {done for state, done in seen if state is State.VALIDATING}
-    assert max(meanwhile) > min(meanwhile)
+    assert {world.state(each) for each in (*running, checked)} == {State.COMPLETED}
+    meanwhile = [done for state, done in seen if state is State.VALIDATING]
+    assert all(last > first for first, last in zip(meanwhile[0], meanwhile[-1], strict=True))
 
 
 def test_a_damaged_segment_is_not_merged_and_does_not_stop_the_rest(world: World, worker: Worker) -> None:
