@@ -190,10 +190,13 @@ def verify(
     data: Data = None,
 ) -> None:
     """Compare all that is stored with the catalog. It reads everything, and exits with 1 if something is wrong."""
-    from forwardfill import data_folder, upkeep
+    from forwardfill import data_folder
 
     _environment(DATA=data)
-    wrong = upkeep.mend(data_folder.store(), gallery) if repair else upkeep.verify(*data_folder.current(), gallery)
+    store = data_folder.store() if repair else None
+    from forwardfill import upkeep  # not before `store`: it imports FAISS, which must be prepared for
+
+    wrong = upkeep.verify(*data_folder.current(), gallery) if store is None else upkeep.mend(store, gallery)
     raise typer.Exit(1 if wrong else 0)
 
 

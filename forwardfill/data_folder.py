@@ -5,6 +5,8 @@ Apart from the commands themselves, so that those that talk to a service, or onl
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from forwardfill import native
 from forwardfill.terminal import refuse
 from gallery import folder
@@ -12,9 +14,11 @@ from gallery.catalog import schema
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
 from gallery.settings import GallerySettings
-from gallery.store import Store
 from service.ready import make_ready
 from service.settings import ServiceSettings
+
+if TYPE_CHECKING:  # it imports FAISS, which must be prepared for
+    from gallery.store import Store
 
 
 def made() -> GallerySettings:
@@ -58,7 +62,7 @@ def store() -> Store:
     catalog.close()
     settings = GallerySettings()
     native.prepare(settings.threads_used)
-    from service.app import build_store  # noqa: PLC0415 - it imports PyTorch, which must be prepared for
+    from service.app import build_store  # noqa: PLC0415 - it imports PyTorch and FAISS
 
     return build_store(settings)
 

@@ -1,4 +1,4 @@
-"""What threads may keep for good (ADR 0031). In a process of its own, because native libraries ask only once."""
+"""Threads, and what they may keep for good (ADR 0031). In a process of its own, because native libraries ask only once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from forwardfill import data_folder
+from gallery import folder
+from gallery.files import Files
 
 THREADS = 4 * (os.cpu_count() or 1)
 
@@ -68,6 +73,20 @@ together({threads}, lambda: libc.malloc(10_000), lambda: (libc.malloc_info(0, ou
 """
 
 
+PREPARED = """
+import sys
+from forwardfill import native
+
+def prepare(threads):
+    print(*({{"faiss", "torch"}} & sys.modules.keys()))
+    sys.exit()
+
+native.prepare = prepare
+from forwardfill.cli import app
+app({command})
+"""
+
+
 def said(program: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MKL_", "MALLOC_"))}
     command = [sys.executable, "-c", TOGETHER + program.format(threads=THREADS)]
@@ -82,3 +101,15 @@ def test_a_thread_keeps_nothing_of_what_it_transformed() -> None:
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="glibc tells of its arenas")
 def test_threads_share_as_many_arenas_as_there_are_cores() -> None:
     assert 1 <= said(ALLOCATE).count("<heap nr=") <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("command", [["serve"], ["worker"], ["verify", "--repair"]])
+def test_what_asks_only_once_is_not_imported_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setenv("FORWARDFILL_DATA", str(tmp_path))
+    catalog = data_folder.migrated()
+    folder.claim(catalog, Files(tmp_path))
+    catalog.close()
+    program = [sys.executable, "-c", PREPARED.format(command=command)]
+    assert subprocess.run(program, capture_output=True, text=True, check=True).stdout == "\n"
