@@ -78,10 +78,13 @@ def _legible() -> Iterator[None]:
 
     Raises:
         InvalidArrow: it does.
+        OSError: the system refused something, which has a number; the stream may be whole.
     """
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise InvalidArrow(f"not a whole Arrow IPC stream: {error}") from error
 
 

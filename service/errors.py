@@ -318,6 +318,8 @@ def _lack(error: Exception) -> type[Unavailable] | None:
             return DiskFull
         case DBAPIError(orig=sqlite3.OperationalError(sqlite_errorcode=sqlite3.SQLITE_FULL)):
             return DiskFull
+        case DBAPIError() if getattr(error.orig, "sqlstate", "") == "53100":  # PostgreSQL's
+            return DiskFull
         case errors.TooManyFiles() | OSError(errno=errno.EMFILE | errno.ENFILE):
             return TooManyOpenFiles
     return None

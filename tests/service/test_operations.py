@@ -11,10 +11,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from errno import EMFILE
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 import structlog
 from sqlalchemy import event, select, text
@@ -24,6 +26,7 @@ from gallery import faults
 from gallery.catalog import latencies as latency_rows
 from gallery.catalog.tables import SearchLatencyRow
 from service import metrics
+from service.arrow import read_items
 from service.metrics import Latencies
 from service.server import configured
 from tests.acceptance.system import wait_for
@@ -237,6 +240,15 @@ def test_where_no_more_files_can_be_opened_nothing_is_called_damaged(tmp_path: P
                 assert answer.headers["retry-after"] == "1"
         galleries.refresh()
         assert world.client.post(SEARCH, json=QUERY).status_code == 200
+
+
+def test_a_stream_that_cannot_be_opened_for_lack_of_files_is_not_called_damaged(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a"], "embedding": [[1.0]]})
+    with pa.ipc.new_stream(tmp_path / "items", table.schema) as writer:
+        writer.write_table(table)
+    with no_more_files(), pytest.raises(OSError, match="Too many open files") as raised:
+        read_items(tmp_path / "items", model="old", max_items=1, max_bytes=1000)
+    assert raised.value.errno == EMFILE
 
 
 @contextmanager

@@ -73,6 +73,19 @@ def test_a_write_that_was_suspended_until_the_database_gave_it_up_may_be_tried_a
     assert world.upsert(item)["upserted"] == 1
 
 
+def test_a_database_that_finds_no_space_is_a_full_disk(world: World) -> None:
+    with world.store.catalog.transaction() as tx:
+        connection = tx.session.connection()
+        connection.exec_driver_sql(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END$$"
+        )
+        connection.exec_driver_sql("CREATE TRIGGER full_disk BEFORE INSERT ON items EXECUTE FUNCTION full_disk()")
+    item = {"id": "more", "embedding": [1, 0, 0, 0]}
+    answer = world.client.post(f"/galleries/{GALLERY}/items", json={"model": "old", "items": [item]})
+    assert "disk of the data folder or of the catalog is full" in world.refused(answer, 503, "unavailable")["detail"]
+
+
 def test_text_that_it_cannot_hold_is_refused(world: World) -> None:
     query = {"model": "old", "vector": [1, 0, 0, 0]}
     for body in ({**query, "filter": {"a": "\0"}}, {**query, "filter": {"\0": 1}}, {**query, "model": "\0"}):
