@@ -138,12 +138,12 @@ class Worker:
 
     def _pressing(self) -> bool:
         """Do what comes first: what has waited for too long, else what is urgent. False if there was nothing to do."""
-        if self._tidy_due():
-            self._tidy()
         return self._turn(self._waiting) or self._urgent()
 
     def _turn(self, waiting: deque[Callable[[], bool]]) -> bool:
-        """Now and then, do one piece of the work that is kept waiting. Its kinds take turns in coming first."""
+        """Now and then, tidy up, and do one piece of the work that is kept waiting. Its kinds take turns in coming first."""
+        if self._tidy_due():
+            self._tidy()
         began = self._clock()
         if began < self._next_turn:
             return False

@@ -177,9 +177,8 @@ def evaluate(
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is null in the answer
         mapped = process.store.transforms.apply(known, target, embeddings, _side(body, known.side_dimension, source))
         measured = evaluate_pairs(mapped, wanted, labels, metric=target.metric)
-        answers = compared(
-            Tried(mapped), embeddings, wanted, metric=target.metric
-        )  # by which an upgrade will judge the transformation
+        # By these an upgrade will judge the transformation.
+        answers = compared(Tried(mapped), embeddings, wanted, metric=target.metric)
     with process.store.catalog.transaction() as tx:
         row = model_rows.transformation_row(tx.session, transformation)
         verdict = (row.evaluation or {}).get("verdict")

@@ -459,7 +459,7 @@ def test_where_one_gallery_is_written_to_all_the_time_another_is_merged_beside_a
 @pytest.mark.parametrize("written", [False, True])
 def test_while_it_checks_an_upgrade_all_others_that_run_go_on(world: World, written: bool) -> None:
     """To check one with probes is to map its whole gallery. Where a gallery is written to all the time, a merge is always due."""
-    passed, seen = 0.0, list[tuple[State, list[int]]]()
+    passed, seen, retired = 0.0, list[tuple[State, list[int]]](), list[int]()
 
     @dataclass(frozen=True)
     class Slow(Linear):
@@ -471,7 +471,9 @@ def test_while_it_checks_an_upgrade_all_others_that_run_go_on(world: World, writ
             passed += 3
             with world.store.catalog.reading() as session:
                 done = [counts(session, each).segments.get("done", 0) for each in running]
+                left = session.scalars(select(SegmentRow.id).where(SegmentRow.retired_at.is_not(None))).all()
             seen.append((world.state(checked), done))
+            retired.append(len(left))
             for _ in range(2 if written else 0):
                 world.upsert("old", [str(len(seen))], np.ones((1, 4)), gallery="written")
             return super().__call__(embeddings, side)
@@ -491,10 +493,12 @@ def test_while_it_checks_an_upgrade_all_others_that_run_go_on(world: World, writ
     assert all(world.step(each) for each in running)
     checked = world.start()
     world.store = replace(world.store, transforms=Transforms(world.store.files, load_slowly))
-    Worker(world.store, WorkerSettings(compact_segments=2), clock=lambda: passed).work()
+    Worker(world.store, WorkerSettings(compact_segments=2, retired_seconds=1e-3), clock=lambda: passed).work()
     assert {world.state(each) for each in (*running, checked)} == {State.COMPLETED}
     meanwhile = [done for state, done in seen if state is State.VALIDATING]
     assert all(last > first for first, last in zip(meanwhile[0], meanwhile[-1], strict=True))
+    merged = [left for left, (state, _) in zip(retired, seen, strict=True) if state is State.VALIDATING]
+    assert (max(merged) > 0, merged[-1]) == (written, 0), "what was merged meanwhile is removed meanwhile"
 
 
 def test_a_damaged_segment_is_not_merged_and_does_not_stop_the_rest(world: World, worker: Worker) -> None:
