@@ -176,7 +176,7 @@ class Worker:
         self._tidied = self._clock()
         self._tried(lambda: merge.reclaim(self.store, self.settings.retired_seconds), "reclaim")
         self._tried(self._let_go, "let_go")
-        self._sweep_files()
+        self._tried(self._sweep_files, "sweep")
 
     def _tried(self, step: Callable[[], T], of: str, **which: object) -> T | None:
         """The result of a step; None if it failed, for whatever reason: a full disk must not stop the step that empties it."""

@@ -219,6 +219,26 @@ def test_it_reclaims_what_a_crash_left_behind_and_nothing_else(world: World, wor
     assert all(path.exists() for path in known)
 
 
+def test_an_orphan_that_the_system_does_not_let_it_remove_fails_no_upgrade_that_it_checks(tmp_path: Path) -> None:
+    class Guarded(Files):
+        def remove_unknown(self, *_: Any, **__: Any) -> list[str]:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    world = World.open(tmp_path / "data", files=Guarded).prepare(("forward", "old", "new", PLAIN))
+    world.upsert("old", ["a"], np.ones((1, 4)))
+    with world.store.catalog.transaction() as tx:
+        probe = {"old": np.ones(4, np.float32), "new": np.ones(5, np.float32)}
+        probes.replace(tx.session, gallery_row(tx.session, GALLERY).id, [(probe, None)])
+    orphan = world.store.files.root / "columns" / "1" / "orphan.npy"
+    orphan.touch()
+    os.utime(orphan, (0, 0))
+    upgrade = world.start()
+    hours = itertools.count(step=3600.0)
+    Worker(world.store, WorkerSettings(), clock=lambda: next(hours)).work()
+    assert (world.state(upgrade), world.error(upgrade)) == (State.COMPLETED, None)
+    world.close()
+
+
 def small(world: World, requests: int) -> None:
     random = np.random.default_rng(1)
     for at in range(requests):
