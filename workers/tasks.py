@@ -84,8 +84,8 @@ class Worker:
         #: the same while an upgrade is judged, which keeps those that run waiting too
         self._waiting_for_judge = deque([*self._waiting, self._segment_one])
         self._next_turn = clock() + _TURN_SECONDS
-        #: whose turn was last: the next is another's, also where this one has always more to do
-        self._segment_of, self._merge_of = "", 0
+        #: the upgrade and the gallery that had the last turn, so that another has the next
+        self._advanced_last, self._merged_last = "", 0
 
     def nudge(self) -> None:
         """Let it look for work at once."""
@@ -221,8 +221,8 @@ class Worker:
     def _segment_one(self) -> bool:
         """Do one segment of an upgrade that runs; of several, each has its turn."""
         running = drive.due(self.store, [State.RUNNING])
-        for upgrade_id in sorted(running, key=lambda each: (each <= self._segment_of, each)):
-            self._segment_of = upgrade_id
+        for upgrade_id in sorted(running, key=lambda each: (each <= self._advanced_last, each)):
+            self._advanced_last = upgrade_id
             if self._advance(upgrade_id, None):
                 return True
         return False
@@ -255,7 +255,7 @@ class Worker:
             for segments in planned.merges:
                 merged.append(self._merge(look, segments))
                 if merged[-1]:
-                    self._merge_of = look.gallery_id
+                    self._merged_last = look.gallery_id
                     return True
             if None in merged:
                 self._unmerged[look.gallery_id] = self._clock() + _AGAIN_SECONDS
@@ -307,7 +307,7 @@ class Worker:
         found = merge.looked(self.store)
         self._compact.intersection_update(found)
         looked = [look for look in found if look not in self._compact and look.gallery_id not in self._unmerged]
-        return sorted(looked, key=lambda look: (look.gallery_id <= self._merge_of, look.gallery_id))
+        return sorted(looked, key=lambda look: (look.gallery_id <= self._merged_last, look.gallery_id))
 
     def _planned(self, look: Look) -> merge.Planned:
         return merge.planned(self.store, look, self._rule)
