@@ -38,6 +38,8 @@ class Upserted(NamedTuple):
 
     upserted: int
     version: int
+    #: whether an upgrade waits for it
+    queued: bool
 
 
 class Deleted(NamedTuple):
@@ -129,7 +131,7 @@ def _upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
     names = [name for new in written for name in new.names]
     with store.catalog.transaction("upsert") as tx, store.files.unnamed(names):
         version = _publish(tx.session, accepted, wanted, written)
-    return Upserted(len(items.ids), version)
+    return Upserted(len(items.ids), version, wanted.role.queue is not None)
 
 
 def _wanted(session: Session, row: GalleryRow, model: EmbeddingModel) -> _Wanted:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import Row, Select, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from gallery import errors, faults
@@ -148,6 +148,8 @@ class Galleries:
         self._seen = self._forgone = b""
         #: whether anything changed here since the last announcement of our own
         self._news = False
+        #: by the monotonic clock: when the reading of what is current began
+        self._read_at = -math.inf
         self._lock = threading.Lock()
         self.current = _NOTHING
 
@@ -167,12 +169,15 @@ class Galleries:
 
         To be called before a client is answered: whichever of them gets its next search, that sees what the client was told.
         """
+        asked = time.monotonic()
         with self._lock:
-            world = self._refreshed()
+            # A reading that began since then has seen what the caller did: of clients that write at once, not each needs its own.
+            if self._read_at <= asked:
+                self._refreshed()
             if self._commits is not None and self._news:
                 self._commits.announce()
                 self._news = False
-            return world
+            return self.current
 
     def let_go(self) -> None:
         """Close everything. A removed file takes place on the disk for as long as somebody has it mapped."""
@@ -196,6 +201,7 @@ class Galleries:
     def _refreshed(self) -> World:
         # Read before the catalog is: what is announced from now on may not be in there.
         seen = b"" if self._commits is None else self._commits.of_others()
+        began = time.monotonic()
         newer = self.current
         for left in reversed(range(_OPEN_ATTEMPTS)):
             newer = self._newer(newer, leave_out=left == 0)
@@ -203,7 +209,7 @@ class Galleries:
                 break
         self._news |= newer is not self.current
         self.current = newer
-        self._seen = seen
+        self._seen, self._read_at = seen, began
         return self.current
 
     def _newer(self, old: World, *, leave_out: bool) -> World:
@@ -289,7 +295,7 @@ def _load(
     there = (SegmentRow.gallery_id == row.id, SegmentRow.retired_at.is_(None))
     listed = session.execute(select(SegmentRow.id, SegmentRow.ids_file).where(*there).order_by(SegmentRow.id)).all()
     new = {segment for segment, _ in listed if segment not in opened}
-    segments = {each.id: each for each in session.scalars(select(SegmentRow).where(*there, *_only(SegmentRow.id, new)))}
+    segments = {each.id: each for (each,) in _rows_of(session, select(SegmentRow).where(*there), SegmentRow.id, new)}
     views = [
         without(
             still_open(files, opened[segment], ids_file, columns.get(segment, {}))
@@ -340,12 +346,8 @@ def _columns(
     ).all()
     there = {(segment, names[model].name) for _, segment, model, _ in listed}
     new = {each for each, _, _, index in listed if each not in known or known[each].index_file != index}
-    rows = {
-        row.id: (row, count)
-        for row, count in session.execute(
-            select(ColumnRow, SegmentRow.rows).join(SegmentRow).where(*published, *_only(ColumnRow.id, new))
-        )
-    }
+    asked = select(ColumnRow, SegmentRow.rows).join(SegmentRow).where(*published)
+    rows = {row.id: (row, count) for row, count in _rows_of(session, asked, ColumnRow.id, new)}
     for each, segment, model_id, index_file in listed:
         model = names[model_id]
         if each not in new:
@@ -365,6 +367,10 @@ def _columns(
     return found, whole
 
 
-def _only(column: InstrumentedAttribute[int], ids: Collection[int]) -> tuple[ColumnElement[bool], ...]:
+def _rows_of(
+    session: Session, statement: Select[*tuple[Any, ...]], column: InstrumentedAttribute[int], ids: Collection[int]
+) -> Iterable[Row[*tuple[Any, ...]]]:
     """Rows of these ids; of all, where they are many. To read what is open already would take most of the time of a refresh."""
-    return () if len(ids) > _NAMED else (column.in_(ids),)
+    if not ids:
+        return ()
+    return session.execute(statement if len(ids) > _NAMED else statement.where(column.in_(ids)))
