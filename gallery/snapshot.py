@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import Row, Select, select
@@ -112,6 +112,15 @@ class World:
                 f"no model is registered as {name!r}; register it with POST /models", pointer=pointer
             )
         return found
+
+
+class _Newest(NamedTuple):
+    """A gallery as the catalog has it now."""
+
+    id: int
+    name: str
+    version: int
+    model_id: int
 
 
 _NOTHING = World(Registry({}, ()), (0, 0), MappingProxyType({}), MappingProxyType({}))
@@ -218,15 +227,14 @@ class Galleries:
         with self._catalog.reading() as session:
             mark = model_rows.registry_mark(session)
             registry = old.registry if mark == old.registry_mark else model_rows.registry(session)
-            versions = select(GalleryRow.name, GalleryRow.id, GalleryRow.version)
+            versions = select(GalleryRow.id, GalleryRow.name, GalleryRow.version, GalleryRow.model_id)
             if self._asked_for is not None:
                 versions = versions.where(GalleryRow.name.in_(self._asked_for))
-            for name, gallery_id, version in session.execute(versions).all():
-                before = old.galleries.get(name)
+            for row in session.execute(versions).all():
+                newest = _Newest(*row)
+                name, before = newest.name, old.galleries.get(newest.name)
                 try:
-                    galleries[name] = self._snapshot(
-                        session, name, registry, before, gallery_id, version, leave_out=leave_out
-                    )
+                    galleries[name] = self._snapshot(session, newest, registry, before, leave_out=leave_out)
                 except _UNREADABLE as error:
                     damaged[name] = _refused_as(error), str(error)
                     if before is not None:
@@ -248,20 +256,18 @@ class Galleries:
     def _snapshot(
         self,
         session: Session,
-        name: str,
+        newest: _Newest,
         registry: Registry,
         old: Snapshot | None,
-        gallery_id: int,
-        version: int,
         *,
         leave_out: bool,
     ) -> Snapshot:
-        if old is not None and old.gallery_id != gallery_id:
+        if old is not None and old.gallery_id != newest.id:
             old = None  # deleted, and created anew under its name
-        if old is not None and old.version == version and time.monotonic() < old.look_again_at:
+        if old is not None and old.version == newest.version and time.monotonic() < old.look_again_at:
             return old
         faults.reached("refresh")
-        return _load(session, self._files, name, registry, old, leave_out=leave_out)
+        return _load(session, self._files, newest, registry, old, leave_out=leave_out)
 
 
 def _on_shelves(snapshot: Snapshot, before: Snapshot | None, place: Place | None) -> Snapshot:
@@ -286,13 +292,12 @@ def _same(one: World, other: World) -> bool:
 
 
 def _load(
-    session: Session, files: Files, name: str, registry: Registry, old: Snapshot | None, *, leave_out: bool
+    session: Session, files: Files, gallery: _Newest, registry: Registry, old: Snapshot | None, *, leave_out: bool
 ) -> Snapshot:
-    row = session.scalars(select(GalleryRow).where(GalleryRow.name == name)).one()
     opened = {view.id: view for view in old.segments} if old else {}
-    columns, whole = _columns(session, files, registry, row.id, opened, leave_out=leave_out)
-    deleted = dict(item_rows.deleted_since(session, row.id, old.version if old else -1))
-    there = (SegmentRow.gallery_id == row.id, SegmentRow.retired_at.is_(None))
+    columns, whole = _columns(session, files, registry, gallery.id, opened, leave_out=leave_out)
+    deleted = dict(item_rows.deleted_since(session, gallery.id, old.version if old else -1))
+    there = (SegmentRow.gallery_id == gallery.id, SegmentRow.retired_at.is_(None))
     listed = session.execute(select(SegmentRow.id, SegmentRow.ids_file).where(*there).order_by(SegmentRow.id)).all()
     new = {segment for segment, _ in listed if segment not in opened}
     segments = {each.id: each for (each,) in _rows_of(session, select(SegmentRow).where(*there), SegmentRow.id, new)}
@@ -305,12 +310,12 @@ def _load(
         )
         for segment, ids_file in listed
     ]
-    pins = upgrade_rows.pins(session, row.id)
+    pins = upgrade_rows.pins(session, gallery.id)
     return Snapshot(
-        gallery_id=row.id,
-        gallery=row.name,
-        version=row.version,
-        model=row.model.name,
+        gallery_id=gallery.id,
+        gallery=gallery.name,
+        version=gallery.version,
+        model=next(model.name for model in registry.models.values() if model.id == gallery.model_id),
         segments=tuple(views),
         shelves=(),
         retired=pins.retired,
