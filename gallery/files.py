@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -38,6 +39,9 @@ class Written:
 
 class Files:
     """One folder, addressed by relative names that only the server makes."""
+
+    #: folders in which files were renamed, where these are synced later
+    _to_sync: set[Path] | None = None
 
     def __init__(self, root: Path) -> None:
         """Use `root`, which is made if it does not exist."""
@@ -71,13 +75,28 @@ class Files:
                 os.fsync(handle.fileno())
             part.rename(path)
             faults.reached("rename")
-            sync_folder(path.parent)
+            if self._to_sync is None:
+                sync_folder(path.parent)
+            else:
+                self._to_sync.add(path.parent)
         except OSError as error:
             if error.errno in _FULL and error.filename is None:  # a handle does not say what it writes
                 error.filename = name
             raise
         finally:
             part.unlink(missing_ok=True)
+
+    @contextmanager
+    def together(self) -> Iterator[Files]:
+        """The same files; what is written to them is durable only when the block ends well.
+
+        One sync of a folder makes every rename in it durable, and costs a small write as much as the sync of a file.
+        """
+        files = copy(self)
+        files._to_sync = set()
+        yield files
+        for folder in sorted(files._to_sync):
+            sync_folder(folder)
 
     def remove(self, names: Iterable[str]) -> None:
         """Forget files. Readers that have them mapped keep their bytes until they let go."""

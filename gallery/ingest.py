@@ -9,6 +9,7 @@ Side-information is uniform in a segment: a request whose items have it only in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from sqlalchemy.orm import Session
@@ -38,6 +39,8 @@ class Upserted(NamedTuple):
 
     upserted: int
     version: int
+    #: whether an upgrade waits for it
+    queued: bool
 
 
 class Deleted(NamedTuple):
@@ -125,11 +128,12 @@ def _upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
         wanted = _wanted(session, row, model)
     accepted = accept_items(row, model, items)
     accept_for_upgrades(accepted, wanted.role, wanted.stack, wanted.pinned)
-    written = [_write(store, accepted, rows, wanted) for rows in accepted.uniform()]
+    with store.files.together() as files:
+        written = [_write(replace(store, files=files), accepted, rows, wanted) for rows in accepted.uniform()]
     names = [name for new in written for name in new.names]
     with store.catalog.transaction("upsert") as tx, store.files.unnamed(names):
         version = _publish(tx.session, accepted, wanted, written)
-    return Upserted(len(items.ids), version)
+    return Upserted(len(items.ids), version, wanted.role.queue is not None)
 
 
 def _wanted(session: Session, row: GalleryRow, model: EmbeddingModel) -> _Wanted:

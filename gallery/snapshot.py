@@ -13,10 +13,10 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import Row, Select, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from gallery import errors, faults
@@ -114,6 +114,15 @@ class World:
         return found
 
 
+class _Newest(NamedTuple):
+    """A gallery as the catalog has it now."""
+
+    id: int
+    name: str
+    version: int
+    model_id: int
+
+
 _NOTHING = World(Registry({}, ()), (0, 0), MappingProxyType({}), MappingProxyType({}))
 
 
@@ -148,6 +157,8 @@ class Galleries:
         self._seen = self._forgone = b""
         #: whether anything changed here since the last announcement of our own
         self._news = False
+        #: by the monotonic clock: when the reading of what is current began
+        self._read_at = -math.inf
         self._lock = threading.Lock()
         self.current = _NOTHING
 
@@ -167,12 +178,15 @@ class Galleries:
 
         To be called before a client is answered: whichever of them gets its next search, that sees what the client was told.
         """
+        asked = time.monotonic()
         with self._lock:
-            world = self._refreshed()
+            # A reading that began since then has seen what the caller did: of clients that write at once, not each needs its own.
+            if self._read_at <= asked:
+                self._refreshed()
             if self._commits is not None and self._news:
                 self._commits.announce()
                 self._news = False
-            return world
+            return self.current
 
     def let_go(self) -> None:
         """Close everything. A removed file takes place on the disk for as long as somebody has it mapped."""
@@ -196,6 +210,7 @@ class Galleries:
     def _refreshed(self) -> World:
         # Read before the catalog is: what is announced from now on may not be in there.
         seen = b"" if self._commits is None else self._commits.of_others()
+        began = time.monotonic()
         newer = self.current
         for left in reversed(range(_OPEN_ATTEMPTS)):
             newer = self._newer(newer, leave_out=left == 0)
@@ -203,7 +218,7 @@ class Galleries:
                 break
         self._news |= newer is not self.current
         self.current = newer
-        self._seen = seen
+        self._seen, self._read_at = seen, began
         return self.current
 
     def _newer(self, old: World, *, leave_out: bool) -> World:
@@ -212,15 +227,14 @@ class Galleries:
         with self._catalog.reading() as session:
             mark = model_rows.registry_mark(session)
             registry = old.registry if mark == old.registry_mark else model_rows.registry(session)
-            versions = select(GalleryRow.name, GalleryRow.id, GalleryRow.version)
+            versions = select(GalleryRow.id, GalleryRow.name, GalleryRow.version, GalleryRow.model_id)
             if self._asked_for is not None:
                 versions = versions.where(GalleryRow.name.in_(self._asked_for))
-            for name, gallery_id, version in session.execute(versions).all():
-                before = old.galleries.get(name)
+            for row in session.execute(versions).all():
+                newest = _Newest(*row)
+                name, before = newest.name, old.galleries.get(newest.name)
                 try:
-                    galleries[name] = self._snapshot(
-                        session, name, registry, before, gallery_id, version, leave_out=leave_out
-                    )
+                    galleries[name] = self._snapshot(session, newest, registry, before, leave_out=leave_out)
                 except _UNREADABLE as error:
                     damaged[name] = _refused_as(error), str(error)
                     if before is not None:
@@ -242,20 +256,18 @@ class Galleries:
     def _snapshot(
         self,
         session: Session,
-        name: str,
+        newest: _Newest,
         registry: Registry,
         old: Snapshot | None,
-        gallery_id: int,
-        version: int,
         *,
         leave_out: bool,
     ) -> Snapshot:
-        if old is not None and old.gallery_id != gallery_id:
+        if old is not None and old.gallery_id != newest.id:
             old = None  # deleted, and created anew under its name
-        if old is not None and old.version == version and time.monotonic() < old.look_again_at:
+        if old is not None and old.version == newest.version and time.monotonic() < old.look_again_at:
             return old
         faults.reached("refresh")
-        return _load(session, self._files, name, registry, old, leave_out=leave_out)
+        return _load(session, self._files, newest, registry, old, leave_out=leave_out)
 
 
 def _on_shelves(snapshot: Snapshot, before: Snapshot | None, place: Place | None) -> Snapshot:
@@ -280,16 +292,15 @@ def _same(one: World, other: World) -> bool:
 
 
 def _load(
-    session: Session, files: Files, name: str, registry: Registry, old: Snapshot | None, *, leave_out: bool
+    session: Session, files: Files, gallery: _Newest, registry: Registry, old: Snapshot | None, *, leave_out: bool
 ) -> Snapshot:
-    row = session.scalars(select(GalleryRow).where(GalleryRow.name == name)).one()
     opened = {view.id: view for view in old.segments} if old else {}
-    columns, whole = _columns(session, files, registry, row.id, opened, leave_out=leave_out)
-    deleted = dict(item_rows.deleted_since(session, row.id, old.version if old else -1))
-    there = (SegmentRow.gallery_id == row.id, SegmentRow.retired_at.is_(None))
+    columns, whole = _columns(session, files, registry, gallery.id, opened, leave_out=leave_out)
+    deleted = dict(item_rows.deleted_since(session, gallery.id, old.version if old else -1))
+    there = (SegmentRow.gallery_id == gallery.id, SegmentRow.retired_at.is_(None))
     listed = session.execute(select(SegmentRow.id, SegmentRow.ids_file).where(*there).order_by(SegmentRow.id)).all()
     new = {segment for segment, _ in listed if segment not in opened}
-    segments = {each.id: each for each in session.scalars(select(SegmentRow).where(*there, *_only(SegmentRow.id, new)))}
+    segments = {each.id: each for (each,) in _rows_of(session, select(SegmentRow).where(*there), SegmentRow.id, new)}
     views = [
         without(
             still_open(files, opened[segment], ids_file, columns.get(segment, {}))
@@ -299,12 +310,12 @@ def _load(
         )
         for segment, ids_file in listed
     ]
-    pins = upgrade_rows.pins(session, row.id)
+    pins = upgrade_rows.pins(session, gallery.id)
     return Snapshot(
-        gallery_id=row.id,
-        gallery=row.name,
-        version=row.version,
-        model=row.model.name,
+        gallery_id=gallery.id,
+        gallery=gallery.name,
+        version=gallery.version,
+        model=next(model.name for model in registry.models.values() if model.id == gallery.model_id),
         segments=tuple(views),
         shelves=(),
         retired=pins.retired,
@@ -340,12 +351,8 @@ def _columns(
     ).all()
     there = {(segment, names[model].name) for _, segment, model, _ in listed}
     new = {each for each, _, _, index in listed if each not in known or known[each].index_file != index}
-    rows = {
-        row.id: (row, count)
-        for row, count in session.execute(
-            select(ColumnRow, SegmentRow.rows).join(SegmentRow).where(*published, *_only(ColumnRow.id, new))
-        )
-    }
+    asked = select(ColumnRow, SegmentRow.rows).join(SegmentRow).where(*published)
+    rows = {row.id: (row, count) for row, count in _rows_of(session, asked, ColumnRow.id, new)}
     for each, segment, model_id, index_file in listed:
         model = names[model_id]
         if each not in new:
@@ -365,6 +372,10 @@ def _columns(
     return found, whole
 
 
-def _only(column: InstrumentedAttribute[int], ids: Collection[int]) -> tuple[ColumnElement[bool], ...]:
+def _rows_of(
+    session: Session, statement: Select[*tuple[Any, ...]], column: InstrumentedAttribute[int], ids: Collection[int]
+) -> Iterable[Row[*tuple[Any, ...]]]:
     """Rows of these ids; of all, where they are many. To read what is open already would take most of the time of a refresh."""
-    return () if len(ids) > _NAMED else (column.in_(ids),)
+    if not ids:
+        return ()
+    return session.execute(statement if len(ids) > _NAMED else statement.where(column.in_(ids)))

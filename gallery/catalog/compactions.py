@@ -16,7 +16,6 @@ from sqlalchemy import and_, case, delete, func, insert, literal, null, select, 
 from sqlalchemy.orm import Session
 
 from gallery.arrays import Dtype, Origin, Rows
-from gallery.catalog.items import deleted_rows
 from gallery.catalog.tables import (
     ColumnRow,
     GalleryRow,
@@ -112,14 +111,14 @@ def facts(session: Session, gallery_id: int) -> dict[int, Facts]:
     }
 
 
-def dead(session: Session, gallery_id: int) -> dict[int, int]:
-    """How many rows of each segment are deleted; those without a deleted row are left out."""
+def dead(session: Session, gallery_id: int, since: int) -> tuple[dict[int, int], int]:
+    """How many rows of each segment were deleted after a version, and until which; segments without such rows are left out."""
     rows = session.execute(
-        select(ItemRow.segment_id, func.count())
-        .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_not(None))
+        select(ItemRow.segment_id, func.count(), func.max(ItemRow.deleted_version))
+        .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version > since)
         .group_by(ItemRow.segment_id)
-    )
-    return dict(rows.all())
+    ).all()
+    return {segment: count for segment, count, _ in rows}, max((last or since for *_, last in rows), default=since)
 
 
 def segments(session: Session, ids: Collection[int]) -> list[SegmentRow]:
@@ -136,9 +135,13 @@ def columns(session: Session, ids: Collection[int]) -> dict[int, list[ColumnRow]
     return dict(found)
 
 
-def live_rows(session: Session, segment: SegmentRow) -> Rows:
-    """The rows of a segment that are live, ascending."""
-    return np.setdiff1d(np.arange(segment.rows, dtype=np.int64), deleted_rows(session, segment.id))
+def live_rows(session: Session, segments: Sequence[SegmentRow]) -> list[Rows]:
+    """Of each segment, the rows that are live, ascending."""
+    deleted: dict[int, list[int]] = defaultdict(list)
+    there = (ItemRow.segment_id.in_([segment.id for segment in segments]), ItemRow.deleted_version.is_not(None))
+    for segment_id, row in session.execute(select(ItemRow.segment_id, ItemRow.row).where(*there)):
+        deleted[segment_id].append(row)
+    return [np.setdiff1d(np.arange(segment.rows, dtype=np.int64), deleted[segment.id]) for segment in segments]
 
 
 def move_items(session: Session, old: Collection[int], new: int, *, read_at: int, version: int) -> int:
@@ -242,5 +245,7 @@ def answered(session: Session, look: Look) -> None:
 def _held(session: Session, gallery_id: int) -> set[int | str | None]:
     """The ids of active upgrades, and of the segments that they have work for."""
     active = set(session.scalars(select(UpgradeRow.id).where(UpgradeRow.gallery_id == gallery_id, UpgradeRow.active)))
+    if not active:
+        return set()
     work = session.scalars(select(UpgradeSegmentRow.segment_id).where(UpgradeSegmentRow.upgrade_id.in_(active)))
     return {*active, *work}

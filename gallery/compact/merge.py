@@ -9,13 +9,14 @@ Upserts and deletes are not held up either: what they marked since the read is m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
 from typing import NamedTuple
 
 import structlog
+from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.arrays import Rows, Stored
@@ -73,6 +74,27 @@ class Planned(NamedTuple):
     held: bool
 
 
+class Dead:
+    """How many rows of each segment are deleted: counted once, and not at each look, since a mark never goes."""
+
+    def __init__(self) -> None:
+        """Nothing is counted yet."""
+        #: by gallery: counts by segment, and the version up to which they are
+        self._known: dict[int, tuple[dict[int, int], int]] = {}
+
+    def of(self, session: Session, gallery_id: int, segments: Collection[int]) -> Mapping[int, int]:
+        """The counts of a gallery's segments; those without a deleted row are left out. The others are forgotten."""
+        before, since = self._known.get(gallery_id, ({}, -1))
+        more, until = compactions.dead(session, gallery_id, since)
+        counts = {s: before.get(s, 0) + more.get(s, 0) for s in segments if s in before or s in more}
+        self._known[gallery_id] = counts, until
+        return counts
+
+    def keep(self, galleries: Collection[int]) -> None:
+        """Forget all other galleries."""
+        self._known = {gallery: known for gallery, known in self._known.items() if gallery in galleries}
+
+
 class _Column(NamedTuple):
     """A durable column of the new segment."""
 
@@ -114,14 +136,16 @@ def looked(store: Store) -> list[Look]:
         return compactions.galleries(session)
 
 
-def planned(store: Store, look: Look, rule: Rule) -> Planned:
-    """The merges that a gallery wants now."""
+def planned(store: Store, look: Look, rule: Rule, dead: Dead | None = None) -> Planned:
+    """The merges that a gallery wants now; `dead` is what earlier looks counted."""
     if not rule.segments and look.asked_at is None:
         return Planned([], held=False)
     with store.catalog.reading() as session:
         found = compactions.facts(session, look.gallery_id)
-        dead = compactions.dead(session, look.gallery_id)
-    pieces = (Piece(f.segment_id, f.rows, f.rows - dead.get(f.segment_id, 0), f.kind, f.held) for f in found.values())
+        deleted = (dead or Dead()).of(session, look.gallery_id, found)
+    pieces = (
+        Piece(f.segment_id, f.rows, f.rows - deleted.get(f.segment_id, 0), f.kind, f.held) for f in found.values()
+    )
     everything = rule._replace(everything=rule.everything or look.asked_at is not None)
     return Planned(merges(pieces, everything), any(f.held for f in found.values()))
 
@@ -194,7 +218,7 @@ def _read(store: Store, gallery_id: int, segments: Sequence[int]) -> _Job | None
             version=gallery.version,
             facts={segment: found[segment] for segment in segments},
             segments=rows,
-            kept=[compactions.live_rows(session, row) for row in rows],
+            kept=compactions.live_rows(session, rows),
             columns=[
                 (model_rows.as_model(session.get_one(ModelRow, model)), of_model) for model, of_model in columns.items()
             ],

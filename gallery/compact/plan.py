@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-DUST_ROWS = 1024  # to write these again costs no more than to make a file
+DUST_ROWS = 64  # to write these again costs no more than to make a file, in their columns and in the catalog
 #: segments in one merge: each is a value in several statements, and SQLite takes 32,766 of those, PostgreSQL 65,535
 AT_ONCE = 2000
 _WORN_ROWS = 1024  # for fewer deleted rows, a segment is not written again

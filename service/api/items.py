@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,7 +15,6 @@ from starlette.concurrency import run_in_threadpool
 from gallery import errors, ingest
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
-from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ItemRow
 from gallery.new_items import NewItems
 from gallery.spaces import EmbeddingModel
@@ -164,7 +164,7 @@ def upsert_items(
         raise named(error, items.ids) from error
     process.metrics.counts.upserted(done.upserted)
     large = len(items.ids) >= process.store.settings.exact_below
-    process.written(nudge=large or _is_upgraded(process, gallery))
+    process.written(nudge=large or done.queued)
     return Upserted(upserted=done.upserted, version=done.version)
 
 
@@ -210,18 +210,21 @@ def get_item(
 
 
 def _stored(process: Process, gallery: str, item: str) -> tuple[SegmentView, ItemRow]:
-    """Where an item is, in the catalog and in the newest snapshot.
+    """Where an item is, in the catalog and in a snapshot.
 
-    Between the two reads the item's segment may have become part of a larger one; then both are read again.
+    What is in memory has most items. Where it lacks the item's segment, as when that has just become part of a larger one, both
+    are read again.
     """
+    world = process.catch_up.world()
     for _ in range(_LOOKS):
         with process.store.catalog.reading() as session:
             row = gallery_rows.gallery_row(session, gallery)
             found = item_rows.live_item(session, row.id, item)
-        snapshot = process.galleries.refresh().snapshot(gallery)
-        view = next((view for view in snapshot.segments if view.id == found.segment_id), None)
-        if view is not None:
-            return view, found
+        with suppress(errors.GalleryNotFound):  # another process has just made it
+            segments = world.snapshot(gallery).segments
+            if (view := next((view for view in segments if view.id == found.segment_id), None)) is not None:
+                return view, found
+        world = process.galleries.refresh()
     raise errors.ItemNotFound(f"the gallery has no item {item!r}")
 
 
@@ -257,15 +260,6 @@ def _from_json_side(body: ItemsBody, model: EmbeddingModel) -> tuple[NDArray[Any
 
 def _stack(vectors: Sequence[NDArray[Any] | None], dimension: int, model: str, field: str) -> NDArray[Any]:
     return stack(vectors, dimension, model, "/items/{row}/" + field)
-
-
-def _is_upgraded(process: Process, gallery: str) -> bool:
-    """Whether an upgrade waits for what was just written."""
-    snapshot = process.catch_up.world().galleries.get(gallery)
-    if snapshot is None:
-        return False
-    with process.store.catalog.reading() as session:
-        return upgrade_rows.active_of(session, snapshot.gallery_id) is not None
 
 
 def _columns(view: SegmentView, row: int, *, vectors: bool) -> list[ItemColumn]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from sqlalchemy import event
 
 from gallery import errors, ingest, removal
+from gallery.files import PART
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
 from tests.gallery.world import Linear, World, found
@@ -46,6 +49,21 @@ def test_a_write_reads_the_registry_only_for_a_model_that_is_none_of_the_gallery
     assert read("old", ONE, side=SIDE) == 0
     each_world.start()
     assert read("old", ONE, side=SIDE) == 0
+
+
+def test_a_write_syncs_each_of_its_files_and_their_folder_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, sync = Counter[str](), os.fsync
+
+    def counted(handle: int) -> None:
+        synced[Path(f"/proc/self/fd/{handle}").readlink().name] += 1
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    world.upsert("old", ["b", "c"], np.ones((2, 4)), side=SIDE, has_side=[True, False])
+    (written,) = (world.store.files.root / "columns").iterdir()
+    names = [file.name for file in written.iterdir()]
+    assert len(names) == 3 + 2, "ids and embeddings of two segments, and side-information of one"
+    assert synced == Counter([written.name, *(name + PART for name in names)])
 
 
 def test_a_request_with_one_bad_item_changes_nothing(each_world: World) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +49,48 @@ def test_of_many_segments_a_write_reads_only_what_is_new(each_world: World) -> N
     assert [
         at for at, (now, then) in enumerate(zip(last.segments, after.segments, strict=True)) if now is not then
     ] == [3]
+
+
+def test_a_write_is_seen_by_eight_statements_and_a_deletion_by_six(each_world: World) -> None:
+    statements: list[str] = []
+    event.listen(each_world.store.catalog.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+
+    def asked() -> int:
+        statements.clear()
+        each_world.galleries.refresh()
+        return sum(statement.startswith("SELECT") for statement in statements)
+
+    each_world.galleries.refresh()
+    each_world.upsert("old", ["a", "b"], np.ones((2, 4)))
+    assert asked() == 8
+    each_world.delete("a")
+    assert asked() == 6, "nothing is new of segments and columns"
+
+
+def test_clients_that_write_at_once_share_a_reading_of_the_catalog(each_world: World) -> None:
+    clients, read, go_on = 16, list[str](), threading.Event()
+    written = threading.Barrier(clients + 1, action=go_on.set)
+
+    def reading(*given: Any) -> None:
+        """The first reading goes on once all have written, so they wait for it."""
+        if given[2].startswith("SELECT galleries.id, galleries.name, galleries.version"):
+            read.append(given[2])
+            go_on.wait()
+
+    def client(at: int) -> bool:
+        each_world.upsert("old", [f"i{at}"], np.ones((1, 4)))
+        written.wait()
+        seen = each_world.galleries.announced().snapshot(GALLERY)
+        return f"i{at}" in [view.ids[0] for view in seen.segments]
+
+    event.listen(each_world.store.catalog.engine, "before_cursor_execute", reading)
+    with ThreadPoolExecutor(clients + 1) as pool:
+        first = pool.submit(each_world.galleries.announced)
+        others = [pool.submit(client, at) for at in range(clients)]
+        written.wait()
+        first.result()
+        assert all(other.result() for other in others)
+    assert len(read) < clients + 1
 
 
 def test_of_many_new_segments_all_are_read(each_world: World, monkeypatch: Any) -> None:

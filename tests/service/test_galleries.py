@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,25 @@ def test_a_page_of_galleries_takes_as_many_statements_as_one_gallery(world: Worl
         world.post("/galleries", {"name": f"more-{number}", "model": "old"})
     assert fewest() == alone
     assert sum("FROM items" in statement for statement in statements) <= 2
+
+
+def test_a_small_write_takes_three_transactions_and_to_read_an_item_takes_one(world: World) -> None:
+    """One reads what the write must be, one writes, and one reads for searches; each waits for the database several times."""
+    begun: list[object] = []
+
+    def fewest(act: Callable[[], object]) -> int:
+        """This process looks for newer versions, too."""
+        found = []
+        for _ in range(5):
+            begun.clear()
+            act()
+            found.append(len(begun))
+        return min(found)
+
+    event.listen(world.store.catalog.engine, "checkout", lambda *given: begun.append(given))
+    assert fewest(lambda: world.upsert({"id": "new", "embedding": [1, 1, 1, 1]})) == 3
+    assert fewest(lambda: world.post(f"{ITEMS}/delete", {"ids": ["item-1"]})) == 2
+    assert fewest(lambda: world.get(f"{ITEMS}/item-2")) == 1
 
 
 def test_native_and_derived_items_are_counted_while_an_upgrade_runs(world: World) -> None:

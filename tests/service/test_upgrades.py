@@ -110,6 +110,13 @@ def test_every_change_nudges_the_workers(world: World) -> None:
     assert len(world.nudges) == before + 5
 
 
+def test_a_write_that_no_upgrade_has_work_for_nudges_nobody(world: World) -> None:
+    world.start()
+    before = len(world.nudges)
+    world.upsert({"id": "late", "embedding": [1, 1, 1, 1, 1]}, model="new")
+    assert len(world.nudges) == before
+
+
 def test_an_idempotency_key_starts_one_upgrade(world: World) -> None:
     headers = {"Idempotency-Key": "once"}
     body = {"gallery": GALLERY, "transformation": "old-to-new"}

@@ -403,6 +403,50 @@ def test_no_statement_names_all_of_the_segments_that_are_reclaimed(world: World)
     assert most <= AT_ONCE
 
 
+def test_a_merge_takes_as_many_statements_however_many_segments_it_takes(each_world: World) -> None:
+    statements: list[str] = []
+    event.listen(each_world.store.catalog.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+
+    def merged(requests: int) -> int:
+        fill(each_world, requests=requests)
+        (look,) = merge.looked(each_world.store)
+        small = max(merge.planned(each_world.store, look, EVERYTHING).merges, key=len)
+        assert len(small) == requests
+        statements.clear()
+        assert merge.merge(each_world.store, look.gallery_id, small)
+        return len(statements)
+
+    assert merged(3) == merged(12)
+
+
+def test_a_look_for_merges_counts_only_what_was_deleted_since_the_last(world: World) -> None:
+    world.upsert("old", [f"i{row}" for row in range(2000)], np.ones((2000, 4)))
+    world.delete(*(f"i{row}" for row in range(900)))
+    (look,), rule, dead, steps = merge.looked(world.store), Rule(2, 100_000), merge.Dead(), 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    def looked() -> tuple[merge.Planned, int]:
+        """What is planned, and how many steps SQLite's machine takes for it."""
+        before = steps
+        return merge.planned(world.store, look, rule, dead), steps - before
+
+    event.listen(
+        world.store.catalog.engine, "checkout", lambda connection, *_: connection.set_progress_handler(count, 1)
+    )
+    nothing, first = looked()
+    assert first > 900
+    world.delete("i900")
+    assert looked()[0] == nothing
+    _, again = looked()
+    assert again < first / 4
+    world.delete(*(f"i{row}" for row in range(1024)))
+    worn, _ = looked()
+    assert worn.merges == merge.planned(world.store, look, rule).merges == [(1,)]
+
+
 def test_what_was_asked_for_is_remembered_until_it_is_done(world: World) -> None:
     fill(world, requests=2)
     never = Rule(0, 1000)
@@ -435,12 +479,12 @@ def write_and_delete(world: World, which: int) -> dict[str, tuple[Any, Any]]:
 
 def test_writers_searches_an_upgrade_and_merges_at_once_lose_nothing(each_world: World) -> None:
     """No search finds an id twice, or fails; in the end all is there that each writer left of its ids."""
-    done, made = threading.Event(), list[bool]()
+    done, made, dead = threading.Event(), list[bool](), merge.Dead()
 
     def compact() -> None:
         while not done.is_set():
             for look in merge.looked(each_world.store):
-                planned = merge.planned(each_world.store, look, EVERYTHING).merges
+                planned = merge.planned(each_world.store, look, EVERYTHING, dead).merges
                 made.extend(merge.merge(each_world.store, look.gallery_id, each) for each in planned)
             merge.reclaim(each_world.store, 5)
 

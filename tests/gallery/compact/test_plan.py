@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,18 +77,19 @@ def test_merging_comes_to_an_end_with_few_segments_and_every_live_row(found: lis
     assert all(piece.live or piece.held for piece in now)
 
 
-def test_a_row_is_written_again_once_per_size_and_not_once_per_request() -> None:
-    rule, written, now, new = Rule(8, 100_000), 0, list[Piece](), 0
+@pytest.mark.parametrize("rows", [1, 10])
+def test_a_row_is_written_again_once_per_size_and_not_once_per_request(rows: int) -> None:
+    rule, written, now, new = Rule(16, 100_000), 0, list[Piece](), 0
     for _ in range(5000):
         new += 1
-        now.append(Piece(new, 10, 10, "a"))
+        now.append(Piece(new, rows, rows, "a"))
         for merge in merges(now, rule):
             live = sum(piece.live for piece in now if piece.segment_id in merge)
             written, new = written + live, new + 1
             now = [piece for piece in now if piece.segment_id not in merge] + [Piece(new, live, live, "a")]
-    assert sum(piece.live for piece in now) == 50_000
+    assert sum(piece.live for piece in now) == 5000 * rows
     assert len(now) < 4 * rule.segments
-    assert written < 12 * 50_000
+    assert written < 6 * 5000 * rows
 
 
 def test_where_there_is_time_for_one_merge_only_no_kind_of_segments_waits_for_ever() -> None:
