@@ -260,24 +260,25 @@ def create_key(
 @keys.command("list")
 def list_keys(data: Data = None) -> None:
     """List keys, without the keys themselves."""
-    from forwardfill.data_folder import migrated
+    from forwardfill.data_folder import present
     from service import keys as api_keys
 
     _environment(DATA=data)
     table = Table("name", "scope", "created", "revoked")
-    for key in api_keys.list_keys(migrated()):
-        table.add_row(key.name, key.scope, f"{key.created_at:%Y-%m-%d %H:%M}", f"{key.revoked_at or ''}")
+    for key in api_keys.list_keys(present()):
+        times = (f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.revoked_at))
+        table.add_row(key.name, key.scope, *times)
     show(table)
 
 
 @keys.command("revoke")
 def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], data: Data = None) -> None:
     """Revoke a key: it stops working within a second."""
-    from forwardfill.data_folder import migrated
+    from forwardfill.data_folder import present
     from service import keys as api_keys
 
     _environment(DATA=data)
-    api_keys.revoke_key(migrated(), name)
+    api_keys.revoke_key(present(), name)
     say(f"{name} is revoked.")
 
 

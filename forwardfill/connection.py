@@ -12,7 +12,10 @@ from forwardfill.errors import NOT_A_PROBLEM, ImpossibleName
 from forwardfill.settings import ClientSettings
 from forwardfill.terminal import refuse
 
-_KEY_HINT = "; set FORWARDFILL_API_KEY to a key that may; `forwardfill keys create` makes one, where the service runs"
+_KEY_HINT = (
+    "; set FORWARDFILL_API_KEY to a key that may; `forwardfill keys create` makes one, where the service runs, with its "
+    "FORWARDFILL_DATA and FORWARDFILL_DATABASE_URL"
+)
 
 _URL_HINT = "; FORWARDFILL_URL should be the service's own address"
 

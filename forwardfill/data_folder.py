@@ -38,17 +38,22 @@ def migrated() -> Catalog:
     return catalog
 
 
-def current() -> tuple[Catalog, Files]:
-    """Catalog and files, without migrating: a check for damage must not change anything first."""
-    settings = GallerySettings()
-    if not settings.data.is_dir():
-        refuse(f"FORWARDFILL_DATA: there is no folder {settings.data}")
-    catalog = Catalog(settings.database)
+def present() -> Catalog:
+    """The catalog, where there is one of this version: nothing is made or migrated."""
+    catalog = Catalog(GallerySettings().database)
     if not schema.is_current(catalog):
         refuse(
             "The catalog's database is of an older version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."
         )
-    return catalog, Files(settings.data)
+    return catalog
+
+
+def current() -> tuple[Catalog, Files]:
+    """Catalog and files, as they are: a check for damage must not change anything first."""
+    settings = GallerySettings()
+    if not settings.data.is_dir():
+        refuse(f"FORWARDFILL_DATA: there is no folder {settings.data}")
+    return present(), Files(settings.data)
 
 
 def store() -> Store:

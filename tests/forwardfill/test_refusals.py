@@ -61,7 +61,6 @@ def run(*arguments: str) -> Any:
         ("worker", "DEVICE", "cuda:99", "cannot compute on 'cuda:99'"),
         ("models list", "URL", "geheim", "FORWARDFILL_URL: is not of the form http://"),
         ("models list", "API_KEY", "geheim geheim", "FORWARDFILL_API_KEY: has spaces"),
-        ("keys revoke nobody", "DATABASE_URL", "", "no key is named 'nobody'"),
     ],
 )
 def test_it_ends_in_one_line_that_names_it_and_tells_no_secret(
@@ -92,6 +91,21 @@ def test_a_folder_that_is_nothing_is_not_taken_for_the_present_one(
     told = f"Invalid value for '{option}': it is empty; name a folder, or leave the option out"
     assert told in ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["keys list", "keys revoke one"])
+def test_keys_are_looked_for_where_a_catalog_is_and_none_is_made_for_it(command: str, tmp_path: Path) -> None:
+    ended = run(*command.split())
+    assert ended.exit_code == 2, ended.exception
+    assert "FORWARDFILL_DATA" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_is_not_there_is_not_revoked() -> None:
+    assert run("migrate").exit_code == 0
+    ended = run("keys", "revoke", "nobody")
+    assert (ended.exit_code, ended.stderr) == (2, "no key is named 'nobody'\n")
 
 
 def test_several_processes_are_not_started_where_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

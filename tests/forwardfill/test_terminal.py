@@ -158,6 +158,7 @@ def test_what_is_listed_is_as_wide_as_somebody_wants(
 
 
 def test_a_width_of_nothing_hides_nothing() -> None:
+    assert run("migrate").exit_code == 0
     asked = [sys.executable, "-m", "forwardfill", "keys", "list"]
     told = subprocess.run(asked, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "0"}).stdout
     assert "revoked" in told
