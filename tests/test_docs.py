@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,6 +158,27 @@ def test_every_command_that_is_named_exists_with_its_options() -> None:
             elif word.startswith("--") and word != "--help":
                 options = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
                 assert word.partition("=")[0] in options, f"{where} says: forwardfill {' '.join(words)}"
+
+
+def test_drafts_of_migrations_that_were_thrown_away_are_in_the_way_of_no_other(tmp_path: Path) -> None:
+    blocks = code_blocks((ROOT / "CONTRIBUTING.md").read_text(), "bash")
+    (command,) = (each for each in blocks if "schema.revise" in each)
+    command = textwrap.dedent(command).replace(".venv/bin/python", shlex.quote(sys.executable))
+    for name in ("gallery", "migrations"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    versions = tmp_path / "migrations" / "versions"
+    there = set(versions.glob("*.py"))
+
+    def draft() -> set[Path]:
+        subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True, capture_output=True)
+        return set(versions.glob("*.py")) - there
+
+    draft()
+    two = draft()  # the second knows the first
+    assert len(two) == 2
+    for each in two:
+        each.unlink()
+    assert len(draft()) == 1
 
 
 # --- states -----------------------------------------------------------------------------------------------------------
