@@ -134,9 +134,12 @@ class Judge(ABC):
         return {weight: self.settled(np.concatenate(parts)) for weight, parts in judged.items()}
 
     def means(self, judged: Floats) -> Measured:
-        """Return the mean of each measure over the queries that have something to find."""
+        """Return the mean of each measure over the queries that have something to find, from 0 to 1.
+
+        The mean of what queries contribute to an extrapolated recall of nothing (`carried`) may be rounded to below it.
+        """
         counted = _counted(judged)
-        means = counted.mean(axis=0) if len(counted) else np.zeros(len(self.measures))
+        means = np.clip(counted.mean(axis=0), 0, 1) if len(counted) else np.zeros(len(self.measures))
         return dict(zip(self.measures, map(float, means), strict=True))
 
     def _each(self, blocks: Iterable[tuple[int, Scores]]) -> Floats:

@@ -105,6 +105,14 @@ class TestVerdictOfAGallery:
         assert verdict.upgrade_gains is not silent
         assert verdict.decision == ("stay" if silent else "upgrade")
 
+    def test_a_search_that_finds_next_to_nothing_has_no_recall_below_nothing(self) -> None:
+        sample = Sample(pairs=world(400, noise=1.5, fine=0.2), queries=200)
+        judge = judge_of(sample, metric="euclidean", gallery=10_000)
+        for queries in range(20, 200):  # rounding goes either way
+            seen = np.zeros((queries, 10))
+            seen[0, 8:] = 1 / 9, 1 / 10
+            assert judge.means(judge.settled(seen))["recall"] >= 0
+
     def test_labels_need_no_gallery(self) -> None:
         few, module = world(400, noise=1.5, fine=0.2), only_coarse()
         labels = (few.target[:, 0] > 0).astype(np.int64)
