@@ -41,7 +41,10 @@ def test_every_relative_link_resolves(document: Path) -> None:
             assert (ROOT / document.parent / target).exists(), f"{document} links to {link}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/operating.md"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/operating.md", "docs/methods.md", "docs/vectors.md"],
+)
 def test_every_path_that_is_named_exists(document: str) -> None:
     folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
     text = (ROOT / document).read_text()
@@ -121,7 +124,7 @@ def commands(program: str) -> Iterator[tuple[str, list[str]]]:
     """Each call of a program in shell blocks and code spans of the documents, and in the files that start processes."""
     call = re.compile(rf"(?:^|[\s;&|(/]){program}( [^#;&|)`\n]*)?(?=$|[#;&|)`\n])", re.MULTILINE)
     for document in DOCUMENTS:
-        text = (ROOT / document).read_text()
+        text = (ROOT / document).read_text().replace("\\\n", "")  # a command that goes on in the next line
         code = [*code_blocks(text, "bash"), *re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)]
         for each in code:
             for arguments in call.findall(each):
