@@ -93,3 +93,29 @@ def test_a_catalog_that_is_moved_to_postgresql_as_the_guide_says_goes_on_there(
     with catalog.reading() as session:
         assert session.scalars(select(GalleryRow.name).order_by(GalleryRow.id)).all() == [GALLERY, "another"]
     catalog.close()
+
+
+def test_a_backup_that_is_taken_and_restored_as_the_guide_says_has_everything(tmp_path: Path, four_items: Path) -> None:
+    save, restore = (
+        block
+        for block in re.findall(r"(?s)```bash\n(.*?)```", GUIDE.partition("## Backup and restore")[2])
+        if "data.tar" in block
+    )
+    data = tmp_path / "forwardfill-data"
+    shutil.copytree(four_items, data)
+    there = {each.relative_to(data) for each in data.rglob("*") if each.is_file()}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FORWARDFILL_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+
+    def run(commands: str) -> str:
+        ran = subprocess.run(
+            ["bash", "-euc", commands], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
+    run(save)
+    shutil.rmtree(data)
+    assert GALLERY in run(restore)
+    restored = {each.relative_to(data) for each in data.rglob("*") if each.is_file()}
+    assert all(each.name.startswith("catalog.sqlite3-") for each in there - restored)
