@@ -339,6 +339,9 @@ def _pairs(given: Sequence[str] | None, option: str, form: str) -> dict[str, str
 def _vector(file: Path) -> npt.NDArray[Any]:
     """The one vector of a file, (dimension,) or (1, dimension)."""
     try:
-        return real(loaded(file), str(file)).reshape(-1)
+        found = real(loaded(file), str(file))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if found.ndim > 1 and len(found) != 1:
+        raise typer.BadParameter(f"{file} has {len(found)} vectors, and a query is one: store a row of it")
+    return found.reshape(-1)

@@ -197,6 +197,13 @@ def test_a_query_to_explain_that_is_not_real_is_refused(world: World, tmp_path: 
     assert "real numbers, not complex64" in " ".join(refused.stderr.replace("│", "").split())
 
 
+def test_a_file_of_many_vectors_is_no_query_to_explain(world: World, tmp_path: Path) -> None:
+    np.save(tmp_path / "queries.npy", np.ones((3, 4), np.float32))
+    refused = run("galleries", "explain", GALLERY, "--model", "old", "--vector", "queries.npy")
+    assert refused.exit_code == 2
+    assert "queries.npy has 3 vectors" in refused.output
+
+
 def test_an_empty_file_of_a_query_to_explain_is_refused_by_its_name(world: World, tmp_path: Path) -> None:
     (tmp_path / "query.npy").write_bytes(b"")
     refused = run("galleries", "explain", GALLERY, "--model", "old", "--vector", "query.npy")
