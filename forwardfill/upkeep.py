@@ -129,5 +129,6 @@ def _tell(found: Mapping[str, Outcome]) -> None:
 
 
 def _tell_one(colour: str, name: str, segment: int | None, file: str | None, what: str) -> None:
-    where = ", ".join([*([f"segment {segment}"] if segment is not None else []), *([file] if file is not None else [])])
-    say(": ".join([name, where, what]), style=colour)
+    segments = [] if segment is None else [f"segment {segment}"]
+    files = [] if file is None or file in what else [file]
+    say(": ".join([name, *segments, *files, what]), style=colour)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -198,6 +199,7 @@ def test_what_is_wrong_is_found_and_named(world: World, damage: Callable[[World]
     assert found.exit_code == 1, found.output
     told = [line for line in found.output.splitlines() if ": " in line]
     assert any(all(word in line for word in expected) for line in told), found.output
+    assert not re.search(r"(\w+/\S+): \1", found.output), "a file is named once"
 
 
 def test_with_repair_it_makes_anew_what_it_can_and_names_the_rest(world: World) -> None:
