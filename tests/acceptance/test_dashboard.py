@@ -614,6 +614,14 @@ def test_whom_an_upgrade_is_chosen_by_sees_its_title_and_its_verbs_however_far_d
         expect(last).to_be_focused()
 
 
+def test_whoever_chooses_an_upgrade_in_its_gallery_on_a_small_screen_sees_its_verbs(world: World, visit: Visit) -> None:
+    world.prepared().filled().start()
+    person = visit(world.client.base_url)
+    person.page.set_viewport_size({"width": 360, "height": 500})
+    person.page.get_by_role("button", name=f"Upgrade to new: {PHOTOS}").click()
+    expect(person.chosen.get_by_role("button", name="Cancel…")).to_be_in_viewport()
+
+
 def test_who_was_asked_about_a_verb_that_is_gone_meanwhile_stays_among_the_verbs(world: World, visit: Visit) -> None:
     upgrade = world.prepared().filled().upgraded()
     person = visit(world.client.base_url)
