@@ -31,6 +31,7 @@ from service.process import Process, ProcessDep
 _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
 _NOT_COUNTED = 64 * 1024  # bytes of a body that need no room: as many wait in the buffers of each connection anyway
 _NUMBERS = frozenset({int, float})
+_BASE64 = "the base64 of little-endian float32 numbers, in its standard alphabet (+ and /) and padded"
 _IN_NUMBERS = b"-+.0123456789eE, \t\r\nNaInfity"  # NaN and infinity among them
 
 
@@ -58,8 +59,8 @@ def read_vector(value: object) -> NDArray[Any]:
         try:
             return np.frombuffer(binascii.a2b_base64(value, strict_mode=True), dtype="<f4")
         except (binascii.Error, ValueError):
-            raise PydanticCustomError("invalid_vector", "not the base64 of little-endian float32 numbers") from None
-    raise PydanticCustomError("invalid_vector", "a vector is a list of numbers, or base64 of little-endian float32")
+            raise PydanticCustomError("invalid_vector", f"not {_BASE64}") from None
+    raise PydanticCustomError("invalid_vector", f"a vector is a list of numbers, or {_BASE64}")
 
 
 def _without_nul(value: str) -> str:
@@ -74,7 +75,7 @@ VECTOR_SCHEMA = {
         {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 8192},
         {"type": "string", "contentEncoding": "base64", "description": "little-endian float32"},
     ],
-    "description": "A list of numbers, or the base64 of little-endian float32 numbers.",
+    "description": f"A list of numbers, or {_BASE64}.",
     "examples": [[0.1, 0.2, 0.3]],
 }
 Vector = Annotated[NDArray[Any], PlainValidator(read_vector), JsonSchema(VECTOR_SCHEMA)]

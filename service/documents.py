@@ -24,6 +24,7 @@ from service.errors import (
     Forbidden,
     HeadersTooLarge,
     InternalError,
+    InvalidHttp,
     InvalidJson,
     InvalidRequest,
     MethodNotAllowed,
@@ -50,6 +51,7 @@ _ALWAYS: tuple[type[GalleryError], ...] = (
     InvalidRequest,
     Overloaded,
     HeadersTooLarge,
+    InvalidHttp,
     InternalError,
     Unavailable,
     errors.Damaged,
@@ -78,7 +80,7 @@ def documented(
         optional: the body may be left out.
         other_content: what else is taken, by media type.
         already: what is answered with 200 if there was nothing to do.
-        located: the status that comes with the address of what was made.
+        located: the status that comes with the address of what was made; 200 comes with it too, if it was there already.
         answers: good answers beside the route's own, by status.
     """
     content = dict(other_content or {})
@@ -90,10 +92,11 @@ def documented(
         }
     extra = {"openapi_extra": {"requestBody": {"required": not optional, "content": content}}} if content else {}
     responses = problems((*_ALWAYS, *refuses, *(_WITH_BODY if content else ())))
-    if already is not None:
-        responses[200] = {"model": already, "description": "Nothing had to be done."}
+    address = {} if located is None else {"headers": {"Location": _LOCATION}}
     if located is not None:
-        responses[located] = {"headers": {"Location": _LOCATION}}
+        responses[located] = address
+    if already is not None:
+        responses[200] = {**address, "model": already, "description": "Nothing had to be done."}
     return {"responses": {**responses, **(answers or {})}, **extra}
 
 

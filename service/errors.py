@@ -2,7 +2,7 @@
 
 ServiceError: what only HTTP can refuse
   x Unauthenticated, Forbidden
-  x PageNotFound, MethodNotAllowed, HeadersTooLarge
+  x PageNotFound, MethodNotAllowed, HeadersTooLarge, InvalidHttp
   x InvalidJson, InvalidRequest, UnsupportedMediaType, BodyTooLarge, RequestTimeout, InvalidArrow
   x NoUncertainty
   x Overloaded, InternalError
@@ -72,6 +72,10 @@ class HeadersTooLarge(ServiceError):
     """The request's first line and headers are larger than is read."""
 
 
+class InvalidHttp(ServiceError):
+    """What came on the connection is not HTTP/1.1: a URL that is not percent-encoded, for example."""
+
+
 class InvalidJson(ServiceError):
     """The body is not JSON."""
 
@@ -127,6 +131,7 @@ class InternalError(ServiceError):
 
 #: the nearest class decides
 STATUS: Mapping[type[GalleryError], int] = {
+    InvalidHttp: 400,
     InvalidJson: 400,
     Unauthenticated: 401,
     Forbidden: 403,
@@ -152,6 +157,7 @@ HEADERS: Mapping[type[GalleryError], Mapping[str, str]] = {
     # What comes later would be taken for another request.
     RequestTimeout: {"Connection": "close"},
     HeadersTooLarge: {"Connection": "close"},
+    InvalidHttp: {"Connection": "close"},
     Overloaded: {"Retry-After": "1"},
     Unavailable: {"Retry-After": "1"},
     DiskFull: {"Retry-After": "10"},  # a person makes space

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import HeadersTooLarge, problem
+from service.errors import HeadersTooLarge, InvalidHttp, ServiceError, problem
 from service.express import Brief, Express
 from service.telemetry import new_request_id
 
@@ -27,6 +27,7 @@ MOST_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0
 # How long the body of a brief search may take to come. After that the application waits for it, and longer.
 _BODY_SECONDS = 0.1
+_NOT_HTTP = "this is not HTTP/1.1 as the service reads it; are path and query percent-encoded?"
 
 
 class Protocol(HttpToolsProtocol):
@@ -59,7 +60,7 @@ class Protocol(HttpToolsProtocol):
         self._read(data)
         self._useless = 0 if self._of_use else self._useless + len(data)
         if self._useless > MOST_BYTES and not self._refused:
-            self._refuse()
+            self._refuse(_too_large())
         self._wait()
 
     def on_headers_complete(self) -> None:
@@ -158,23 +159,22 @@ class Protocol(HttpToolsProtocol):
         """Whether a head has begun and is not complete."""
         return self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn calls it
         """Refuse what cannot be parsed."""
-        if self._too_large:
-            self._refuse()
-        else:
-            super().send_400_response(msg)
+        self._refuse(_too_large() if self._too_large else InvalidHttp(_NOT_HTTP))
 
-    def _refuse(self) -> None:
-        log.warning("headers_too_large", client=self.client and self.client[0])
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer with an error and close; after the answers of whole requests before it, for which it would be taken."""
+        log.warning(error.code, client=self.client and self.client[0])
         self._refused = True
-        if not self._in_head():  # trailers; what was asked for may have been answered by now
+        last, in_head = self.cycle, self._in_head()
+        if last is not None and last.response_started and not in_head:  # a rest of what was answered without it
             self.transport.close()
             return
-        if self.cycle is not None and not self.cycle.response_complete:  # a request before it is still being answered
-            self.cycle.keep_alive = False
+        before = last if in_head else self._begun
+        if before is not None and not before.response_complete and (in_head or before is not last):
+            before.keep_alive = False
             return
-        error = HeadersTooLarge(f"a request's first line and headers may have {MOST_BYTES} bytes", maximum=MOST_BYTES)
         answer = problem(error, new_request_id())
         head = [STATUS_LINE[answer.status_code]]
         head += [b"%b: %b\r\n" % each for each in (*self.server_state.default_headers, *answer.raw_headers)]
@@ -182,3 +182,7 @@ class Protocol(HttpToolsProtocol):
         self.transport.write_eof()
         # Closed while the client sends, the connection would be reset, and the answer lost on its way.
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+
+def _too_large() -> HeadersTooLarge:
+    return HeadersTooLarge(f"a request's first line and headers may have {MOST_BYTES} bytes", maximum=MOST_BYTES)

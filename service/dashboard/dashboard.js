@@ -1,12 +1,14 @@
 // The page: what it has read, when it reads again, and what happens where a person clicks.
 
-import { keepingFocus, show } from "./dom.js";
+import { keepingFocus, renew, show } from "./dom.js";
 import * as service from "./service.js";
 import * as view from "./view.js";
 
 const LOOK_MS = 3000; // the chosen upgrade has its stream, all else is read
 const AGAIN_MS = 1500; // after a failure
 const NEWEST = 20; // upgrades that are read each time; older ones when somebody asks for them
+const OTHERS = 12; // older ones that are active: so many are read each time, in turns
+const PAGE = 200; // galleries; of more than that a page is read each time, in turns
 const FAILURES = 50;
 // verbs that a person may insist on, by the problem that says what it costs
 const INSIST = { native_items_would_be_unreachable: { accept_unreachable: true }, gate_closed: { accept_below_gate: true } };
@@ -16,13 +18,17 @@ const LOST = "The service cannot be reached";
 const byId = (id) => document.getElementById(id);
 const seen = fresh();
 const lastIds = new Map(); // of each upgrade that was followed, the last event
+const readIn = new Map(); // of each upgrade that was read by itself, the reading that did
 let following = null;
 let turns = 0;
 let timer = null;
 
 function fresh() {
   const picked = location.hash.slice(1) || null;
-  return { galleries: null, upgrades: null, token: null, picked, failures: [], trouble: {}, refused: null, busy: false, lost: null, all: false };
+  return {
+    galleries: null, round: { found: [] }, upgrades: null, token: null, picked, failures: [], trouble: {}, refused: null, busy: false,
+    lost: null, all: false, sought: "",
+  };
 }
 
 // --- reading ---------------------------------------------------------------------------------------------------------
@@ -33,7 +39,7 @@ async function look() {
   if (document.hidden) return;
   const turn = ++turns;
   if (byId("main").hidden) said("status", "reading");
-  const [galleries, upgrades] = await Promise.allSettled([service.readAll("galleries", "galleries"), newest()]);
+  const [galleries, upgrades] = await Promise.allSettled([moreGalleries(seen.galleries, seen.round), newest()]);
   const failures = await Promise.resolve(upgrades.value && failuresOf(chosen(upgrades.value))).catch(() => seen.failures);
   if (turn !== turns) return; // a later reading has begun meanwhile
   const errors = [galleries.reason, upgrades.reason].filter(Boolean);
@@ -41,11 +47,11 @@ async function look() {
   byId("key-form").hidden = byId("key-problem").hidden = true;
   seen.lost = errors.find((error) => !(error instanceof service.Refused) || error.status >= 500 || error.status === 429) ?? null;
   if (!seen.lost) {
-    Object.assign(seen, { galleries: galleries.value ?? null, upgrades: upgrades.value ?? null, failures: failures ?? [] });
+    Object.assign(seen, galleries.value ?? { galleries: null }, { upgrades: upgrades.value ?? null, failures: failures ?? [] });
     seen.trouble = { galleries: galleries.reason?.message, upgrades: upgrades.reason?.message };
   }
-  render();
   listen();
+  render();
   comeAgain(seen.lost ? AGAIN_MS : LOOK_MS);
 }
 
@@ -54,6 +60,16 @@ const comeAgain = (ms) => {
   timer = setTimeout(look, ms);
 };
 
+/** All galleries at first; later a page of them at each reading, so that thousands ask no more of the service than a page does.
+ * `round` has what was read since the last time that all were: what is not in it when it is over is gone. */
+async function moreGalleries(known, { found, token }) {
+  const { galleries: page, next_page_token: next } = await service.read(`galleries?page_size=${PAGE}${service.next(token)}`);
+  const round = { found: [...found, ...page], token: next };
+  if (!next) return { galleries: round.found, round: { found: [] } };
+  if (!known) return moreGalleries(known, round);
+  return { galleries: [...new Map([...known, ...page].map((each) => [each.name, each])).values()], round };
+}
+
 /** The newest upgrades as they are now, and with them what else is of interest: what is active, what is chosen, and what was
  * asked for before. */
 async function newest() {
@@ -61,15 +77,25 @@ async function newest() {
   seen.token ??= seen.upgrades ? null : token;
   const found = new Map([...(seen.upgrades ?? []), ...page].map((each) => [each.id, each]));
   const current = new Set(page.map(({ id }) => id));
-  const active = [...found.values()].filter(view.isActive).map(({ id }) => id);
-  for (const id of new Set([seen.picked, ...active, ...(seen.galleries ?? []).map((gallery) => gallery.active_upgrade)])) {
-    if (!id || current.has(id)) continue;
+  await Promise.all(due(found, current).map(async (id) => {
     const other = await one(id);
+    readIn.set(id, turns);
     if (other) found.set(id, other);
     else found.delete(id);
     if (!other && id === seen.picked) seen.picked = null;
-  }
+  }));
   return sorted(found);
+}
+
+/** Which upgrades are read by themselves: the chosen one, then the active ones that waited longest, first those whose galleries are
+ * shown first. */
+function due(found, current) {
+  const mine = seen.picked ?? chosen()?.id;
+  const active = [...found.values()].filter(view.isActive).map(({ id }) => id);
+  const ofGalleries = view.matches(seen.galleries ?? [], seen.sought).map((gallery) => gallery.active_upgrade);
+  const wanted = [...new Set([mine, ...ofGalleries, ...active])].filter((id) => id && !current.has(id));
+  const since = (id) => (id === mine ? -1 : readIn.get(id) ?? 0);
+  return wanted.sort((one, other) => since(one) - since(other)).slice(0, OTHERS);
 }
 
 const one = (id) =>
@@ -125,9 +151,10 @@ function heard(id, { id: eventId, event, data }) {
   lastIds.set(id, eventId);
   const at = seen.upgrades?.findIndex((each) => each.id === id) ?? -1;
   if (at < 0) return;
-  if (event === "progress") seen.upgrades[at] = { ...seen.upgrades[at], progress: JSON.parse(data) };
-  else if (JSON.parse(data).state !== seen.upgrades[at].state) look(); // verbs, conditions and the gallery changed with it
-  render();
+  if (event === "progress") {
+    seen.upgrades[at] = { ...seen.upgrades[at], progress: JSON.parse(data) };
+    renderMoved(seen.upgrades[at]);
+  } else if (JSON.parse(data).state !== seen.upgrades[at].state) look(); // verbs, conditions and the gallery changed with it
 }
 
 // --- showing ---------------------------------------------------------------------------------------------------------
@@ -137,6 +164,8 @@ function render() {
   const upgrade = chosen();
   byId("main").hidden = false;
   byId("forget").hidden = !service.key.get();
+  byId("finder").hidden = !view.areMany(seen.galleries);
+  said("matches", seen.sought && seen.galleries ? view.found(seen) : "");
   byId("banner").hidden = !seen.lost;
   if (seen.lost) said("banner", `${seen.lost instanceof service.Refused ? seen.lost.message : LOST}. Trying again; what you see may be old.`);
   said("status", seen.lost ? "not connected" : following ? "live" : "up to date");
@@ -147,6 +176,18 @@ function render() {
     show(byId("chosen"), view.detail(upgrade, seen));
   });
   document.title = view.tab(upgrade);
+}
+
+/** Show how far an upgrade is, which is told twice a second: what stands still, perhaps a thousand galleries, is not made anew. */
+function renderMoved(upgrade) {
+  const gallery = seen.galleries?.find(({ name }) => name === upgrade.gallery);
+  const isNewest = seen.upgrades.find((each) => each.gallery === upgrade.gallery) === upgrade;
+  keepingFocus(() => {
+    if (gallery && isNewest) renew(byId("galleries"), view.gallery(gallery, upgrade));
+    renew(byId("upgrades"), view.row(upgrade, upgrade === chosen()));
+    if (upgrade === chosen()) show(byId("chosen"), view.detail(upgrade, seen));
+  });
+  document.title = view.tab(chosen());
 }
 
 /** Write a text only if it differs: a screen reader reads a live region aloud each time it is written to. */
@@ -172,6 +213,7 @@ function forget() {
   following?.abort.abort();
   following = null;
   Object.assign(seen, fresh());
+  byId("sought").value = "";
   byId("question").close("no"); // nobody could reach the page behind it
   for (const id of ["galleries", "upgrades", "chosen"]) byId(id).replaceChildren();
   byId("main").hidden = byId("forget").hidden = byId("banner").hidden = true;
@@ -226,24 +268,30 @@ function agreed({ title, text, yes, no = "No" }) {
   }, { once: true }));
 }
 
-function choose(id) {
+function choose(id, byKey) {
   Object.assign(seen, { picked: id, failures: [] });
   history.replaceState(null, "", `#${id}`); // to be bookmarked, and to survive a reload
-  render();
   listen();
+  render();
   look();
-  reveal(byId("chosen-title"));
+  reveal(byId("chosen-title"), byKey);
 }
 
-/** Into view, what can be done with it follows. Where what was pressed is out of view then, the focus goes there too. */
-function reveal(title) {
+/** Into view, what can be done with it follows. The focus goes there too where what was pressed is out of view then, or was pressed by
+ * a key: the next Tab leads to the verbs, and not through all other upgrades. Escape goes back. */
+function reveal(title, byKey) {
   title?.scrollIntoView({ block: "nearest" });
   const { top, bottom } = document.activeElement.getBoundingClientRect();
-  if (bottom < 0 || top > innerHeight) title?.focus({ preventScroll: true });
+  if (byKey || bottom < 0 || top > innerHeight) title?.focus({ preventScroll: true });
+}
+
+function find(sought) {
+  seen.sought = sought.trim().toLowerCase(); // as all names are
+  render();
 }
 
 const ACTIONS = {
-  choose: ({ id }) => choose(id),
+  choose: ({ id }, { detail: presses }) => choose(id, presses === 0),
   all: () => {
     seen.all = !seen.all;
     render();
@@ -262,7 +310,11 @@ const ACTIONS = {
 // One listener on the document, because elements come and go with each reading.
 document.addEventListener("click", (event) => {
   const asked = event.target.closest("[data-action]");
-  if (asked) ACTIONS[asked.dataset.action](asked.dataset);
+  if (asked) ACTIONS[asked.dataset.action](asked.dataset, event);
+});
+byId("sought").addEventListener("input", ({ target }) => find(target.value));
+byId("chosen").addEventListener("keydown", ({ key }) => {
+  if (key === "Escape") byId("upgrades").querySelector("[aria-pressed=true]")?.focus();
 });
 document.addEventListener("visibilitychange", () => (document.hidden ? following?.abort.abort() : look()));
 window.addEventListener("hashchange", () => choose(location.hash.slice(1)));

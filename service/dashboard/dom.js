@@ -64,6 +64,12 @@ function update(node, wanted) {
   show(node, ...wanted.childNodes);
 }
 
+/** The same for the one element below `parent` that carries the key of `wanted`, if there is one. */
+export function renew(parent, wanted) {
+  const node = parent.querySelector(`[data-key="${CSS.escape(keyOf(wanted))}"]`);
+  if (node) update(node, wanted);
+}
+
 /** Change the document, and leave the focus where it was. Where that is gone, such as a button that was pressed, it goes to what
  * it was in: a browser would begin at the top of the page again, and say nothing. */
 export function keepingFocus(change) {

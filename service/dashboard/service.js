@@ -2,7 +2,6 @@
 
 // Wherever the page came from, behind a proxy's prefix too.
 const BASE = new URL("..", import.meta.url);
-const PAGE_SIZE = 200;
 const PATIENCE_MS = 15_000; // for one reading: a browser waits for minutes, and the page would say `live` all the while
 
 /** What the service refused, in its own words. */
@@ -32,18 +31,6 @@ export async function ask(path, { method = "GET", body, signal, headers = {} } =
 }
 
 export const read = async (path) => (await ask(path, { signal: AbortSignal.timeout(PATIENCE_MS) })).json();
-
-/** All pages of a list. */
-export async function readAll(path, name) {
-  const found = [];
-  let token = null;
-  do {
-    const page = await read(`${path}?page_size=${PAGE_SIZE}${next(token)}`);
-    found.push(...page[name]);
-    token = page.next_page_token;
-  } while (token);
-  return found;
-}
 
 export const upgrade = (id, what = "") => `admin/upgrades/${encodeURIComponent(id)}${what}`;
 export const next = (token) => (token ? `&page_token=${encodeURIComponent(token)}` : "");

@@ -25,25 +25,35 @@ export const tab = (upgrade) =>
 // --- galleries -------------------------------------------------------------------------------------------------------
 
 /** Those that an upgrade is under way in come first, then the rest, each by name: of many, the first few are shown. */
-export function galleries({ galleries: found, trouble, all }, upgrades) {
+export function galleries({ galleries: found, trouble, all, sought }, upgrades) {
   if (trouble.galleries) return problem(trouble.galleries);
   if (!found) return reading();
   if (!found.length) {
     const create = code('POST /galleries {"name": "photos", "model": "my-model"}');
     return hint("No gallery yet. Register a model with ", code("POST /models"), ", then create one: ", create);
   }
-  const newest = (name) => upgrades.find((upgrade) => upgrade.gallery === name);
-  const sorted = [...found.filter((each) => each.active_upgrade), ...found.filter((each) => !each.active_upgrade)];
-  const shown = all ? sorted : sorted.slice(0, FIRST);
+  const matching = matches(found, sought);
+  if (!matching.length) return hint(`No gallery has “${sought}” in its name.`);
+  const shown = all ? matching : matching.slice(0, FIRST);
+  const newest = new Map(upgrades.toReversed().map((upgrade) => [upgrade.gallery, upgrade]));
   return [
-    el("div", { class: "cards", id: "cards" }, shown.map((each) => gallery(each, newest(each.name)))),
-    found.length > FIRST && el("button", {
+    el("div", { class: "cards", id: "cards" }, shown.map((each) => gallery(each, newest.get(each.name)))),
+    matching.length > FIRST && el("button", {
       type: "button", id: "all", "data-action": "all", "data-key": "all", "aria-expanded": String(all), "aria-controls": "cards",
-    }, all ? `Show the first ${FIRST} only` : `Show all ${words.count(found.length)}`),
+    }, all ? `Show the first ${FIRST} only` : `Show all ${words.count(matching.length)}`),
   ];
 }
 
-function gallery({ name, model, items, segments, version, columns, side_information: side }, newest) {
+/** Those whose name has what is sought, in the order in which they are shown. */
+export function matches(found, sought) {
+  const matching = found.filter(({ name }) => name.includes(sought));
+  return [...matching.filter((each) => each.active_upgrade), ...matching.filter((each) => !each.active_upgrade)];
+}
+
+export const areMany = (found) => found?.length > FIRST;
+export const found = ({ galleries: all, sought }) => `${words.count(matches(all, sought).length)} of ${words.count(all.length)}`;
+
+export function gallery({ name, model, items, segments, version, columns, side_information: side }, newest) {
   return el("article", { class: "card", "data-key": name },
     el("h3", null, name),
     el("p", { class: "model" }, "Model ", el("b", null, model)),
@@ -61,14 +71,17 @@ function gallery({ name, model, items, segments, version, columns, side_informat
 
 /** The gallery's newest upgrade in short, so that the first look answers: how far, and is it better? */
 function lately(upgrade) {
-  const { gallery: name, source_model: source, target_model: target, state, dry_run: dry } = upgrade;
+  const { id, gallery: name, source_model: source, target_model: target, state, dry_run: dry } = upgrade;
+  const choose = (said, model) => el("button", {
+    type: "button", class: "inline", "data-action": "choose", "data-id": id, "aria-controls": "chosen", "aria-label": `${said} ${model}: ${name}`,
+  }, `${said} `, el("b", null, model));
   if (isActive(upgrade)) {
-    const heading = el("p", null, "Upgrade to ", el("b", null, target), " ", badge(upgrade));
+    const heading = el("p", null, choose("Upgrade to", target), " ", badge(upgrade));
     return el("div", null, heading, bar(upgrade, `Upgrade of ${name}`), verdict(upgrade));
   }
   if (dry || words.UNDONE.has(state)) return null;
   const when = words.ago(upgrade.finished_at ?? upgrade.created_at);
-  return el("div", null, el("p", null, "Upgraded from ", el("b", null, source), ` ${when}`), verdict(upgrade));
+  return el("div", null, el("p", null, choose("Upgraded from", source), ` ${when}`), verdict(upgrade));
 }
 
 function column({ model, native_items: native, derived_items: derived, bytes, index }, items) {
@@ -102,7 +115,7 @@ export function upgrades({ trouble, token, galleries: known }, found, chosen) {
   ];
 }
 
-function row(upgrade, isChosen) {
+export function row(upgrade, isChosen) {
   const { id, gallery: name, target_model: target, transformation, conditions, created_at: created } = upgrade;
   const choose = { type: "button", class: "link", "data-action": "choose", "data-id": id, "aria-controls": "chosen" };
   return el("li", { class: `card row-card${isChosen ? " chosen" : ""}`, "data-key": id },

@@ -332,6 +332,92 @@ def test_of_many_galleries_the_first_dozen_is_shown_what_is_upgraded_before_all_
     assert below.evaluate("title => title.offsetTop") == far
 
 
+def galleries_with_upgrades(world: World, galleries: int, upgrades: int) -> None:
+    """Galleries beside the first one, and in some of them an upgrade that waits for a worker."""
+    world.prepared().filled()
+    with world.store.catalog.transaction() as tx:
+        old = model_rows.model_row(tx.session, "old")
+        for number in range(galleries):
+            name = f"gallery-{number:04}"
+            gallery_rows.add_gallery(tx.session, name=name, model=old, index={"kind": "auto"}, storage_dtype="float32")
+    for number in range(upgrades):
+        name = f"gallery-{number:04}"
+        world.post(
+            f"/galleries/{name}/items", {"model": "old", "items": [{"id": "one", "embedding": UNITS[0].tolist()}]}
+        )
+        world.post("/admin/upgrades", {"gallery": name, "transformation": "old-to-new"})
+
+
+def test_however_many_galleries_and_upgrades_there_are_a_reading_asks_for_few_of_them(
+    world: World, visit: Visit
+) -> None:
+    galleries_with_upgrades(world, galleries=420, upgrades=40)
+    person = visit(world.client.base_url)
+    rows = person.page.locator("#upgrades li.row-card")
+    expect(rows).to_have_count(20)
+    seen = len(person.requests)
+    expect(rows).to_have_count(40)  # those that are active are read in turns
+    galleries = person.page.locator("#galleries")
+    expect(galleries).to_contain_text("Show all 421")
+    assert world.client.delete("/galleries/gallery-0419").status_code == 204
+    expect(galleries).to_contain_text("Show all 420")
+    asked = [urlsplit(request.url).path for request in person.requests[seen:]]
+    readings = asked.count("/admin/upgrades")
+    assert asked.count("/galleries") <= readings + 1
+    of_one = [path for path in asked if path.startswith("/admin/upgrades/") and not path.endswith("/events")]
+    assert 20 <= len(of_one) <= 12 * (readings + 1)
+
+
+def test_progress_makes_only_that_anew_which_shows_it(world: World, visit: Visit) -> None:
+    galleries_with_upgrades(world, galleries=150, upgrades=1)
+    person = visit(world.client.base_url)
+    person.page.get_by_role("button", name="Show all 151").click()
+    expect(person.page.locator("#galleries h3")).to_have_count(151)
+    expect(person.page.locator("#status")).to_have_text("live")
+    with person.page.expect_request("**/galleries?*"):
+        person.page.route(
+            "**/galleries?*", lambda route: None
+        )  # it does not end, so whatever is shown now came as an event
+    person.page.evaluate(
+        "() => { window.made = 0; const made = document.createElement; document.title = 'before';"
+        " document.createElement = function (...given) { window.made += 1; return made.apply(this, given); } }"
+    )
+    person.page.wait_for_function("() => document.title !== 'before'")
+    assert 0 < person.page.evaluate("window.made") < 400  # elements: of two events, if the browser is slow
+
+
+def test_a_gallery_is_found_by_its_name_and_its_upgrade_paused_with_the_keyboard_only(
+    world: World, visit: Visit
+) -> None:
+    galleries_with_upgrades(world, galleries=30, upgrades=25)
+    person = visit(world.client.base_url)
+    keyboard, names = person.page.keyboard, person.page.locator("#galleries h3")
+    expect(names).to_have_count(12)
+    keyboard.press("Tab")
+    expect(person.page.get_by_role("searchbox", name="Find a gallery")).to_be_focused()
+    keyboard.type("nothing of it")
+    expect(person.page.locator("#galleries")).to_contain_text("No gallery has “nothing of it” in its name.")
+    keyboard.press("Control+a")
+    keyboard.type("Y-0002")
+    expect(names).to_have_text(["gallery-0002"])
+    expect(person.page.get_by_role("search").get_by_role("status")).to_have_text("1 of 31")
+    upgrade = person.page.get_by_role("button", name="Upgrade to new: gallery-0002")
+    expect(upgrade).to_be_visible()  # although it is older than those that are read each time
+    keyboard.press("Tab")
+    expect(upgrade).to_be_focused()
+    keyboard.press("Enter")
+    title = person.chosen.get_by_role("heading", level=3)
+    expect(title).to_be_focused()
+    expect(title).to_have_css("outline-style", "solid")  # who sees the page sees where the focus went
+    expect(title).to_have_text("gallery-0002: old → new")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    expect(person.state).to_have_text("paused")
+    expect(person.chosen.get_by_role("group", name="What can be done")).to_be_focused()
+    keyboard.press("Escape")
+    expect(person.page.locator("#upgrades").get_by_role("button", name="gallery-0002: old → new")).to_be_focused()
+
+
 def test_a_dozen_galleries_are_all_there_are(world: World, visit: Visit) -> None:
     world.prepared()
     for number in range(11):
@@ -523,7 +609,17 @@ def test_whom_an_upgrade_is_chosen_by_sees_its_title_and_its_verbs_however_far_d
         expect(last).to_have_attribute("aria-pressed", "true")
         expect(title).to_be_in_viewport()
         expect(person.page.locator(":focus")).to_be_in_viewport()  # and so the next Tab leads to what is seen
-        expect(title if width == 390 else last).to_be_focused()
+        expect(title).to_be_focused()
+        person.page.keyboard.press("Escape")
+        expect(last).to_be_focused()
+
+
+def test_whoever_chooses_an_upgrade_in_its_gallery_on_a_small_screen_sees_its_verbs(world: World, visit: Visit) -> None:
+    world.prepared().filled().start()
+    person = visit(world.client.base_url)
+    person.page.set_viewport_size({"width": 360, "height": 500})
+    person.page.get_by_role("button", name=f"Upgrade to new: {PHOTOS}").click()
+    expect(person.chosen.get_by_role("button", name="Cancel…")).to_be_in_viewport()
 
 
 def test_who_was_asked_about_a_verb_that_is_gone_meanwhile_stays_among_the_verbs(world: World, visit: Visit) -> None:

@@ -367,6 +367,16 @@ def test_a_base64_vector_with_a_nan_is_refused(unchanged: World) -> None:
     unchanged.refused(unchanged.client.post(SEARCH, json=body), 422, "invalid_vector")
 
 
+@pytest.mark.parametrize(
+    "vector", ["AACAPwAAAAAAAAAAAAAAAA", "__9_fwAAAAAAAAAAAAAAAA=="], ids=["not padded", "URL-safe"]
+)
+def test_of_a_vector_in_another_kind_of_base64_it_is_said_which_kind_is_read(unchanged: World, vector: str) -> None:
+    problem = unchanged.refused(
+        unchanged.client.post(SEARCH, json={"model": "old", "vector": vector}), 422, "invalid_vector"
+    )
+    assert "in its standard alphabet (+ and /) and padded" in problem["detail"]
+
+
 def test_a_zero_vector_is_refused_under_cosine(world: World) -> None:
     world.model("angles", 2, metric="cosine")
     world.post("/galleries", {"name": "turned", "model": "angles"})

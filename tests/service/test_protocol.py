@@ -174,3 +174,37 @@ def test_a_tunnel_is_refused_whatever_else_it_offers(shared: World) -> None:
     for offers in ([], [b"Connection: upgrade", b"Upgrade: h2c"]):
         ((status, _),) = talk(shared, [request(shared, "CONNECT there:80", *offers)])
         assert status == 400
+
+
+NOT_HTTP = {
+    "a method that nobody knows": b"FOO / HTTP/1.1\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\xfc",
+    "a path that is not percent-encoded": "GET /galleries/photos/items/ü HTTP/1.1\r\n\r\n".encode(),
+    "two lengths": b"POST /models HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "a chunk without a size": b"POST /models HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", NOT_HTTP.values(), ids=NOT_HTTP)
+def test_what_is_not_http_is_refused_with_a_problem_as_all_else_is(shared: World, sent: bytes) -> None:
+    for before in ([], [request(shared, "GET /health/live")]):
+        url = shared.client.base_url
+        with closing(socket.create_connection((url.host, url.port or 80), timeout=PATIENCE_SECONDS)) as connection:
+            read = answers(connection)
+            for whole in before:
+                connection.sendall(whole)
+                assert next(read)[0] == 200
+            connection.sendall(sent)
+            ((status, body),) = read  # and the connection is closed
+        assert (status, json.loads(body)["code"]) == (400, "invalid_http")
+
+
+@pytest.mark.parametrize("sent", NOT_HTTP.values(), ids=NOT_HTTP)
+def test_a_refusal_of_what_is_not_http_is_not_taken_for_the_answer_to_the_request_before_it(
+    shared: World, sent: bytes
+) -> None:
+    body = json.dumps({"model": "old", "queries": [UNITS[0].tolist()] * 900, "k": 4}).encode()
+    search = request(shared, f"POST /galleries/{GALLERY}/search/batch", body=body)
+    (status, answer), *rest = talk(shared, [search + sent], 2)
+    assert (status, len(json.loads(answer)["results"])) == (200, 900)
+    assert all(status == 400 for status, _ in rest)  # if there was time for it
