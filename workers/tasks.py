@@ -85,6 +85,8 @@ class Worker:
         #: the same while an upgrade is judged, which keeps those that run waiting too
         self._waiting_for_judge = deque([*self._waiting, self._segment_one])
         self._next_turn = clock() + _TURN_SECONDS
+        # The lanes of an upgrade ask in their own threads. What one look finds holds for all of them.
+        self._looking = threading.Lock()
         #: the upgrade and the gallery that had the last turn, so that another has the next
         self._advanced_last, self._merged_last = "", 0
 
@@ -156,13 +158,14 @@ class Worker:
 
     def _wants_turn(self) -> bool:
         """Whether an upgrade must make way for other work. It looks only now and then, because each look plans merges."""
-        began = self._clock()
-        if began < self._next_turn:
-            return False
-        wants = bool(self._wants_index()) or self._wants_merges() or (self._tidy_due() and self._reclaimable())
-        if not wants:
-            self._put_off_turn(began)
-        return wants
+        with self._looking:
+            began = self._clock()
+            if began < self._next_turn:
+                return False
+            wants = bool(self._wants_index()) or self._wants_merges() or (self._tidy_due() and self._reclaimable())
+            if not wants:
+                self._put_off_turn(began)
+            return wants
 
     def _put_off_turn(self, began: float) -> None:
         """Set when the next turn is: late enough that upgrades get most of the time, however long a piece takes."""

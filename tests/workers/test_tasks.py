@@ -19,12 +19,14 @@ from celery import Celery
 from sqlalchemy import event, select
 
 from gallery.catalog import latencies, probes
+from gallery.catalog.compactions import Look
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.holdings import holdings
 from gallery.catalog.tables import ColumnRow, GalleryRow, SegmentRow
 from gallery.catalog.upgrades import counts
 from gallery.compact import merge
 from gallery.files import Files
+from gallery.store import Store
 from gallery.transforms import Transforms
 from gallery.upgrade import lifecycle
 from gallery.upgrade.states import State
@@ -442,6 +444,42 @@ def test_an_upgrade_makes_way_now_and_then_for_one_merge_and_goes_on(world: Worl
     assert world.state(upgrade) is State.COMPLETED
     assert (waiting[0], waiting[-1]) == (2, 0)
     assert 1 in waiting, "both in one turn"
+
+
+def test_one_lane_at_a_time_looks_for_what_an_upgrade_must_make_way_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, looking, met, looked = 0.0, list[object](), threading.Event(), merge.looked
+
+    @dataclass(frozen=True)
+    class Slow(Linear):
+        """Takes so long for a segment that a look is due after each."""
+
+        def __call__(self, embeddings: Any, side: Any = None) -> Any:
+            """Let time pass."""
+            nonlocal passed
+            passed += 10
+            return super().__call__(embeddings, side)
+
+    def load_slowly(path: Path) -> Slow:
+        return Slow(*astuple(load(path)))
+
+    def look(store: Store) -> list[Look]:
+        looking.append(found := looked(store))
+        if len(looking) > 1:
+            met.set()
+        elif world.state(upgrade) is State.RUNNING:
+            met.wait(0.5)  # for another that looks at the same time
+        looking.pop()
+        return found
+
+    small(world, 4)
+    upgrade = world.start()
+    world.store = replace(world.store, transforms=Transforms(world.store.files, load_slowly))
+    monkeypatch.setattr(merge, "looked", look)
+    Worker(world.store, WorkerSettings(), clock=lambda: passed).work()
+    assert world.state(upgrade) is State.COMPLETED
+    assert not met.is_set()
 
 
 def test_where_one_gallery_is_written_to_all_the_time_another_is_merged_beside_an_upgrade_too(world: World) -> None:
