@@ -147,7 +147,7 @@ class Protocol(HttpToolsProtocol):
             self.parser = type(self.parser)(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
             HttpToolsProtocol.data_received(self, head)
-            if not self.transport.is_closing():
+            if not self._refused:
                 HttpToolsProtocol.data_received(self, rest)  # type: ignore[arg-type]  # whatever has a buffer
 
     def _head_without_offer(self) -> bytes:

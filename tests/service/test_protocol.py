@@ -170,10 +170,11 @@ def test_thousands_of_offers_in_one_piece_are_declined_one_after_the_other(share
     assert [status for status, _ in talk(shared, [offer * 2000], 2000)] == [200] * 2000
 
 
-def test_a_tunnel_is_refused_whatever_else_it_offers(shared: World) -> None:
+def test_a_tunnel_is_refused_once_whatever_else_it_offers(shared: World, caplog: pytest.LogCaptureFixture) -> None:
     for offers in ([], [b"Connection: upgrade", b"Upgrade: h2c"]):
         ((status, _),) = talk(shared, [request(shared, "CONNECT there:80", *offers)])
         assert status == 400
+    assert not [each for each in caplog.records if each.name == "asyncio"]
 
 
 NOT_HTTP = {
