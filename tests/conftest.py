@@ -53,6 +53,20 @@ def pytest_xdist_auto_num_workers() -> int:
     return min((os.cpu_count() or 1) + 1, 4)
 
 
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """A command's options are put into the environment, for its children. A test that runs one here leaves none to the next."""
+
+    def ours() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith("FORWARDFILL_")}
+
+    before = ours()
+    yield
+    for name in ours().keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 #: By the kind of database, the engine with whose statements all others share what SQLAlchemy compiled of them.
 _shared: dict[str, Engine] = {}
 
