@@ -28,7 +28,7 @@ class _Commands(TyperGroup):
         """Run the command that was asked for. Status 2 and a line are the end of an error that `in_words` knows."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort, typer.BadParameter):  # the command's own words, which need no import
             raise
         except Exception as error:
             from forwardfill.refusals import in_words
@@ -112,7 +112,7 @@ def serve(
     settings = ServiceSettings()
     if settings.processes > 1 and group is None:
         _serve_together(settings, worker=worker)
-    native.prepare(data_folder.made().threads_used)
+    native.prepare(data_folder.settings().threads_used)
     from gallery.index.device import NoSuchDevice
     from service.group import Group, PortTakenError
     from service.main import run
@@ -151,7 +151,7 @@ def worker(
     from forwardfill import data_folder
 
     _environment(DATA=data)
-    native.prepare(data_folder.made().threads_used)
+    native.prepare(data_folder.settings().threads_used)
     from forwardfill.processes import become_child, heed_hangup
     from service.telemetry import configure_logs, pass_on_libraries
     from workers.devices import NoSuchDevice
@@ -171,10 +171,10 @@ def worker(
 @app.command()
 def migrate(data: Data = None) -> None:
     """Bring the catalog's database to this version's schema."""
-    from forwardfill.data_folder import migrated
+    from forwardfill.data_folder import migrated_catalog
 
     _environment(DATA=data)
-    migrated()
+    migrated_catalog()
     say("The catalog has the schema of this version.")
 
 
@@ -196,7 +196,7 @@ def verify(
     store = data_folder.store() if repair else None
     from forwardfill import upkeep  # not before `store`: it imports FAISS, which must be prepared for
 
-    wrong = upkeep.verify(*data_folder.current(), gallery) if store is None else upkeep.mend(store, gallery)
+    wrong = upkeep.verify(*data_folder.catalog_and_files(), gallery) if store is None else upkeep.mend(store, gallery)
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -214,7 +214,7 @@ def gc(
     from workers.settings import WorkerSettings
 
     _environment(DATA=data, ORPHAN_SECONDS=older_than)
-    upkeep.collect(*data_folder.current(), WorkerSettings().orphan_seconds, delete=delete)
+    upkeep.collect(*data_folder.catalog_and_files(), WorkerSettings().orphan_seconds, delete=delete)
 
 
 @app.command()
@@ -238,11 +238,13 @@ def create_key(
     data: Data = None,
 ) -> None:
     """Make a key and print it. It is stored as a hash, so it cannot be shown again."""
-    from forwardfill.data_folder import migrated
+    from forwardfill.data_folder import migrated_catalog
     from service import keys as api_keys
 
     _environment(DATA=data)
-    catalog = migrated()  # not in the `try`: a wrong setting is a ValueError too, and its text would show the value
+    catalog = (
+        migrated_catalog()
+    )  # not in the `try`: a wrong setting is a ValueError too, and its text would show the value
     try:
         secret = api_keys.create_key(catalog, name, scope)
     except ValueError as error:
@@ -260,12 +262,12 @@ def create_key(
 @keys.command("list")
 def list_keys(data: Data = None) -> None:
     """List keys, without the keys themselves."""
-    from forwardfill.data_folder import present
+    from forwardfill.data_folder import catalog
     from service import keys as api_keys
 
     _environment(DATA=data)
     table = Table("name", "scope", "created", "revoked")
-    for key in api_keys.list_keys(present()):
+    for key in api_keys.list_keys(catalog()):
         times = (f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.revoked_at))
         table.add_row(key.name, key.scope, *times)
     show(table)
@@ -274,11 +276,11 @@ def list_keys(data: Data = None) -> None:
 @keys.command("revoke")
 def revoke_key(name: Annotated[str, typer.Argument(help="The key's name.")], data: Data = None) -> None:
     """Revoke a key: it stops working within a second."""
-    from forwardfill.data_folder import present
+    from forwardfill.data_folder import catalog
     from service import keys as api_keys
 
     _environment(DATA=data)
-    api_keys.revoke_key(present(), name)
+    api_keys.revoke_key(catalog(), name)
     say(f"{name} is revoked.")
 
 

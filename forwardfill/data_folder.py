@@ -21,39 +21,39 @@ if TYPE_CHECKING:  # it imports FAISS, which must be prepared for
     from gallery.store import Store
 
 
-def made() -> GallerySettings:
+def settings() -> GallerySettings:
     """The gallery's settings, after their folder was made."""
-    settings = GallerySettings()
+    found = GallerySettings()
     try:
-        settings.data.mkdir(parents=True, exist_ok=True)
+        found.data.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        refuse(f"FORWARDFILL_DATA: the folder {settings.data} cannot be made: {error.strerror}")
-    return settings
+        refuse(f"FORWARDFILL_DATA: the folder {found.data} cannot be made: {error.strerror}")
+    return found
 
 
-def migrated() -> Catalog:
+def migrated_catalog() -> Catalog:
     """The catalog, with the schema of this version."""
-    catalog = Catalog(made().database)
-    schema.migrate(catalog)
-    return catalog
+    migrated = Catalog(settings().database)
+    schema.migrate(migrated)
+    return migrated
 
 
-def present() -> Catalog:
-    """The catalog, where there is one of this version: nothing is made or migrated."""
-    catalog = Catalog(GallerySettings().database)
-    if not schema.is_current(catalog):
+def catalog() -> Catalog:
+    """The catalog as it is, if it has the schema of this version."""
+    found = Catalog(GallerySettings().database)
+    if not schema.is_current(found):
         refuse(
             "The catalog's database is of an older version, or not there; see FORWARDFILL_DATA and `forwardfill migrate`."
         )
-    return catalog
+    return found
 
 
-def current() -> tuple[Catalog, Files]:
-    """Catalog and files, as they are: a check for damage must not change anything first."""
-    settings = GallerySettings()
-    if not settings.data.is_dir():
-        refuse(f"FORWARDFILL_DATA: there is no folder {settings.data}")
-    return present(), Files(settings.data)
+def catalog_and_files() -> tuple[Catalog, Files]:
+    """Both as they are: a check for damage must not change anything first."""
+    data = GallerySettings().data
+    if not data.is_dir():
+        refuse(f"FORWARDFILL_DATA: there is no folder {data}")
+    return catalog(), Files(data)
 
 
 def store() -> Store:
@@ -62,25 +62,24 @@ def store() -> Store:
     Raises:
         ForeignFolderError: as `folder.check`.
     """
-    catalog, files = current()
-    folder.check(catalog, files)
-    catalog.close()
-    settings = GallerySettings()
-    native.prepare(settings.threads_used)
+    found, files = catalog_and_files()
+    folder.check(found, files)
+    found.close()
+    native.prepare(GallerySettings().threads_used)
     from service.app import build_store  # noqa: PLC0415 - it imports PyTorch and FAISS
 
-    return build_store(settings)
+    return build_store(GallerySettings())
 
 
-def make_service_ready(settings: ServiceSettings) -> None:
+def make_service_ready(service: ServiceSettings) -> None:
     """Do once what each of several API processes would have to do as it starts.
 
     Raises:
         OldSchemaError, NewerSchemaError, UnsafeBinding: as `make_ready`.
         ForeignFolderError: as `folder.claim`.
     """
-    gallery = made()
-    catalog = Catalog(gallery.database)
-    make_ready(catalog, settings)
-    folder.claim(catalog, Files(gallery.data))
-    catalog.close()
+    gallery = settings()
+    opened = Catalog(gallery.database)
+    make_ready(opened, service)
+    folder.claim(opened, Files(gallery.data))
+    opened.close()

@@ -75,7 +75,10 @@ class Planned(NamedTuple):
 
 
 class Dead:
-    """How many rows of each segment are deleted: counted once, and not at each look, since a mark never goes."""
+    """How many rows of each segment are deleted: each is counted once, and not at each look.
+
+    A mark never goes, and one that a merge carries over into its new segment is of that merge's own version.
+    """
 
     def __init__(self) -> None:
         """Nothing is counted yet."""

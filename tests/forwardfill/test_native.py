@@ -108,7 +108,7 @@ def test_what_asks_only_once_is_not_imported_before_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.setenv("FORWARDFILL_DATA", str(tmp_path))
-    catalog = data_folder.migrated()
+    catalog = data_folder.migrated_catalog()
     folder.claim(catalog, Files(tmp_path))
     catalog.close()
     program = [sys.executable, "-c", PREPARED.format(command=command)]
