@@ -1,9 +1,9 @@
-"""Upsert and delete: one request, one transaction; answered only once it is durable.
+"""Upsert and delete: one transaction for a request, or for several that met; answered only once it is durable.
 
-The files of a request are written first, under names that nothing refers to. One transaction then marks what they replace
+The files of requests are written first, under names that nothing refers to. One transaction then marks what they replace
 as deleted and names them. A crash before it leaves files that are removed as orphans; a crash after it has lost nothing.
 
-Side-information is uniform in a segment: a request whose items have it only in part makes two segments.
+Side-information is uniform in a segment: where items have it only in part, they make two segments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gallery.catalog.tables import GalleryRow, SegmentRow, UpgradeRow
 from gallery.columns import write, write_ids
 from gallery.files import Written
 from gallery.lineage import Lineage, Step
-from gallery.new_items import AcceptedItems, NewItems, accept_for_upgrades, accept_items
+from gallery.new_items import AcceptedItems, NewItems, accept_for_upgrades, accept_items, joined
 from gallery.roles import Pinned, Role, check_reachable, is_of, role
 from gallery.spaces import EmbeddingModel, Transformation
 from gallery.store import Store, columns_folder
@@ -103,9 +103,29 @@ def upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
         NoRoute, ModelRetired: the gallery takes no items of this model.
         Invalid: an item cannot be stored; the pointer names it.
     """
+    (outcome,) = upsert_each(store, gallery, [items])
+    if isinstance(outcome, errors.GalleryError):
+        raise outcome
+    return outcome
+
+
+def upsert_each(store: Store, gallery: str, requests: Sequence[NewItems]) -> Sequence[Upserted | errors.GalleryError]:
+    """Write the items of several requests as `upsert` does those of one, by one transaction.
+
+    Args:
+        store: where to.
+        gallery: its name.
+        requests: of one model, no id in two of them.
+
+    Returns:
+        For each request what was done, or why it was refused. Others are written all the same.
+
+    Raises:
+        GalleryError: it is not known which request is at fault.
+    """
     for _ in range(_ATTEMPTS):
         try:
-            return _upsert(store, gallery, items)
+            return _upsert(store, gallery, requests)
         except _Changed:
             continue
     raise errors.Conflict("the gallery's upgrade keeps changing its state; try again")
@@ -121,19 +141,37 @@ def delete(store: Store, gallery: str, ids: Sequence[str]) -> Deleted:
     return Deleted(len(found), [item for item in wanted if item not in found])
 
 
-def _upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
+def _upsert(store: Store, gallery: str, requests: Sequence[NewItems]) -> Sequence[Upserted | errors.GalleryError]:
     with store.catalog.reading() as session:
         row = gallery_rows.gallery_row(session, gallery)
-        model = model_rows.as_model(model_rows.model_row(session, items.model, pointer="/model"))
+        model = model_rows.as_model(model_rows.model_row(session, requests[0].model, pointer="/model"))
         wanted = _wanted(session, row, model)
-    accepted = accept_items(row, model, items)
-    accept_for_upgrades(accepted, wanted.role, wanted.stack, wanted.pinned)
+    outcomes = [_accepted(row, model, wanted, items) for items in requests]
+    all_accepted = [each for each in outcomes if isinstance(each, AcceptedItems)]
+    if not all_accepted:
+        return [each for each in outcomes if isinstance(each, errors.GalleryError)]
+    accepted = joined(all_accepted)
     with store.files.together() as files:
         written = [_write(replace(store, files=files), accepted, rows, wanted) for rows in accepted.uniform()]
     names = [name for new in written for name in new.names]
     with store.catalog.transaction("upsert") as tx, store.files.unnamed(names):
         version = _publish(tx.session, accepted, wanted, written)
-    return Upserted(len(items.ids), version, wanted.role.queue is not None)
+    queued = wanted.role.queue is not None
+    return [
+        Upserted(len(each.items.ids), version, queued) if isinstance(each, AcceptedItems) else each for each in outcomes
+    ]
+
+
+def _accepted(
+    row: GalleryRow, model: EmbeddingModel, wanted: _Wanted, items: NewItems
+) -> AcceptedItems | errors.GalleryError:
+    """The items of a request, or why they are refused."""
+    try:
+        accepted = accept_items(row, model, items)
+        accept_for_upgrades(accepted, wanted.role, wanted.stack, wanted.pinned)
+    except errors.GalleryError as error:
+        return error
+    return accepted
 
 
 def _wanted(session: Session, row: GalleryRow, model: EmbeddingModel) -> _Wanted:

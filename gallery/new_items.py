@@ -89,6 +89,21 @@ def accept_items(gallery: GalleryRow, model: EmbeddingModel, items: NewItems) ->
     return AcceptedItems(gallery, model, items, embeddings, side, has_side)
 
 
+def joined(requests: Sequence[AcceptedItems]) -> AcceptedItems:
+    """Requests as one: of one gallery and one model, no id in two of them."""
+    first, *others = requests
+    if not others:
+        return first
+    sides = [each.side for each in requests if each.side is not None]
+    side = np.concatenate(sides) if sides else None
+    embeddings = np.concatenate([each.embeddings for each in requests])
+    has_side = np.concatenate([each.has_side for each in requests])
+    ids = [item for each in requests for item in each.items.ids]
+    payloads = [payload for each in requests for payload in each.items.payloads]
+    items = NewItems(first.model.name, ids, embeddings, payloads, side, has_side)
+    return AcceptedItems(first.gallery, first.model, items, embeddings, side, has_side)
+
+
 def accept_for_upgrades(accepted: AcceptedItems, role: Role, stack: Sequence[UpgradeRow], pinned: Pinned) -> None:
     """Refuse items without side-information that an open upgrade would fail on.
 

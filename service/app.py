@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gallery.catalog.transaction import Catalog
 from gallery.files import Files
+from gallery.group_commit import GroupCommit
 from gallery.index.device import Device, Gpu
 from gallery.index.faiss_gpu import open_faiss
 from gallery.search.coalesce import Coalescer
@@ -26,6 +27,7 @@ from gallery.search.run import Searcher
 from gallery.settings import GallerySettings
 from gallery.snapshot import Galleries
 from gallery.store import Store
+from gallery.together import Together
 from gallery.transforms import Transforms
 from service import documents, errors
 from service.api import (
@@ -171,8 +173,9 @@ def _process(store: Store, settings: ServiceSettings, nudge: Callable[[], None],
         galleries=galleries,
         catch_up=CatchUp(galleries),
         searcher=searcher,
-        coalescer=Coalescer(searcher, lanes),
+        coalescer=Coalescer(searcher, Together(lanes)),
         gatherer=Gatherer(searcher, metrics, searches, most=most, lanes=lanes),
+        group_commit=GroupCommit(store, Together(1)),
         keyring=Keyring(store.catalog),
         metrics=metrics,
         settings=settings,

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from sqlalchemy.exc import IntegrityError
 
 from gallery.errors import NotFound
+from gallery.group_commit import GroupCommit
 from gallery.search.coalesce import Coalescer
 from gallery.search.run import Searcher
 from gallery.snapshot import Galleries, World
@@ -40,6 +41,8 @@ class Process:
     coalescer: Coalescer
     #: does brief searches of many clients by one call, on the event loop
     gatherer: Gatherer
+    #: writes the items of many clients by one commit
+    group_commit: GroupCommit
     keyring: Keyring
     metrics: Metrics
     settings: ServiceSettings

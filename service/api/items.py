@@ -159,7 +159,7 @@ def upsert_items(
 ) -> Upserted:
     """Write items. Items with an existing id are replaced. All or nothing: one bad item refuses the request."""
     try:
-        done = ingest.upsert(process.store, gallery, items)
+        done = process.group_commit.upsert(gallery, items)
     except errors.Invalid as error:
         raise named(error, items.ids) from error
     process.metrics.counts.upserted(done.upserted)

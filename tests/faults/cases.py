@@ -30,6 +30,7 @@ from tests.faults.ground import (
 )
 from tests.faults.kills import (
     compacting_worker_dies,
+    crowded_api_dies,
     fitting_api_dies,
     fitting_worker_dies,
     indexing_worker_dies,
@@ -74,6 +75,7 @@ _VERBS = {
 def cases() -> Iterator[Case]:
     """The whole matrix."""
     yield from _worker_kills()
+    yield from _writing_kills()
     yield from _api_kills()
     for point in ("read", "transform", "write_column", "rename", "build_index"):
         # Once a segment is read another lane may be in a transaction. PostgreSQL takes its locks away in time, SQLite cannot.
@@ -118,14 +120,19 @@ def _worker_kills() -> Iterator[Case]:
         yield _kill(compacting_worker_dies, point, "worker")
 
 
-def _api_kills() -> Iterator[Case]:
+def _writing_kills() -> Iterator[Case]:
     for point, times in _UPSERT.items():
         for nth in times:
             yield _kill(writing_api_dies, point, "upsert", nth)
+    for point in ("rename", "written", "upsert", "upsert.committed"):
+        yield _kill(crowded_api_dies, point, "upserts of many", 5)
     for point in ("transform", "write_column", "upsert"):
         yield _kill(writing_api_dies, point, "upsert, upgraded", upgraded=True)
     for point in ("delete", "delete.committed"):
         yield _kill(writing_api_dies, point, "delete", deletes=True)
+
+
+def _api_kills() -> Iterator[Case]:
     for point in ("refresh", "transform"):
         yield _kill(searching_api_dies, point, "search", 2)
     for point in ("start", "start.committed"):

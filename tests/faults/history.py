@@ -1,9 +1,10 @@
 """What clients were told, and whether all of it can be true. Pure.
 
-A gallery's version orders what happened to it: each write takes effect at one version, each answer is the gallery at one.
-An acknowledged upsert says its version. Of any other write it is known only between which versions it took effect: after
-every version that anyone knew when it began, and before every one that its own process knew after it was acknowledged. A write
-whose connection broke may have taken effect or not; once an answer shows it, it has, and all of it.
+A gallery's version orders what happened to it: each write takes effect at one version, which writes of other items may
+share, and each answer is the gallery at one. An acknowledged upsert says its version. Of any other write it is known only
+between which versions it took effect: after every version that anyone knew when it began, and before every one that its own
+process knew after it was acknowledged. A write whose connection broke may have taken effect or not; once an answer shows it,
+it has, and all of it.
 
 An answer is complete: whatever is not in it was not there.
 """
@@ -143,7 +144,7 @@ def _absent(answer: Answer, item: str, history: Sequence[Write], spans: Mapping[
             continue
         low = spans[write.number].low
         deletes = [spans[other.number] for other in history if other.deletes and other.outcome != "refused"]
-        # After the upsert, so not at its very version: no two writes share one.
+        # After the upsert, so not at its very version: no two writes of an item share one.
         if not any(max(span.low, low + 1) <= min(span.high, answer.version) for span in deletes):
             yield Violation(_gone(write), f"{item} of {_told(write)} is not in version {answer.version}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
@@ -10,6 +12,8 @@ from tests.acceptance.system import wait_for
 from tests.faults.record import ITEMS, Client
 from tests.faults.shared import segments_of
 from tests.faults.stage import SECONDS, Judgement, Stage, Try
+
+_CROWD = 8  # clients that write at once
 
 
 def worker_dies(stage: Stage, run: Try, point: str) -> Judgement:
@@ -69,6 +73,26 @@ def writing_api_dies(stage: Stage, run: Try, point: str, *, deletes: bool = Fals
     if not upgraded:
         run.start()
         run.wait("completed")
+    return run.judge()
+
+
+def crowded_api_dies(stage: Stage, run: Try, point: str) -> Judgement:
+    """An API process dies with the writes of many clients in its hands; all repeat theirs, and the gallery is upgraded."""
+    stage.restart(stage.victim, point)
+    shares = [ITEMS[at::_CROWD] for at in range(_CROWD)]
+
+    def until_it_dies(ids: Sequence[str]) -> None:
+        client = Client(run.book, stage.victim)
+        while client.upsert(ids) == "acknowledged":
+            pass
+
+    with run.traffic(), ThreadPoolExecutor(_CROWD) as clients:
+        list(clients.map(until_it_dies, shares))
+        stage.died(stage.victim)
+        stage.restart(stage.victim)
+        assert set(clients.map(Client(run.book, stage.victim).upsert, shares)) == {"acknowledged"}
+    run.start()
+    run.wait("completed")
     return run.judge()
 
 

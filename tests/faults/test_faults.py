@@ -12,13 +12,16 @@ from tests.acceptance.forks import Nursery
 from tests.faults.cases import cases
 from tests.faults.delays import worker_freezes, writer_freezes_and_its_files_are_collected
 from tests.faults.ground import derived_column_is_damaged, two_start_at_once
-from tests.faults.kills import worker_dies, writing_api_dies
+from tests.faults.kills import crowded_api_dies, worker_dies, writing_api_dies
 from tests.faults.stage import Play, Stage, staged
 
 PART: dict[str, Play] = {
     "the worker is killed as it publishes": partial(worker_dies, point="publish:kill:2"),
     "an API process is killed after the commit of an upsert": partial(
         writing_api_dies, point="upsert.committed:kill:1"
+    ),
+    "an API process is killed in the midst of upserts of many clients": partial(
+        crowded_api_dies, point="upsert:kill:3"
     ),
     "a worker is frozen past its lease": partial(worker_freezes, point="read:stop:1"),
     "two start an upgrade at once": two_start_at_once,

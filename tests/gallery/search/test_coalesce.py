@@ -15,9 +15,10 @@ from gallery.search.coalesce import Coalescer
 from gallery.search.request import Answer, SearchRequest
 from gallery.search.run import Searcher
 from gallery.snapshot import World as Seen
+from gallery.together import Together
+from tests.gallery.gathering import WAIT, Watched
 from tests.gallery.world import GALLERY, NEW, OLD, PLAIN, World
 
-WAIT = 30  # seconds, after which a test fails
 POISON = 1234.5
 
 
@@ -41,27 +42,14 @@ class Gated:
         return self._searcher.search(world, gallery, request)
 
 
-class Watched(Coalescer):
-    """Tells when a search waits in a line."""
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.waits = threading.Semaphore(0)
-
-    def _enter(self, *given: Any) -> bool:
-        entered = super()._enter(*given)
-        if not entered:
-            self.waits.release()
-        return entered
-
-
 class Crowd:
     """Threads that search, with one search that holds the only lane until `go`."""
 
     def __init__(self, world: World, pool: ThreadPoolExecutor) -> None:
         self.seen = world.galleries.refresh()
         self.gated = Gated(world.searcher)
-        self.coalescer = Watched(self.gated, 1)
+        self.together = Watched(1)
+        self.coalescer = Coalescer(self.gated, self.together)
         self._pool = pool
 
     def start(self, request: SearchRequest, seen: Seen | None = None, at_once: int = 1000) -> Future[Answer]:
@@ -79,7 +67,7 @@ class Crowd:
         waiting = []
         for request in requests:
             waiting.append(self.start(request, at_once=at_once))
-            assert self.coalescer.waits.acquire(timeout=WAIT)
+            assert self.together.one_more_waits()
         return waiting
 
     def go(self) -> None:
@@ -135,7 +123,7 @@ def test_a_lone_search_runs_at_once_in_its_own_thread(world: World) -> None:
     gated = Gated(world.searcher)
     gated.gate.set()
     seen, (vector,) = world.galleries.refresh(), queries(1)
-    answer = Coalescer(gated, 1).search(seen, GALLERY, request(vector), at_once=1000)
+    answer = Coalescer(gated, Together(1)).search(seen, GALLERY, request(vector), at_once=1000)
     assert gated.threads == [threading.get_ident()]
     assert same(answer, world.searcher.search(seen, GALLERY, request(vector)))
 
@@ -175,7 +163,8 @@ def test_many_threads_that_search_as_they_like_get_the_answers_of_searches_alone
     seen, vectors = world.galleries.refresh(), queries(24)
     asked = [SearchRequest(metric, vector, 5) for vector in vectors]
     alone = [world.searcher.search(seen, metric, each) for each in asked]
-    coalescer, barrier = Coalescer(world.searcher, 2), threading.Barrier(12)
+    together, barrier = Watched(2), threading.Barrier(12)
+    coalescer = Coalescer(world.searcher, together)
 
     def run(seed: int) -> bool:
         order = np.random.default_rng(seed).permutation(len(asked)).tolist()
@@ -183,7 +172,7 @@ def test_many_threads_that_search_as_they_like_get_the_answers_of_searches_alone
         return all(same(coalescer.search(seen, metric, asked[at], at_once=4), alone[at]) for at in order)
 
     assert all(pool.map(run, range(12)))
-    assert not coalescer._lines, "a lane was never given back"
+    assert together.idle, "a lane was never given back"
 
 
 @pytest.mark.parametrize(
@@ -252,4 +241,4 @@ def test_a_search_that_fails_in_its_lane_lets_the_next_ones_in(world: World, poo
         failing.result(WAIT)
     for vector, answer in zip(vectors, answers, strict=True):
         assert same(answer.result(WAIT), world.searcher.search(crowd.seen, GALLERY, request(vector)))
-    assert not crowd.coalescer._lines
+    assert crowd.together.idle

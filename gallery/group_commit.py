@@ -1,0 +1,56 @@
+"""Small upserts that meet are one commit.
+
+A commit waits several times for the disk, whether it is of one item or of a thousand, and commits of one gallery follow each
+other. So without this, clients that write one item at a time get no further together than one of them does alone. What arrives
+while others are being committed is committed next, together: a group takes what one of its requests would have taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from gallery import errors, ingest
+from gallery.ingest import Upserted
+from gallery.new_items import NewItems
+from gallery.store import Store
+from gallery.together import Together
+
+#: a request with more items than this is written by itself: others would wait for what it takes to write them
+_SMALL = 64
+_MOST = 1_000
+
+Outcome = Upserted | errors.GalleryError
+
+
+class GroupCommit:
+    """Gathers upserts; one per process, safe from many threads."""
+
+    def __init__(self, store: Store, together: Together[NewItems, Outcome]) -> None:
+        """Write to `store`; what gathers in `together`, by one commit."""
+        self._store = store
+        self._together = together
+
+    def upsert(self, gallery: str, items: NewItems) -> Upserted:
+        """Write items as `ingest.upsert` does, those of others with them.
+
+        Raises:
+            GalleryError: as `ingest.upsert`; never for the sake of another's items.
+        """
+        if len(items.ids) > _SMALL:
+            return ingest.upsert(self._store, gallery, items)
+        act = partial(ingest.upsert_each, self._store, gallery)
+        outcome = self._together.do((gallery, items.model), items, act, most=_that_fit)
+        if isinstance(outcome, errors.GalleryError):
+            raise outcome
+        return outcome
+
+
+def _that_fit(waiting: Sequence[NewItems]) -> int:
+    """How many requests, in the order in which they came, may be one commit: not too many items, and no id in two of them."""
+    ids: set[str] = set()
+    for count, items in enumerate(waiting):
+        if count and (len(ids) + len(items.ids) > _MOST or not ids.isdisjoint(items.ids)):
+            return count
+        ids.update(items.ids)
+    return len(waiting)

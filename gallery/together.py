@@ -1,0 +1,120 @@
+"""What arrives while others like it are under way is done together with what else does, by one call.
+
+A task that finds a free lane is done at once, in its own thread. Only where all lanes are taken do tasks gather, and the lane
+that is free next takes those that did. There is no timer and no thread of its own, so a lone task takes what it always took.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Sequence
+from threading import Event, Lock
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+A = TypeVar("A")
+
+
+class _Entry(Generic[T, A]):
+    """A task, on its way."""
+
+    __slots__ = ("answers", "leads", "task", "woken")
+
+    def __init__(self, task: T) -> None:
+        self.task = task
+        self.woken = Event()
+        #: the tasks that its thread has to do, this one first; None while it waits, and for good if another thread does it
+        self.leads: Sequence[_Entry[T, A]] | None = None
+        #: its own answer; if there is still none once the task is woken, its thread does it alone
+        self.answers: Sequence[A] = ()
+
+
+class _Line(Generic[T, A]):
+    """The tasks of one kind."""
+
+    __slots__ = ("running", "waiting")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.waiting: list[_Entry[T, A]] = []
+
+
+class Together(Generic[T, A]):
+    """Gathers tasks; safe from many threads."""
+
+    def __init__(self, lanes: int) -> None:
+        """Let `lanes` calls of one kind run at once before others gather."""
+        self._lanes = lanes
+        self._lock = Lock()
+        # A kind has a line while a task of it is under way.
+        self._lines: dict[Hashable, _Line[T, A]] = {}
+
+    def do(
+        self,
+        kind: Hashable,
+        task: T,
+        act: Callable[[Sequence[T]], Sequence[A]],
+        *,
+        most: Callable[[Sequence[T]], int],
+    ) -> A:
+        """Do a task, together with others where that costs nobody anything.
+
+        Args:
+            kind: what tasks must have in common to be done together.
+            task: what to do.
+            act: does tasks of this kind, and gives their answers in order.
+            most: of those that wait, the first of them first, how many may be done by one call; at least one.
+
+        Raises:
+            Exception: whatever `act` raises for this task alone; never for the sake of another's.
+        """
+        own = _Entry[T, A](task)
+        if not self._enter(kind, own):
+            own.woken.wait()
+        if own.leads is not None:
+            try:
+                _act(own.leads, act)
+            finally:
+                self._leave(kind, most)
+        (answer,) = own.answers or act([task])
+        return answer
+
+    def _enter(self, kind: Hashable, own: _Entry[T, A]) -> bool:
+        """Take a lane; or wait in the line, and return False."""
+        with self._lock:
+            line = self._lines.setdefault(kind, _Line())
+            if line.running == self._lanes:
+                line.waiting.append(own)
+                return False
+            line.running += 1
+        own.leads = [own]
+        return True
+
+    def _leave(self, kind: Hashable, most: Callable[[Sequence[T]], int]) -> None:
+        """Give the lane to those who wait; to nobody, where nobody does."""
+        with self._lock:
+            line = self._lines[kind]
+            if not line.waiting:
+                line.running -= 1
+                if not line.running:
+                    del self._lines[kind]
+                return
+            count = most([each.task for each in line.waiting])
+            group, line.waiting = line.waiting[:count], line.waiting[count:]
+        group[0].leads = group
+        group[0].woken.set()
+
+
+def _act(group: Sequence[_Entry[T, A]], act: Callable[[Sequence[T]], Sequence[A]]) -> None:
+    """Do the tasks of a group; its first is the caller, who is awake."""
+    if len(group) == 1:
+        group[0].answers = act([group[0].task])
+        return
+    try:
+        # Whose fault it is cannot be told from a common error, so each is then done alone and finds out.
+        with contextlib.suppress(Exception):
+            for each, answer in zip(group, act([each.task for each in group]), strict=True):
+                each.answers = (answer,)
+    finally:
+        for each in group[1:]:
+            each.woken.set()
