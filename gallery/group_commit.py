@@ -1,4 +1,4 @@
-"""Small upserts that meet are one commit.
+"""Small writes that meet are one commit.
 
 A commit waits several times for the disk, whether it is of one item or of a thousand, and commits of one gallery follow each
 other. So without this, clients that write one item at a time get no further together than one of them does alone. What arrives
@@ -9,25 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 
 from gallery import errors, ingest
-from gallery.ingest import Upserted
+from gallery.ingest import Deleted, Upserted
 from gallery.new_items import NewItems
 from gallery.store import Store
 from gallery.together import Together
 
-#: a request with more items than this is written by itself: others would wait for what it takes to write them
+#: a request with more items than this is a commit of its own: others would wait for what it takes to write them
 _SMALL = 64
+#: items of one commit
 _MOST = 1_000
-
-Outcome = Upserted | errors.GalleryError
 
 
 class GroupCommit:
-    """Gathers upserts; one per process, safe from many threads."""
+    """Gathers writes; one per process, safe from many threads."""
 
-    def __init__(self, store: Store, together: Together[NewItems, Outcome]) -> None:
-        """Write to `store`; what gathers in `together`, by one commit."""
+    def __init__(self, store: Store, together: Together) -> None:
+        """Write to `store`; what gathers in `together`, by one commit. More than one lane would leave less to gather."""
         self._store = store
         self._together = together
 
@@ -40,13 +40,24 @@ class GroupCommit:
         if len(items.ids) > _SMALL:
             return ingest.upsert(self._store, gallery, items)
         act = partial(ingest.upsert_each, self._store, gallery)
-        outcome = self._together.do((gallery, items.model), items, act, most=_that_fit)
+        outcome = self._together.do(("upsert", gallery, items.model), items, act, most=_upserts_at_once)
         if isinstance(outcome, errors.GalleryError):
             raise outcome
         return outcome
 
+    def delete(self, gallery: str, ids: Sequence[str]) -> Deleted:
+        """Delete items as `ingest.delete` does, those of others with them.
 
-def _that_fit(waiting: Sequence[NewItems]) -> int:
+        Raises:
+            GalleryNotFound: none has the name.
+        """
+        if len(ids) > _SMALL:
+            return ingest.delete(self._store, gallery, ids)
+        act = partial(ingest.delete_each, self._store, gallery)
+        return self._together.do(("delete", gallery), ids, act, most=_deletes_at_once)
+
+
+def _upserts_at_once(waiting: Sequence[NewItems]) -> int:
     """How many requests, in the order in which they came, may be one commit: not too many items, and no id in two of them."""
     ids: set[str] = set()
     for count, items in enumerate(waiting):
@@ -54,3 +65,8 @@ def _that_fit(waiting: Sequence[NewItems]) -> int:
             return count
         ids.update(items.ids)
     return len(waiting)
+
+
+def _deletes_at_once(waiting: Sequence[Sequence[str]]) -> int:
+    """Likewise; an id may be in two of them, as it may be deleted twice."""
+    return max(1, sum(total <= _MOST for total in accumulate(map(len, waiting))))

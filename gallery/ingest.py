@@ -132,13 +132,28 @@ def upsert_each(store: Store, gallery: str, requests: Sequence[NewItems]) -> Seq
 
 
 def delete(store: Store, gallery: str, ids: Sequence[str]) -> Deleted:
-    """Delete items by id; unknown ids are reported, not refused."""
-    wanted = list(dict.fromkeys(ids))
+    """Delete items by id; unknown ids are reported, not refused.
+
+    Raises:
+        GalleryNotFound: none has the name.
+    """
+    (deleted,) = delete_each(store, gallery, [ids])
+    return deleted
+
+
+def delete_each(store: Store, gallery: str, requests: Sequence[Sequence[str]]) -> Sequence[Deleted]:
+    """Delete the items of several requests as `delete` does those of one, by one transaction, as if they came in this order."""
+    wanted = list(dict.fromkeys(item for ids in requests for item in ids))
     with store.catalog.transaction("delete") as tx:
         row = gallery_rows.gallery_row(tx.session, gallery)
         version = gallery_rows.bump(tx.session, row.id)
-        found = item_rows.mark_deleted(tx.session, row.id, wanted, version)
-    return Deleted(len(found), [item for item in wanted if item not in found])
+        live = item_rows.mark_deleted(tx.session, row.id, wanted, version)
+    told = []
+    for ids in requests:
+        own = dict.fromkeys(ids)
+        told.append(Deleted(len(live & own.keys()), [item for item in own if item not in live]))
+        live -= own.keys()
+    return told
 
 
 def _upsert(store: Store, gallery: str, requests: Sequence[NewItems]) -> Sequence[Upserted | errors.GalleryError]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Sequence
 from threading import Event, Lock
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -29,17 +29,17 @@ class _Entry(Generic[T, A]):
         self.answers: Sequence[A] = ()
 
 
-class _Line(Generic[T, A]):
+class _Line:
     """The tasks of one kind."""
 
     __slots__ = ("running", "waiting")
 
     def __init__(self) -> None:
         self.running = 0
-        self.waiting: list[_Entry[T, A]] = []
+        self.waiting: list[_Entry[Any, Any]] = []
 
 
-class Together(Generic[T, A]):
+class Together:
     """Gathers tasks; safe from many threads."""
 
     def __init__(self, lanes: int) -> None:
@@ -47,7 +47,7 @@ class Together(Generic[T, A]):
         self._lanes = lanes
         self._lock = Lock()
         # A kind has a line while a task of it is under way.
-        self._lines: dict[Hashable, _Line[T, A]] = {}
+        self._lines: dict[Hashable, _Line] = {}
 
     def do(
         self,
@@ -79,7 +79,7 @@ class Together(Generic[T, A]):
         (answer,) = own.answers or act([task])
         return answer
 
-    def _enter(self, kind: Hashable, own: _Entry[T, A]) -> bool:
+    def _enter(self, kind: Hashable, own: _Entry[Any, Any]) -> bool:
         """Take a lane; or wait in the line, and return False."""
         with self._lock:
             line = self._lines.setdefault(kind, _Line())
@@ -90,7 +90,7 @@ class Together(Generic[T, A]):
         own.leads = [own]
         return True
 
-    def _leave(self, kind: Hashable, most: Callable[[Sequence[T]], int]) -> None:
+    def _leave(self, kind: Hashable, most: Callable[[Sequence[Any]], int]) -> None:
         """Give the lane to those who wait; to nobody, where nobody does."""
         with self._lock:
             line = self._lines[kind]

@@ -41,7 +41,7 @@ class Process:
     coalescer: Coalescer
     #: does brief searches of many clients by one call, on the event loop
     gatherer: Gatherer
-    #: writes the items of many clients by one commit
+    #: writes and deletes the items of many clients by one commit
     group_commit: GroupCommit
     keyring: Keyring
     metrics: Metrics

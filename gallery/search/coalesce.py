@@ -31,7 +31,7 @@ class Searches(Protocol):
 class Coalescer:
     """Gathers searches; one per process, safe from many threads."""
 
-    def __init__(self, searches: Searches, together: Together[SearchRequest, Answer]) -> None:
+    def __init__(self, searches: Searches, together: Together) -> None:
         """Gather in `together`, with a lane for each search that there are cores for."""
         self._searches = searches
         self._together = together

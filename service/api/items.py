@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from gallery import errors, ingest
+from gallery import errors
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import items as item_rows
 from gallery.catalog.tables import ItemRow
@@ -182,7 +182,7 @@ def delete_items(
     """Delete items by id. Unknown ids are reported, not refused."""
     within(len(body.ids), process.store.settings.max_items_per_upsert, "max_items_per_upsert", "/ids")
     possible = [item for item in body.ids if "\0" not in item]
-    done = ingest.delete(process.store, gallery, possible)
+    done = process.group_commit.delete(gallery, possible)
     process.written()
     impossible = dict.fromkeys(item for item in body.ids if "\0" in item)
     return Deleted(deleted=done.deleted, missing=[*done.missing, *impossible])

@@ -10,7 +10,7 @@ from gallery.together import Together
 WAIT = 30  # seconds, after which a test fails
 
 
-class Watched(Together[Any, Any]):
+class Watched(Together):
     """Tells when a task takes a lane, and when one waits in a line."""
 
     def __init__(self, lanes: int) -> None:

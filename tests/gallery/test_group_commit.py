@@ -1,4 +1,4 @@
-"""Upserts that meet are one commit: each with its own outcome, and all as if they had come one after the other."""
+"""Writes that meet are one commit: each with its own outcome, and all as if they had come one after the other."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ def items(*ids: str, at: float = 1.0, model: str = "old", **more: Any) -> NewIte
     return NewItems(model, ids, chosen.pop("embeddings", vectors), **chosen)
 
 
+#: items to write, or ids to delete
+Request = NewItems | Sequence[str]
+
+
 class Crowd:
     """Clients that write to a gallery whose commits are held up until they all have come."""
 
@@ -47,11 +51,12 @@ class Crowd:
         #: of what holds them up
         self.session: Session
 
-    def start(self, request: NewItems) -> Future[Upserted]:
-        return self._pool.submit(self.commits.upsert, GALLERY, request)
+    def start(self, request: Request) -> Future[Any]:
+        act = self.commits.upsert if isinstance(request, NewItems) else self.commits.delete
+        return self._pool.submit(act, GALLERY, request)
 
     @contextmanager
-    def gathered(self, *requests: NewItems) -> Iterator[list[Future[Upserted]]]:
+    def gathered(self, *requests: Request) -> Iterator[list[Future[Any]]]:
         """The outcomes of requests, of which the first is under way, and the others wait, until the block ends."""
         with self.world.store.catalog.transaction() as tx:  # SQLite's lock is taken by now; PostgreSQL's with a row
             self.session = tx.session
@@ -63,8 +68,8 @@ class Crowd:
                 assert self.together.one_more_waits()
             yield outcomes
 
-    def outcomes(self, *requests: NewItems) -> list[Upserted]:
-        """Of requests that met, all of them written."""
+    def outcomes(self, *requests: Request) -> list[Any]:
+        """Of requests that met, none of them refused."""
         with self.gathered(*requests) as outcomes:
             pass
         return [outcome.result(WAIT) for outcome in outcomes]
@@ -184,9 +189,29 @@ def test_items_of_two_models_are_two_commits(each_world: World, pool: ThreadPool
     assert len({each.result(WAIT).version for each in (*outcomes, new)}) == 3
 
 
-def test_where_a_commit_fails_as_a_whole_each_finds_out_alone(each_world: World, pool: ThreadPoolExecutor) -> None:
+def test_deletes_that_meet_are_one_commit_and_an_item_is_deleted_once(
+    each_world: World, pool: ThreadPoolExecutor
+) -> None:
+    each_world.upsert("old", list("abcde"), np.ones((5, OLD)))
+    crowd, before = Crowd(each_world, pool), each_world.version()
+    told = crowd.outcomes(["a"], ["b", "c", "b"], ["no", "c", "a"], ["d", "d"])
+    assert told == [(1, []), (2, []), (0, ["no", "c", "a"]), (1, [])]
+    assert each_world.version() == before + 2
+    assert contents(each_world).keys() == {"e"}
+
+
+def test_a_commit_deletes_no_more_than_a_request_of_many_would(world: World, pool: ThreadPoolExecutor) -> None:
+    before, of_sixty = world.version(), [[f"{request}-{at}" for at in range(60)] for request in range(20)]
+    assert Crowd(world, pool).outcomes(["first"], *of_sixty)[1:] == [(0, ids) for ids in of_sixty]
+    assert world.version() == before + 1 + 2
+
+
+@pytest.mark.parametrize("write", [[items("a"), items("b"), items("c")], [["a"], ["b"], ["c"]]])
+def test_where_a_commit_fails_as_a_whole_each_finds_out_alone(
+    each_world: World, pool: ThreadPoolExecutor, write: list[Any]
+) -> None:
     crowd = Crowd(each_world, pool)
-    with crowd.gathered(items("a"), items("b"), items("c")) as outcomes:
+    with crowd.gathered(*write) as outcomes:
         gallery_rows.remove(crowd.session, gallery_rows.gallery_row(crowd.session, GALLERY).id)
     refused = [each.exception(WAIT) for each in outcomes]
     assert [type(each) for each in refused] == [errors.GalleryNotFound] * 3
@@ -228,6 +253,25 @@ def test_what_is_written_together_is_what_would_be_written_in_turn(prepared: Pat
             else:
                 outcomes = [each for one in given_requests for each in ingest.upsert_each(world.store, GALLERY, [one])]
             told.append([each.upserted if isinstance(each, Upserted) else repr(each) for each in outcomes])
+            left.append(contents(world))
+            world.close()
+    assert told[0] == told[1]
+    assert left[0] == left[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(asked=st.lists(st.lists(st.sampled_from("abcdx"), max_size=4), min_size=1, max_size=5))
+def test_what_is_deleted_together_is_what_would_be_deleted_in_turn(prepared: Path, asked: list[list[str]]) -> None:
+    told, left = [], []
+    for together in (True, False):
+        with TemporaryDirectory() as folder:
+            world = World.open(shutil.copytree(prepared, Path(folder) / "data"))
+            world.upsert("old", list("abcde"), np.ones((5, OLD)))
+            told.append(
+                ingest.delete_each(world.store, GALLERY, asked)
+                if together
+                else [ingest.delete(world.store, GALLERY, ids) for ids in asked]
+            )
             left.append(contents(world))
             world.close()
     assert told[0] == told[1]
