@@ -12,6 +12,7 @@ from functools import partial
 from itertools import accumulate
 
 from gallery import errors, ingest
+from gallery.catalog.transaction import UNANSWERED
 from gallery.ingest import Deleted, Upserted
 from gallery.new_items import NewItems
 from gallery.store import Store
@@ -40,7 +41,8 @@ class GroupCommit:
         if len(items.ids) > _SMALL:
             return ingest.upsert(self._store, gallery, items)
         act = partial(ingest.upsert_each, self._store, gallery)
-        outcome = self._together.do(("upsert", gallery, items.model), items, act, most=_upserts_at_once)
+        kind = ("upsert", gallery, items.model)
+        outcome = self._together.do(kind, items, act, most=_upserts_at_once, for_all=UNANSWERED)
         if isinstance(outcome, errors.GalleryError):
             raise outcome
         return outcome
@@ -54,7 +56,7 @@ class GroupCommit:
         if len(ids) > _SMALL:
             return ingest.delete(self._store, gallery, ids)
         act = partial(ingest.delete_each, self._store, gallery)
-        return self._together.do(("delete", gallery), ids, act, most=_deletes_at_once)
+        return self._together.do(("delete", gallery), ids, act, most=_deletes_at_once, for_all=UNANSWERED)
 
 
 def _upserts_at_once(waiting: Sequence[NewItems]) -> int:

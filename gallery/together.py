@@ -6,7 +6,6 @@ that is free next takes those that did. There is no timer and no thread of its o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Hashable, Sequence
 from threading import Event, Lock
 from typing import Any, Generic, TypeVar
@@ -18,7 +17,7 @@ A = TypeVar("A")
 class _Entry(Generic[T, A]):
     """A task, on its way."""
 
-    __slots__ = ("answers", "leads", "task", "woken")
+    __slots__ = ("answers", "failed", "leads", "task", "woken")
 
     def __init__(self, task: T) -> None:
         self.task = task
@@ -27,6 +26,8 @@ class _Entry(Generic[T, A]):
         self.leads: Sequence[_Entry[T, A]] | None = None
         #: its own answer; if there is still none once the task is woken, its thread does it alone
         self.answers: Sequence[A] = ()
+        #: what the call failed with, where that is said to be no task's own fault
+        self.failed: Exception | None = None
 
 
 class _Line:
@@ -56,6 +57,7 @@ class Together:
         act: Callable[[Sequence[T]], Sequence[A]],
         *,
         most: Callable[[Sequence[T]], int],
+        for_all: tuple[type[Exception], ...] = (),
     ) -> A:
         """Do a task, together with others where that costs nobody anything.
 
@@ -64,18 +66,22 @@ class Together:
             task: what to do.
             act: does tasks of this kind, and gives their answers in order.
             most: of those that wait, the first of them first, how many may be done by one call; at least one.
+            for_all: what `act` raises through no task's fault. Then none of them is tried again alone: each would fail likewise,
+                after as long a wait.
 
         Raises:
-            Exception: whatever `act` raises for this task alone; never for the sake of another's.
+            Exception: whatever `act` raises for this task alone, and what is `for_all`; never for the sake of another's.
         """
         own = _Entry[T, A](task)
         if not self._enter(kind, own):
             own.woken.wait()
         if own.leads is not None:
             try:
-                _act(own.leads, act)
+                _act(own.leads, act, for_all)
             finally:
                 self._leave(kind, most)
+        if own.failed is not None:
+            raise own.failed
         (answer,) = own.answers or act([task])
         return answer
 
@@ -105,16 +111,22 @@ class Together:
         group[0].woken.set()
 
 
-def _act(group: Sequence[_Entry[T, A]], act: Callable[[Sequence[T]], Sequence[A]]) -> None:
+def _act(
+    group: Sequence[_Entry[T, A]], act: Callable[[Sequence[T]], Sequence[A]], for_all: tuple[type[Exception], ...]
+) -> None:
     """Do the tasks of a group; its first is the caller, who is awake."""
     if len(group) == 1:
         group[0].answers = act([group[0].task])
         return
     try:
-        # Whose fault it is cannot be told from a common error, so each is then done alone and finds out.
-        with contextlib.suppress(Exception):
-            for each, answer in zip(group, act([each.task for each in group]), strict=True):
-                each.answers = (answer,)
+        for each, answer in zip(group, act([each.task for each in group]), strict=True):
+            each.answers = (answer,)
+    except for_all as error:
+        for each in group:
+            each.failed = error
+    except Exception:  # noqa: BLE001 - whose fault it is cannot be told, so each is then done alone and finds out
+        for each in group:
+            each.answers = ()
     finally:
         for each in group[1:]:
             each.woken.set()

@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from gallery import errors, ingest
@@ -216,6 +217,28 @@ def test_where_a_commit_fails_as_a_whole_each_finds_out_alone(
     refused = [each.exception(WAIT) for each in outcomes]
     assert [type(each) for each in refused] == [errors.GalleryNotFound] * 3
     assert len(set(map(id, refused))) == 3, "two threads raise one exception"
+
+
+@pytest.mark.parametrize("each_world", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("write", [[items("a"), items("b"), items("c")], [["a"], ["b"], ["c"]]])
+def test_where_the_database_does_not_answer_a_commit_is_tried_once_for_all(
+    each_world: World, pool: ThreadPoolExecutor, write: list[Any]
+) -> None:
+    tried = 0
+
+    @event.listens_for(each_world.store.catalog.engine, "before_cursor_execute")
+    def cut(_: Any, cursor: Any, statement: str, *__: Any) -> None:
+        nonlocal tried
+        tried += statement.startswith("UPDATE galleries")
+        if statement.startswith("UPDATE galleries") and tried > 1:
+            with suppress(Exception):  # it does not live to tell
+                cursor.connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with Crowd(each_world, pool).gathered(*write) as outcomes:
+        pass
+    assert outcomes[0].exception(WAIT) is None
+    assert [type(each.exception(WAIT)) for each in outcomes[1:]] == [OperationalError] * 2
+    assert tried == 2
 
 
 @st.composite
