@@ -56,7 +56,7 @@ class Revision:
 
 @dataclass(slots=True)
 class Oracle:
-    """The history of a gallery that one process writes to; it may be asked from any thread."""
+    """The history of a gallery of which each item is written by one thread; it may be asked from any."""
 
     #: by space: how far a vector may be from ours where another number type is computed in, as a part of its length
     apart: Mapping[str, float] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """`python -m benchmarks.soak`: for minutes, everything at once on one service, and every answer judged by an oracle.
 
-Eight clients search in both models, a writer replaces, adds and deletes, the worker merges segments, and an upgrade runs, is
-rolled back, and runs again. Nothing may fail, nothing may be wrong, and memory stays level after the first minute.
+Eight clients search in both models, four others replace, add and delete items, at the same moments so that commits are shared,
+the worker merges segments, and an upgrade runs, is rolled back, and runs again. Nothing may fail, nothing may be wrong, and
+memory stays level after the first minute.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import orjson
 import torch
+from numpy.typing import NDArray
 
 from benchmarks import load, ours
 from benchmarks.oracle import Hit, Oracle
@@ -30,12 +33,15 @@ from gallery.arrays import Vectors
 from models.runtime import load_transform
 
 GALLERY = "photos"
-CLIENTS = 8
+CLIENTS, WRITERS = 8, 4
 HIDDEN = 64
 #: one search in so many asks for everything that there is
 WHOLE_EVERY = 20
 WRITE_SECONDS, SAMPLE_SECONDS, WARM_SECONDS = 0.5, 2.0, 60.0
+#: by all writers together
 WRITTEN_AT_ONCE = 60
+#: the share of the moments at which somebody asks for a merge of everything
+MERGE_OF_ALL = 0.02
 #: an upgrade takes about so long, and is left as it is for a while before it is rolled back. What is written meanwhile is
 #: upgraded too, so without more than that a second it would never end
 UPGRADE_SECONDS, REST_SECONDS = 20.0, 5.0
@@ -60,6 +66,8 @@ class Soak:
         self.wrongs: list[str] = []
         self.failures: list[str] = []
         self.searches = self.whole = self.writes = self.upgrades = 0
+        #: the gallery's version after each upsert
+        self.versions = Counter[int]()
         self.memory: list[tuple[float, int]] = []
         self.pool = clustered(items).items
         self._transform = load_transform(artifact)
@@ -86,9 +94,11 @@ class Soak:
         new, ids = self._transform(old, side), [str(row) for row in rows]
         written = {item: {ours.OLD: old[at], ours.NEW: new[at]} for at, item in enumerate(ids)}
         self.oracle.writing(time.monotonic(), written)
-        self.us.client.upsert_arrow(GALLERY, ours.OLD, ours.stream(ids, old, side))
+        version = self.us.client.upsert_arrow(GALLERY, ours.OLD, ours.stream(ids, old, side))["version"]
         self.oracle.acknowledged(time.monotonic(), ids)
-        self.writes += 1
+        with self._counting:
+            self.writes += 1
+            self.versions[version] += 1
 
     def delete(self, rows: Sequence[int]) -> None:
         """Delete items, some of which are deleted already."""
@@ -96,7 +106,8 @@ class Soak:
         self.oracle.deleting(time.monotonic(), ids)
         self.us.client.delete_items(GALLERY, ids)
         self.oracle.acknowledged(time.monotonic(), ids)
-        self.writes += 1
+        with self._counting:
+            self.writes += 1
 
     def search(self, connection: load.Connection, random: np.random.Generator) -> None:
         """Ask for the nearest, or now and then for everything, and judge the answer."""
@@ -184,18 +195,15 @@ def _run(data: Path, items: int, seconds: float, processes: int) -> list[Line]:
 
 
 def _start(soak: Soak) -> list[threading.Thread]:
-    writer, started = np.random.default_rng(1), time.monotonic()
-
-    def change() -> None:
-        _change(soak, writer)
-        soak.stop.wait(WRITE_SECONDS)
+    started = time.monotonic()
 
     def look() -> None:
         soak.memory.append((time.monotonic() - started, resident(soak.us.server.pid)))
         soak.oracle.forget(time.monotonic() - REMEMBERED_SECONDS)
         soak.stop.wait(SAMPLE_SECONDS)
 
-    threads = [soak.keep(change, "write"), soak.keep(soak.upgrade, "upgrade"), soak.keep(look, "look")]
+    threads = [soak.keep(soak.upgrade, "upgrade"), soak.keep(look, "look")]
+    threads += [soak.keep(_changing(soak, number), f"writer {number}") for number in range(WRITERS)]
     for number in range(CLIENTS):
         connection, random = load.Connection(soak.us.server.port), np.random.default_rng(100 + number)
         threads.append(soak.keep(_searching(soak, connection, random), f"client {number}"))
@@ -206,13 +214,25 @@ def _searching(soak: Soak, connection: load.Connection, random: np.random.Genera
     return lambda: soak.search(connection, random)
 
 
-def _change(soak: Soak, random: np.random.Generator) -> None:
+def _changing(soak: Soak, writer: int) -> Callable[[], None]:
+    """What a writer does with its own items, which no other writes: so it knows the order of their revisions."""
+    random, own = np.random.default_rng(writer), range(writer, len(soak.pool), WRITERS)
+
+    def change() -> None:
+        soak.stop.wait(WRITE_SECONDS - time.monotonic() % WRITE_SECONDS)
+        _change(
+            soak, random, random.choice(own, size=int(random.integers(1, WRITTEN_AT_ONCE // WRITERS)), replace=False)
+        )
+
+    return change
+
+
+def _change(soak: Soak, random: np.random.Generator, rows: NDArray[np.int64]) -> None:
     """Mostly write, of which most replaces; sometimes delete; seldom ask for a merge of everything."""
-    what = random.random()
-    some = random.choice(len(soak.pool), size=int(random.integers(1, WRITTEN_AT_ONCE)), replace=False).tolist()
+    what, some = random.random(), rows.tolist()
     if what < 0.7:
         soak.write(random, some)
-    elif what < 0.98:
+    elif what < 1 - MERGE_OF_ALL / WRITERS:
         soak.delete(some[: len(some) // 2 + 1])
     else:
         soak.us.client.compact_gallery(GALLERY)
@@ -239,6 +259,12 @@ def _judged(soak: Soak) -> list[Line]:
             "searches",
             [soak.searches],
             note=f"{soak.whole:,} for everything; {soak.writes:,} writes",
+        ),
+        counted(
+            "commits of several writers",
+            [sum(writes > 1 for writes in soak.versions.values())],
+            at_least(1),
+            note=f"of {len(soak.versions):,} commits of upserts",
         ),
         counted("upgrades completed, and rolled back", [soak.upgrades], at_least(1)),
         counted("failed requests", [len(soak.failures)], at_most(0), note="; ".join(soak.failures[:3])),
