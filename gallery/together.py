@@ -79,6 +79,7 @@ class Together:
             try:
                 _act(own.leads, act, for_all)
             finally:
+                own.leads = None  # it refers to itself by this: what it holds would stay until garbage is collected
                 self._leave(kind, most)
         if own.failed is not None:
             raise own.failed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -239,6 +241,28 @@ def test_where_the_database_does_not_answer_a_commit_is_tried_once_for_all(
     assert outcomes[0].exception(WAIT) is None
     assert [type(each.exception(WAIT)) for each in outcomes[1:]] == [OperationalError] * 2
     assert tried == 2
+
+
+def test_what_a_request_held_is_free_once_it_is_answered_or_refused(world: World) -> None:
+    """And not when garbage is collected: a request may hold as much as a body may."""
+
+    def met() -> list[weakref.ref[Any]]:
+        bad, bad_side = {"embeddings": np.full((1, OLD), np.nan)}, {"side": np.full((1, SIDE), np.nan)}
+        given = [items("a"), items("b"), items("c", **bad), items("d", **bad_side), items("e"), items("b")]
+        with ThreadPoolExecutor(len(given)) as pool, Crowd(world, pool).gathered(*given) as outcomes:
+            pass
+        assert [each.exception(WAIT) is None for each in outcomes] == [True, True, False, False, True, True]
+        alone = items("f", **bad_side)
+        with suppress(errors.InvalidVector):
+            ingest.upsert(world.store, GALLERY, alone)
+        return [weakref.ref(each.embeddings) for each in (*given, alone)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert not any(held() is not None for held in met())
+    finally:
+        gc.enable()
 
 
 @st.composite
