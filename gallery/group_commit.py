@@ -44,7 +44,10 @@ class GroupCommit:
         kind = ("upsert", gallery, items.model)
         outcome = self._together.do(kind, items, act, most=_upserts_at_once, for_all=UNANSWERED)
         if isinstance(outcome, errors.GalleryError):
-            raise outcome
+            try:
+                raise outcome
+            finally:
+                del outcome  # as `ingest.upsert` does
         return outcome
 
     def delete(self, gallery: str, ids: Sequence[str]) -> Deleted:

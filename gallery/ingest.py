@@ -105,7 +105,10 @@ def upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
     """
     (outcome,) = upsert_each(store, gallery, [items])
     if isinstance(outcome, errors.GalleryError):
-        raise outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # it refers to this frame, and so to itself: the items would stay until garbage is collected
     return outcome
 
 
@@ -185,7 +188,8 @@ def _accepted(
         accepted = accept_items(row, model, items)
         accept_for_upgrades(accepted, wanted.role, wanted.stack, wanted.pinned)
     except errors.GalleryError as error:
-        return error
+        # A new one: this one's traceback holds every call that led here, and so itself and the items of all.
+        return type(error)(str(error), pointer=error.pointer, **error.details)
     return accepted
 
 

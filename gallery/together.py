@@ -66,8 +66,8 @@ class Together:
             task: what to do.
             act: does tasks of this kind, and gives their answers in order.
             most: of those that wait, the first of them first, how many may be done by one call; at least one.
-            for_all: what `act` raises through no task's fault. Then none of them is tried again alone: each would fail likewise,
-                after as long a wait.
+            for_all: what `act` raises through no task's fault. Then all that wait by now are told, and none of them is tried:
+                each would fail likewise, after as long a wait.
 
         Raises:
             Exception: whatever `act` raises for this task alone, and what is `for_all`; never for the sake of another's.
@@ -77,8 +77,9 @@ class Together:
             own.woken.wait()
         if own.leads is not None:
             try:
-                _act(own.leads, act, for_all)
+                self._act(kind, own.leads, act, for_all)
             finally:
+                own.leads = None  # it refers to itself by this: what it holds would stay until garbage is collected
                 self._leave(kind, most)
         if own.failed is not None:
             raise own.failed
@@ -110,23 +111,33 @@ class Together:
         group[0].leads = group
         group[0].woken.set()
 
+    def _act(
+        self,
+        kind: Hashable,
+        group: Sequence[_Entry[T, A]],
+        act: Callable[[Sequence[T]], Sequence[A]],
+        for_all: tuple[type[Exception], ...],
+    ) -> None:
+        """Do the tasks of a group; its first is the caller, who is awake."""
+        try:
+            for each, answer in zip(group, act([each.task for each in group]), strict=True):
+                each.answers = (answer,)
+        except for_all as error:
+            group = [*group, *self._all_waiting(kind)]
+            for each in group:
+                each.failed = error
+        except Exception:
+            if len(group) == 1:
+                raise
+            for each in group:  # whose fault it is cannot be told, so each is then done alone and finds out
+                each.answers = ()
+        finally:
+            for each in group[1:]:
+                each.woken.set()
 
-def _act(
-    group: Sequence[_Entry[T, A]], act: Callable[[Sequence[T]], Sequence[A]], for_all: tuple[type[Exception], ...]
-) -> None:
-    """Do the tasks of a group; its first is the caller, who is awake."""
-    if len(group) == 1:
-        group[0].answers = act([group[0].task])
-        return
-    try:
-        for each, answer in zip(group, act([each.task for each in group]), strict=True):
-            each.answers = (answer,)
-    except for_all as error:
-        for each in group:
-            each.failed = error
-    except Exception:  # noqa: BLE001 - whose fault it is cannot be told, so each is then done alone and finds out
-        for each in group:
-            each.answers = ()
-    finally:
-        for each in group[1:]:
-            each.woken.set()
+    def _all_waiting(self, kind: Hashable) -> Sequence[_Entry[Any, Any]]:
+        """Take those who wait out of their line."""
+        with self._lock:
+            line = self._lines[kind]
+            waiting, line.waiting = line.waiting, []
+            return waiting
