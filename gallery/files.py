@@ -87,7 +87,7 @@ class Files:
             part.unlink(missing_ok=True)
 
     @contextmanager
-    def together(self) -> Iterator[Files]:
+    def batch(self) -> Iterator[Files]:
         """The same files; what is written to them is durable only when the block ends well.
 
         One sync of a folder makes every rename in it durable, and costs a small write as much as the sync of a file.

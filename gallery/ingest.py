@@ -169,7 +169,7 @@ def _upsert(store: Store, gallery: str, requests: Sequence[NewItems]) -> Sequenc
     if not all_accepted:
         return [each for each in outcomes if isinstance(each, errors.GalleryError)]
     accepted = joined(all_accepted)
-    with store.files.together() as files:
+    with store.files.batch() as files:
         written = [_write(replace(store, files=files), accepted, rows, wanted) for rows in accepted.uniform()]
     names = [name for new in written for name in new.names]
     with store.catalog.transaction("upsert") as tx, store.files.unnamed(names):

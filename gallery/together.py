@@ -10,6 +10,9 @@ from collections.abc import Callable, Hashable, Sequence
 from threading import Event, Lock
 from typing import Any, Generic, TypeVar
 
+import structlog
+
+log = structlog.get_logger()
 T = TypeVar("T")
 A = TypeVar("A")
 
@@ -126,9 +129,10 @@ class Together:
             group = [*group, *self._all_waiting(kind)]
             for each in group:
                 each.failed = error
-        except Exception:
+        except Exception as error:
             if len(group) == 1:
                 raise
+            log.info("each_alone", tasks=len(group), error=type(error).__name__)  # its words may be anybody's data
             for each in group:  # whose fault it is cannot be told, so each is then done alone and finds out
                 each.answers = ()
         finally:
