@@ -242,9 +242,8 @@ def create_key(
     from service import keys as api_keys
 
     _environment(DATA=data)
-    catalog = (
-        migrated_catalog()
-    )  # not in the `try`: a wrong setting is a ValueError too, and its text would show the value
+    # Not in the `try`: a wrong setting is a ValueError too, and its text would show the value.
+    catalog = migrated_catalog()
     try:
         secret = api_keys.create_key(catalog, name, scope)
     except ValueError as error:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 
-from gallery import errors, ingest
+from gallery import ingest
 from gallery.catalog.transaction import UNANSWERED
 from gallery.ingest import Deleted, Upserted
 from gallery.new_items import NewItems
@@ -42,13 +42,7 @@ class GroupCommit:
             return ingest.upsert(self._store, gallery, items)
         act = partial(ingest.upsert_each, self._store, gallery)
         kind = ("upsert", gallery, items.model)
-        outcome = self._together.do(kind, items, act, most=_upserts_at_once, for_all=UNANSWERED)
-        if isinstance(outcome, errors.GalleryError):
-            try:
-                raise outcome
-            finally:
-                del outcome  # as `ingest.upsert` does
-        return outcome
+        return ingest.settled(self._together.do(kind, items, act, most=_upserts_at_once, for_all=UNANSWERED))
 
     def delete(self, gallery: str, ids: Sequence[str]) -> Deleted:
         """Delete items as `ingest.delete` does, those of others with them.

@@ -103,13 +103,21 @@ def upsert(store: Store, gallery: str, items: NewItems) -> Upserted:
         NoRoute, ModelRetired: the gallery takes no items of this model.
         Invalid: an item cannot be stored; the pointer names it.
     """
-    (outcome,) = upsert_each(store, gallery, [items])
-    if isinstance(outcome, errors.GalleryError):
-        try:
-            raise outcome
-        finally:
-            del outcome  # it refers to this frame, and so to itself: the items would stay until garbage is collected
-    return outcome
+    return settled(upsert_each(store, gallery, [items])[0])
+
+
+def settled(outcome: Upserted | errors.GalleryError) -> Upserted:
+    """What `upsert_each` says was done of a request.
+
+    Raises:
+        GalleryError: it was refused.
+    """
+    if not isinstance(outcome, errors.GalleryError):
+        return outcome
+    try:
+        raise outcome
+    finally:
+        del outcome  # it refers to this frame, and so to itself: what it holds would stay until garbage is collected
 
 
 def upsert_each(store: Store, gallery: str, requests: Sequence[NewItems]) -> Sequence[Upserted | errors.GalleryError]:

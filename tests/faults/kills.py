@@ -91,6 +91,8 @@ def crowded_api_dies(stage: Stage, run: Try, point: str) -> Judgement:
         stage.died(stage.victim)
         stage.restart(stage.victim)
         assert set(clients.map(Client(run.book, stage.victim).upsert, shares)) == {"acknowledged"}
+    versions = [write.version for write in run.book.writes if write.version is not None]
+    assert len(set(versions)) < len(versions), "no two of them shared a commit"
     run.start()
     run.wait("completed")
     return run.judge()
