@@ -12,11 +12,16 @@ _M_ARENA_MAX = -8  # of <malloc.h>
 
 
 def prepare(threads: int) -> None:
-    """Set them; call it before PyTorch and FAISS are imported. What the environment says already stays as it is.
+    """Set them, and NumPy's; call it before PyTorch and FAISS are imported. What the environment says already stays as it is.
 
     Args:
         threads: how many one computation uses.
     """
+    # NumPy is there already, and has read them. A thread of its BLAS spins for a tenth of a second after each product.
+    if not {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"} & os.environ.keys():
+        from threadpoolctl import threadpool_limits  # noqa: PLC0415 - what only asks a service does not wait for it
+
+        threadpool_limits(threads, user_api="blas")
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # MKL gives its work space back, in place of keeping some for each thread (ADR 0031).
     os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")

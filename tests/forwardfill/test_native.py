@@ -72,6 +72,15 @@ out = ctypes.c_void_p.in_dll(libc, "stdout")
 together({threads}, lambda: libc.malloc(10_000), lambda: (libc.malloc_info(0, out), libc.fflush(None)))
 """
 
+MULTIPLIERS = """
+from forwardfill import cli, native
+from threadpoolctl import threadpool_info
+
+native.prepare(3)
+import faiss
+print(*{library["num_threads"] for library in threadpool_info()})
+"""
+
 
 PREPARED = """
 import sys
@@ -101,6 +110,17 @@ def test_a_thread_keeps_nothing_of_what_it_transformed() -> None:
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="glibc tells of its arenas")
 def test_threads_share_as_many_arenas_as_there_are_cores() -> None:
     assert 1 <= said(ALLOCATE).count("<heap nr=") <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(("given", "used"), [({}, "3"), ({"OMP_NUM_THREADS": "2"}, "2")])
+def test_all_that_multiply_use_as_many_threads_as_they_are_told_unless_the_environment_says_how_many(
+    given: dict[str, str], used: str
+) -> None:
+    """NumPy too, which commands import before they know: its idle threads spin, for a tenth of a second after each product."""
+    environment = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
+    command = [sys.executable, "-c", MULTIPLIERS]
+    ran = subprocess.run(command, env={**environment, **given}, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == [used]
 
 
 @pytest.mark.parametrize("command", [["serve"], ["worker"], ["verify", "--repair"]])
