@@ -1,12 +1,10 @@
-"""Several segments under way in one process: while one is transformed, those before it are indexed and published.
+"""Several segments under way in one process, so that no core waits: for the disk, the catalog, or the end of an index.
 
 A lane is a thread that does one segment after the other, each with a lease, a heartbeat and a fence of its own. To everybody
 else it is one more worker, and what holds for several workers holds for it.
 
-Two locks order the lanes. A segment is leased and read by the lane that has the turn; a lane that waits for the turn holds no
-lease. The turn passes to the next lane once the segment is read to its end. So the next segment is there when the last block of
-this one is transformed, and the transformation waits neither for the catalog nor until the disk has the whole column. Two
-transformations would share the processor, so a second lock lets only one go on at a time.
+A few lanes compute at once, each of which transforms a segment or indexes one. A lane that waits until it may begin another
+holds no lease. It may as soon as a segment before it is read to its end, so that is synced while the next is transformed.
 """
 
 from __future__ import annotations
@@ -23,11 +21,10 @@ from gallery.catalog.transaction import in_words
 from gallery.catalog.upgrades import Lease
 from gallery.store import Store
 from gallery.upgrade import segment
-from gallery.upgrade.pipeline import Turn
 
 log = structlog.get_logger()
-# Lanes beyond those that are busy at once. An index may take long, as the first does, whose lists are trained. Then the next
-# column waits on disk for its index, and the one after that is transformed meanwhile.
+# Lanes beyond those that compute at once. The first index takes long, since its lists are trained. The next column waits for it
+# on disk, and the one after that is transformed meanwhile.
 _WAITING = 1
 
 
@@ -57,10 +54,10 @@ class Lanes:
         self._owner = owner
         self._published = published
         self._more = more
-        busy = 1 if more is None else store.settings.segments_at_once
-        self._lanes = busy + _WAITING if busy > 1 else 1
-        self._busy = _Busy(busy)
-        self._turn, self._network, self._after = threading.Lock(), threading.Lock(), threading.Lock()
+        most = 1 if more is None else store.settings.segments_at_once
+        self._lanes = most + _WAITING if most > 1 else 1
+        self._busy = _Busy(most)
+        self._turn, self._after = threading.Lock(), threading.Lock()
         self._under_way = threading.Semaphore(self._lanes)
         #: no lane begins another segment
         self._over = False
@@ -86,22 +83,22 @@ class Lanes:
 
     def _segment(self) -> bool:
         """Do one segment; False if there is none to lease now."""
-        with ExitStack() as under_way, ExitStack() as turn:
+        with ExitStack() as under_way, ExitStack() as at_work, ExitStack() as turn:
             turn.enter_context(self._turn)
-            turn.enter_context(self._busy.transforming())
+            at_work.enter_context(self._busy.at_work())
             held = None if self._over else segment.lease(self._store, self._upgrade_id, self._owner)
             if held is None:
                 return False
-            under_way.enter_context(_recorded(self._store, held, self._turn, self._network))
+            under_way.enter_context(_recorded(self._store, held, self._turn))
             under_way.enter_context(segment.renewed(self._store, held))
             for _ in range(self._lanes if held.alone else 1):
                 under_way.enter_context(self._under_way)
-            # A lease that is alone keeps the turn to its end: another segment would lose an attempt if this one kills us.
-            turn_over: Callable[[], None] = _nothing if held.alone else turn.close
-            derived = segment.derive(self._store, held, Turn(turn_over, self._network))
-            turn_over()
+            if not held.alone:  # else it keeps the turn: what is leased beside it would lose an attempt if it kills us
+                turn.close()
+            derived = segment.derive(self._store, held, at_work.close)
+            at_work.close()
             if derived is not None:
-                with self._busy.indexing():
+                with self._busy.at_work(indexing=True):
                     if segment.publish(self._store, held, derived):
                         self._busy.indexed = True
         with self._after:
@@ -110,59 +107,42 @@ class Lanes:
 
 
 class _Busy:
-    """Limits how many lanes transform and index at once, for which there is memory and processors; the others wait.
+    """Limits how many lanes compute at once, for which there are memory and processors; the others wait.
 
-    A lane stops counting once its last block is transformed, and counts again while it indexes. Transforming goes first. The
-    first index is built alone: others beside it would train lists of their own, instead of taking over its lists.
+    The first index is built alone: others beside it would train lists of their own, instead of taking over its lists.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._changed = threading.Condition()
-        self._transforming = self._indexing = 0
+        self._at_work = self._indexing = 0
         #: whether an index was built or tried
         self.indexed = False
 
     @contextmanager
-    def transforming(self) -> Iterator[None]:
-        """While a segment is transformed. It is counted while it waits, too, so that no index is begun before it."""
+    def at_work(self, *, indexing: bool = False) -> Iterator[None]:
+        """While a segment is transformed, or indexed and published."""
         with self._changed:
-            self._transforming += 1
-            self._changed.wait_for(lambda: self._indexing < self._most)
+            self._changed.wait_for(lambda: self._may_begin(indexing))
+            self._at_work += 1
+            self._indexing += indexing
         try:
             yield
         finally:
             with self._changed:
-                self._transforming -= 1
+                self._at_work -= 1
+                self._indexing -= indexing
                 self._changed.notify_all()
 
-    @contextmanager
-    def indexing(self) -> Iterator[None]:
-        """While a column is indexed and published."""
-        with self._changed:
-            self._changed.wait_for(self._may_index)
-            self._indexing += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._indexing -= 1
-                self._changed.notify_all()
-
-    def _may_index(self) -> bool:
-        most = max(1, self._most - self._transforming) if self.indexed else 1
-        return self._indexing < most
-
-
-def _nothing() -> None:
-    """Keep the turn."""
+    def _may_begin(self, indexing: bool) -> bool:
+        return self._at_work < self._most and not (indexing and self._indexing and not self.indexed)
 
 
 @contextmanager
-def _recorded(store: Store, held: Lease, turn: threading.Lock, network: threading.Lock) -> Iterator[None]:
+def _recorded(store: Store, held: Lease, turn: threading.Lock) -> Iterator[None]:
     """Record what goes wrong with a segment on its row, so that it does not stop the others.
 
-    Its source may be a damaged column that was itself derived. That is made anew first, under both locks, for the next attempt.
+    Its source may be a damaged column that was itself derived. That is made anew for the next attempt, and before any is leased.
     """
     try:
         yield
@@ -170,7 +150,7 @@ def _recorded(store: Store, held: Lease, turn: threading.Lock, network: threadin
         pass
     except Exception as error:  # noqa: BLE001 - whatever one segment does, the rest goes on
         log.warning("segment_failed", upgrade=held.upgrade_id, segment=held.segment_id, error=in_words(error))
-        with turn, network:
+        with turn:
             repair.attempt(store, error)
         with suppress(errors.LeaseLost):  # whoever holds the segment now will record its own
             segment.fail(store, held, in_words(error))

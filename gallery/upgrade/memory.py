@@ -27,14 +27,16 @@ def needed(
         dimensions: of the source, of the side-information if it takes any, and of the target.
         architecture: what the artifact declares; its widest layer decides what lies between two layers.
         indexed_rows: rows of the largest segment that gets an index file; its index is built in memory.
-        segments: how many may be under way. In the worst case, all of them are indexed at once.
+        segments: how many may be under way, each of which is transformed or indexed.
     """
     source, side, target = dimensions
     widest = max([source + (side or 0), target, *_widths(architecture)])
-    # Five blocks of input: one that is read, one that waits, one that is computed with, and two of the next segment. Two blocks
-    # between layers, into one and out of it. Three blocks of results: one that is computed, one that waits, one that is written.
-    transformed = block * (5 * (source + (side or 0)) + 2 * widest + 3 * target) * _FLOAT32
-    return transformed + segments * indexed_rows * (target * _FLOAT32 + _LINKS)
+    # Four blocks of input: one that is read, one that waits, and one that is computed with, from a copy. Two blocks between
+    # layers, into one and out of it. Three blocks of results: one that is computed, one that waits, one that is written.
+    transformed = block * (4 * (source + (side or 0)) + 2 * widest + 3 * target) * _FLOAT32
+    indexed = indexed_rows * (target * _FLOAT32 + _LINKS)
+    # The next segment is begun before the last block of the one that makes way for it is written.
+    return segments * max(transformed, indexed) + transformed
 
 
 def free() -> int | None:

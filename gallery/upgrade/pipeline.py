@@ -9,10 +9,9 @@ file and no digest, and memory holds a few blocks of `FORWARDFILL_BLOCK_ROWS` ro
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from gallery import errors
 from gallery.ahead import ahead
@@ -58,26 +57,13 @@ class Made:
     computed_in: str
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """How the making of one column overlaps with the next: that is read while the last blocks of this one are transformed."""
-
-    #: called once all is read, before the last block is transformed
-    read: Callable[[], None]
-    #: held while blocks are transformed: one column at a time
-    transforming: AbstractContextManager[Any]
-
-
-NO_TURN = Turn(lambda: None, nullcontext())
-
-
-def derive(store: Store, work: Work, turn: Turn = NO_TURN) -> Made:
+def derive(store: Store, work: Work, read_all: Callable[[], object] = lambda: None) -> Made:
     """Make the column; nothing names it yet.
 
     Args:
         store: where the files are.
         work: what is to be made.
-        turn: where others make columns beside it.
+        read_all: is called once all is read, before the last block is transformed.
 
     Raises:
         Damaged: what it would be made from is not what was stored. Nothing is left of it then.
@@ -89,7 +75,7 @@ def derive(store: Store, work: Work, turn: Turn = NO_TURN) -> Made:
             first = next(read)
             loaded = transforms.in_bulk(work.transformation, *first)
             with (
-                closing(_alone(chain([first], read), turn)) as blocks,
+                closing(_telling(chain([first], read), read_all)) as blocks,
                 closing(ahead(transforms.apply_each(loaded, work.transformation, work.target, blocks))) as mapped,
             ):
                 stored = mapped if work.unseen is None else with_stand_ins(mapped, work.unseen, work.dtype)
@@ -126,20 +112,15 @@ def _read(store: Store, work: Work) -> Generator[Block]:
         next(side, None)
 
 
-def _alone(blocks: Iterable[Block], turn: Turn) -> Generator[Block]:
-    """The blocks, while this column has the lock for transforming.
-
-    On a CPU the next block is asked for once one is transformed, so blocks of two columns are never transformed at once. A GPU
-    takes some ahead, and has the last blocks of one column and the first of the next under way together.
-    """
+def _telling(blocks: Iterable[Block], read_all: Callable[[], object]) -> Generator[Block]:
+    """The blocks; `read_all` is called before the last one is given."""
     coming = iter(blocks)
-    with turn.transforming:
+    following = next(coming, None)
+    while (block := following) is not None:
         following = next(coming, None)
-        while (block := following) is not None:
-            following = next(coming, None)
-            if following is None:
-                turn.read()  # not before this one is transformed, so that no more than one other is held meanwhile
-            yield block
+        if following is None:
+            read_all()
+        yield block
 
 
 def _inputs(work: Work) -> list[Input]:

@@ -7,6 +7,7 @@ checks the fence: of two workers that did the same segment, the one that lost it
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -31,7 +32,7 @@ from gallery.indexing import Decision, build
 from gallery.spaces import Transformation
 from gallery.store import Store, columns_folder
 from gallery.upgrade import pipeline, sources, throttle
-from gallery.upgrade.pipeline import NO_TURN, Input, Made, Turn, Work
+from gallery.upgrade.pipeline import Input, Made, Work
 from gallery.upgrade.states import PUBLISHING, State
 
 
@@ -97,13 +98,13 @@ def due_in(store: Store) -> float | None:
     return min((until - moment).total_seconds() for until in waits) if waits else None
 
 
-def derive(store: Store, held: Lease, turn: Turn = NO_TURN) -> Derived | None:
+def derive(store: Store, held: Lease, read_all: Callable[[], object] = lambda: None) -> Derived | None:
     """Make the column of a leased segment; None if the segment is skipped.
 
     Args:
         store: where it is.
         held: its lease.
-        turn: where others are derived beside it.
+        read_all: is called once all of it is read, before the last block is transformed.
 
     Raises:
         LeaseLost: another worker has the segment now, or the upgrade no longer wants it; nothing was changed.
@@ -114,17 +115,17 @@ def derive(store: Store, held: Lease, turn: Turn = NO_TURN) -> Derived | None:
         _skip(store, held)
         return None
     faults.reached("read")
-    return Derived(job, _made(store, held.segment_id, job.work, turn), begun)
+    return Derived(job, _made(store, held.segment_id, job.work, read_all), begun)
 
 
-def _made(store: Store, segment_id: int, work: Work, turn: Turn) -> Made:
+def _made(store: Store, segment_id: int, work: Work, read_all: Callable[[], object]) -> Made:
     """Make the column. If the vector of a deleted item cannot be stored, the column is made again with a stand-in for it.
 
     Raises:
         InvalidVector: it gives numbers that cannot be stored for an item that is live; the message names it.
     """
     try:
-        return pipeline.derive(store, work, turn)
+        return pipeline.derive(store, work, read_all)
     except errors.InvalidVector as error:
         row = error.details["row"]
         with store.catalog.reading() as session:
@@ -133,7 +134,7 @@ def _made(store: Store, segment_id: int, work: Work, turn: Turn) -> Made:
             raise errors.InvalidVector(f"item {item!r}: {error}; delete it or store it anew, then retry") from error
         if work.unseen is not None:
             raise
-    return _made(store, segment_id, replace(work, unseen=deleted), turn)
+    return _made(store, segment_id, replace(work, unseen=deleted), read_all)
 
 
 def publish(store: Store, held: Lease, derived: Derived) -> bool:

@@ -127,18 +127,18 @@ def test_a_later_segment_is_transformed_while_the_first_is_indexed_and_published
     other.close()
 
 
-def test_a_segment_is_leased_while_the_last_block_of_the_one_before_it_is_transformed(world: World) -> None:
+def test_another_segment_is_leased_while_the_last_block_of_one_before_it_is_transformed(world: World) -> None:
     upgrade, seen = running(world), dict[float, int]()
 
     def see(number: float) -> None:
         deadline = time.monotonic() + 20
-        while number == 1 and states(world, upgrade).get("leased", 0) < 2 and time.monotonic() < deadline:
+        while number == 1 and states(world, upgrade).get("leased", 0) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
         seen.setdefault(number, states(world, upgrade).get("leased", 0))
 
     other = process(world, see, segments_at_once=2)
     assert lanes(other, upgrade).run()
-    assert seen[1] == 2
+    assert seen[1] == 3
     other.close()
 
 
@@ -191,19 +191,27 @@ def test_a_segment_without_an_index_is_not_the_first_that_trains_lists(
     other.close()
 
 
-def test_all_of_it_is_done_once_and_one_is_transformed_at_a_time(world: World) -> None:
-    upgrade, inside, seen = running(world), threading.Semaphore(1), list[float]()
+def test_as_many_segments_as_asked_for_are_transformed_at_once_and_each_row_is_once(world: World) -> None:
+    upgrade, seen, met = running(world), list[float](), threading.Barrier(3)
+    inside, most, guard = set[float](), list[int](), threading.Lock()
 
     def see(number: float) -> None:
-        assert inside.acquire(blocking=False), "two are transformed at the same time"
-        seen.append(number)
-        inside.release()
+        with guard:
+            seen.append(number)
+            row = seen.count(number)
+            if row < 3:
+                inside.add(number)
+                most.append(len(inside))
+        if number <= 3 and row == 1:
+            met.wait(20)
+        if row == 2:  # another may begin before the last row is transformed
+            with guard:
+                inside.remove(number)
 
-    other = process(world, see, segments_at_once=4, block_rows=1)
+    other = process(world, see, segments_at_once=3, block_rows=1)
     assert lanes(other, upgrade).run()
-    assert seen == [
-        number for number in range(1, SEGMENTS + 1) for _ in range(3)
-    ]  # row by row, one segment after the other
+    assert sorted(seen) == [number for number in range(1, SEGMENTS + 1) for _ in range(3)]
+    assert max(most) == 3
     assert other.run(upgrade) is State.COMPLETED
     assert len(found(world.search("new", np.zeros((1, 5))))) == 3 * SEGMENTS
     with world.store.catalog.reading() as session:
@@ -212,15 +220,16 @@ def test_all_of_it_is_done_once_and_one_is_transformed_at_a_time(world: World) -
 
 
 def test_a_lane_that_waits_holds_no_lease(world: World) -> None:
-    upgrade, most = running(world), list[int]()
+    upgrade, leased, met = running(world), list[int](), threading.Barrier(3)
 
-    def see(_: float) -> None:
-        most.append(states(world, upgrade).get("leased", 0))
+    def see(number: float) -> None:
+        if number <= 3 and not met.broken and len(leased) < 3:
+            leased.append(states(world, upgrade).get("leased", 0))
+            met.wait(20)
 
-    other = process(world, see, segments_at_once=3, exact_below=100)
+    other = process(world, see, segments_at_once=3, block_rows=1)
     assert lanes(other, upgrade).run()
-    assert len(most) == SEGMENTS
-    assert most[0] <= 2, "beside the next, the others wait for their turn, and other workers may have these segments"
+    assert max(leased) == 3, "the fourth lane waits, and other workers may have the segments"
     other.close()
 
 

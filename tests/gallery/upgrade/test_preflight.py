@@ -111,13 +111,13 @@ def test_memory_grows_with_the_widest_layer_and_with_the_largest_indexes() -> No
     flat: dict[str, Any] = {"block": 8192, "dimensions": (128, None, 128), "indexed_rows": 0, "segments": 1}
     narrow = memory.needed(**flat, architecture={"hidden": 256})
     wide = memory.needed(**flat, architecture={"hidden": 2048})
-    assert wide - narrow == 8192 * 2 * (2048 - 256) * 4
+    assert wide - narrow == 2 * 8192 * 2 * (2048 - 256) * 4, "of the segment that is under way, and of one that ends"
     layered = memory.needed(**flat, architecture={"layers": [{"width": 2048}, {"width": 64}]})
     assert layered == wide
-    indexed = memory.needed(**{**flat, "indexed_rows": 100_000}, architecture={"hidden": 2048})
-    assert indexed - wide > 100_000 * 128 * 4
-    several = memory.needed(**{**flat, "indexed_rows": 100_000, "segments": 3}, architecture={"hidden": 2048})
-    assert several - wide == 3 * (indexed - wide)
+    indexed = memory.needed(**{**flat, "indexed_rows": 1_000_000}, architecture={"hidden": 2048})
+    assert indexed - wide // 2 > 1_000_000 * 128 * 4
+    several = memory.needed(**{**flat, "indexed_rows": 1_000_000, "segments": 3}, architecture={"hidden": 2048})
+    assert several - wide // 2 == 3 * (indexed - wide // 2)
 
 
 def test_what_is_free_is_known_on_this_machine_or_said_to_be_unknown() -> None:
