@@ -78,11 +78,9 @@ def cases() -> Iterator[Case]:
     yield from _writing_kills()
     yield from _api_kills()
     for point in ("read", "transform", "write_column", "rename", "build_index"):
-        # Once a segment is read another lane may be in a transaction. PostgreSQL takes its locks away in time, SQLite cannot.
-        alone = point == "read"
-        yield Case("a worker is frozen", point, partial(worker_freezes, point=f"{point}:stop:1"), embedded=alone)
+        yield Case("a worker is frozen", point, partial(worker_freezes, point=f"{point}:stop:1"))
         frozen = partial(worker_freezes, point=f"{point}:stop:2")
-        yield Case("a worker is frozen", f"{point}, at its second segment", frozen, embedded=False)
+        yield Case("a worker is frozen", f"{point}, again", frozen, embedded=False)
     yield Case("frozen, and gc", "written", partial(worker_freezes_and_its_files_are_collected, point="written:stop:2"))
     for point, embedded in (("written", True), ("upsert", False)):  # SQLite lets nobody write beside a frozen writer
         frozen = partial(writer_freezes_and_its_files_are_collected, point=f"{point}:stop:1")

@@ -73,11 +73,11 @@ class Stage:
         """A gallery with some items."""
         return Try(self, f"g{next(_numbers)}")
 
-    def restart(self, process: Process, fault: str = "") -> None:
+    def restart(self, process: Process, fault: str = "", *, segments_at_once: int = 2) -> None:
         """Kill a process, if it is not dead yet, and start it again, with a fault in its environment."""
         if process.popen.poll() is None:
             process.kill()
-        process.environment[VARIABLE] = fault
+        process.environment |= {VARIABLE: fault, "FORWARDFILL_SEGMENTS_AT_ONCE": str(segments_at_once)}
         process.start()
 
     def died(self, process: Process) -> None:
