@@ -87,6 +87,25 @@ def test_a_round_that_the_machine_held_up_does_not_count(clock: Clock) -> None:
     assert takes_bfloat16(Rule("auto"), CPU, clock.computing(EXACT, 0.02), held_up, clock=clock)
 
 
+@pytest.mark.usefixtures("capable")
+@pytest.mark.parametrize(("slow", "rounds"), [(0.2, 1), (0.02, 3)])
+def test_where_it_is_much_faster_float32_is_timed_only_once(clock: Clock, slow: float, rounds: int) -> None:
+    begun, exact = list[float](), clock.computing(EXACT, slow)
+
+    def counted() -> Floats:
+        begun.append(clock())
+        return exact()
+
+    assert takes_bfloat16(Rule("auto"), CPU, counted, clock.computing(EXACT, 0.01), clock=clock)
+    assert len(begun) == 1 + rounds, "once for the error"
+
+
+@pytest.mark.usefixtures("capable")
+def test_a_gain_that_one_round_of_float32_disproves_is_none(clock: Clock) -> None:
+    held_up = clock.computing(EXACT, 0.02, 0.02, 0.01)
+    assert not takes_bfloat16(Rule("auto"), CPU, held_up, clock.computing(EXACT, 0.01), clock=clock)
+
+
 def test_without_instructions_for_it_it_is_not_even_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     def untried() -> Floats:
         raise AssertionError("it was tried")
