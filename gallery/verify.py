@@ -192,7 +192,7 @@ def _digest(files: Files, name: str, sha256: str, segment: int | None) -> Iterat
 
 
 def _marks(segment: _Segment) -> Iterator[Problem]:
-    """A deletion is neither older than the row nor newer than the gallery; what was replaced has no live row."""
+    """A deletion is neither older than the row nor newer than the gallery, and counted; what was replaced has no live row."""
     row = segment.row
     for at, (item, deleted) in sorted(segment.items.items()):
         if deleted is not None and not row.version <= deleted <= segment.gallery_version:
@@ -203,6 +203,9 @@ def _marks(segment: _Segment) -> Iterator[Problem]:
             )
         if deleted is None and row.retired_at is not None:
             yield Problem(f"row {at} ({item!r}) is live although another segment took the place of this one", row.id)
+    marked = sum(deleted is not None for _, deleted in segment.items.values())
+    if marked != row.dead:
+        yield Problem(f"{row.dead} of its rows are said to be deleted, and {marked} are", row.id)
 
 
 def _ids(files: Files, segment: _Segment) -> Iterator[Problem]:

@@ -75,7 +75,6 @@ class Worker:
         self._rule = Rule(settings.compact_segments, settings.compact_rows)
         #: galleries that had nothing to merge, as they were then
         self._compact: set[Look] = set()
-        self._dead = merge.Dead()
         #: columns whose index could not be built, and galleries that could not be merged, each with when to try again
         self._unindexed: dict[int, float] = {}
         self._unmerged: dict[int, float] = {}
@@ -310,12 +309,11 @@ class Worker:
         self._unmerged = _to_come(self._unmerged, self._clock())
         found = merge.looked(self.store)
         self._compact.intersection_update(found)
-        self._dead.keep({look.gallery_id for look in found})
         looked = [look for look in found if look not in self._compact and look.gallery_id not in self._unmerged]
         return sorted(looked, key=lambda look: (look.gallery_id <= self._merged_last, look.gallery_id))
 
     def _planned(self, look: Look) -> merge.Planned:
-        return merge.planned(self.store, look, self._rule, self._dead)
+        return merge.planned(self.store, look, self._rule)
 
     def _merge(self, look: Look, segments: tuple[int, ...]) -> bool | None:
         """Merge some segments. False if that was refused, None if it failed and may go well another time."""

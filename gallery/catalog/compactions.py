@@ -111,14 +111,10 @@ def facts(session: Session, gallery_id: int) -> dict[int, Facts]:
     }
 
 
-def dead(session: Session, gallery_id: int, since: int) -> tuple[dict[int, int], int]:
-    """How many rows of each segment were deleted after a version, and until which; segments without such rows are left out."""
-    rows = session.execute(
-        select(ItemRow.segment_id, func.count(), func.max(ItemRow.deleted_version))
-        .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version > since)
-        .group_by(ItemRow.segment_id)
-    ).all()
-    return {segment: count for segment, count, _ in rows}, max((last or since for *_, last in rows), default=since)
+def live(session: Session, gallery_id: int) -> dict[int, int]:
+    """How many rows of each of a gallery's segments are live."""
+    rows = session.execute(select(SegmentRow.id, SegmentRow.live).where(SegmentRow.gallery_id == gallery_id))
+    return dict(rows.all())
 
 
 def segments(session: Session, ids: Collection[int]) -> list[SegmentRow]:
@@ -144,8 +140,11 @@ def live_rows(session: Session, segments: Sequence[SegmentRow]) -> list[Rows]:
     return [np.setdiff1d(np.arange(segment.rows, dtype=np.int64), deleted[segment.id]) for segment in segments]
 
 
-def move_items(session: Session, old: Collection[int], new: int, *, read_at: int, version: int) -> int:
-    """Give the items that were live at version `read_at` their rows in the new segment; returns how many those are.
+def move_items(session: Session, old: Collection[int], new: int, *, read_at: int, version: int) -> tuple[int, int]:
+    """Give the items that were live at version `read_at` their rows in the new segment.
+
+    Returns:
+        How many rows those are, and how many of them are deleted by now.
 
     The caller holds the gallery's row at `version`, which no other mark has. Rows come in the order of the old segments'
     ids and their rows. What was deleted since `read_at` has a row in the new segment's files, so it gets one here too, with
@@ -159,7 +158,9 @@ def move_items(session: Session, old: Collection[int], new: int, *, read_at: int
     )
     names = ["segment_id", "row", "gallery_id", "item_id", "payload", "deleted_version"]
     session.execute(insert(ItemRow).from_select(names, moved))
-    return session.scalar(select(func.count()).where(ItemRow.segment_id == new)) or 0
+    counted = select(func.count(), func.count(ItemRow.deleted_version)).where(ItemRow.segment_id == new)
+    rows, dead = session.execute(counted).one()
+    return rows, dead
 
 
 def mark_moved(session: Session, old: Collection[int], version: int) -> None:
@@ -168,6 +169,12 @@ def mark_moved(session: Session, old: Collection[int], version: int) -> None:
         update(ItemRow)
         .where(ItemRow.segment_id.in_(old), ItemRow.deleted_version.is_(None))
         .values(deleted_version=version)
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(
+        update(SegmentRow)
+        .where(SegmentRow.id.in_(old))
+        .values(dead=SegmentRow.rows)
         .execution_options(synchronize_session=False)
     )
 

@@ -99,8 +99,7 @@ def bump(session: Session, gallery_id: int) -> int:
 
 def items_live(session: Session, gallery_id: int) -> int:
     """Live items of a gallery."""
-    live = (ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None))
-    return session.scalar(select(func.count()).select_from(ItemRow).where(*live)) or 0
+    return session.scalar(select(func.sum(SegmentRow.live)).where(SegmentRow.gallery_id == gallery_id)) or 0
 
 
 def of_models(session: Session, models: Sequence[int]) -> dict[int, list[str]]:

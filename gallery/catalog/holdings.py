@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Subquery, case, func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from gallery.catalog.segments import MEASURED
-from gallery.catalog.tables import ColumnRow, ItemRow, ModelRow, SegmentRow
+from gallery.catalog.tables import ColumnRow, ModelRow, SegmentRow
 from gallery.lineage import Lineage, from_json
 
 
@@ -48,8 +48,7 @@ class Holding:
 
 def holdings(session: Session, galleries: Collection[int]) -> dict[int, Holding]:
     """What each of these galleries holds."""
-    live = _live(galleries)
-    count, there = func.coalesce(live.c.live, 0), SegmentRow.retired_at.is_(None)
+    count, there = SegmentRow.live, SegmentRow.retired_at.is_(None)
     rows = session.execute(
         select(
             SegmentRow.gallery_id,
@@ -58,7 +57,6 @@ def holdings(session: Session, galleries: Collection[int]) -> dict[int, Holding]
             func.sum(case((SegmentRow.side_file.is_not(None), count), else_=0)),
             func.sum(case((there, func.coalesce(SegmentRow.side_bytes, 0)), else_=0)),
         )
-        .outerjoin(live, live.c.segment_id == SegmentRow.id)
         .where(SegmentRow.gallery_id.in_(galleries))
         .group_by(SegmentRow.gallery_id)
     )
@@ -72,8 +70,7 @@ def holdings(session: Session, galleries: Collection[int]) -> dict[int, Holding]
 
 def held(session: Session, galleries: Collection[int]) -> dict[int, dict[str, Held]]:
     """What each of these galleries holds for each model."""
-    live = _live(galleries)
-    count = func.coalesce(live.c.live, 0)
+    count = SegmentRow.live
     rows = session.execute(
         select(
             SegmentRow.gallery_id,
@@ -87,7 +84,6 @@ def held(session: Session, galleries: Collection[int]) -> dict[int, dict[str, He
         )
         .join_from(ColumnRow, SegmentRow)
         .join(ModelRow, ModelRow.id == ColumnRow.model_id)
-        .outerjoin(live, live.c.segment_id == SegmentRow.id)
         .where(SegmentRow.gallery_id.in_(galleries), SegmentRow.retired_at.is_(None))
         .group_by(SegmentRow.gallery_id, ModelRow.name, ColumnRow.lineage)
         .order_by(ModelRow.name)
@@ -132,13 +128,3 @@ def _measured(session: Session, galleries: Collection[int]) -> list[tuple[int, s
         (gallery, model, {"segment": segment, "rows": count, "kind": kind, **parameters})
         for gallery, model, segment, count, kind, parameters in rows
     ]
-
-
-def _live(galleries: Collection[int]) -> Subquery:
-    """Live items by segment."""
-    return (
-        select(ItemRow.segment_id, func.count().label("live"))
-        .where(ItemRow.gallery_id.in_(galleries), ItemRow.deleted_version.is_(None))
-        .group_by(ItemRow.segment_id)
-        .subquery()
-    )

@@ -7,12 +7,12 @@ for exactly that snapshot, whatever was written since.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from sqlalchemy import ColumnElement, Table, func, insert, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, Table, bindparam, func, insert, literal, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from gallery import errors
@@ -23,24 +23,32 @@ from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow
 T = TypeVar("T")
 _FEW_SEGMENTS = 500  # a statement names at most so many; where there are more, it asks about all of the gallery's
 _ROWS_AT_ONCE = 50_000
-# The table and not the mapped class: through the mapper, a statement with a list would be executed row by row.
-_ITEMS = cast(Table, ItemRow.__table__)
+# The tables and not the mapped classes: through the mapper, a statement with a list would be executed row by row.
+_ITEMS, _SEGMENTS = cast(Table, ItemRow.__table__), cast(Table, SegmentRow.__table__)
 _WRITTEN = ["gallery_id", "segment_id", "row", "item_id", "payload"]
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
 
 
 def mark_deleted(session: Session, gallery_id: int, ids: Sequence[str], version: int) -> set[str]:
     """Mark the live rows of these ids as deleted since `version`; returns the ids that were live."""
-    found: set[str] = set()
+    found, dead = set[str](), Counter[int]()
     for part in parts([(item,) for item in ids]):
-        found.update(
-            session.scalars(
-                update(_ITEMS)
-                .where(*_live(session, gallery_id, part))
-                .values(deleted_version=version)
-                .returning(_ITEMS.c.item_id),
-                values(part),
-            )
+        marked = session.execute(
+            update(_ITEMS)
+            .where(*_live(session, gallery_id, part))
+            .values(deleted_version=version)
+            .returning(_ITEMS.c.item_id, _ITEMS.c.segment_id),
+            values(part),
+        )
+        for item, segment in marked:
+            found.add(item)
+            dead[segment] += 1
+    if dead:
+        session.connection().execute(
+            update(_SEGMENTS)
+            .where(_SEGMENTS.c.id == bindparam("segment"))
+            .values(dead=_SEGMENTS.c.dead + bindparam("more")),
+            [{"segment": segment, "more": more} for segment, more in dead.items()],
         )
     return found
 
@@ -113,8 +121,8 @@ def deleted_rows(session: Session, segment_id: int) -> Rows:
 
 def live_in(session: Session, segments: Sequence[int]) -> int:
     """Live items of some segments."""
-    live = select(func.count()).select_from(ItemRow).where(ItemRow.deleted_version.is_(None))
-    return sum(session.scalar(live.where(ItemRow.segment_id.in_(chunk))) or 0 for chunk in _chunks(segments))
+    live = select(func.sum(SegmentRow.live))
+    return sum(session.scalar(live.where(SegmentRow.id.in_(chunk))) or 0 for chunk in _chunks(segments))
 
 
 def deleted_since(session: Session, gallery_id: int, version: int) -> Iterator[tuple[int, Rows]]:
@@ -177,14 +185,7 @@ def only_native_in(session: Session, gallery_id: int, model_id: int) -> int:
         .group_by(ColumnRow.segment_id)
         .having(func.count() == 1, func.min(ColumnRow.model_id) == model_id, func.min(ColumnRow.origin) == "native")
     )
-    return (
-        session.scalar(
-            select(func.count())
-            .select_from(ItemRow)
-            .where(ItemRow.gallery_id == gallery_id, ItemRow.deleted_version.is_(None), ItemRow.segment_id.in_(native))
-        )
-        or 0
-    )
+    return session.scalar(select(func.sum(SegmentRow.live)).where(SegmentRow.id.in_(native))) or 0
 
 
 def any_live(session: Session, segment_id: int) -> bool:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from gallery import faults
@@ -155,7 +156,7 @@ class GalleryRow(Base):
 class SegmentRow(Base):
     """A fixed set of rows. Written once; its membership never changes.
 
-    What does change: the count of its hits, and that a larger segment takes its place.
+    What does change: the counts of its hits and of its deleted rows, and that a larger segment takes its place.
     """
 
     __tablename__ = "segments"
@@ -164,6 +165,8 @@ class SegmentRow(Base):
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     gallery_id: Mapped[int] = mapped_column(ForeignKey("galleries.id"), index=True)
     rows: Mapped[int]
+    #: how many of its rows are deleted, so that nobody who only wants to know how many items there are reads a million marks
+    dead: Mapped[int] = mapped_column(default=0)
     version: Mapped[int] = mapped_column(BigInteger)
     ids_file: Mapped[str]
     ids_sha256: Mapped[str] = mapped_column(String(64))
@@ -177,6 +180,11 @@ class SegmentRow(Base):
     #: since when its live rows are in another segment (null: they are here); kept a while for searches that began before
     retired_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+    @hybrid_property
+    def live(self) -> int:
+        """How many of its rows are live."""
+        return self.rows - self.dead
 
 
 class ColumnRow(Base):

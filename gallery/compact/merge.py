@@ -9,14 +9,13 @@ Upserts and deletes are not held up either: what they marked since the read is m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
 from typing import NamedTuple
 
 import structlog
-from sqlalchemy.orm import Session
 
 from gallery import errors
 from gallery.arrays import Rows, Stored
@@ -74,30 +73,6 @@ class Planned(NamedTuple):
     held: bool
 
 
-class Dead:
-    """How many rows of each segment are deleted: each is counted once, and not at each look.
-
-    A mark never goes, and one that a merge carries over into its new segment is of that merge's own version.
-    """
-
-    def __init__(self) -> None:
-        """Nothing is counted yet."""
-        #: by gallery: counts by segment, and the version up to which they are
-        self._known: dict[int, tuple[dict[int, int], int]] = {}
-
-    def of(self, session: Session, gallery_id: int, segments: Collection[int]) -> Mapping[int, int]:
-        """The counts of a gallery's segments; those without a deleted row are left out. The others are forgotten."""
-        before, since = self._known.get(gallery_id, ({}, -1))
-        more, until = compactions.dead(session, gallery_id, since)
-        counts = {s: before.get(s, 0) + more.get(s, 0) for s in segments if s in before or s in more}
-        self._known[gallery_id] = counts, until
-        return counts
-
-    def keep(self, galleries: Collection[int]) -> None:
-        """Forget all other galleries."""
-        self._known = {gallery: known for gallery, known in self._known.items() if gallery in galleries}
-
-
 class _Column(NamedTuple):
     """A durable column of the new segment."""
 
@@ -139,16 +114,14 @@ def looked(store: Store) -> list[Look]:
         return compactions.galleries(session)
 
 
-def planned(store: Store, look: Look, rule: Rule, dead: Dead | None = None) -> Planned:
-    """The merges that a gallery wants now; `dead` is what earlier looks counted."""
+def planned(store: Store, look: Look, rule: Rule) -> Planned:
+    """The merges that a gallery wants now."""
     if not rule.segments and look.asked_at is None:
         return Planned([], held=False)
     with store.catalog.reading() as session:
         found = compactions.facts(session, look.gallery_id)
-        deleted = (dead or Dead()).of(session, look.gallery_id, found)
-    pieces = (
-        Piece(f.segment_id, f.rows, f.rows - deleted.get(f.segment_id, 0), f.kind, f.held) for f in found.values()
-    )
+        live = compactions.live(session, look.gallery_id)
+    pieces = (Piece(f.segment_id, f.rows, live[f.segment_id], f.kind, f.held) for f in found.values())
     everything = rule._replace(everything=rule.everything or look.asked_at is not None)
     return Planned(merges(pieces, everything), any(f.held for f in found.values()))
 
@@ -313,7 +286,7 @@ def _publish(tx: Transaction, job: _Job, files: _Files | None) -> None:
         segment.hits = sum(row.hits for row in compactions.segments(session, old))
         for column in files.columns:
             _add_column(tx, segment, column)
-        moved = compactions.move_items(session, old, segment.id, read_at=job.version, version=version)
+        moved, segment.dead = compactions.move_items(session, old, segment.id, read_at=job.version, version=version)
         if moved != job.rows:
             raise errors.Damaged(f"segments {old} had {job.rows} live rows, but the catalog has items for {moved}")
         compactions.carry_work(session, old, segment.id)

@@ -124,6 +124,11 @@ def a_deletion_that_is_yet_to_come(world: World) -> tuple[str, ...]:
     return GALLERY, "segment 1", "row 3 ('i3')", "version 999"
 
 
+def deleted_rows_that_are_counted_wrong(world: World) -> tuple[str, ...]:
+    change(world, update(SegmentRow).where(SegmentRow.id == 1).values(dead=SegmentRow.dead + 1))
+    return GALLERY, "segment 1", "of its rows are said to be deleted, and"
+
+
 def a_column_that_denies_its_maker(world: World) -> tuple[str, ...]:
     row = column(world, index=False)
     change(world, update(ColumnRow).where(ColumnRow.id == row.id).values(origin="native"))
@@ -172,6 +177,7 @@ DAMAGES: list[Callable[[World], tuple[str, ...]]] = [
     a_row_without_an_item,
     an_item_beyond_the_rows,
     a_deletion_that_is_yet_to_come,
+    deleted_rows_that_are_counted_wrong,
     a_column_that_denies_its_maker,
     a_column_that_forgot_where_it_came_from,
     a_segment_without_columns,

@@ -7,6 +7,7 @@ from sqlalchemy import event
 
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.holdings import Held, Holding, holdings
+from tests.gallery.steps import steps_of
 from tests.gallery.world import GALLERY, OLD, SIDE, World
 
 
@@ -46,3 +47,17 @@ def test_several_galleries_are_counted_apart_in_the_statements_of_one(each_world
     assert (bare.items, bare.segments, bare.side_items, bare.side_bytes) == (1, 1, 0, 0)
     assert bare.models == {"old": Held(native_items=1, lineages={(): 1}, bytes=bare.models["old"].bytes)}
     assert found[ids["empty"]] == Holding()
+
+
+def test_to_say_what_a_gallery_holds_reads_no_items(world: World) -> None:
+    def told() -> tuple[Holding, int]:
+        with world.store.catalog.reading() as session:
+            gallery = gallery_row(session, GALLERY).id
+            return steps_of(world.store.catalog, lambda: holdings(session, [gallery])[gallery])
+
+    world.upsert("old", [f"i{row}" for row in range(2000)], np.ones((2000, OLD)))
+    whole, before = told()
+    world.delete(*(f"i{row}" for row in range(900)))
+    less, after = told()
+    assert (whole.items, less.items, less.models["old"].native_items) == (2000, 1100, 1100)
+    assert before == after

@@ -193,6 +193,17 @@ def test_what_was_transformed_before_it_was_counted_is_counted(catalog: Catalog)
     assert _all(catalog, "SELECT id FROM upgrades ORDER BY id") == [("first",), ("second",)]
 
 
+def test_what_was_deleted_before_it_was_counted_is_counted(catalog: Catalog) -> None:
+    _step(catalog, command.upgrade, "20261203")
+    with catalog.transaction() as tx:
+        for statement in (*A_SEGMENT, ONE_DELETED_OF_TWO):
+            tx.session.execute(text(statement))
+    migrate(catalog)
+    assert _all(catalog, "SELECT id, rows, dead FROM segments") == [(7, 3, 1)]
+    _step(catalog, command.downgrade, "20261203")
+    assert _all(catalog, "SELECT id, rows FROM segments") == [(7, 3)]
+
+
 def test_the_history_can_be_taken_back_to_nothing(catalog: Catalog) -> None:
     migrate(catalog)
     _step(catalog, command.downgrade, "base")
@@ -221,6 +232,10 @@ A_SEGMENT = (
     " VALUES (7, 1, 'native', true, 'float32', 'file', 'digest', 1, 'flat', '{}', '2026-01-01')",
 )
 
+ONE_DELETED_OF_TWO = (
+    "INSERT INTO items (segment_id, row, gallery_id, item_id, deleted_version)"
+    " VALUES (7, 0, 1, 'a', 1), (7, 1, 1, 'b', NULL)"
+)
 
 DERIVED = (
     "INSERT INTO models (id, name, dimension, metric, normalized, created_at)"

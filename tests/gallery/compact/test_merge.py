@@ -28,6 +28,7 @@ from gallery.upgrade import lifecycle
 from gallery.upgrade.progress import Progress, progress
 from gallery.upgrade.states import State
 from tests.gallery.crash import named_files, stored_files, sweep
+from tests.gallery.steps import steps_of
 from tests.gallery.test_invariants import BOTH, NEW, OLD, fill, in_new, in_old, numbers
 from tests.gallery.world import GALLERY, WITH_SIDE, World, found
 
@@ -419,32 +420,18 @@ def test_a_merge_takes_as_many_statements_however_many_segments_it_takes(each_wo
     assert merged(3) == merged(12)
 
 
-def test_a_look_for_merges_counts_only_what_was_deleted_since_the_last(world: World) -> None:
+def test_a_look_for_merges_reads_no_items(world: World) -> None:
     world.upsert("old", [f"i{row}" for row in range(2000)], np.ones((2000, 4)))
-    world.delete(*(f"i{row}" for row in range(900)))
-    (look,), rule, dead, steps = merge.looked(world.store), Rule(2, 100_000), merge.Dead(), 0
-
-    def count() -> None:
-        nonlocal steps
-        steps += 1
+    (look,), rule = merge.looked(world.store), Rule(2, 100_000)
 
     def looked() -> tuple[merge.Planned, int]:
-        """What is planned, and how many steps SQLite's machine takes for it."""
-        before = steps
-        return merge.planned(world.store, look, rule, dead), steps - before
+        return steps_of(world.store.catalog, lambda: merge.planned(world.store, look, rule))
 
-    event.listen(
-        world.store.catalog.engine, "checkout", lambda connection, *_: connection.set_progress_handler(count, 1)
-    )
-    nothing, first = looked()
-    assert first > 900
-    world.delete("i900")
-    assert looked()[0] == nothing
-    _, again = looked()
-    assert again < first / 4
-    world.delete(*(f"i{row}" for row in range(1024)))
-    worn, _ = looked()
-    assert worn.merges == merge.planned(world.store, look, rule).merges == [(1,)]
+    nothing, before = looked()
+    world.delete(*(f"i{row}" for row in range(900)))
+    assert looked() == (nothing, before)
+    world.delete(*(f"i{row}" for row in range(900, 1024)))
+    assert looked()[0].merges == [(1,)]
 
 
 def test_what_was_asked_for_is_remembered_until_it_is_done(world: World) -> None:
@@ -479,12 +466,12 @@ def write_and_delete(world: World, which: int) -> dict[str, tuple[Any, Any]]:
 
 def test_writers_searches_an_upgrade_and_merges_at_once_lose_nothing(each_world: World) -> None:
     """No search finds an id twice, or fails; in the end all is there that each writer left of its ids."""
-    done, made, dead = threading.Event(), list[bool](), merge.Dead()
+    done, made = threading.Event(), list[bool]()
 
     def compact() -> None:
         while not done.is_set():
             for look in merge.looked(each_world.store):
-                planned = merge.planned(each_world.store, look, EVERYTHING, dead).merges
+                planned = merge.planned(each_world.store, look, EVERYTHING).merges
                 made.extend(merge.merge(each_world.store, look.gallery_id, each) for each in planned)
             merge.reclaim(each_world.store, 5)
 
