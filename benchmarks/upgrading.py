@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +36,8 @@ SMALL, LARGE, SEVERAL = "small", "large", "several"
 SEGMENTS = {SMALL: 2, LARGE: 20, SEVERAL: 8}
 PARTS = {SMALL: 0.1, LARGE: 1.0, SEVERAL: 0.1}
 ROUNDS = 3
+#: segments that a worker transforms or indexes at once
+_AT_ONCE = GallerySettings().segments_at_once
 #: items of the bare pass beside each upgrade: some seconds of it
 SAMPLE = 32_768
 IMAGES = 2000
@@ -68,6 +71,8 @@ class _Round(NamedTuple):
     bare: _Passed
     #: the pass of the network as a worker prepares it
     own: _Passed
+    #: as many bare passes at once as a worker makes
+    together: _Passed
 
 
 def measure(setting: Setting) -> Iterator[Line]:
@@ -96,6 +101,11 @@ def _told(setting: Setting, rounds: Sequence[_Round], computed_in: str) -> Itera
     )
     rates = [Pair(1 / each.large.seconds_per_item, 1 / each.bare.seconds_per_item) for each in rounds]
     yield compared("items per second, against a bare forward pass", rates, at_least(0.9), unit="/s", note=note)
+    together = [Pair(1 / each.large.seconds_per_item, 1 / each.together.seconds_per_item) for each in rounds]
+    note_of_together = f"{_AT_ONCE}, which take all cores, as an upgrade does for all that it does"
+    yield compared(
+        "the same, against as many passes at once as a worker makes", together, unit="/s", note=note_of_together
+    )
     own = [Pair(1 / each.large.seconds_per_item, 1 / each.own.seconds_per_item) for each in rounds]
     note_of_own = "batch norms folded, and where it is bfloat16 weights packed"
     yield compared("the same, against the pass as a worker makes it", own, unit="/s", note=note_of_own)
@@ -197,9 +207,14 @@ class _Bare:
         """The number type of both."""
         return self._transform.computed_in
 
-    def measured(self) -> tuple[_Passed, _Passed]:
-        """Pass the sample once by PyTorch, and once as a worker does."""
-        return self._timed(map(self._pass, self._blocks)), self._timed(self._transform.each(self._blocks))
+    def measured(self) -> tuple[_Passed, _Passed, _Passed]:
+        """Pass the sample once by PyTorch, once as a worker prepares it, and by PyTorch several blocks at once."""
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            return (
+                self._timed(map(self._pass, self._blocks)),
+                self._timed(self._transform.each(self._blocks)),
+                self._timed(threads.map(self._pass, self._blocks)),
+            )
 
     @torch.inference_mode()
     def _pass(self, block: tuple[Vectors, Vectors]) -> Vectors:
