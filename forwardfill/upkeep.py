@@ -123,7 +123,9 @@ def _tell(found: Mapping[str, Outcome]) -> None:
     show(table)
     for name, (report, mended) in found.items():
         for each in mended:
-            _tell_one("green", name, each.segment, each.file, f"was damaged; {each.what}")
+            _tell_one(
+                "green", name, each.segment, each.file, each.what if each.file is None else f"was damaged; {each.what}"
+            )
         for problem in report.problems:
             _tell_one("red", name, problem.segment, problem.file, problem.what)
 

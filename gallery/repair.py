@@ -1,7 +1,8 @@
 """Make anew what was damaged on disk, from what was not.
 
 A derived column is made again from its source by the transformation that its lineage names, ids from the catalog, an index
-from its column. What came from outside cannot be made here: native vectors, side-information, artifacts.
+from its column, and deleted rows are counted again. What came from outside cannot be made here: native vectors,
+side-information, artifacts.
 
 As everywhere, nothing is changed in place: the new file is durable before one transaction names it instead of the damaged
 one, and a column that is made anew is another column, so that no process goes on with what it has open or mapped of the old.
@@ -39,11 +40,11 @@ log = structlog.get_logger()
 
 
 class Mended(NamedTuple):
-    """A file that another took the place of."""
+    """A file that another took the place of, or a count that was wrong."""
 
     segment: int
     #: the damaged one
-    file: str
+    file: str | None
     #: for people
     what: str
 
@@ -84,7 +85,9 @@ def gallery(
         GalleryNotFound: none has the name.
     """
     report = checks.gallery(store.catalog, store.files, name, step=step)
-    mended, left = [], [problem for problem in report.problems if not problem.damaged]
+    counts = [problem for problem in report.problems if problem.miscounted]
+    mended = [done for problem in counts if (done := _counted(store, problem.segment)) is not None]
+    left = [problem for problem in report.problems if not (problem.damaged or problem.miscounted)]
     for problem in _sources_first(store, [problem for problem in report.problems if problem.damaged]):
         try:
             done = file(store, problem.file or "", actor=actor)
@@ -142,6 +145,18 @@ def _sources_first(store: Store, problems: Sequence[Problem]) -> list[Problem]:
             return len(column.lineage) if problem.file == column.file else 1 << 30
 
         return sorted({problem.file: problem for problem in problems}.values(), key=rank)
+
+
+def _counted(store: Store, segment_id: int | None) -> Mended | None:
+    """Count the deleted rows of a segment; None where it is gone."""
+    with store.catalog.transaction() as tx:
+        segment = tx.session.get(SegmentRow, segment_id)
+        if segment is None:
+            return None
+        gallery_rows.lock(tx.session, segment.gallery_id)
+        tx.session.refresh(segment)
+        segment.dead = len(item_rows.deleted_rows(tx.session, segment.id))
+        return Mended(segment.id, None, f"its deleted rows are counted anew: {segment.dead}")
 
 
 # --- a derived column -------------------------------------------------------------------------------------------------

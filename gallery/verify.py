@@ -51,6 +51,8 @@ class Problem:
     file: str | None = None
     #: the file's bytes are not what they should be, so that `gallery.repair` may make others
     damaged: bool = False
+    #: its deleted rows are counted wrong, so that `gallery.repair` may count them anew
+    miscounted: bool = False
 
 
 @dataclass(slots=True)
@@ -205,7 +207,7 @@ def _marks(segment: _Segment) -> Iterator[Problem]:
             yield Problem(f"row {at} ({item!r}) is live although another segment took the place of this one", row.id)
     marked = sum(deleted is not None for _, deleted in segment.items.values())
     if marked != row.dead:
-        yield Problem(f"{row.dead} of its rows are said to be deleted, and {marked} are", row.id)
+        yield Problem(f"{row.dead} of its rows are said to be deleted, and {marked} are", row.id, miscounted=True)
 
 
 def _ids(files: Files, segment: _Segment) -> Iterator[Problem]:

@@ -143,12 +143,12 @@ def live_rows(session: Session, segments: Sequence[SegmentRow]) -> list[Rows]:
 def move_items(session: Session, old: Collection[int], new: int, *, read_at: int, version: int) -> tuple[int, int]:
     """Give the items that were live at version `read_at` their rows in the new segment.
 
-    Returns:
-        How many rows those are, and how many of them are deleted by now.
-
     The caller holds the gallery's row at `version`, which no other mark has. Rows come in the order of the old segments'
     ids and their rows. What was deleted since `read_at` has a row in the new segment's files, so it gets one here too, with
     its mark: deleted before anyone saw the segment.
+
+    Returns:
+        How many rows the new segment has, and how many of them are deleted.
     """
     mark_moved(session, old, version)
     row = func.row_number().over(order_by=(ItemRow.segment_id, ItemRow.row)) - 1

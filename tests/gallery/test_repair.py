@@ -93,8 +93,8 @@ def problems(world: World) -> list[str]:
     return [f"{problem.file}: {problem.what}" for problem in report.problems]
 
 
-def mended(world: World) -> list[str]:
-    """The files that were made anew; everything is whole afterwards, and nothing lies about."""
+def mended(world: World) -> list[str | None]:
+    """The files that were made anew, None for a count; everything is whole afterwards, and nothing lies about."""
     outcome = repair.gallery(world.store, GALLERY, actor="operator")
     assert outcome.report.problems == []
     assert problems(world) == []
@@ -252,6 +252,17 @@ def test_the_audit_says_who_had_it_made_anew_by_which_artifact_and_whether_it_is
     assert (told["segment"], told["model"], told["transformation"]) == (2, "new", "forward")
     assert told["artifact"] == before.lineage[0]["artifact"]
     assert (told["sha256"], told["sha256_before"], told["same"]) == (before.sha256, before.sha256, True)
+
+
+def test_deleted_rows_that_are_counted_wrong_are_counted_anew(world: World) -> None:
+    def dead() -> int:
+        return segment_row(world, 1).dead
+
+    right = dead()
+    with world.store.catalog.transaction() as tx:
+        tx.session.get_one(SegmentRow, 1).dead += 2
+    assert mended(world) == [None]
+    assert dead() == right
 
 
 def test_where_another_machine_rounds_otherwise_the_new_digest_is_recorded_and_it_says_so(world: World) -> None:
