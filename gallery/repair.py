@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import structlog
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gallery import errors
@@ -150,11 +151,14 @@ def _sources_first(store: Store, problems: Sequence[Problem]) -> list[Problem]:
 def _counted(store: Store, segment_id: int | None) -> Mended | None:
     """Count the deleted rows of a segment; None where it is gone."""
     with store.catalog.transaction() as tx:
+        of = tx.session.scalar(select(SegmentRow.gallery_id).where(SegmentRow.id == segment_id))
+        if of is None:
+            return None
+        # First, since a writer adds to the count, and a worker may remove the segment if it was merged.
+        gallery_rows.lock(tx.session, of)
         segment = tx.session.get(SegmentRow, segment_id)
         if segment is None:
             return None
-        gallery_rows.lock(tx.session, segment.gallery_id)
-        tx.session.refresh(segment)
         segment.dead = len(item_rows.deleted_rows(tx.session, segment.id))
         return Mended(segment.id, None, f"its deleted rows are counted anew: {segment.dead}")
 

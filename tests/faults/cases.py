@@ -79,6 +79,7 @@ def cases() -> Iterator[Case]:
     yield from _api_kills()
     for point in ("read", "transform", "write_column", "rename", "build_index"):
         yield Case("a worker is frozen", point, partial(worker_freezes, point=f"{point}:stop:1"))
+        # With two segments under way it may be frozen in a transaction, whose locks only PostgreSQL takes away.
         frozen = partial(worker_freezes, point=f"{point}:stop:2")
         yield Case("a worker is frozen", f"{point}, again", frozen, embedded=False)
     yield Case("frozen, and gc", "written", partial(worker_freezes_and_its_files_are_collected, point="written:stop:2"))
