@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gallery import errors
@@ -87,7 +86,7 @@ def gallery(
     """
     report = checks.gallery(store.catalog, store.files, name, step=step)
     counts = [problem for problem in report.problems if problem.miscounted]
-    mended = [done for problem in counts if (done := _counted(store, problem.segment)) is not None]
+    mended = [done for problem in counts if (done := _count(store, problem.segment, actor)) is not None]
     left = [problem for problem in report.problems if not (problem.damaged or problem.miscounted)]
     for problem in _sources_first(store, [problem for problem in report.problems if problem.damaged]):
         try:
@@ -146,21 +145,6 @@ def _sources_first(store: Store, problems: Sequence[Problem]) -> list[Problem]:
             return len(column.lineage) if problem.file == column.file else 1 << 30
 
         return sorted({problem.file: problem for problem in problems}.values(), key=rank)
-
-
-def _counted(store: Store, segment_id: int | None) -> Mended | None:
-    """Count the deleted rows of a segment; None where it is gone."""
-    with store.catalog.transaction() as tx:
-        of = tx.session.scalar(select(SegmentRow.gallery_id).where(SegmentRow.id == segment_id))
-        if of is None:
-            return None
-        # First, since a writer adds to the count, and a worker may remove the segment if it was merged.
-        gallery_rows.lock(tx.session, of)
-        segment = tx.session.get(SegmentRow, segment_id)
-        if segment is None:
-            return None
-        segment.dead = len(item_rows.deleted_rows(tx.session, segment.id))
-        return Mended(segment.id, None, f"its deleted rows are counted anew: {segment.dead}")
 
 
 # --- a derived column -------------------------------------------------------------------------------------------------
@@ -290,7 +274,7 @@ def _record(session: Session, job: _Job, written: Written, actor: str | None) ->
     )
 
 
-# --- an index, and ids ------------------------------------------------------------------------------------------------
+# --- an index, ids, and a count ---------------------------------------------------------------------------------------
 
 
 def _index(store: Store, column: ColumnRow, name: str, actor: str | None) -> Mended | None:
@@ -338,6 +322,22 @@ def _ids(store: Store, segment: SegmentRow, name: str, actor: str | None) -> Men
         _event(tx.session, "ids", known, actor, segment=segment.id, file=name, sha256=written.sha256)
         tx.after.append(lambda: store.files.remove([name]))
     return Mended(segment.id, name, "the ids were written anew from the catalog")
+
+
+def _count(store: Store, segment_id: int | None, actor: str | None) -> Mended | None:
+    """Count the deleted rows of a segment, while nobody deletes others."""
+    with store.catalog.transaction() as tx:
+        segment = tx.session.get(SegmentRow, segment_id)
+        if segment is None:
+            return None
+        gallery_rows.lock(tx.session, segment.gallery_id)
+        row = tx.session.get(SegmentRow, segment_id, populate_existing=True)
+        if row is None:
+            return None
+        before, row.dead = row.dead, len(item_rows.deleted_rows(tx.session, row.id))
+        known = tx.session.get_one(GalleryRow, row.gallery_id).name
+        _event(tx.session, "count", known, actor, segment=row.id, dead=row.dead, dead_before=before)
+        return Mended(row.id, None, f"its deleted rows are counted anew: {row.dead}")
 
 
 def _event(session: Session, what: str, gallery: str, actor: str | None, **detail: Any) -> None:

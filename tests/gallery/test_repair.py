@@ -263,6 +263,8 @@ def test_deleted_rows_that_are_counted_wrong_are_counted_anew(world: World) -> N
         tx.session.get_one(SegmentRow, 1).dead += 2
     assert mended(world) == [None]
     assert dead() == right
+    (event,) = events(world, "count.repaired")
+    assert (event.actor, event.detail) == ("operator", {"segment": 1, "dead": right, "dead_before": right + 2})
 
 
 def test_where_another_machine_rounds_otherwise_the_new_digest_is_recorded_and_it_says_so(world: World) -> None:
