@@ -29,6 +29,17 @@ class _Server(uvicorn.Server):
     would never end.
     """
 
+    def __init__(self, config: uvicorn.Config, early: Sequence[int]) -> None:
+        """Serve; `early` are the signals that came before uvicorn listens to them."""
+        super().__init__(config)
+        self._early = early
+
+    async def main_loop(self) -> None:
+        """Serve until a signal comes, or at once to the end if it came while the process was about to serve."""
+        for number in self._early:
+            self.handle_exit(number, None)
+        await super().main_loop()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         await super().startup(sockets)
@@ -48,11 +59,12 @@ def run(app: FastAPI, sockets: Sequence[socket.socket]) -> None:
     Call `service.ready.make_ready` before, and `service.telemetry.configure_logs`.
     """
     # When it has ended, uvicorn raises the signal again for whoever had it before. Here that is nobody: the caller has
-    # more to put in order, and the default would end the process on the spot.
+    # more to put in order, and the default would end the process on the spot. One that comes before uvicorn listens is kept.
+    early = list[int]()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda which, _: early.append(which))
     _share_the_interpreter()
-    server = _Server(configured(app))
+    server = _Server(configured(app), early)
     server.run(list(sockets))
 
 
