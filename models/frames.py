@@ -84,10 +84,11 @@ def between(module: Transformation, source: Frame, target: Frame, side: Frame | 
         side: of the side-information; FCT without it feeds its second branch from the source.
 
     Returns:
-        A new module on the same device. Frames that were not measured change nothing, and add no tensor.
+        A new module on the frames' device. Frames that were not measured change nothing, and add no tensor.
     """
     architecture = replace(module.architecture, normalize_input=source.directions, normalize_output=target.directions)
-    tensors = {name: tensor.detach().double().clone() for name, tensor in module.state_dict().items()}
+    device = source.mean.device  # a method may have made the module just now, on the CPU
+    tensors = {name: tensor.detach().to(device).double().clone() for name, tensor in module.state_dict().items()}
     match architecture:
         case Linear():
             _read(tensors, "", source)
@@ -100,7 +101,7 @@ def between(module: Transformation, source: Frame, target: Frame, side: Frame | 
             raise TypeError(f"no map of kind {architecture.kind!r} is trained")
     made = build(architecture, optional=optional_tensors(architecture).keys() & tensors.keys())
     made.load_state_dict(tensors)
-    return made.to(source.mean.device).train(module.training)
+    return made.to(device).train(module.training)
 
 
 def _fct(tensors: Tensors, source: Frame, target: Frame, side: Frame) -> None:
