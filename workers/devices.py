@@ -45,9 +45,11 @@ def chosen(wanted: str, data: Path) -> str:
     try:
         # `device_count` also works where CUDA does not, such as with a driver that is too old for it.
         if wanted == "auto":
-            there = {str(torch.cuda.get_device_properties(at).uuid): at for at in range(torch.cuda.device_count())}
-            if not there:
+            if not torch.cuda.device_count():
                 return "cpu"
+            # Until then NVML counts, and CUDA may give less: where a GPU is divided (MIG), one part of it and nothing else.
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+            there = {str(torch.cuda.get_device_properties(at).uuid): at for at in range(torch.cuda.device_count())}
             wanted = f"cuda:{there[claimed(list(there), data / 'devices')]}"
         torch.zeros(1, device=wanted).cpu()
     except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was made without CUDA

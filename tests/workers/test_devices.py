@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,15 +59,33 @@ def test_a_gpu_that_cannot_be_used_is_refused_also_where_nobody_named_it(
 ) -> None:
     """As where the driver is older than what PyTorch was made for: NVML counts the GPU, and CUDA does not start."""
 
-    def start(at: int) -> None:
-        raise RuntimeError(f"The NVIDIA driver on your system is too old for GPU {at}\nmore of it")
+    def start() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old\nmore of it")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", start)
+    monkeypatch.setattr(torch.cuda, "init", start)
     with pytest.raises(
-        NoSuchDevice, match=r"cannot compute on 'auto' \(The NVIDIA .* GPU 0\): .* FORWARDFILL_DEVICE=cpu"
+        NoSuchDevice, match=r"cannot compute on 'auto' \(The NVIDIA .* too old\): .* FORWARDFILL_DEVICE=cpu"
     ):
         chosen("auto", tmp_path)
+
+
+def test_of_more_gpus_than_cuda_gives_one_that_it_gives_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one GPU is divided (MIG), of which CUDA gives one part, and nothing else. Until it starts, NVML counts."""
+    started = list[bool]()
+
+    def properties(at: int) -> SimpleNamespace:
+        if at:
+            raise AssertionError("Invalid device id")
+        return SimpleNamespace(uuid="part")
+
+    monkeypatch.setattr(torch.cuda, "init", lambda: started.append(True))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1 if started else 8)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch, "zeros", lambda size, device: torch.ones(size))
+    assert chosen("auto", tmp_path) == "cuda:0"
 
 
 @pytest.mark.parametrize("name", ["foo", "", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "meta", "cpu "])
