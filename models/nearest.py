@@ -29,7 +29,7 @@ class TorchGpu:
         torch.backends.cuda.matmul.allow_tf32 = False
 
     def hold(self, rows: int, dimension: int, *, by_distance: bool) -> TorchHeld:
-        """Make room for rows that are compared by distance, or else by inner product; raises RuntimeError if there is none."""
+        """Make room for rows that are compared by distance, or else by inner product; raises RuntimeError if it is lacking."""
         return TorchHeld(rows, dimension, self._device, by_distance=by_distance)
 
     def try_out(self) -> None:
@@ -49,6 +49,8 @@ class TorchHeld:
 
     def __init__(self, rows: int, dimension: int, device: torch.device, *, by_distance: bool) -> None:
         self._rows = torch.empty((rows, dimension), device=device)
+        # Rows that left no room to compare them would do no good. PyTorch keeps what it once had for the next that needs it.
+        torch.empty((2, _PRODUCTS), device=device)
         self._by_distance = by_distance
         # Added to the (negative) products, so that the least is the best: |x|^2 for distances, else 0.
         self._added = torch.zeros(rows, device=device)

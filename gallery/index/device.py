@@ -11,7 +11,6 @@ is not known here: FAISS (`faiss_gpu`) and PyTorch (`models/nearest.py`) can
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -138,15 +137,24 @@ class Device:
         """
         number = _number(name)
         self._gpu = None if number is None else _opened(name, number, opens)
+        self._told = False
 
     def place(self, index: Index, columns: Sequence[Stored]) -> Index:
         """An index of a shelf's rows on the GPU; or `index`, prepared, if there is no GPU, no room on it, or the rows are few."""
         vectors = Stack(columns)
         if self._gpu is not None and len(vectors) >= FEWEST_ROWS:
-            with suppress(RuntimeError):
+            try:
                 return _placed(self._gpu, vectors, index.space)
+            except RuntimeError as error:
+                self._tell(len(vectors), error)
         index.prepare()
         return index
+
+    def _tell(self, rows: int, error: RuntimeError) -> None:
+        """Log it once: a GPU that is full is so for each shelf that comes."""
+        if not self._told:
+            self._told = True
+            log.warning("gpu_not_used", rows=rows, reason=reason(error))
 
 
 def reason(error: RuntimeError) -> str:

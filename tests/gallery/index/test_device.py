@@ -6,9 +6,13 @@ the CPU equals the one on a GPU in all but where it computes. Where there is a G
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from threading import Event, Lock, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -249,6 +253,48 @@ def test_where_a_gpu_has_no_room_to_compute_the_cpu_answers(
     index = on_a_gpu([clustered], EUCLIDEAN)
     Flat.full = True
     assert_same(index.search(clustered[:3], 10), FlatIndex(clustered, EUCLIDEAN).search(clustered[:3], 10))
+
+
+def test_a_shelf_that_cannot_be_put_on_a_gpu_stays_on_the_cpu_and_the_first_is_told_of(
+    host: None, monkeypatch: pytest.MonkeyPatch, clustered: Vectors
+) -> None:
+    monkeypatch.setattr(device, "FEWEST_ROWS", 1)
+    gpu, index = Device("cuda", (open_faiss,)), FlatIndex(clustered, EUCLIDEAN)
+
+    def add(flat: Flat, vectors: Vectors) -> None:
+        raise RuntimeError("StandardGpuResources: alloc fail")
+
+    monkeypatch.setattr(Flat, "add", add)
+    with capture_logs() as logs:
+        assert all(gpu.place(index, [clustered]) is index for _ in range(3))
+    assert [(each["event"], each["rows"], each["reason"]) for each in logs] == [
+        ("gpu_not_used", len(clustered), "StandardGpuResources: alloc fail")
+    ]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells and limits what a process has of memory in this way"
+)
+def test_rows_that_would_leave_no_room_to_compare_them_are_not_put_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, clustered: Vectors
+) -> None:
+    monkeypatch.setattr(device, "FEWEST_ROWS", 1)
+    gpu, index = Device("cuda", (open_host,)), FlatIndex(clustered, EUCLIDEAN)
+    with at_most(clustered.nbytes + (100 << 20)):
+        assert gpu.place(index, [clustered]) is index
+    assert gpu.place(index, [clustered]).kind == "device"
+
+
+@contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """This process gets so many more bytes of memory, which for PyTorch here is that of the device."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_one_thread_asks_at_a_time_whatever_the_shelf(
