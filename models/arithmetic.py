@@ -76,6 +76,11 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))
 
 
+def in_full_float32() -> None:
+    """Let GPUs multiply float32 as it is, though an image or an operator turned TensorFloat-32 on by an environment variable."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def error(exact: Floats, near: Floats) -> float:
     """Return the largest error of a row: its distance from its exact result, divided by the length of that result.
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.arithmetic import in_full_float32
+
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
@@ -25,8 +27,7 @@ class TorchGpu:
 
     def __init__(self, device: str | torch.device) -> None:
         self._device = torch.device(device)
-        # A container image or an operator may have turned TensorFloat-32 on by an environment variable.
-        torch.backends.cuda.matmul.allow_tf32 = False
+        in_full_float32()
 
     def hold(self, rows: int, dimension: int, *, by_distance: bool) -> TorchHeld:
         """Make room for rows that are compared by distance, or else by inner product; raises RuntimeError if it is lacking."""

@@ -66,6 +66,8 @@ class Transform:
         self._block = block
         self._rule = rule
         self._dtype = getattr(torch, computed_in)
+        if self.device.type == "cuda":
+            arithmetic.in_full_float32()  # lineages and trials call it float32
         self._in_few_counts = self.device.type == "cpu" and computed_in != "float32"
         self._module = folded(module).to(self.device, self._dtype)
         if self._in_few_counts:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -77,9 +79,38 @@ def test_a_gpu_has_as_many_streams_as_stages_however_often_it_is_asked(monkeypat
     assert made == [torch.device("cuda:7")] * 3
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_columns_that_are_computed_at_once_get_what_each_gets_alone(device: torch.device) -> None:
+    transform = Transform(
+        build(Fct(source_dimension=6, target_dimension=4, side_dimension=3, hidden=64)), device=device
+    )
+    columns = [[(embeddings + lane, side) for embeddings, side in blocks([50, 50, 50, 50, 9])] for lane in range(4)]
+    alone = [list(transform.each(column)) for column in columns]
+    with ThreadPoolExecutor(len(columns)) as lanes:
+        for made, expected in zip(lanes.map(lambda column: list(transform.each(column)), columns), alone, strict=True):
+            for one, other in zip(made, expected, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def roughly() -> Iterator[None]:
+    """TensorFloat-32, as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE asks for it."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_float32_is_computed_as_such_on_a_gpu_though_the_environment_asks_for_rougher_numbers(roughly: None) -> None:
+    """A lineage that says float32 would not be true, nor the error that a trial of bfloat16 finds."""
+    with suppress(AssertionError, RuntimeError):  # where there is no GPU
+        Transform(build(Identity(source_dimension=6, target_dimension=6)), device="cuda")
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.gpu
 @GPU
-def test_a_gpu_computes_what_a_cpu_computes() -> None:
+def test_a_gpu_computes_what_a_cpu_computes(roughly: None) -> None:
     torch.manual_seed(0)
     module = build(Fct(source_dimension=6, target_dimension=4, side_dimension=3, hidden=64))
     on_cpu, on_gpu = Transform(module), Transform(module, device="cuda")
