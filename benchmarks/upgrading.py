@@ -42,7 +42,7 @@ _AT_ONCE = GallerySettings().segments_at_once
 SAMPLE = 32_768
 IMAGES = 2000
 #: where there is a GPU, what goes on beside it is done by the cores: indexes are built several at once
-ON_GPU: dict[str, object] = {"block_rows": 8192, "segments_at_once": max(2, (os.cpu_count() or 1) // 2)}
+ON_GPU: dict[str, object] = {"block_rows": 8192, "segments_at_once": min(64, max(2, (os.cpu_count() or 1) // 2))}
 
 
 class _Done(NamedTuple):
