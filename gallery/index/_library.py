@@ -21,7 +21,8 @@ except AttributeError as error:  # its Python files and its C++ library come fro
 # FAISS compares many queries by a matrix product and few one by one, and draws the line where queries x dimension is
 # 128,000, at a thousand queries of 128 numbers. Here the product is twice as fast at 8 queries and 6 times at 64. Because
 # it rounds differently, nobody gets it unasked: a selector makes FAISS compare one by one, even one that selects all rows.
-faiss.cvar.distance_compute_blas_threshold = 1024
+# (Before 1.15 the line is drawn by the queries alone, at 20.)
+faiss.cvar.distance_compute_blas_threshold = min(1024, faiss.cvar.distance_compute_blas_threshold)
 ONE_BY_ONE: Any = faiss.IDSelectorAll()
 
 
