@@ -47,7 +47,8 @@ COPY --from=source / ./
 RUN --mount=type=cache,target=/var/cache/pip \
     pip install -c constraints.txt ".[postgres]"
 
-# PyPI's torch brings the CUDA libraries along; the host needs only an NVIDIA driver and the NVIDIA container toolkit.
+# PyPI's torch brings the CUDA libraries along; the host needs only an NVIDIA driver (580 or later, for CUDA 13)
+# and the NVIDIA container toolkit.
 FROM build AS build-worker
 ARG TORCH_INDEX=https://pypi.org/simple
 RUN --mount=type=cache,target=/var/cache/pip \

@@ -14,6 +14,7 @@ from models.methods import METHODS
 from tests.models.elsewhere import trained
 
 
+@pytest.mark.slow
 def test_every_method_is_trained_on_another_device_as_on_the_cpu() -> None:
     command = [sys.executable, "-W", "error", "-m", "tests.models.elsewhere"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -285,6 +285,23 @@ def test_rows_that_would_leave_no_room_to_compare_them_are_not_put_on_a_gpu(
     assert gpu.place(index, [clustered]).kind == "device"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not TORCH_GPUS, reason="PyTorch can use no GPU here")
+def test_rows_that_would_leave_a_gpu_no_room_to_compare_them_stay_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, clustered: Vectors
+) -> None:
+    monkeypatch.setattr(device, "FEWEST_ROWS", 1)
+    gpu, index = Device("cuda", (open_torch,)), FlatIndex(clustered, EUCLIDEAN)
+    torch.cuda.empty_cache()
+    room = torch.cuda.memory_reserved() + clustered.nbytes + (100 << 20)
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        assert gpu.place(index, [clustered]) is index
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert gpu.place(index, [clustered]).kind == "device"
+
+
 @contextmanager
 def at_most(more: int) -> Iterator[None]:
     """This process gets so many more bytes of memory, which for PyTorch here is that of the device."""
