@@ -214,7 +214,7 @@ async def _lifespan(app: FastAPI, group: Group | None) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        process.closing.set()
+        process.closing = True
         await anyio.to_thread.run_sync(refresher.stop)
         if alive is not None:
             alive.cancel()

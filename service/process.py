@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -57,8 +56,8 @@ class Process:
     bodies: Room
     #: the latest look at each upgrade that clients follow
     looks: Looks[Any] = field(default_factory=Looks)
-    #: set when the process is asked to stop; streams end then
-    closing: threading.Event = field(default_factory=threading.Event)
+    #: the process is asked to stop, so streams end. No event: a signal may come while the handler of one before it sets that.
+    closing: bool = False
     _looked: float = 0.0
 
     def seen(self, read: Callable[[World], T]) -> T:

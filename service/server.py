@@ -49,7 +49,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take the signal."""
         process: Process = self.config.app.state.process  # type: ignore[union-attr]
-        process.closing.set()
+        process.closing = True
         super().handle_exit(sig, frame)
 
 

@@ -74,7 +74,7 @@ async def ready(process: ProcessDep) -> Health:
         raise Unavailable(in_words(error)) from error
     except TimeoutError:
         raise Unavailable(f"the catalog did not answer within {_ANSWER_SECONDS:g} s") from None
-    if not current or process.closing.is_set():
+    if not current or process.closing:
         raise Unavailable("the catalog has another schema, or the process is being stopped")
     return Health()
 

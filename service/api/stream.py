@@ -146,7 +146,7 @@ async def _stream(
         sent = follower.news(look, events)
         if sent:
             yield sent
-        if look.over or process.closing.is_set() or await request.is_disconnected():
+        if look.over or process.closing or await request.is_disconnected():
             return
         await asyncio.sleep(_LOOK_SECONDS)
         # One look for all who follow the upgrade, so that hundreds cost the catalog no more than one.

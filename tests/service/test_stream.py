@@ -149,7 +149,7 @@ def test_a_stream_ends_when_the_process_is_asked_to_stop(
 
     def close() -> None:
         closed.append(time.monotonic())
-        world.app.state.process.closing.set()
+        world.app.state.process.closing = True
 
     assert states(follow_and_act(world, upgrade, later, {"pending": close})) == ["pending"]
     assert time.monotonic() - closed[0] < 10  # it would go on for as long as the upgrade waits

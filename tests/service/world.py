@@ -217,7 +217,7 @@ def served(app: FastAPI, *, port: int = 0, **config: Any) -> Iterator[str]:
                 time.sleep(0.005)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            app.state.process.closing.set()
+            app.state.process.closing = True
             server.should_exit = True
             thread.join()
 
