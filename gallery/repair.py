@@ -330,7 +330,7 @@ def _count(store: Store, segment_id: int | None, actor: str | None) -> Mended | 
         segment = tx.session.get(SegmentRow, segment_id)
         if segment is None:
             return None
-        gallery_rows.lock(tx.session, segment.gallery_id)
+        gallery_rows.bump(tx.session, segment.gallery_id)  # a new version: workers may now find something to merge
         row = tx.session.get(SegmentRow, segment_id, populate_existing=True)
         if row is None:
             return None

@@ -18,6 +18,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import event, select
 
+from gallery import repair
 from gallery.catalog import latencies, probes
 from gallery.catalog.compactions import Look
 from gallery.catalog.galleries import gallery_row
@@ -378,6 +379,21 @@ def test_what_it_was_asked_to_merge_during_an_upgrade_is_merged_once_that_is_ove
     worker.work()
     assert rows(world) == [2]
     assert [look.asked_at for look in merge.looked(world.store)] == [None]
+
+
+def test_what_there_is_to_merge_is_seen_as_soon_as_deleted_rows_that_were_counted_wrong_are_counted_anew(
+    world: World, worker: Worker
+) -> None:
+    fill(world)
+    worker.work()
+    world.delete(*(f"i{row}" for row in range(50)))
+    with world.store.catalog.transaction() as tx:
+        tx.session.scalars(select(SegmentRow)).one().dead = 0
+    assert not worker.has_work()
+    repair.gallery(world.store, GALLERY)
+    assert worker.has_work()
+    worker.work()
+    assert rows(world) == []
 
 
 def test_it_keeps_merged_segments_for_a_while_and_then_removes_them(world: World, worker: Worker) -> None:
