@@ -146,7 +146,7 @@ def _recorded(store: Store, held: Lease, turn: threading.Lock) -> Iterator[None]
     """
     try:
         yield
-    except errors.LeaseLost:
+    except (errors.LeaseLost, errors.GalleryNotFound):  # nobody wants it any more, or only from whoever has it now
         pass
     except Exception as error:  # noqa: BLE001 - whatever one segment does, the rest goes on
         log.warning("segment_failed", upgrade=held.upgrade_id, segment=held.segment_id, error=in_words(error))

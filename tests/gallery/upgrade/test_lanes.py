@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import func, select, update
+from structlog.testing import capture_logs
 
-from gallery import centroids
+from gallery import centroids, removal
 from gallery.arrays import Vectors
 from gallery.catalog.tables import UpgradeSegmentRow
 from gallery.catalog.transaction import Catalog, Transaction
@@ -26,7 +27,7 @@ from gallery.transforms import Transforms
 from gallery.upgrade import drive, segment
 from gallery.upgrade.lanes import Lanes
 from gallery.upgrade.states import State
-from tests.gallery.world import WITH_SIDE, World, found
+from tests.gallery.world import GALLERY, WITH_SIDE, World, found
 
 SEGMENTS = 5
 Seen = Callable[[float], None]
@@ -315,6 +316,16 @@ def test_a_process_that_is_told_to_end_gives_back_what_it_was_at_and_no_lane_goe
     assert states(world, upgrade) == {"pending": SEGMENTS}
     with world.store.catalog.reading() as session:
         assert set(session.scalars(select(UpgradeSegmentRow.attempts))) == {0}
+    other.close()
+
+
+def test_a_gallery_that_is_deleted_while_it_is_upgraded_is_no_failure_of_its_segments(world: World) -> None:
+    upgrade = running(world)
+    other = process(world, lambda _: removal.delete_gallery(world.store, GALLERY))
+    with capture_logs() as logs:
+        lanes(other, upgrade, more=None).run()
+    assert not logs
+    assert states(world, upgrade) == {}
     other.close()
 
 
