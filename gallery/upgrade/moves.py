@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from gallery import errors
 from gallery.catalog import audit
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import upgrades as upgrade_rows
@@ -32,8 +34,9 @@ def locked(session: Session, upgrade_id: str) -> tuple[UpgradeRow, GalleryRow | 
     gallery_id = upgrade_rows.upgrade_row(session, upgrade_id).gallery_id
     gallery = None
     if gallery_id is not None:
-        gallery_rows.bump(session, gallery_id)
-        gallery = session.get_one(GalleryRow, gallery_id, populate_existing=True)
+        with suppress(errors.GalleryNotFound):  # deleted since that look, as the upgrade's row says by now
+            gallery_rows.bump(session, gallery_id)
+            gallery = session.get_one(GalleryRow, gallery_id, populate_existing=True)
     return upgrade_rows.upgrade_row(session, upgrade_id, lock=True), gallery
 
 

@@ -128,6 +128,21 @@ def test_a_gallery_that_is_deleted_once_it_was_found_is_not_found(
     assert deleted
 
 
+def test_an_upgrade_whose_gallery_is_deleted_once_it_was_found_is_cancelled_already(world: World) -> None:
+    upgrade, deleted = world.start(), False
+
+    @event.listens_for(world.store.catalog.engine, "after_cursor_execute")
+    def delete(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        nonlocal deleted
+        if not deleted and "WHERE upgrades.id =" in statement:
+            deleted = True
+            delete_gallery(world.store, GALLERY)
+
+    answer = world.client.post(f"/admin/upgrades/{upgrade}/cancel", json={})
+    assert deleted
+    assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
+
+
 def test_an_evaluation_that_overflows_has_nulls(world: World) -> None:
     world.transformation("huge", "old", "new", "forward", linear(np.eye(5, 4) * 3e38))
     pairs = {"source_embeddings": (np.eye(4) * 1e10).tolist(), "target_embeddings": np.eye(4, 5).tolist()}
