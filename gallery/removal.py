@@ -16,7 +16,8 @@ def delete_gallery(store: Store, name: str, *, actor: str | None = None) -> None
         gallery = gallery_rows.gallery_row(tx.session, name)
         gallery_rows.bump(tx.session, gallery.id)
         active = upgrade_rows.active_of(tx.session, gallery.id)
-        if active is not None:
+        # Looked at again once it is locked: a worker ends a dry run without a lock on the gallery.
+        if active is not None and upgrade_rows.upgrade_row(tx.session, active.id, lock=True).active:
             move(tx.session, active, State.CANCELLING, actor=actor)
             move(tx.session, active, State.CANCELLED, actor=actor)
         names = gallery_rows.files_of(tx.session, gallery.id)

@@ -143,6 +143,21 @@ def test_an_upgrade_whose_gallery_is_deleted_once_it_was_found_is_cancelled_alre
     assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
 
 
+def test_a_dry_run_that_ends_while_its_gallery_is_deleted_stays_completed(world: World) -> None:
+    upgrade, ended = world.start(dry_run=True), False
+
+    @event.listens_for(world.store.catalog.engine, "after_cursor_execute")
+    def end(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        nonlocal ended
+        if not ended and "AND upgrades.active" in statement:
+            ended = True
+            world.work()
+
+    assert world.client.delete(f"/galleries/{GALLERY}").status_code == 204
+    assert ended
+    assert world.upgrade(upgrade)["state"] == "completed"
+
+
 def test_an_evaluation_that_overflows_has_nulls(world: World) -> None:
     world.transformation("huge", "old", "new", "forward", linear(np.eye(5, 4) * 3e38))
     pairs = {"source_embeddings": (np.eye(4) * 1e10).tolist(), "target_embeddings": np.eye(4, 5).tolist()}
