@@ -6,7 +6,9 @@ Without a broker URL, messages are files in a folder beside the data: no server 
 from __future__ import annotations
 
 from pathlib import Path
+from ssl import CERT_REQUIRED
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu.entity import Exchange, Queue
@@ -43,6 +45,8 @@ def create_app(settings: WorkerSettings, data: Path) -> Celery:
         broker_connection_max_retries=None,
         # A Redis that is no master any more, or has no memory left, refuses; Celery would end the worker for that.
         broker_channel_error_retry=True,
+        # Else Celery hands the password to whoever answers. What the URL says of TLS comes in the place of this.
+        broker_use_ssl=urlsplit(settings.broker_url).scheme == "rediss" and {"ssl_cert_reqs": CERT_REQUIRED},
         broker_transport_options=_transport(settings, data),
     )
     return app

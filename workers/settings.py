@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,6 +13,9 @@ from gallery.settings import Count, Seconds
 
 # Redis is what is tested; the others are those for which nothing more has to be installed.
 _BROKERS = {"redis", "rediss", "amqp", "amqps"}
+# What a URL of Redis may say after a `?`: Celery ends at any other name, and at any other check, when it connects.
+_TLS = {"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"}
+_CHECKS = {"required", "optional", "none", "CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE"}
 
 
 class WorkerSettings(BaseSettings):
@@ -69,10 +72,18 @@ class WorkerSettings(BaseSettings):
         try:
             split = urlsplit(url)
             known = not url or (split.scheme in _BROKERS and bool(split.hostname) and split.port != 0)
+            known = known and not (split.scheme.startswith("redis") and _strange(split.query))
         except ValueError:  # whose message has parts of the URL, and so perhaps of the password
             known = False
         if not known:
             raise ValueError(
-                "is not the URL of a broker, such as redis://:PASSWORD@HOST:6379/0; empty, it is files in the data folder"
+                "is not the URL of a broker, such as redis://:PASSWORD@HOST:6379/0 or "
+                "rediss://:PASSWORD@HOST:6379/0?ssl_ca_certs=FILE; empty, it is files in the data folder"
             ) from None
         return url
+
+
+def _strange(query: str) -> bool:
+    """Whether a URL of Redis has options that Celery does not take."""
+    options = parse_qs(query, keep_blank_values=True)
+    return not (options.keys() <= _TLS and _CHECKS.issuperset(options.get("ssl_cert_reqs", ())))

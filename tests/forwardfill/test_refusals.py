@@ -56,6 +56,8 @@ def run(*arguments: str) -> Any:
         ("keys list", "DATABASE_URL", AWAY, 'server at "127.0.0.1", port 1 failed'),
         ("migrate", "DATA", "/proc/nope", "FORWARDFILL_DATA: the folder /proc/nope cannot be made"),
         ("worker", "BROKER_URL", "foo://:geheim@x", "FORWARDFILL_BROKER_URL: is not the URL of a broker"),
+        ("worker", "BROKER_URL", "redis://:geheim@x?foo=1", "FORWARDFILL_BROKER_URL: is not the URL of a broker"),
+        ("serve", "BROKER_URL", "rediss://:geheim@x?ssl_cert_reqs=yes", "rediss://:PASSWORD@HOST:6379/0?ssl_ca_certs"),
         ("worker", "DEVICE", "foo", "FORWARDFILL_DEVICE: is not auto, cpu, cuda, or cuda:N (got 'foo')"),
         ("serve", "DEVICE", "foo", "FORWARDFILL_DEVICE: is not auto, cpu, cuda, or cuda:N (got 'foo')"),
         ("worker", "DEVICE", "cuda:99", "cannot compute on 'cuda:99'"),
