@@ -6,6 +6,7 @@ Any other error is a fault of ours, and keeps its traceback.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -59,8 +60,14 @@ def is_read_only(error: DBAPIError) -> bool:
     return str(getattr(error.orig, "sqlite_errorname", "")).startswith("SQLITE_READONLY")
 
 
+def _has_no_room_beside(error: DBAPIError) -> bool:
+    """Whether SQLite may make no files beside one that is there, of which it says only that it cannot open it."""
+    catalog = Path(GallerySettings().database.database or "")
+    return getattr(error.orig, "sqlite_errorname", "") == "SQLITE_CANTOPEN" and catalog.is_file()
+
+
 def _of_the_catalog(error: DBAPIError) -> str:
-    if is_read_only(error):
+    if is_read_only(error) or _has_no_room_beside(error):
         return (
             "the catalog cannot be written, which SQLite needs even to read it (FORWARDFILL_DATABASE_URL, FORWARDFILL_DATA): "
             "allow that; or, to verify a copy that nobody changes, set "

@@ -283,6 +283,23 @@ def test_a_copy_that_cannot_be_written_is_looked_at_and_nothing_is_removed_from_
     assert sorted(copy.rglob("*")) == there
 
 
+@pytest.mark.parametrize("command", ["verify", "gc", "keys list"])
+def test_where_sqlite_may_make_no_files_a_refusal_says_how_a_copy_is_looked_at(
+    command: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDFILL_DATA", str(world.store.files.root))
+    world.store.catalog.close()
+    beside = world.store.files.root / "catalog.sqlite3-wal"
+    beside.mkdir()  # root may write everywhere, but no file into the place of a folder
+    try:
+        refused = run(*command.split())
+    finally:
+        beside.rmdir()
+    assert refused.exit_code == 2
+    assert "cannot be written" in refused.stderr
+    assert "catalog.sqlite3?immutable=1&uri=true" in refused.stderr
+
+
 @pytest.mark.parametrize("repair", [False, True])
 def test_a_gallery_that_is_deleted_before_its_turn_is_left_out_of_the_report(
     world: World, capsys: pytest.CaptureFixture[str], repair: bool
