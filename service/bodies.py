@@ -70,6 +70,15 @@ def _without_nul(value: str) -> str:
     return value
 
 
+def _label(value: object) -> int | str:
+    """By hand: of a union, pydantic would say what is wrong once for each type, at a place that no body has."""
+    if isinstance(value, str):
+        return _without_nul(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError("a label is a text or a whole number")
+
+
 VECTOR_SCHEMA = {
     "anyOf": [
         {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 8192},
@@ -79,10 +88,13 @@ VECTOR_SCHEMA = {
     "examples": [[0.1, 0.2, 0.3]],
 }
 Vector = Annotated[NDArray[Any], PlainValidator(read_vector), JsonSchema(VECTOR_SCHEMA)]
-#: what people write
-Text = Annotated[str, AfterValidator(_without_nul)]
+NO_NUL = AfterValidator(_without_nul)
+#: what people write; a limit of its length stands before `NO_NUL`, or pydantic would count it in items
+Text = Annotated[str, NO_NUL]
 #: the name of something that should be there
-Reference = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
+Reference = Annotated[str, StringConstraints(min_length=1, max_length=255), NO_NUL]
+#: what items have in common that are relevant to each other
+Label = Annotated[int | str, PlainValidator(_label), JsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}]})]
 
 
 class Json(Generic[T]):

@@ -237,13 +237,18 @@ def invalid(found: Sequence[tuple[tuple[int | str, ...], str, str]], **details: 
         details: extension members for the answer.
     """
     pointed = [
-        {"pointer": errors.pointer(*location), "detail": _WORDS.get(kind) or _plain(message)}
+        {"pointer": errors.pointer(*_place(location)), "detail": _WORDS.get(kind) or _plain(message)}
         for location, kind, message in found[:MAX_ERRORS]
     ]
     detail = f"{pointed[0]['pointer'] or 'the body'}: {pointed[0]['detail']}"
     if all(kind == "invalid_vector" for _, kind, _ in found):
         return errors.InvalidVector(detail, errors=pointed, **details)
     return InvalidRequest(detail, errors=pointed, **details)
+
+
+def _place(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A location without the mark that it is a name, and not what stands under it, that is wrong."""
+    return location[:-1] if location[-1:] == ("[key]",) else location
 
 
 def _plain(message: str) -> str:

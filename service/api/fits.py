@@ -23,8 +23,8 @@ from service.auth import MayAdmin
 from service.bodies import (
     Body,
     Json,
+    Label,
     Reference,
-    Text,
     Vector,
     media_type,
     require_type,
@@ -63,7 +63,7 @@ class Pair(Body):
 
     id: Reference
     embedding: Vector
-    label: int | Text | None = Field(default=None, description="Items of one label are relevant to each other.")
+    label: Label | None = Field(default=None, description="Items of one label are relevant to each other.")
 
 
 class FitOptions(Body):

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -19,7 +19,7 @@ from gallery.catalog.models import NewModel
 from gallery.catalog.tables import ModelRow
 from service.api.transformations import SideInformation, TransformationBody, add_transformation
 from service.auth import MayAdmin, MaySearch
-from service.bodies import Body, Text, parsed, within
+from service.bodies import NO_NUL, Body, parsed, within
 from service.documents import documented
 from service.names import Name
 from service.paging import PageDep, fetch
@@ -38,12 +38,11 @@ class ModelBody(Body):
     metric: Metric
     normalized: bool = False
     side_information: SideInformation | None = None
-    fingerprint: Text | None = Field(
+    fingerprint: Annotated[str, StringConstraints(max_length=512), NO_NUL] | None = Field(
         default=None,
-        max_length=512,
         description="Of weights, preprocessing and normalisation: whatever makes its vectors.",
     )
-    description: Text | None = Field(default=None, max_length=4096)
+    description: Annotated[str, StringConstraints(max_length=4096), NO_NUL] | None = None
     transformations: list[TransformationBody] = Field(
         default=[], max_length=100, description="Registered in the same transaction."
     )

@@ -21,7 +21,7 @@ from gallery.upgrade.known_answers import Tried, compared
 from gallery.vectors import accept, accept_side
 from models.evaluation import evaluate_pairs
 from service.auth import MayAdmin, MaySearch
-from service.bodies import Body, Reference, Vector, parsed, stack, within
+from service.bodies import Body, Label, Reference, Vector, parsed, stack, within
 from service.documents import documented
 from service.names import Name, TransformationName
 from service.paging import PageDep, fetch
@@ -57,7 +57,7 @@ class EvaluationBody(Body):
     source_embeddings: list[Vector] = Field(min_length=1)
     target_embeddings: list[Vector] = Field(min_length=1)
     side_information: list[Vector] | None = None
-    labels: list[int | str] | None = None
+    labels: list[Label] | None = None
 
 
 class Transformation(BaseModel):

@@ -249,6 +249,43 @@ def test_what_we_refuse_ourselves_is_said_as_we_wrote_it(unchanged: World, path:
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "pointer", "says"),
+    [
+        (
+            "/transformations/fit",
+            {"gallery": GALLERY, "name": "t", "target": "new", "pairs": [{"id": "a", "embedding": UNIT, "label": 1.5}]},
+            "/pairs/0/label",
+            "a label is a text or a whole number",
+        ),
+        (
+            "/transformations/t/evaluate",
+            {"source_embeddings": [UNIT], "target_embeddings": [UNIT], "labels": [True]},
+            "/labels/0",
+            "a label is a text or a whole number",
+        ),
+        (
+            SEARCH,
+            {"model": "old", "vector": UNIT, "companions": {"": UNIT}},
+            "/companions/",
+            "String should have at least 1 character",
+        ),
+        (SEARCH, {"model": "", "vector": UNIT}, "/model", "String should have at least 1 character"),
+        (
+            "/models",
+            {"name": "x", "dimension": 4, "metric": "cosine", "fingerprint": "x" * 513},
+            "/fingerprint",
+            "String should have at most 512 characters",
+        ),
+    ],
+)
+def test_what_is_wrong_has_a_place_in_the_body_and_is_said_of_what_stands_there(
+    unchanged: World, path: str, body: Any, pointer: str, says: str
+) -> None:
+    problem = unchanged.refused(unchanged.client.post(path, json=body), 422, "invalid_request")
+    assert problem["errors"] == [{"pointer": pointer, "detail": says}]
+
+
+@pytest.mark.parametrize(
     ("query", "code"),
     [
         ([1.0], "dimension_mismatch"),
