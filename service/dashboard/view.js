@@ -4,7 +4,6 @@ import { chart } from "./chart.js";
 import { el } from "./dom.js";
 import * as words from "./words.js";
 
-const OVER = new Set(["completed", "finalized", "cancelled", "rolled_back"]);
 const TONES = {
   completed: "good", finalized: "good", failed: "bad", paused: "warn", awaiting_cutover: "warn",
   cancelled: "quiet", rolled_back: "quiet",
@@ -16,7 +15,8 @@ const VERBS = { // in the order of their buttons: what loses work comes last
 const FIRST = 12; // galleries; what goes on in the others comes first, and is not to be scrolled for
 const OVERLAP = { name: "overlap_at_10", label: "overlap@10", hint: "share of the hits of before that are hits still" };
 
-export const isActive = (upgrade) => !OVER.has(upgrade.state);
+/** A dry run that failed is over; any other upgrade that failed waits for a person. The service tells them apart. */
+export const isActive = (upgrade) => upgrade.finished_at === null;
 
 /** The title of the tab: how far the upgrade is, for those who look at another tab. */
 export const tab = (upgrade) =>

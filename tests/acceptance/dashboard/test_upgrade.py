@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from playwright.sync_api import BrowserContext, Route, expect
@@ -106,6 +107,26 @@ def test_a_retry_is_offered_where_something_failed(world: World, visit: Visit) -
     buttons = person.chosen.get_by_role("group").get_by_role("button")
     expect(person.state).to_have_text("failed")
     expect(buttons.get_by_text("Retry", exact=True)).to_be_visible()
+
+
+def test_a_dry_run_that_failed_is_over_and_stands_before_no_upgrade_that_goes_on(world: World, visit: Visit) -> None:
+    world.prepared().filled()
+    world.post("/galleries", {"name": "other", "model": "old"})
+    world.post("/galleries/other/items", {"model": "old", "items": [{"id": "a", "embedding": UNITS[0].tolist()}]})
+    world.verb(world.start(), "pause")
+    dry = world.start(gallery="other", dry_run=True, gate={"min_cmc1": 1.0})
+    world.work()  # a gate without probes is always missed
+    assert world.upgrade(dry)["state"] == "failed"
+    person = visit(world.client.base_url)
+    expect(person.state).to_have_text("paused")
+    expect(person.page).to_have_title(re.compile(f"^0 % {PHOTOS} "))
+    expect(person.page.locator("#galleries article", has_text="other")).not_to_contain_text("Upgrade to")
+
+    person.page.locator("#upgrades").get_by_role("button", name="other").click()
+    expect(person.state).to_have_text("failed, dry run")
+    expect(person.page.locator("#status")).to_have_text("up to date")  # nothing is followed
+    assert not any(dry in request.url for request in person.events())
+    expect(person.page).to_have_title("Forwardfill")
 
 
 def test_who_waits_for_the_first_reading_is_told(world: World, visit: Visit) -> None:
