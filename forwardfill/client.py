@@ -414,8 +414,8 @@ class Client:
             oversample: candidates per hit that are transformed where the gallery has not arrived.
 
         Raises:
-            TypeError: companions do not say which model's they are.
-            ValueError: vectors are no real numbers.
+            TypeError: companions do not say which model's they are, or `include` is one text, not several.
+            ValueError: vectors are no real numbers, or several are given for one.
         """
         body = {
             "model": model,
@@ -446,7 +446,7 @@ class Client:
             companions: (n, dimension) by model name.
 
         Raises:
-            TypeError: companions do not say which model's they are.
+            TypeError: companions do not say which model's they are, or `include` is one text, not several.
             ValueError: there are not as many companions as vectors, or they are no real numbers.
         """
         own = wire.matrix(vectors, "vectors")
@@ -651,7 +651,7 @@ class Client:
 
         Raises:
             UpgradeStoppedError: it is finalized, cancelled, rolled back or failed, or its gate paused it, and that is not the
-                state.
+                state; or it is completed, after which the state does not come.
             TimeoutError: it did not get there in time.
         """
         states = {until} if isinstance(until, str) else set(until)

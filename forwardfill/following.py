@@ -22,6 +22,8 @@ RECONNECT_SECONDS = 0.5
 SLACK_SECONDS = 5.0
 #: states in which waiting ends. Not `paused` and `awaiting_cutover`: there the upgrade goes on as soon as somebody says so.
 RESTING = frozenset({"finalized", "cancelled", "rolled_back", "failed"})
+#: where an upgrade that is completed may still go
+AFTER_COMPLETED = frozenset({"finalized", "rolling_back", "rolled_back"})
 
 
 def events(
@@ -45,7 +47,8 @@ def reached(
     seen: str | None = None
     upgrade = read()
     while upgrade["state"] not in states:
-        if upgrade["state"] in RESTING or _gate_paused(upgrade):
+        too_late = upgrade["state"] == "completed" and AFTER_COMPLETED.isdisjoint(states)
+        if too_late or upgrade["state"] in RESTING or _gate_paused(upgrade):
             raise UpgradeStoppedError(upgrade)
         left = deadline - time.monotonic()
         if left <= 0:

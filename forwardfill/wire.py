@@ -311,11 +311,18 @@ def _column(vectors: Vectors, name: str) -> npt.NDArray[np.float32]:
 
 def query(vector: Vectors, companions: Mapping[str, Vectors] | None) -> Json:
     """A query's vectors, as a search has them."""
-    asked: Json = {"vector": encoded(vector)}
+    asked: Json = {"vector": _one(vector, "vector")}
     others = {} if companions is None else by_model(companions, "companions")
     if others:
-        asked["companions"] = {model: encoded(each, companion(model)) for model, each in others.items()}
+        asked["companions"] = {model: _one(each, companion(model)) for model, each in others.items()}
     return asked
+
+
+def _one(vector: Vectors, name: str) -> str:
+    array = real(vector, name)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: one vector has shape (d,), not {array.shape}; `search_batch` takes several")
+    return _base64(array)
 
 
 def companion(model: str) -> str:
@@ -333,7 +340,7 @@ def options(
     if condition is not None:
         said["filter"] = condition
     if include:
-        said["include"] = list(include)
+        said["include"] = id_list(include, "include")
     if allow_partial:
         said["allow_partial"] = True
     if oversample is not None:

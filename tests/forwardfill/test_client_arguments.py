@@ -55,6 +55,31 @@ def test_vectors_that_are_not_real_are_refused_by_the_argument_and_nothing_is_se
     assert service.requests == []
 
 
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda client: client.search("photos", "old", ONE), r"vector: one vector has shape \(d,\), not \(1, 3\)"),
+        (lambda client: client.explain("photos", "old", ONE), r"vector: one vector has shape \(d,\), not \(1, 3\)"),
+        (
+            lambda client: client.search("photos", "new", ONE[0], companions={"old": ONE}),
+            r"companions of old: one vector has shape \(d,\), not \(1, 3\)",
+        ),
+    ],
+)
+def test_several_vectors_are_no_query_and_nothing_is_sent(call: Callable[[Client], object], says: str) -> None:
+    service = Recorder({"hits": []})
+    with client_of(service) as client, pytest.raises(ValueError, match=f"^{says}"):
+        call(client)
+    assert service.requests == []
+
+
+def test_one_text_is_no_list_of_what_to_include() -> None:
+    service = Recorder({"hits": []})
+    with client_of(service) as client, pytest.raises(TypeError, match=r"^include: 'payload' is one, not several"):
+        client.search("photos", "old", ONE[0], include="payload")
+    assert service.requests == []
+
+
 def test_a_data_frames_column_of_vectors_is_refused_with_what_makes_an_array_of_it() -> None:
     column = np.empty(2, object)  # as np.asarray makes of a pandas or polars column
     column[:] = [np.ones(3, np.float32), np.zeros(3, np.float32)]

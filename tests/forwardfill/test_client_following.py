@@ -160,6 +160,12 @@ def test_waiting_for_what_cannot_come_any_more_is_an_error() -> None:
         client.wait("01JD")
 
 
+@pytest.mark.parametrize("state", ["running", "paused", "awaiting_cutover", "done"])
+def test_a_state_that_does_not_come_after_completion_is_not_waited_for(state: str) -> None:
+    with client_of(Upgrades("completed")) as client, pytest.raises(UpgradeStoppedError, match="is completed"):
+        client.wait("01JD", until=state, timeout=30.0)
+
+
 def in_turn(*upgrades: dict[str, Any]) -> Handler:
     """An upgrade that is the next one each time it is asked for, and the last one from then on; its streams end at once."""
     left = list(upgrades)
