@@ -127,6 +127,8 @@ def _table(path: Path, columns: tuple[str, ...], limit: tuple[str, int], max_byt
                     f"a stream may take {max_bytes} bytes (max_arrow_bytes)", limit="max_arrow_bytes", maximum=max_bytes
                 )
             batches.append(encoded.cast(schema))
+        if (rest := source.size() - source.tell()) > 0:  # such as a second stream, whose rows would be left out
+            raise InvalidArrow(f"{rest} bytes follow the end of the stream: send one stream in a request")
         return pa.Table.from_batches(batches, schema)
 
 

@@ -39,10 +39,19 @@ def _read(path: Path, is_file: bool, column: int, start: int, _: int) -> Iterato
 
 
 def _arrays(path: Path, is_file: bool, column: int) -> Iterator[Any]:
+    """One column, batch by batch.
+
+    Raises:
+        BadInput: a stream ends before its file does, as where several were written one after the other.
+    """
     with pa.memory_map(str(path)) as source, _opened(source, is_file, column) as reader:
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
         for batch in batches:
             yield batch.column(0)
+        if not is_file and (rest := source.size() - source.tell()) > 0:  # its rows would be left out
+            raise BadInput(
+                f"{path}: {rest} bytes follow the end of its Arrow stream: import each stream from its own file"
+            )
 
 
 def _opened(source: Any, is_file: bool, *columns: int) -> Any:

@@ -428,6 +428,11 @@ def a_name_that_is_no_text(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"other", b"oth\xffr"))
 
 
+def two_streams(path: Path) -> None:
+    arrow_stream(path)
+    path.write_bytes(path.read_bytes() * 2)
+
+
 BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a NaN": ("a.npy", rewritten(ROWS, nan), r"a\.npy, row 50: holds NaN"),
     "beyond float32": ("a.npy", lambda path: np.save(path, VECTORS.astype("f8") * 1e300), r"row \d: .*beyond float32"),
@@ -445,6 +450,7 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "two candidates": ("a.parquet", two_columns, r"--column: 'a', 'b'"),
     "not parquet": ("a.parquet", fvecs, "not a Parquet file"),
     "not arrow": ("a.arrow", lambda path: path.write_bytes(b"x" * 99), "not an Arrow IPC file or stream"),
+    "two streams": ("a.arrow", two_streams, "bytes follow the end of its Arrow stream"),
     "not hdf5": ("a.h5", lambda path: path.write_bytes(b"x" * 99), "not an HDF5 file"),
     "an endless head": ("a.npy", head_of_npy(b"((((((((("), "not a plain array|cannot be read"),
     "more rows than there can be": (

@@ -168,6 +168,7 @@ def bad(vectors: Any) -> dict[str, tuple[bytes, str, str | None]]:
         "empty": (b"", "invalid_arrow", None),
         "noise": (b"noise" * 100, "invalid_arrow", None),
         "cut": (whole[: len(whole) // 2], "invalid_arrow", None),
+        "two": (whole + whole, "invalid_arrow", None),
         "file": (b"ARROW1\0\0" + whole, "invalid_arrow", None),
         "no rows": (
             stream({"id": pa.array([], pa.string()), "embedding": fixed(vectors[:0])}),
