@@ -23,6 +23,8 @@ def columns(path: Path) -> list[Column]:
             f"{path}: not a plain array of numbers or strings ({error}); write it with numpy.save from such an array: "
             "pickled objects are refused, because to load them is to run them"
         ) from error
+    if (rest := path.stat().st_size - array.offset - array.nbytes) > 0:  # its rows would be left out
+        raise BadInput(f"{path}: {rest} bytes follow its array: save each array to its own file, or all of them as one")
     vectors = array.ndim == 2 and array.shape[1] > 0 and array.dtype.kind in "fiu"
     if not vectors and not (array.ndim == 1 and array.dtype.kind in "iuSU"):
         raise BadInput(

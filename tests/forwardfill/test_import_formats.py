@@ -428,6 +428,11 @@ def a_name_that_is_no_text(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"other", b"oth\xffr"))
 
 
+def two_arrays(path: Path) -> None:
+    npy(path)
+    path.write_bytes(path.read_bytes() * 2)
+
+
 def two_streams(path: Path) -> None:
     arrow_stream(path)
     path.write_bytes(path.read_bytes() * 2)
@@ -439,6 +444,7 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "another dimension": ("a.npy", rewritten(9, lambda v: v[:, :2]), r"row 0: has dimension 2, the model 3"),
     "no rows": ("a.npy", rewritten(0, lambda v: v), "has no rows"),
     "three axes": ("a.npy", rewritten(9, lambda v: v[None]), r"shape \(1, 9, 3\)"),
+    "two arrays": ("a.npy", two_arrays, "bytes follow its array"),
     "pickled objects": ("a.npy", pickled, "pickled objects are refused"),
     "a cut file": ("a.fvecs", a_cut_file, "cut off"),
     "another dimension later": ("a.fvecs", another_dimension, r"a\.fvecs, row 7: its dimension is 2"),
