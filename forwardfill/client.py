@@ -408,7 +408,8 @@ class Client:
             k: hits; None for the usual number, 10 or as many as the service allows.
             companions: the same query embedded by other models, by model name: a gallery that is on its way to `model`
                 is searched by them where it has not arrived.
-            filter: a condition on payloads.
+            filter: a condition on payloads, such as `{"price": {"lt": 50}, "category": {"in": ["shoes", "hats"]}}`; the service's
+                `/openapi.json` has all operators.
             include: `payload`.
             allow_partial: answer from what can be reached, rather than be refused.
             oversample: candidates per hit that are transformed where the gallery has not arrived.

@@ -50,7 +50,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from gallery import errors
 from gallery.catalog.tables import ItemRow
 
-_DEPTH = 8
+#: filters within each other
+MOST_DEEP = 8
 #: of a filter with all that is nested in it
 MOST_CONDITIONS = 128
 #: of all its lists together
@@ -62,7 +63,8 @@ _ORDER: Mapping[str, Callable[[Any, Any], ColumnElement[bool]]] = {
     "gt": lambda field, value: field > value,
     "gte": lambda field, value: field >= value,
 }
-_OPERATORS = ("eq", "ne", "in", "exists", *_ORDER)
+#: what compares a field, beside a value alone
+OPERATORS = ("eq", "ne", "in", "exists", *_ORDER)
 
 
 class _Kind(FunctionElement[str]):
@@ -150,7 +152,7 @@ def compile_filter(given: Mapping[str, Any], dialect: str) -> ColumnElement[bool
     Raises:
         InvalidFilter: an unknown operator, an operand of the wrong type, too deep a nesting, or too many conditions or values.
     """
-    return _all(given, _Filter(dialect), "/filter", _DEPTH)
+    return _all(given, _Filter(dialect), "/filter", MOST_DEEP)
 
 
 @dataclass(slots=True)
@@ -183,7 +185,7 @@ def _all(given: Any, whole: _Filter, pointer: str, depth: int) -> ColumnElement[
     if not isinstance(given, Mapping):
         raise errors.InvalidFilter("a filter is an object of fields and conditions", pointer=pointer)
     if depth == 0:
-        raise errors.InvalidFilter(f"a filter may be nested {_DEPTH} deep", pointer=pointer)
+        raise errors.InvalidFilter(f"a filter may be nested {MOST_DEEP} deep", pointer=pointer)
     if not given:
         whole.take_condition(pointer)
     parts = [_part(name, value, whole, pointer + errors.pointer(name), depth) for name, value in given.items()]
@@ -242,8 +244,8 @@ def _operator(field: _Field, op: str, operand: Any, whole: _Filter, pointer: str
         return field.among(operand, pointer)
     if op in _ORDER and isinstance(operand, int | float | str) and not isinstance(operand, bool):
         return field.ordered(_ORDER[op], operand, pointer)
-    if op not in _OPERATORS:
-        raise errors.InvalidFilter(f"{op!r} is not one of {', '.join(_OPERATORS)}", pointer=pointer)
+    if op not in OPERATORS:
+        raise errors.InvalidFilter(f"{op!r} is not one of {', '.join(OPERATORS)}", pointer=pointer)
     raise errors.InvalidFilter(f"{op!r} does not take {type(operand).__name__}", pointer=pointer)
 
 

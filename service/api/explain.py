@@ -140,7 +140,8 @@ def _from_query(
         int | None, Query(ge=1, description="Hits; if it is left out, 10 or `max_k`, whichever is less.")
     ] = None,
     filter: Annotated[  # noqa: A002 - the contract's word
-        str | None, Query(description="Condition on the payload, as JSON.", examples=['{"price": {"lt": 50}}'])
+        str | None,
+        Query(description="Condition on the payload, as JSON; see `POST`.", examples=['{"price": {"lt": 50}}']),
     ] = None,
     allow_partial: Annotated[bool, Query(description="Answer from the segments that can be reached.")] = False,
     oversample: Annotated[

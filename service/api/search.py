@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from gallery import errors
 from gallery.arrays import Vectors
 from gallery.catalog import items as item_rows
-from gallery.catalog.filters import MOST_CONDITIONS, MOST_VALUES
+from gallery.catalog.filters import MOST_CONDITIONS, MOST_DEEP, MOST_VALUES, OPERATORS
 from gallery.errors import GalleryError
 from gallery.search.brief import AT_MOST, MOST_CANDIDATES, MOST_HITS
 from gallery.search.request import Answer, Hit, SearchRequest
@@ -47,6 +47,13 @@ def _storable(value: Any, depth: int = 16) -> Any:
     return value
 
 
+_FILTERS = (
+    "Condition on the top-level fields of the payload. Each field has a value that it must equal, or an object of operators: "
+    f"{', '.join(f'`{each}`' for each in OPERATORS)}. All that is named must hold; `and` and `or` take a list of filters, `not` "
+    "takes one. A field that is absent fits only `ne` and `exists: false`. Values of different JSON types are never equal, and "
+    f"neither is less than the other. At most {MOST_CONDITIONS} conditions, {MOST_DEEP} filters within each other, and "
+    f"{MOST_VALUES} values in the lists of `in`."
+)
 Filter = Annotated[dict[str, Any], AfterValidator(_storable)]
 Companions = dict[Reference, Vector]
 
@@ -58,9 +65,11 @@ class _Options(Body):
     k: int = Field(default=10, ge=1, description="Hits per query; if it is left out, 10 or `max_k`, whichever is less.")
     filter: Filter | None = Field(
         default=None,
-        description=f"Condition on the payload: at most {MOST_CONDITIONS} conditions, and {MOST_VALUES} values in the lists of "
-        "`in`.",
-        examples=[{"price": {"lt": 50}}],
+        description=_FILTERS,
+        examples=[
+            {"category": "shoes", "price": {"gte": 10, "lt": 50}},
+            {"or": [{"category": {"in": ["shoes", "hats"]}}, {"not": {"price": {"exists": True}}}]},
+        ],
     )
     include: list[Literal["payload"]] = Field(default_factory=list, max_length=1)
     allow_partial: bool = Field(default=False, description="Answer from the segments that can be reached.")

@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from gallery.catalog.filters import OPERATORS
 from gallery.errors import GalleryError
 from gallery.settings import GallerySettings
 from service.app import build_store, create_app
@@ -167,6 +168,13 @@ def test_limits_of_parameters_are_written_in_words_of_json_schema(document: dict
     schemas = [each["schema"] for operation in operations for each in operation.get("parameters", [])]
     assert not [schema for schema in schemas if schema.keys() & {"ge", "gt", "le", "lt", "min_length", "max_length"}]
     assert {schema.get("minimum") for schema in schemas if schema["title"] == "Page Size"} == {1}
+
+
+def test_what_a_filter_may_say_is_told_and_the_examples_are_taken(lived_in: World, document: dict[str, Any]) -> None:
+    told = document["components"]["schemas"]["SearchBody"]["properties"]["filter"]
+    assert not [each for each in (*OPERATORS, "and", "or", "not") if f"`{each}`" not in told["description"]]
+    for example in told["examples"]:
+        lived_in.old_search(0, filter=example)
 
 
 def test_every_body_refuses_unknown_fields() -> None:
