@@ -314,7 +314,7 @@ def give_verdict(
     means = {name: judge.means(judged[name]) for name in SEARCHES if name in judged}
     queries = len(_counted(judged["stay"]))
     decision, why = _decide(differences, queries, judge)
-    if judge.silent is None and gains(differences["naive - stay"]):
+    if _unknown(queries, judge) is None and gains(differences["naive - stay"]):
         why += f"; new queries gain on the old vectors as they are: {describe(differences['naive - stay'])}"
     return Verdict(
         decision=decision,

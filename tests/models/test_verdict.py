@@ -192,6 +192,13 @@ class TestVerdict:
         assert verdict.decision == "stay"
         assert "too few" in verdict.reason
 
+    def test_too_few_queries_do_not_tell_that_spaces_agree_either(self) -> None:
+        _, (poor, good) = views(30, (1.5, 0.1))
+        module = LinearTransformation(Linear(source_dimension=WIDTH, target_dimension=WIDTH))
+        verdict = judged(Pairs(source=good + poor, target=good), module)
+        assert "too few to measure a gain" in verdict.reason
+        assert "new queries gain" not in verdict.reason
+
     def test_a_map_that_does_not_fit_the_pairs_is_refused(self) -> None:
         pairs = hiding(1, 1)
         with pytest.raises(ValueError, match="the map goes from 16 to 8 dimensions, a backward map"):
