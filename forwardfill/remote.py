@@ -177,7 +177,7 @@ def start(
 def list_upgrades() -> None:
     """List the upgrades."""
     with _client() as client:
-        listed(client.upgrades(), "id", "gallery", "source_model", "target_model", "state", "created_at")
+        listed(client.upgrades(), "id", "gallery", "source_model", "target_model", "state", "dry_run", "created_at")
 
 
 @upgrade.command("show")

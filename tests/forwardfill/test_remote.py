@@ -90,6 +90,12 @@ def test_a_dry_run_tells_each_check_and_what_the_upgrade_takes(world: World) -> 
     assert world.get(f"/galleries/{GALLERY}") == before
 
 
+def test_in_the_list_a_dry_run_is_told_from_an_upgrade(world: World) -> None:
+    dry, real = world.upgraded(dry_run=True), world.upgraded()
+    shown = run("upgrade", "list")
+    assert [row(shown, each)[4:6] for each in (dry, real)] == [["completed", "True"], ["completed", "False"]]
+
+
 def test_a_dry_run_that_finds_a_reason_not_to_start_exits_with_1(world: World) -> None:
     refused = start("--dry-run", "--gate", "min_cmc1=0.5")
     assert refused.exit_code == 1, refused.output
