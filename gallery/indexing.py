@@ -261,7 +261,7 @@ def wanting(store: Store, limit: int = 16) -> list[int]:
                     ColumnRow.index_parameters[REFUSED].as_string().is_(None),
                     SegmentRow.retired_at.is_(None),
                     SegmentRow.rows >= store.settings.exact_below,
-                    GalleryRow.index["kind"].as_string() != EXACT,
+                    GalleryRow.index["kind"].as_string().is_distinct_from(EXACT),  # it may name none
                 )
                 .order_by(ColumnRow.id)
                 .limit(limit)

@@ -47,6 +47,16 @@ def test_the_recall_of_an_index_is_recorded_beside_the_parameters_that_reach_it(
     assert not wanting(each_world.store)
 
 
+def test_index_settings_that_name_no_kind_are_those_of_auto(each_world: World) -> None:
+    each_world.make("unsaid", index={})
+    each_world.store.settings.exact_below = 100
+    vectors = np.random.default_rng(0).standard_normal((300, OLD))
+    each_world.upsert("old", [f"i{row}" for row in range(len(vectors))], vectors, gallery="unsaid")
+    (column,) = wanting(each_world.store)
+    assert index_column(each_world.store, column)
+    assert row(each_world, column).index_kind == "ivf_pq"
+
+
 def test_fewer_lists_are_recorded_for_where_it_is_a_small_part_of_what_is_searched_together(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,7 +167,7 @@ class World:
                 GalleryRow(
                     name=name,
                     model_id=row.id,
-                    index=dict(index or {"kind": "auto"}),
+                    index={"kind": "auto"} if index is None else dict(index),
                     **{"storage_dtype": "float32", **more},
                 )
             )
