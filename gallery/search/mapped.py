@@ -1,8 +1,8 @@
 """Stored vectors mapped into another space at query time, kept within a bound.
 
 A column never changes and neither does a transformation, so what was mapped once is right for ever; the same candidates come
-back with similar queries. A column's mapped rows are kept as one array and a mask of what is known; the columns that were
-used longest ago go first.
+back with similar queries. Of a column only the rows that were mapped take memory, since searches want few of many. The columns
+that were used longest ago go first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gallery.arrays import Rows, Stored, Vectors
 from gallery.index.base import Index
@@ -28,6 +29,8 @@ from gallery.views import Column
 #: one or more transformations, each of which starts where the one before it leads to
 By = tuple[Transformation, ...]
 Models = Mapping[str, EmbeddingModel]
+#: the ids of a column and of the transformations
+_Key = tuple[int, ...]
 
 
 class Asked(NamedTuple):
@@ -40,34 +43,53 @@ class Asked(NamedTuple):
 
 
 class _Known:
-    """The cached rows of one column in another space.
+    """The cached rows of one column in another space, in the order in which they were learned.
 
-    Two threads may map the same row at once and write the same numbers. A row is written before it is said to be known.
+    Two threads may map the same row at once and learn the same numbers. A row is written before it is said to be known.
     """
 
-    __slots__ = ("known", "vectors")
+    __slots__ = ("_places", "_vectors", "count")
 
     def __init__(self, rows: int, dimension: int) -> None:
-        self.vectors: Vectors = np.empty((rows, dimension), dtype=np.float32)
-        self.known = np.zeros(rows, dtype=np.bool_)
+        #: by row, where its vector is; -1 where it is not known
+        self._places: NDArray[np.int32] = np.full(rows, -1, np.int32)
+        self._vectors: Vectors = np.empty((0, dimension), np.float32)
+        #: how many are known
+        self.count = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self._places.nbytes + self._vectors.nbytes
 
     def missing(self, rows: Rows) -> Rows:
-        return rows[~self.known[rows]]
+        return rows[self._places[rows] < 0]
+
+    def of(self, rows: Rows) -> Vectors:
+        """The vectors of rows that are known. Their places are read first: an array of more may take the vectors' place."""
+        places = self._places[rows]
+        return self._vectors[places]
 
     def learn(self, rows: Rows, vectors: Vectors) -> None:
-        self.vectors[rows] = vectors
-        self.known[rows] = True
+        """Keep the vectors of some rows; by one thread at a time."""
+        first, end = self.count, self.count + len(rows)
+        if end > len(self._vectors):
+            larger = np.empty((end + first // 2, vectors.shape[1]), np.float32)
+            larger[:first] = self._vectors[:first]
+            self._vectors = larger
+        self._vectors[first:end] = vectors
+        self._places[rows] = np.arange(first, end)
+        self.count = end
 
 
 class MappedColumns:
     """A bounded cache of mapped rows; safe from many threads."""
 
     def __init__(self, transforms: Transforms, limit_bytes: int) -> None:
-        """Keep at most `limit_bytes` of vectors. A column that alone is larger is mapped anew each time."""
+        """Keep at most `limit_bytes`. What has no room in it, because too much is asked for at once, is mapped anew each time."""
         self._transforms = transforms
         self._limit = limit_bytes
         self._lock = threading.Lock()
-        self._columns: OrderedDict[tuple[int, ...], _Known] = OrderedDict()
+        self._columns: OrderedDict[_Key, _Known] = OrderedDict()
         self._bytes = 0
 
     def take(self, asked: Sequence[Asked], by: By, models: Models, *, at_most: float = math.inf) -> Vectors:
@@ -79,7 +101,7 @@ class MappedColumns:
             NotBrief: more than `at_most` weights would have to be applied for that.
         """
         target = models[by[-1].target]
-        places = [self._place(each.column, by, target) for each in asked]
+        places = [self._place(each, by, target) for each in asked]
         wanted = [
             each.rows if known is None else known.missing(each.rows) for each, known in zip(asked, places, strict=True)
         ]
@@ -92,8 +114,8 @@ class MappedColumns:
                 taken.append(vectors)
             else:
                 if len(rows):
-                    known.learn(rows, vectors)
-                taken.append(known.vectors[each.rows])
+                    self._learn(_key(each.column, by), known, rows, vectors)
+                taken.append(known.of(each.rows))
         return np.concatenate(taken) if taken else np.empty((0, target.dimension), dtype=np.float32)
 
     def index(self, column: Column, side: Stored | None, by: By, models: Models) -> Index:
@@ -104,21 +126,34 @@ class MappedColumns:
         vectors = self.take([Asked(column, side, np.arange(len(column.vectors)))], by, models)
         return backend("flat").open(vectors, space=models[by[-1].target].space, path=None, parameters={})
 
-    def _place(self, column: Column, by: By, target: EmbeddingModel) -> _Known | None:
-        """Where the mapped rows of a column are kept; None if it is too large to be kept."""
-        key, size = (column.id, *(each.id for each in by)), len(column.vectors) * target.dimension * 4
-        if size > self._limit:
+    def _place(self, asked: Asked, by: By, target: EmbeddingModel) -> _Known | None:
+        """What is known of a column; None if what is asked for is too much to be kept."""
+        rows, size = len(asked.column.vectors), len(asked.rows) * target.dimension * 4
+        if 4 * rows + size > self._limit:
             return None
+        key = _key(asked.column, by)
         with self._lock:
             known = self._columns.get(key)
             if known is None:
-                known = self._columns[key] = _Known(len(column.vectors), target.dimension)
-                self._bytes += size
+                known = self._columns[key] = _Known(rows, target.dimension)
+                self._bytes += known.nbytes
             self._columns.move_to_end(key)
-            while self._bytes > self._limit:
-                _, oldest = self._columns.popitem(last=False)
-                self._bytes -= oldest.vectors.nbytes
+            self._forget()
         return known
+
+    def _learn(self, key: _Key, known: _Known, rows: Rows, vectors: Vectors) -> None:
+        with self._lock:
+            before = known.nbytes
+            known.learn(rows, vectors)
+            if self._columns.get(key) is known:  # else it had to go meanwhile
+                self._bytes += known.nbytes - before
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let the oldest go, until what is left is within the bound; under the lock."""
+        while self._bytes > self._limit:
+            _, oldest = self._columns.popitem(last=False)
+            self._bytes -= oldest.nbytes
 
     def _map(self, asked: Sequence[Asked], by: By, models: Models) -> list[Vectors]:
         """Map rows of several segments: those with side-information in one call, those without in another."""
@@ -143,6 +178,10 @@ class MappedColumns:
             for at, part in zip(chosen, np.split(result, ends[:-1]), strict=True):
                 mapped[at] = part
         return mapped
+
+
+def _key(column: Column, by: By) -> _Key:
+    return (column.id, *(each.id for each in by))
 
 
 def _rows(asked: Asked) -> int:

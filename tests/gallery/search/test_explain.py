@@ -158,7 +158,7 @@ def test_the_comparison_pushes_nothing_out_of_what_searches_keep(world: World) -
     mapped = MappedColumns(world.store.transforms, 1 << 20)
     request = SearchRequest("new", QUERY, 2, companions={"old": COMPANION}, oversample=1)
     explain(replace(world.searcher, mapped=mapped), world.galleries.refresh(), GALLERY, request)
-    assert sum(int(each.known.sum()) for each in mapped._columns.values()) == 2
+    assert sum(each.count for each in mapped._columns.values()) == 2
 
 
 def test_a_segment_whose_rows_are_all_mapped_misses_nothing(tmp_path: Any) -> None:

@@ -103,18 +103,38 @@ def test_a_row_is_rounded_as_the_column_that_an_upgrade_makes_of_it(
 def test_what_is_kept_stays_within_the_bound_and_the_oldest_goes_first(
     transforms: Transforms, forward: Transformation, doubling: Doubling
 ) -> None:
-    size = 10 * WIDTH * 4
+    size = 10 * (WIDTH + 1) * 4  # with the place of each row
     mapped = MappedColumns(transforms, 2 * size)
     columns = [column(number, 10) for number in range(3)]
     for each in columns:
-        mapped.take([asked(each, [0])], [forward], MODELS)
+        mapped.take([asked(each, range(10))], [forward], MODELS)
     mapped.take([asked(columns[2], [0]), asked(columns[1], [0])], [forward], MODELS)
-    assert doubling.mapped == 3
+    assert doubling.mapped == 30
     mapped.take([asked(columns[0], [0])], [forward], MODELS)
-    assert doubling.mapped == 4
+    assert doubling.mapped == 31
 
 
-def test_a_column_larger_than_the_bound_is_mapped_each_time_and_rightly(
+def test_of_columns_that_are_larger_than_the_bound_the_rows_that_were_asked_for_are_kept(
+    transforms: Transforms, forward: Transformation, doubling: Doubling
+) -> None:
+    mapped, columns = MappedColumns(transforms, 1 << 14), [column(number, 1000) for number in range(3)]
+    for _ in range(2):
+        taken = mapped.take([asked(each, [999, 5, 7]) for each in columns], [forward], MODELS)
+        assert np.array_equal(taken, 2 * np.concatenate([each.vectors[[999, 5, 7]] for each in columns]))
+    assert doubling.mapped == 9
+
+
+def test_more_and_more_rows_of_a_column_are_right_and_stay_within_the_bound(
+    transforms: Transforms, forward: Transformation, doubling: Doubling
+) -> None:
+    mapped, one, random = MappedColumns(transforms, 6000), column(1, 500), np.random.default_rng(0)
+    for _ in range(200):
+        rows = random.permutation(500)[:20]
+        assert np.array_equal(mapped.take([asked(one, rows)], [forward], MODELS), 2 * one.vectors[rows])
+    assert 500 < doubling.mapped < 4000, "some of it is kept, and never all"
+
+
+def test_what_the_bound_has_no_room_for_is_mapped_each_time_and_rightly(
     transforms: Transforms, forward: Transformation, doubling: Doubling
 ) -> None:
     mapped, large = MappedColumns(transforms, 8), column(1, 10)
