@@ -296,7 +296,7 @@ def _load(
 ) -> Snapshot:
     opened = {view.id: view for view in old.segments} if old else {}
     columns, whole = _columns(session, files, registry, gallery.id, opened, leave_out=leave_out)
-    deleted = dict(item_rows.deleted_since(session, gallery.id, old.version if old else -1))
+    deleted = item_rows.deleted_since(session, gallery.id, old.version if old else -1)
     there = (SegmentRow.gallery_id == gallery.id, SegmentRow.retired_at.is_(None))
     listed = session.execute(select(SegmentRow.id, SegmentRow.ids_file).where(*there).order_by(SegmentRow.id)).all()
     new = {segment for segment, _ in listed if segment not in opened}

@@ -42,7 +42,7 @@ def measure(store: Store, upgrade: UpgradeRow) -> list[Candidate]:
         work = upgrade_rows.work(session, upgrade)
         if by is Order.MOST_SEARCHED:
             return ordered([Candidate(segment.id, segment.rows, hits=segment.hits) for segment in work], by)
-        deleted = dict(item_rows.deleted_since(session, upgrade.gallery_id or 0, -1))
+        deleted = item_rows.deleted_since(session, upgrade.gallery_id or 0, -1)
         made_from = sources.of_segments(session, upgrade, work)
     return ordered(
         [

@@ -434,6 +434,17 @@ def test_a_look_for_merges_reads_no_items(world: World) -> None:
     assert looked()[0].merges == [(1,)]
 
 
+def test_of_all_the_rows_that_a_merge_moves_who_looks_for_deletions_is_told_nothing(each_world: World) -> None:
+    fill(each_world)
+    each_world.delete("i1-1")
+    snapshot = each_world.galleries.refresh().snapshot(GALLERY)
+    assert each_world.compact() == [(1, 2, 3)]
+    each_world.delete("i2-0", "i0-1")
+    with each_world.store.catalog.reading() as session:
+        deleted = item_rows.deleted_since(session, snapshot.gallery_id, snapshot.version)
+    assert {segment: sorted(rows.tolist()) for segment, rows in deleted.items()} == {4: [1, 7]}
+
+
 def test_what_was_asked_for_is_remembered_until_it_is_done(world: World) -> None:
     fill(world, requests=2)
     never = Rule(0, 1000)
