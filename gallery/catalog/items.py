@@ -7,12 +7,12 @@ for exactly that snapshot, whatever was written since.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from sqlalchemy import ColumnElement, String, Table, bindparam, func, insert, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, String, Table, and_, bindparam, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import aggregate_strings
 
@@ -165,13 +165,17 @@ def payloads(session: Session, places: Iterable[tuple[int, int]]) -> dict[tuple[
     """
     asked = set(places)
     found: dict[tuple[int, int], Mapping[str, Any] | None] = {}
-    for chunk in _chunks(sorted(asked)):
-        rows = session.execute(
-            select(ItemRow.segment_id, ItemRow.row, ItemRow.payload).where(
-                tuple_(ItemRow.segment_id, ItemRow.row).in_(chunk)
-            )
-        )
-        found.update({(segment, row): payload for segment, row, payload in rows})
+    ordered = sorted(asked)
+    for start in range(0, len(ordered), _FEW_SEGMENTS):
+        by_segment: dict[int, list[int]] = defaultdict(list)
+        for segment, row in ordered[start : start + _FEW_SEGMENTS]:
+            by_segment[segment].append(row)
+        # Of a list of pairs, SQLite reads the whole table.
+        there = or_(*(and_(ItemRow.segment_id == each, ItemRow.row.in_(rows)) for each, rows in by_segment.items()))
+        for segment, row, payload in session.execute(
+            select(ItemRow.segment_id, ItemRow.row, ItemRow.payload).where(there)
+        ):
+            found[segment, row] = payload
     if len(found) < len(asked):
         raise errors.Outdated("items that were found were merged before their payloads were read; search again")
     return found

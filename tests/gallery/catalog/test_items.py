@@ -1,0 +1,60 @@
+"""To read of some items costs no more where there are many others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sqlalchemy import event, insert
+
+from gallery.catalog.galleries import gallery_row
+from gallery.catalog.items import payloads
+from gallery.catalog.tables import ItemRow, SegmentRow
+from tests.gallery.steps import steps_of
+from tests.gallery.world import GALLERY, OLD, World
+
+
+def test_the_payloads_of_hits_are_read_without_those_of_other_items(world: World) -> None:
+    def read() -> tuple[Mapping[tuple[int, int], Any], int]:
+        with world.store.catalog.reading() as session:
+            return steps_of(world.store.catalog, lambda: payloads(session, [(1, 3), (2, 0), (1, 1)]))
+
+    for part, rows in (("a", 9), ("b", 9), ("c", 2000)):
+        before = read() if part == "c" else None
+        ids = [f"{part}{row}" for row in range(rows)]
+        world.upsert("old", ids, np.ones((rows, OLD)), payloads=[{"id": item} for item in ids])
+    assert read() == before
+    assert read()[0] == {(1, 1): {"id": "a1"}, (1, 3): {"id": "a3"}, (2, 0): {"id": "b0"}}
+
+
+def test_the_payloads_of_hits_in_more_segments_than_one_statement_may_name_are_read(each_world: World) -> None:
+    statements: list[str] = []
+    event.listen(each_world.store.catalog.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    with each_world.store.catalog.transaction() as tx:
+        gallery = gallery_row(tx.session, GALLERY).id
+        segments, items = range(1, 1201), [0, 2]
+        file = {"ids_file": "ids", "ids_sha256": "0" * 64, "ids_bytes": 1}
+        tx.session.execute(
+            insert(SegmentRow),
+            [{"id": each, "gallery_id": gallery, "rows": 3, "version": 1, **file} for each in segments],
+        )
+        tx.session.execute(
+            insert(ItemRow),
+            [
+                {
+                    "segment_id": each,
+                    "row": row,
+                    "gallery_id": gallery,
+                    "item_id": f"{each}-{row}",
+                    "payload": {"n": each},
+                }
+                for each in segments
+                for row in items
+            ],
+        )
+        tx.session.flush()
+        statements.clear()
+        places = [(each, row) for each in segments for row in items]
+        assert payloads(tx.session, places) == {(each, row): {"n": each} for each, row in places}
+        assert len(statements) == 5
