@@ -133,7 +133,7 @@ def remove(session: Session, gallery_id: int) -> None:
     segments = select(SegmentRow.id).where(SegmentRow.gallery_id == gallery_id)
     session.execute(update(UpgradeRow).where(UpgradeRow.gallery_id == gallery_id).values(gallery_id=None, active=False))
     session.execute(delete(UpgradeSegmentRow).where(UpgradeSegmentRow.segment_id.in_(segments)))
-    session.execute(delete(ItemRow).where(ItemRow.gallery_id == gallery_id))
+    session.execute(delete(ItemRow).where(ItemRow.segment_id.in_(segments)))
     session.execute(delete(ColumnRow).where(ColumnRow.segment_id.in_(segments)))
     session.execute(delete(SegmentRow).where(SegmentRow.gallery_id == gallery_id))
     session.execute(delete(ProbeRow).where(ProbeRow.gallery_id == gallery_id))

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from sqlalchemy import event, insert
+from sqlalchemy import event, insert, select
 
+from gallery import removal
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.items import payloads
 from gallery.catalog.tables import ItemRow, SegmentRow
@@ -26,6 +27,20 @@ def test_the_payloads_of_hits_are_read_without_those_of_other_items(world: World
         world.upsert("old", ids, np.ones((rows, OLD)), payloads=[{"id": item} for item in ids])
     assert read() == before
     assert read()[0] == {(1, 1): {"id": "a1"}, (1, 3): {"id": "a3"}, (2, 0): {"id": "b0"}}
+
+
+def test_a_gallery_is_deleted_without_a_look_at_the_items_of_others(world: World) -> None:
+    def deleted() -> int:
+        world.make("small")
+        world.upsert("old", ["a", "b"], np.ones((2, OLD)), gallery="small")
+        return steps_of(world.store.catalog, lambda: removal.delete_gallery(world.store, "small"))[1]
+
+    deleted()
+    before = deleted()
+    world.upsert("old", [f"i{row}" for row in range(2000)], np.ones((2000, OLD)))
+    assert deleted() < before + 1000
+    with world.store.catalog.reading() as session:
+        assert set(session.scalars(select(ItemRow.gallery_id))) == {gallery_row(session, GALLERY).id}
 
 
 def test_the_payloads_of_hits_in_more_segments_than_one_statement_may_name_are_read(each_world: World) -> None:
