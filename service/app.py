@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
+import importlib.util
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -108,8 +110,28 @@ def _open_torch(number: int) -> Gpu | None:
 
 
 def _import_pytorch() -> None:
-    """Import PyTorch, which takes seconds, before a search waits for it."""
-    import models.runtime  # noqa: F401, PLC0415
+    """Import PyTorch, which takes seconds, before a search waits for it. Searches go on meanwhile."""
+    _load_without_the_interpreter()
+    gc.disable()  # it would walk over what is being imported, during which nothing else runs
+    try:
+        import models.runtime  # noqa: F401, PLC0415
+    finally:
+        gc.enable()
+    if gc.get_freeze_count():  # this too stays for good, as what `server` froze
+        gc.freeze()
+
+
+def _load_without_the_interpreter() -> None:
+    """Load PyTorch's largest library without the interpreter's lock: an import holds it, and all else up, for 0.2 s.
+
+    Where that cannot be done, the import does it.
+    """
+    found = importlib.util.find_spec("torch")
+    library = Path(found.origin).parent / "lib" / "libtorch_cpu.so" if found and found.origin else None
+    this = ctypes.CDLL(None)
+    if library is not None and library.exists() and hasattr(this, "dlopen"):
+        this.dlopen.restype = ctypes.c_void_p
+        this.dlopen(ctypes.c_char_p(os.fsencode(library)), ctypes.c_int(os.RTLD_NOW))
 
 
 class Application(FastAPI):
