@@ -7,13 +7,13 @@ there. A filter that comes again costs no database call but for segments that ar
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import orjson
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -33,8 +33,12 @@ _Key = tuple[bytes, int]
 
 
 def named(condition: Mapping[str, Any]) -> bytes:
-    """The digest of a filter; filters that differ only in the order of their names have the same."""
-    return hashlib.sha256(orjson.dumps(condition, option=orjson.OPT_SORT_KEYS)).digest()
+    """The digest of a filter; filters that differ only in the order of their names have the same.
+
+    Raises:
+        TypeError, ValueError, RecursionError: it is no JSON, or nested too deep.
+    """
+    return hashlib.sha256(json.dumps(condition, sort_keys=True, allow_nan=False).encode()).digest()
 
 
 class Filters:
@@ -55,11 +59,17 @@ class Filters:
             InvalidFilter: the filter cannot be compiled.
             Outdated: segments of the snapshot were merged and reclaimed, so nobody knows any more what fits.
         """
-        compiled = compile_filter(condition, self._catalog.engine.dialect.name)
-        name = named(condition)
+        try:
+            name = named(condition)
+        except (TypeError, ValueError, RecursionError):
+            compile_filter(condition, self._catalog.engine.dialect.name)  # says what is wrong with it
+            raise
         with self._lock:
             known = {view.id: self._recall((name, view.id)) for view in snapshot.segments}
         missing = [view for view in snapshot.segments if known[view.id] is None]
+        # What is known was compiled before, which takes as long as the rest of a search by a filter that few rows fit.
+        if missing or not known:
+            compiled = compile_filter(condition, self._catalog.engine.dialect.name)
         if missing:
             with self._catalog.reading() as session:
                 found = item_rows.matching(session, snapshot.gallery_id, [view.id for view in missing], compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -86,6 +87,27 @@ def test_the_order_of_names_makes_no_other_filter(items: World, asked: list[str]
     filters = Filters(items.store.catalog, 1 << 20)
     assert fitting(items, filters, {"even": True, "in": "a"}) == fitting(items, filters, {"in": "a", "even": True})
     assert len(asked) == 1
+
+
+def test_what_is_no_filter_is_refused_whatever_is_known_and_also_where_there_is_nothing_to_find(items: World) -> None:
+    filters = Filters(items.store.catalog, 1 << 20)
+    deep: dict[str, Any] = {"row": 1}
+    for _ in range(5000):
+        deep = {"not": deep}
+    assert fitting(items, filters, {"row": None}) == set()
+    items.make("empty")
+    for gallery in (GALLERY, "empty"):
+        snapshot = items.galleries.refresh().snapshot(gallery)
+        for wrong in (
+            {"row": math.inf},
+            {"row": {"in": [math.nan]}},
+            {"row": 1 << 64},
+            {"row": {}},
+            {"\ud800": 1},
+            deep,
+        ):
+            with pytest.raises(errors.InvalidFilter):
+                filters.masks(snapshot, wrong)
 
 
 def test_no_more_is_kept_than_the_bound_and_what_is_used_stays(items: World, asked: list[str]) -> None:
