@@ -66,7 +66,7 @@ class GallerySettings(BaseSettings):
     mapped_cache_bytes: Bytes = Field(
         default=256 * 1024 * 1024,
         ge=0,
-        description="Memory for columns that were transformed at query time.",
+        description="Memory for vectors that were transformed at query time.",
     )
     index_device: str = Field(
         default="auto",
