@@ -1,4 +1,8 @@
-"""HDF5: its datasets of one or two dimensions, wherever they are in the file."""
+"""HDF5: its datasets of one or two dimensions, wherever they are in the file.
+
+A dataset may lie in other files, which its file names: who wrote it could have any file of this machine sent as ids or
+vectors. So only what lies in the file itself is read.
+"""
 
 from __future__ import annotations
 
@@ -43,5 +47,9 @@ def _is_list(each: Any) -> bool:
 def _read(path: Path, name: str, start: int, size: int) -> Iterator[Any]:
     with h5py.File(path, "r") as file:
         dataset = file[name]
+        if dataset.external or dataset.is_virtual:
+            raise BadInput(
+                f"{path}, dataset {name!r}: it lies in other files, which may be anywhere; copy it into one file"
+            )
         text = h5py.check_string_dtype(dataset.dtype) is not None
         yield from slices(dataset.asstr("utf-8") if text else dataset, start, size)

@@ -309,6 +309,22 @@ def test_an_index_whose_lists_are_in_another_file_is_refused(tmp_path: Path) -> 
         faiss_child.kept(faiss, index)
 
 
+@pytest.mark.parametrize("way", ["external", "virtual"])
+def test_a_dataset_that_lies_in_other_files_is_refused(tmp_path: Path, way: str) -> None:
+    path, private = tmp_path / "a.h5", tmp_path / "private"
+    with h5py.File(private, "w") as file:
+        file["x"] = VECTORS
+    with h5py.File(path, "w") as file:
+        if way == "external":
+            file.create_dataset("x", VECTORS.shape, "u1", external=[(str(private), 0, VECTORS.size)])
+        else:
+            layout = h5py.VirtualLayout(VECTORS.shape, VECTORS.dtype)
+            layout[:] = h5py.VirtualSource(str(private), "x", VECTORS.shape)
+            file.create_virtual_dataset("x", layout)
+    with pytest.raises(BadInput, match="it lies in other files"):
+        everything(of(path), 0, ROWS)
+
+
 def test_an_index_file_is_read_by_a_child_from_an_allowed_folder_only(tmp_path: Path) -> None:
     index, path = ivf(), tmp_path / "in" / "a.faiss"
     path.parent.mkdir()
