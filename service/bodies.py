@@ -9,15 +9,26 @@ from __future__ import annotations
 import asyncio
 import binascii
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Annotated, Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from itertools import islice
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import orjson
 from fastapi import Depends, Request
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic import WithJsonSchema as JsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
@@ -25,20 +36,38 @@ from starlette.concurrency import run_in_threadpool
 from gallery import errors
 from service import pieces
 from service.bad_bodies import item_of, not_json
-from service.errors import BodyTooLarge, InvalidJson, RequestTimeout, UnsupportedMediaType, invalid
+from service.errors import MAX_ERRORS, BodyTooLarge, InvalidJson, RequestTimeout, UnsupportedMediaType, invalid
 from service.process import Process, ProcessDep
 
 _PARSED_AT_ONCE = 256 * 1024  # bytes that may be parsed on the event loop: less than two milliseconds
 _NOT_COUNTED = 64 * 1024  # bytes of a body that need no room: as many wait in the buffers of each connection anyway
+_MODELS_AT_ONCE = 100
 _NUMBERS = frozenset({int, float})
 _BASE64 = "the base64 of little-endian float32 numbers, in its standard alphabet (+ and /) and padded"
 _IN_NUMBERS = b"-+.0123456789eE, \t\r\nNaInfity"  # NaN and infinity among them
 
 
 class Body(BaseModel):
-    """A request body: no unknown fields, no conversion between JSON types."""
+    """A request body: no unknown fields, no conversion between JSON types.
+
+    pydantic collects every error, which takes half a KB for what is four bytes in a body; so what there may be millions of is
+    counted before it is looked at.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    #: by field, the setting that says how many elements its list may have
+    limits: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, value: Any) -> Any:
+        """Leave of very many unknown fields as many as a refusal names."""
+        known = cls.__pydantic_fields__
+        if not isinstance(value, dict) or len(value) <= len(known) + MAX_ERRORS:
+            return value
+        unknown = islice((name for name in value if name not in known), MAX_ERRORS)
+        return {name: value[name] for name in (*(name for name in known if name in value), *unknown)}
 
 
 T = TypeVar("T", bound=Body)
@@ -97,6 +126,16 @@ Reference = Annotated[str, StringConstraints(min_length=1, max_length=255), NO_N
 Label = Annotated[int | str, PlainValidator(_label), JsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}]})]
 
 
+def _few_models(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > _MODELS_AT_ONCE:
+        raise PydanticCustomError("too_many_models", f"at most {_MODELS_AT_ONCE} models, not {len(value)}")
+    return value
+
+
+#: vectors of one thing by the models that embedded it
+ByModel = Annotated[dict[Reference, Vector], Field(max_length=_MODELS_AT_ONCE), BeforeValidator(_few_models)]
+
+
 class Json(Generic[T]):
     """A dependency that gives the parsed body, and gives its memory's room back when the handler is done."""
 
@@ -112,28 +151,36 @@ class Json(Generic[T]):
                 yield self._model()
                 return
             require_type(request, "application/json")
-            if sum(map(len, parts)) <= _PARSED_AT_ONCE:
+            if not _is_large(parts):
                 yield self._parsed(parts, process)
-            else:
-                yield await run_in_threadpool(self._parsed, parts, process)
+                return
+            async with process.parsing:
+                body = await run_in_threadpool(self._parsed, parts, process)
+            yield body
 
     @asynccontextmanager
     async def made(self, request: Request, process: Process, make: Callable[[T], R]) -> AsyncIterator[R]:
         """Read the body, parse it and make something of it, both in one thread; then the body is let go of."""
         async with _read(request, process) as parts:
             require_type(request, "application/json")
-            yield await run_in_threadpool(lambda: make(self._parsed(parts, process)))
+            async with process.parsing if _is_large(parts) else nullcontext():
+                made = await run_in_threadpool(lambda: make(self._parsed(parts, process)))
+            yield made
 
     def _parsed(self, parts: list[bytes], process: Process) -> T:
         """Join and parse the parts. Joining is done here, perhaps in a thread, because of 64 MB it takes 20 ms."""
         raw = b"".join(parts)
         parts.clear()
-        return parse(self._model, raw, lambda: _longest(process))
+        return parse(self._model, raw, lambda: _longest(process), lambda name: getattr(process.store.settings, name))
 
 
 def parsed(model: type[Body], *, optional: bool = False) -> Any:
     """The body, for a handler; its room is given back when that is done, not when a slow client has read the answer."""
     return Depends(Json(model, optional=optional), scope="function")
+
+
+def _is_large(parts: list[bytes]) -> bool:
+    return sum(map(len, parts)) > _PARSED_AT_ONCE
 
 
 def _longest(process: Process) -> int:
@@ -142,22 +189,32 @@ def _longest(process: Process) -> int:
     return max([process.store.settings.max_dimension, *(each.dimension for each in models)])
 
 
-def parse(model: type[T], raw: bytes, longest: Callable[[], int] = lambda: sys.maxsize) -> T:
+def parse(
+    model: type[T],
+    raw: bytes,
+    longest: Callable[[], int] = lambda: sys.maxsize,
+    limit: Callable[[str], int] = lambda _: sys.maxsize,
+) -> T:
     """Parse JSON into a body.
 
     Args:
         model: the body's shape.
         raw: the JSON.
         longest: says how many numbers a vector may have; a longer one need not be parsed to be refused.
+        limit: says of a setting how much it is.
 
     Raises:
         InvalidJson: it is not JSON.
+        LimitExceeded: a list has more elements than its limit.
         InvalidRequest, InvalidVector, InvalidFilter, InvalidItem: it does not have the documented shape.
     """
     try:
         value = orjson.loads(raw) if len(raw) <= pieces.PIECE else _loaded(model, raw, longest)
     except orjson.JSONDecodeError as error:
         raise not_json(model, raw, error) from None
+    for field, name in model.limits.items():
+        if isinstance(value, dict) and isinstance(value.get(field), list):
+            within(len(value[field]), limit(name), name, errors.pointer(field))
     return validated(model, value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -54,6 +55,9 @@ class Process:
     streams: Slots
     #: the memory for the large bodies of all requests
     bodies: Room
+    #: large bodies are parsed by few at a time: a parsed one may take twenty times its bytes, and the interpreter's lock lets
+    #: only one of them go on anyway
+    parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     #: the latest look at each upgrade that clients follow
     looks: Looks[Any] = field(default_factory=Looks)
     #: the process is asked to stop, so streams end. No event: a signal may come while the handler of one before it sets that.

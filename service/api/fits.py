@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -29,7 +29,6 @@ from service.bodies import (
     media_type,
     require_type,
     stack,
-    within,
 )
 from service.documents import documented
 from service.errors import InvalidArrow, invalid
@@ -84,6 +83,8 @@ class FitOptions(Body):
 
 class FitBody(FitOptions):
     """What to fit, and to which pairs."""
+
+    limits: ClassVar = {"pairs": "max_fit_pairs"}
 
     pairs: list[Pair] = Field(min_length=1, description="Label all items, or none.")
 
@@ -315,7 +316,6 @@ def read_fit(process: Process, fit_id: str) -> Fit:
 
 
 def _from_json(body: FitBody, process: Process) -> NewPairs:
-    within(len(body.pairs), process.store.settings.max_fit_pairs, "max_fit_pairs", "/pairs")
     target = process.seen(lambda world: world.model(body.target, pointer="/target"))
     unlabelled = [at for at, pair in enumerate(body.pairs) if pair.label is None]
     if unlabelled and len(unlabelled) < len(body.pairs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
@@ -25,7 +25,7 @@ from gallery.index.choose import AUTO, EXACT, check
 from gallery.index.registry import names
 from gallery.vectors import accept
 from service.auth import MayAdmin, MaySearch, MayWrite
-from service.bodies import Body, Reference, Text, Vector, parsed, within
+from service.bodies import Body, ByModel, Reference, Text, parsed
 from service.documents import documented
 from service.lineages import LineageStep, steps
 from service.names import Name
@@ -50,12 +50,14 @@ class GalleryBody(Body):
 class Probe(Body):
     """A query with its vector in each model, and the ids that are relevant to it, if they are known."""
 
-    vectors: dict[Reference, Vector] = Field(min_length=1)
-    relevant: list[Text] | None = None
+    vectors: ByModel = Field(min_length=1)
+    relevant: Annotated[list[Text], Field(fail_fast=True)] | None = None
 
 
 class ProbesBody(Body):
     """Probe queries; they replace the present ones."""
+
+    limits: ClassVar = {"probes": "max_queries"}
 
     probes: list[Probe]
 
@@ -215,7 +217,6 @@ def put_probes(
     _: RequestSlot,
 ) -> Probes:
     """Replace the gallery's probe queries, which measure the quality of its upgrades and decide their gates."""
-    within(len(body.probes), process.store.settings.max_queries, "max_queries", "/probes")
     with process.store.catalog.transaction() as tx:
         row = gallery_rows.gallery_row(tx.session, gallery)
         registry = model_rows.registry(tx.session)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -22,7 +22,7 @@ from gallery.views import SegmentView
 from service import arrow, uploads
 from service.api.search import as_json
 from service.auth import MaySearch, MayWrite
-from service.bodies import Body, Json, Reference, Vector, media_type, parsed, require_type, stack, within
+from service.bodies import Body, Json, Reference, Vector, media_type, parsed, require_type, stack
 from service.documents import documented
 from service.errors import InvalidArrow, named
 from service.lineages import LineageStep, steps
@@ -45,12 +45,16 @@ class Item(Body):
 class ItemsBody(Body):
     """Items of one model."""
 
+    limits: ClassVar = {"items": "max_items_per_upsert"}
+
     model: Reference
     items: list[Item]
 
 
 class IdsBody(Body):
     """Items by their ids."""
+
+    limits: ClassVar = {"ids": "max_items_per_upsert"}
 
     ids: list[str]
 
@@ -180,7 +184,6 @@ def delete_items(
     __: RequestSlot,
 ) -> Deleted:
     """Delete items by id. Unknown ids are reported, not refused."""
-    within(len(body.ids), process.store.settings.max_items_per_upsert, "max_items_per_upsert", "/ids")
     possible = [item for item in body.ids if "\0" not in item]
     done = process.group_commit.delete(gallery, possible)
     process.written()
@@ -230,7 +233,6 @@ def _stored(process: Process, gallery: str, item: str) -> tuple[SegmentView, Ite
 
 def _from_json(body: ItemsBody, process: Process) -> NewItems:
     """The items as arrays; each vector's width is checked here, where the item can be named."""
-    within(len(body.items), process.store.settings.max_items_per_upsert, "max_items_per_upsert", "/items")
     model = process.seen(lambda world: world.model(body.model, pointer="/model"))
     ids = [item.id for item in body.items]
     try:

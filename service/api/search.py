@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import orjson
 from fastapi import APIRouter, Response
@@ -26,25 +27,36 @@ from gallery.snapshot import World
 from gallery.spaces import EmbeddingModel
 from gallery.vectors import accept
 from service.auth import MaySearch
-from service.bodies import VECTOR_SCHEMA, Body, Reference, Vector, parsed, read_vector, stack, within
+from service.bodies import VECTOR_SCHEMA, Body, ByModel, Reference, Vector, parsed, read_vector, stack, within
 from service.documents import documented
 from service.errors import InvalidRequest
 from service.process import Process, ProcessDep, SearchSlot
 
 router = APIRouter(tags=["search"])
+_DEPTH = 16
+_MOST_PARTS = 2 * MOST_VALUES  # of a filter, in whichever way: names, operators and values
 
 
-def _storable(value: Any, depth: int = 16) -> Any:
-    """No database is asked for a NUL."""
-    if depth == 0:
+def _storable(filter_: dict[str, Any]) -> dict[str, Any]:
+    """No database is asked for a NUL; and of what is many times too large, no more is looked at than shows it."""
+    level: list[Any] = [filter_]
+    count = 0
+    for _ in range(_DEPTH):
+        count += len(level)
+        if count > _MOST_PARTS:
+            raise ValueError(f"should have at most {MOST_CONDITIONS} conditions and {MOST_VALUES} values")
+        if any(isinstance(each, str) and "\0" in each for each in level):
+            raise ValueError("should be text without NUL characters")
+        level = list(islice(chain.from_iterable(map(_parts, level)), _MOST_PARTS + 1))
+    if level:
         raise ValueError("the filter is nested too deep")
-    if isinstance(value, str) and "\0" in value:
-        raise ValueError("should be text without NUL characters")
-    for inner in (
-        (*value.keys(), *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
-    ):
-        _storable(inner, depth - 1)
-    return value
+    return filter_
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return chain(value.keys(), value.values())
+    return value if isinstance(value, list) else ()
 
 
 _FILTERS = (
@@ -55,7 +67,6 @@ _FILTERS = (
     f"{MOST_VALUES} values in the lists of `in`."
 )
 Filter = Annotated[dict[str, Any], AfterValidator(_storable)]
-Companions = dict[Reference, Vector]
 
 
 class _Options(Body):
@@ -80,14 +91,14 @@ class SearchBody(_Options):
     """One query."""
 
     vector: Vector
-    companions: Companions = Field(default_factory=dict, description="The same query embedded by other models.")
+    companions: ByModel = Field(default_factory=dict, description="The same query embedded by other models.")
 
 
 class QueryBody(Body):
     """One query of a batch."""
 
     vector: Vector
-    companions: Companions = Field(default_factory=dict)
+    companions: ByModel = Field(default_factory=dict)
     _bare: bool = PrivateAttr(default=False)
 
     @classmethod
@@ -122,6 +133,8 @@ _QUERY_SCHEMA = {
 
 class BatchBody(_Options):
     """Several queries of one model. Either all of them have companions, or none."""
+
+    limits: ClassVar = {"queries": "max_queries"}
 
     queries: list[Annotated[QueryBody, WrapValidator(QueryBody.of), JsonSchema(_QUERY_SCHEMA)]] = Field(min_length=1)
 
@@ -256,7 +269,6 @@ def search_batch(
     """Answer several queries of one model from one snapshot."""
     started = time.perf_counter()
     limit_hits(body, process)
-    within(len(body.queries), process.store.settings.max_queries, "max_queries", "/queries")
     answers = _answers(process, gallery, body, lambda world: _several(body, world))
     found = hits_as_json(process, answers, payload="payload" in body.include)
     # Query by query: a million hits written at once would stop every other thread for as long.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from fastapi import APIRouter, Response
@@ -21,11 +21,11 @@ from gallery.upgrade.known_answers import Tried, compared
 from gallery.vectors import accept, accept_side
 from models.evaluation import evaluate_pairs
 from service.auth import MayAdmin, MaySearch
-from service.bodies import Body, Label, Reference, Vector, parsed, stack, within
+from service.bodies import Body, Label, Reference, Vector, parsed, stack
 from service.documents import documented
 from service.names import Name, TransformationName
 from service.paging import PageDep, fetch
-from service.process import Process, ProcessDep, RequestSlot, once_more
+from service.process import ProcessDep, RequestSlot, once_more
 
 router = APIRouter()
 
@@ -53,6 +53,10 @@ class TransformationBody(Body):
 
 class EvaluationBody(Body):
     """A paired sample: the same items embedded by both models."""
+
+    limits: ClassVar = dict.fromkeys(
+        ("source_embeddings", "target_embeddings", "side_information", "labels"), "max_items_per_upsert"
+    )
 
     source_embeddings: list[Vector] = Field(min_length=1)
     target_embeddings: list[Vector] = Field(min_length=1)
@@ -170,7 +174,7 @@ def evaluate(
         row = model_rows.transformation_row(session, transformation)
         source, target = model_rows.as_model(row.source), model_rows.as_model(row.target)
         known = model_rows.as_transformation(row)
-    _check_pairs(body, process)
+    _check_pairs(body)
     embeddings = _matrix(body.source_embeddings, source, "/source_embeddings/{row}")
     wanted = _matrix(body.target_embeddings, target, "/target_embeddings/{row}")
     labels = None if body.labels is None else np.unique([str(each) for each in body.labels], return_inverse=True)[1]
@@ -207,9 +211,8 @@ def add_transformation(session: Session, body: TransformationBody, actor: str | 
     return created
 
 
-def _check_pairs(body: EvaluationBody, process: Process) -> None:
+def _check_pairs(body: EvaluationBody) -> None:
     pairs = len(body.source_embeddings)
-    within(pairs, process.store.settings.max_items_per_upsert, "max_items_per_upsert", "/source_embeddings")
     for name in ("target_embeddings", "side_information", "labels"):
         given = getattr(body, name)
         if given is not None and len(given) != pairs:

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gallery.errors import GalleryError, InvalidVector
+from gallery.errors import GalleryError, InvalidVector, LimitExceeded
+from service.api.galleries import ProbesBody
 from service.api.items import ItemsBody
-from service.api.search import SearchBody
-from service.bodies import parse
+from service.api.search import BatchBody, SearchBody
+from service.bodies import Body, parse
 from service.errors import InvalidJson, InvalidRequest
 from service.pieces import loads
 
@@ -143,6 +145,43 @@ def test_what_is_wrong_with_a_large_body_is_said_as_of_a_small_one() -> None:
         orjson.loads(raw[:-1])
     with pytest.raises(InvalidJson, match=re.escape(str(whole.value))):
         parse(ItemsBody, raw[:-1])
+
+
+@pytest.mark.parametrize(
+    ("model", "raw"),
+    [
+        pytest.param(BatchBody, b'{"queries":[%b]}' % b",".join([b"1"] * 200_000), id="elements that are wrong"),
+        pytest.param(BatchBody, b'{"queries":[%b]}' % b",".join([b"[]"] * 200_000), id="elements that are too many"),
+        pytest.param(SearchBody, b"{%b}" % b",".join(b'"%d":1' % at for at in range(200_000)), id="unknown fields"),
+        pytest.param(
+            SearchBody,
+            b'{"companions":{%b}}' % b",".join(b'"%d":1' % at for at in range(200_000)),
+            id="companions",
+        ),
+        pytest.param(
+            ProbesBody,
+            b'{"probes":[{"vectors":{"m":[1]},"relevant":[%b]}]}' % b",".join([b"1"] * 200_000),
+            id="relevant ids",
+        ),
+        pytest.param(
+            SearchBody,
+            b'{"model":"m","vector":[1],"filter":{"a":[%b]}}' % b",".join([b"[[]]"] * 200_000),
+            id="parts of a filter",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_body_takes_little_memory_however_often_it_is_wrong(model: type[Body], raw: bytes) -> None:
+    """A key with the scope search is enough: of 64 MiB, an error for each element took 40 GB."""
+    tracemalloc.start()
+    try:
+        orjson.loads(raw)
+        bare = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        with pytest.raises((InvalidRequest, LimitExceeded)):
+            parse(model, raw, limit=lambda _: 1000)
+        assert tracemalloc.get_traced_memory()[1] < 2 * bare + 3_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def _longest_hold(body: type[ItemsBody | SearchBody], raw: bytes) -> float:
