@@ -214,6 +214,7 @@ ANSWERS: Mapping[str, Any] = {
             "max_body_bytes": 67108864,
             "max_arrow_bytes": 1073741824,
             "max_artifact_bytes": 1073741824,
+            "max_answer_bytes": 268435456,
             "max_items_per_upsert": 10000,
             "max_items_per_arrow": 1000000,
             "max_fit_pairs": 100000,

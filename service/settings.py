@@ -21,6 +21,8 @@ class ServiceSettings(BaseSettings):
     # A million items of 128 numbers are half a GiB. These two are streamed to disk, so they cost no memory.
     max_arrow_bytes: Bytes = Field(default=1024**3, ge=1, description="Bytes of one Arrow stream.")
     max_artifact_bytes: Bytes = Field(default=1024**3, ge=1, description="Bytes of one artifact.")
+    # A batch of 8 KB may find 10 GB: a thousand queries that find the same thousand items, each with a payload of 10 KB.
+    max_answer_bytes: Bytes = Field(default=256 * 1024 * 1024, ge=1, description="Bytes of one batch search's answer.")
     # A write must be seen by every process within one second; four looks in that time leave room for a slow one.
     refresh_seconds: Seconds = Field(default=0.25, description="How often changes of other processes are looked for.")
     max_concurrent_searches: Count = Field(default=16, ge=1, description="Searches at once; more wait.")

@@ -40,6 +40,7 @@ class Limits(BaseModel):
     max_body_bytes: int
     max_arrow_bytes: int
     max_artifact_bytes: int
+    max_answer_bytes: int
     max_items_per_upsert: int
     max_items_per_arrow: int
     max_fit_pairs: int

@@ -34,6 +34,7 @@ from service.process import Process, ProcessDep, SearchSlot
 
 router = APIRouter(tags=["search"])
 _DEPTH = 16
+_HITS_READ = 1000  # whose payloads are read at once
 _MOST_PARTS = 2 * MOST_VALUES  # of a filter, in whichever way: names, operators and values
 
 
@@ -272,9 +273,19 @@ def search_batch(
     answers = _answers(process, gallery, body, lambda world: _several(body, world))
     found = hits_as_json(process, answers, payload="payload" in body.include)
     # Query by query: a million hits written at once would stop every other thread for as long.
-    results = b",".join([_written({"hits": hits}) for hits in found])
+    results, size, most = list[bytes](), 0, process.settings.max_answer_bytes
+    for hits in found:
+        results.append(_written({"hits": hits}))
+        size += len(results[-1])
+        if size > most:
+            raise errors.LimitExceeded(
+                f"the answer would have more than {most} bytes (max_answer_bytes): ask fewer queries at once, or for fewer hits",
+                pointer="/queries",
+                limit="max_answer_bytes",
+                maximum=most,
+            )
     about = orjson.dumps(_about(body, answers[0], started))
-    return Response(b'{"results":[%b],%b' % (results, about[1:]), media_type="application/json")
+    return Response(b'{"results":[%b],%b' % (b",".join(results), about[1:]), media_type="application/json")
 
 
 def limit_hits(body: _Options, process: Process) -> None:
@@ -374,15 +385,22 @@ def request_for(body: _Options, queries: Queries, part: slice) -> SearchRequest:
 
 
 def hits_as_json(process: Process, answers: Sequence[Answer], *, payload: bool) -> Iterator[list[dict[str, Any]]]:
-    """The hits of each query, as JSON will have them; those of one query at a time are made."""
+    """The hits of each query, as JSON will have them; those of one query at a time are made.
+
+    Payloads are read as they are needed, each once, so that whoever stops early does not have them all in memory.
+    """
     if not payload:
         for answer in answers:
             yield from (_plain(answer, query) for query in range(len(answer.rows)))
         return
-    with process.store.catalog.reading() as session:
-        payloads = item_rows.payloads(session, (hit.place for hits in _found(answers) for hit in hits))
-    for hits in _found(answers):
-        yield [_with_payload(hit, payloads) for hit in hits]
+    payloads: dict[tuple[int, int], Mapping[str, Any] | None] = {}
+    found = _found(answers)
+    while group := list(islice(found, max(1, _HITS_READ // max(1, answers[0].rows.shape[1])))):
+        if missing := {hit.place for hits in group for hit in hits} - payloads.keys():
+            with process.store.catalog.reading() as session:
+                payloads |= item_rows.payloads(session, missing)
+        for hits in group:
+            yield [_with_payload(hit, payloads) for hit in hits]
 
 
 def _plain(answer: Answer, query: int) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ def test_info_publishes_version_and_limits(empty: World) -> None:
         "max_body_bytes": 64 << 20,
         "max_arrow_bytes": 1 << 30,
         "max_artifact_bytes": 1 << 30,
+        "max_answer_bytes": 256 << 20,
         "max_items_per_upsert": 10_000,
         "max_items_per_arrow": 1_000_000,
         "max_fit_pairs": 100_000,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import event, update
 
 from gallery.catalog.tables import ItemRow
-from tests.service.world import GALLERY, UNITS, World, backward
+from tests.service.world import GALLERY, UNITS, World, backward, opened
 
 SEARCH = f"/galleries/{GALLERY}/search"
 
@@ -54,6 +55,32 @@ def test_hits_carry_payloads_on_request(world: World) -> None:
     hits = world.old_search(2, k=1, include=["payload"])["hits"]
     assert hits == [{"id": "item-2", "score": 0.0, "origin": "native", "payload": {"axis": 2, "even": True}}]
     assert "payload" not in world.old_search(2, k=1)["hits"][0]
+
+
+def test_a_batch_whose_answer_would_be_too_large_is_refused_before_all_payloads_are_read(tmp_path: Path) -> None:
+    with opened(tmp_path, max_answer_bytes=500_000) as world:
+        world.prepared()
+        items = [
+            {"id": f"i{at}", "embedding": UNITS[at % len(UNITS)].tolist(), "payload": {"t": "x" * 1000}}
+            for at in range(1000)
+        ]
+        world.post(f"/galleries/{GALLERY}/items", {"model": "old", "items": items})
+        body = {"model": "old", "queries": [UNITS[0].tolist()] * 20, "k": 1000, "include": ["payload"]}
+        tracemalloc.start()
+        problem = world.refused(world.client.post(f"{SEARCH}/batch", json=body), 422, "limit_exceeded")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (problem["limit"], problem["maximum"]) == ("max_answer_bytes", 500_000)
+        assert peak < 10_000_000
+        found = world.post(f"{SEARCH}/batch", {**body, "k": 10})["results"]
+        assert [len(each["hits"]) for each in found] == [10] * 20
+
+
+def test_a_batch_reads_each_payload_once_however_many_queries_find_it(world: World, statements: list[str]) -> None:
+    body = {"model": "old", "queries": UNITS.tolist() * 40, "k": 100, "include": ["payload"]}
+    answer = world.post(f"{SEARCH}/batch", body)
+    assert all(hit["payload"] for each in answer["results"] for hit in each["hits"])
+    assert sum("payload" in each for each in statements) == 1
 
 
 @pytest.mark.parametrize(
