@@ -3,13 +3,18 @@
 uvicorn has no such limit, and a head is read before the key in it can be checked: anyone could fill all memory and hold up the
 event loop.
 
+Nor has it a limit on how long an answer waits to be read: who asks and reads nothing would have all answers kept in memory.
+
 Whoever offers to go on in another protocol is answered in this one, as RFC 9110 (7.8) has it: Java's client offers HTTP/2 with
 each request that is not encrypted. uvicorn would lose the body, and whatever came behind it on the connection.
 """
 
 from __future__ import annotations
 
+import socket
+import struct
 import sys
+from asyncio import TimerHandle
 from functools import partial
 from typing import Any
 
@@ -25,6 +30,7 @@ log = structlog.get_logger()
 #: bytes of a request's first line and headers; proxies and other servers take 8 to 64 KiB
 MOST_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0
+_AT_ONCE = struct.pack("ii", 1, 0)  # on, for 0 seconds
 # How long the body of a brief search may take to come. After that the application waits for it, and longer.
 _BODY_SECONDS = 0.1
 _NOT_HTTP = "this is not HTTP/1.1 as the service reads it; are path and query percent-encoded?"
@@ -46,11 +52,14 @@ class Protocol(HttpToolsProtocol):
     _begun: RequestResponseCycle | None = None
     #: a brief search whose body is not complete yet
     _brief: Brief | None = None
+    #: looks whether the client reads, while so much waits to be read that no more is written
+    _reading: TimerHandle | None = None
 
     def __init__(self, *given: Any, **named: Any) -> None:
         """Arguments as of uvicorn's class; the application is one of `service.app`."""
         super().__init__(*given, **named)
         self._express: Express = self.config.app.state.express  # type: ignore[union-attr]
+        self._idle_seconds: float = self.config.app.state.process.settings.body_idle_seconds  # type: ignore[union-attr]
 
     def data_received(self, data: bytes) -> None:
         """Read a piece."""
@@ -95,12 +104,40 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing comes any more. uvicorn tells the request that it read last, and not one before it that is under way."""
+        self._stop_looking()
         HttpToolsProtocol.connection_lost(self, exc)
         if self._begun is not None and not self._begun.response_complete:
             self._begun.disconnected = True
             self._begun.message_event.set()
         if self._brief is not None:
             self._hand_on(self._brief)
+
+    def pause_writing(self) -> None:
+        """Much waits to be read."""
+        HttpToolsProtocol.pause_writing(self)
+        self._look_later()
+
+    def resume_writing(self) -> None:
+        """Little waits to be read."""
+        self._stop_looking()
+        HttpToolsProtocol.resume_writing(self)
+
+    def _look_later(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._reading = self.loop.call_later(self._idle_seconds, self._look, left)
+
+    def _look(self, before: int) -> None:
+        """Close the connection if nothing was read."""
+        if self.transport.get_write_buffer_size() < before:
+            self._look_later()
+        else:
+            # What the system holds for the client is dropped too: it would wait for it to be read.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            self.transport.abort()
+
+    def _stop_looking(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Begin with a request, whose body is not complete, unless it had to wait for those before it."""

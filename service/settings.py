@@ -31,7 +31,7 @@ class ServiceSettings(BaseSettings):
     max_waiting_requests: Count = Field(default=128, ge=0, description="Such requests that may wait.")
     max_streams: Count = Field(default=200, ge=1, description="Event streams at once; more are answered 429.")
     body_idle_seconds: Seconds = Field(
-        default=30.0, description="How long a client may send nothing before its body is there."
+        default=30.0, description="How long a client may send nothing of its body, or read nothing of a long answer."
     )
     shutdown_seconds: int = Field(
         default=20, ge=1, le=YEAR, description="How long requests under way may take to finish at shutdown."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
@@ -19,7 +20,7 @@ from service.app import SUBJECTS
 from service.arrow import MEDIA_TYPE as ARROW
 from service.bodies import Json
 from tests.acceptance.system import wait_for
-from tests.service.world import GALLERY, World, opened
+from tests.service.world import GALLERY, UNITS, World, opened
 
 PATIENCE_SECONDS = 20.0
 ITEMS = f"/galleries/{GALLERY}/items"
@@ -138,6 +139,36 @@ def test_a_body_of_which_nothing_comes_any_more_is_given_up(
         assert (problem["code"], problem["status"]) == ("request_timeout", 408)
         assert "body_idle_seconds" in str(problem["detail"])
         assert not list((world.folder / "data").rglob("*.part"))
+
+
+def test_an_answer_of_which_nothing_is_read_any_more_is_given_up(tmp_path: Path) -> None:
+    with opened(tmp_path, body_idle_seconds=0.2) as world:
+        world.prepared()
+        items = [{"id": "x" * 500 + str(at), "embedding": UNITS[0].tolist()} for at in range(1000)]
+        world.post(ITEMS, {"model": "old", "items": items})
+        body = json.dumps({"model": "old", "queries": [UNITS[0].tolist()] * 30, "k": 1000}).encode()
+        host, port = world.client.base_url.host, world.client.base_url.port
+        head = f"POST {SEARCH}/batch HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
+        with closing(socket.create_connection((host, port or 80), timeout=PATIENCE_SECONDS)) as connection:
+            connection.sendall(head.encode() + body)
+            poll = select.poll()
+            poll.register(connection, select.POLLHUP | select.POLLERR)
+            assert poll.poll(PATIENCE_SECONDS * 1000), "the connection is kept"
+        assert world.get("/models")["models"]
+
+
+def test_a_long_answer_that_is_read_slowly_comes_whole(tmp_path: Path) -> None:
+    with opened(tmp_path, body_idle_seconds=1.5) as world:
+        world.prepared()
+        items = [{"id": "x" * 500 + str(at), "embedding": UNITS[0].tolist()} for at in range(1000)]
+        world.post(ITEMS, {"model": "old", "items": items})
+        body = {"model": "old", "queries": [UNITS[0].tolist()] * 30, "k": 1000}
+        whole = bytearray()
+        with world.client.stream("POST", f"{SEARCH}/batch", json=body) as answer:
+            for part in answer.iter_raw(1 << 20):
+                whole += part
+                threading.Event().wait(0.2)
+        assert len(json.loads(whole)["results"]) == 30
 
 
 def test_bodies_that_wait_have_room_together_for_as_much_as_the_requests_at_once(tmp_path: Path) -> None:
