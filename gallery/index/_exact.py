@@ -172,6 +172,7 @@ def _one_by_one(queries: Vectors, vectors: Vectors, k: int, metric: Metric, sele
     """Compare each query with each row by FAISS's function for one pair, whose scores are exact: none is computed again.
 
     `SLACK` more rows than wanted are asked for because of equal scores: the smaller row must come first, and FAISS keeps any.
+    Where still more rows score as the last of them does, as vectors of one bit for each number do, every row is scored again.
     """
     pool = min(k + SLACK, len(vectors))
     scores, rows = knn(queries, vectors, pool, metric, selected)
@@ -179,7 +180,25 @@ def _one_by_one(queries: Vectors, vectors: Vectors, k: int, metric: Metric, sele
         scores = np.sqrt(scores)
     if selected is not None:
         scores[rows < 0] = worst(metric)  # FAISS has fillers of its own
-    return Found(*head(scores, rows, metric, k))
+    found = Found(*head(scores, rows, metric, k))
+    if pool < len(vectors):
+        for at in np.flatnonzero((scores[:, k - 1] == scores[:, -1]) & (rows[:, -1] >= 0)):
+            last = found.scores[at, -1]
+            found.scores[at], found.rows[at] = _first_of_equals(
+                queries[at : at + 1], vectors, k, metric, selected, last
+            )
+    return found
+
+
+def _first_of_equals(
+    query: Vectors, vectors: Vectors, k: int, metric: Metric, selected: Selected | None, last: np.float32
+) -> tuple[Vectors, Rows]:
+    """The `k` best rows for a query (1, dimension), the last of which scores `last`: of all that do, the smallest are taken."""
+    rows = np.arange(len(vectors)) if selected is None else selected.rows
+    scores = score_rows(query, vectors, rows[None], metric)[0]
+    better = np.flatnonzero(scores < last if metric == "euclidean" else scores > last)
+    chosen = np.concatenate([better, np.flatnonzero(scores == last)[:k]])
+    return cut(scores[chosen][None], rows[chosen][None], metric, k)
 
 
 def _together(queries: Vectors, vectors: Vectors, k: int, metric: Metric, longest: float) -> Found:

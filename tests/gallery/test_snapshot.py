@@ -103,3 +103,27 @@ def test_of_many_new_segments_all_are_read(each_world: World, monkeypatch: Any) 
         "first",
         *(f"i{at}" for at in range(5)),
     }
+
+
+def test_a_process_that_saw_segments_come_answers_as_one_that_opens_them_all_at_once(
+    world: World,
+) -> None:
+    world.register("bits", 1024, "inner_product")
+    world.make("coins", model="bits")
+    rng, vectors = np.random.default_rng(0), np.zeros((4, 300, 1024), np.float32)
+    vectors[:, :, :8] = rng.integers(0, 2, (4, 300, 8))  # many rows score alike
+    for at, part in enumerate(vectors):
+        world.upsert("bits", [f"{at}-{row}" for row in range(300)], part, gallery="coins")
+        world.galleries.refresh()
+    later = World.open(world.store.settings.data)
+    shelves = [
+        [len(shelf.segments) for shelf in each.galleries.refresh().snapshot("coins").shelves] for each in (world, later)
+    ]
+    query = np.zeros((1, 1024), np.float32)
+    query[0, :8] = [1, 1, 1, 1, 1, 0, 0, 0]
+    found, again = (each.search("bits", query, k=150, gallery="coins").plain(0) for each in (world, later))
+    later.close()
+    first = np.argsort(-(vectors.reshape(-1, 1024) @ query[0]), kind="stable")[:150]
+    assert found == again
+    assert [item for item, _, _ in found] == [f"{row // 300}-{row % 300}" for row in first]
+    assert shelves[0] != shelves[1]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from gallery.arrays import Space, Vectors
+from gallery.arrays import Metric, Space, Vectors
 from gallery.index.flat import FlatIndex
+from gallery.index.selection import Selected
 from tests.gallery.index.conftest import best, build, reference
 
 
@@ -30,3 +32,23 @@ def test_float16_columns_are_ranked_by_their_rounded_values(clustered: Vectors, 
     column = clustered.astype(np.float16)
     found = FlatIndex(column, Space("cosine", normalized=True)).search(queries, 10)
     assert np.array_equal(found.rows, best(reference(queries, column, "cosine"), "cosine", 10))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "inner_product", "euclidean"])
+@pytest.mark.parametrize("k", [1, 10, 50, 300])
+def test_of_many_rows_that_score_alike_the_smallest_are_found(metric: Metric, k: int) -> None:
+    rng = np.random.default_rng(0)
+    vectors = np.sign(rng.standard_normal((4000, 16))).astype(
+        np.float32
+    )  # of one bit for each number: 17 scores in all
+    queries = np.sign(rng.standard_normal((12, 16))).astype(np.float32)
+    agree = queries @ vectors.T
+    index = FlatIndex(vectors / 4 if metric == "cosine" else vectors, Space(metric, normalized=metric == "cosine"))
+    asked = queries / 4 if metric == "cosine" else queries
+    for mask in (np.ones(4000, np.bool_), rng.random(4000) < 0.5, rng.random(4000) < 0.04):
+        chosen = np.flatnonzero(mask)
+        expected = [chosen[np.argsort(-line[chosen], kind="stable")][:k] for line in agree]
+        selected = None if mask.all() else Selected(mask)
+        for some in (asked[:1], asked):
+            for found, wanted in zip(index.search(some, k, selected).rows, expected, strict=False):
+                assert found[: len(wanted)].tolist() == wanted.tolist()
