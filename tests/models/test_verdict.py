@@ -231,3 +231,20 @@ class TestBootstrap:
             (interval,) = bootstrap(first, second, seed=trial, resamples=400)
             alarms += interval.low > 0
         assert alarms / 300 < 0.06  # 0.025 in theory
+
+    def test_of_equally_good_searches_for_twins_few_are_told_apart(self) -> None:
+        """A label has two items, which find each other: with both of them, a chance counts twice."""
+        rng, labels, alarms = np.random.default_rng(3), np.repeat(np.arange(50), 2), 0
+        for trial in range(300):
+            items = np.repeat(rng.normal(size=(50, 16)), 2, axis=0) + rng.normal(size=(100, 16)) / 2
+            old, new = (items + 1.5 * rng.normal(size=(2, 100, 16))).astype(np.float32)
+            judge = ByLabel(labels)
+            found, before = (judge.search((each, each), "cosine") for each in (new, old))
+            intervals = bootstrap(found, before, labels=judge.labels, seed=trial, resamples=400)
+            alarms += gains(dict(zip(judge.measures, intervals, strict=True)))
+        assert alarms / 300 < 0.075  # 0.025 for each of two measures in theory; 0.1 from queries alone
+
+    def test_of_few_labels_only_queries_are_resampled(self) -> None:
+        first, second = np.random.default_rng(4).random((2, 100, 1))
+        labels = np.arange(100) % 3
+        assert bootstrap(first, second, labels=labels) == bootstrap(first, second)
