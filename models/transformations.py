@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.moments import unit
+
 MAX_DIMENSION = 8_192
 MAX_WIDTH = 65_536
 MAX_LAYERS = 32
@@ -224,12 +226,12 @@ class Transformation(nn.Module):
     def raw(self, embeddings: Tensor, side: Tensor | None = None) -> Tensor:
         """Map as `forward` does, before the output is normalised: what the uncertainty head sees."""
         if self.architecture.normalize_input:
-            embeddings = F.normalize(embeddings, dim=1)
+            embeddings = unit(embeddings)
         return self.transform(embeddings, side)
 
     def finish(self, output: Tensor) -> Tensor:
         """Normalise the output if the architecture says so."""
-        return F.normalize(output, dim=1) if self.architecture.normalize_output else output
+        return unit(output) if self.architecture.normalize_output else output
 
     def transform(self, embeddings: Tensor, side: Tensor | None) -> Tensor:
         """Compute the map itself, between the two normalisations."""

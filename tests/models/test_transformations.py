@@ -137,6 +137,13 @@ def test_a_normalised_input_makes_the_scale_of_a_row_irrelevant() -> None:
     torch.testing.assert_close(module(x), module(x * 7))
 
 
+def test_a_row_of_tiny_numbers_has_a_direction_like_any_other() -> None:
+    """The cosine of a stored vector does not depend on its length, so its image must not either."""
+    module = build(Linear(source_dimension=3, target_dimension=2, normalize_input=True, normalize_output=True))
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(module(x), module(x * 1e-15))
+
+
 def test_fct_without_side_information_feeds_the_embedding_to_both_branches() -> None:
     with_side = build(Fct(source_dimension=4, target_dimension=3, side_dimension=4, hidden=8)).eval()
     without = build(Fct(source_dimension=4, target_dimension=3, side_dimension=None, hidden=8)).eval()
