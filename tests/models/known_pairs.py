@@ -43,7 +43,7 @@ def judged(
     return assess(module, pairs, Options(metric=metric, direction=direction)).verdict
 
 
-def different(rows: int, *, width: int = 1, labels: np.ndarray | None = None) -> Pairs:
-    """Pairs of which no two are equal, and nothing else is known."""
-    vectors = np.repeat(np.arange(rows)[:, None], width, axis=1)
+def different(rows: int, *, width: int = 4, labels: np.ndarray | None = None) -> Pairs:
+    """Pairs of which no two are nearly equal, and nothing else is known."""
+    vectors = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
     return Pairs(source=vectors, target=vectors, labels=labels)

@@ -89,6 +89,18 @@ class TestSplit:
         parts = split(Pairs(source=source, target=target))
         assert set(range(40)) - {*parts.train, *parts.validation, *parts.test} == {32}
 
+    @pytest.mark.parametrize("error", [1e-7, 1e-6])
+    def test_the_same_thing_embedded_again_is_a_copy_though_its_last_digits_differ(self, error: float) -> None:
+        """As a model gives them where it stands in another batch: what is trained on would be judged by."""
+        rng = np.random.default_rng(0)
+        once = Pairs(source=rng.normal(size=(500, 64)), target=rng.normal(size=(500, 32)) + 3)
+
+        def again(vectors: np.ndarray) -> np.ndarray:
+            return np.concatenate([vectors, vectors * (1 + error * rng.normal(size=vectors.shape))]).astype(np.float32)
+
+        parts = split(Pairs(source=again(once.source), target=again(once.target)))
+        assert 490 <= parts.copies <= 500  # few lie at the edge of a cell
+
     def test_too_few_different_pairs_are_counted_without_their_copies(self) -> None:
         with pytest.raises(ValueError, match=r"of 3 different pairs leaves nothing to judge by"):
             split(different(3).take(np.tile(np.arange(3), 50)))
