@@ -232,4 +232,12 @@ def _probe_by_score(index: Any) -> None:
     if index.metric_type == faiss.METRIC_INNER_PRODUCT:
         by_score = faiss.IndexFlatIP(index.d)
         by_score.add(index.quantizer.reconstruct_n(0, index.nlist))
-        index.quantizer = by_score
+        choose_lists_by(index, by_score)
+
+
+def choose_lists_by(index: Any, quantizer: Any) -> None:
+    """Make a FAISS index of lists own another quantizer: in Python nobody does once it is assigned, and it would never be freed.
+
+    The one that the index was made with must be somebody else's.
+    """
+    index.quantizer, index.own_fields = quantizer, True

@@ -370,12 +370,13 @@ def _in_blocks(files: Sequence[_File], space: Space) -> Any:
         whole.merge_from(file.read(), whole.ntotal)
     blocks = faiss.IndexIVFPQFastScan(whole)
     blocks.implem = _QUERY_BY_QUERY
-    whole.reset()  # its lists are copied
     centroids = faiss.IndexFlat(blocks.d, _exact.faiss_metric(space.metric))
     centroids.add(files[0].centroids)
-    blocks.quantizer = centroids
-    for used in (whole, centroids):
-        faiss.add_to_referenced_objects(blocks, used)
+    _ivf.choose_lists_by(blocks, centroids)
+    # What is in `whole` was copied, and its lists are as large as the blocks: nothing may keep it. To reset it would free none of
+    # them.
+    blocks.orig_invlists = None
+    blocks.referenced_objects = []
     return blocks
 
 

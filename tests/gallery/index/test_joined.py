@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.processes import private
 from gallery.arrays import Rows, Space, Stored, Vectors
 from gallery.index import _filtering, registry
-from gallery.index.base import JOINED, Index, ListsBackend
+from gallery.index.base import JOINED, Index, ListsBackend, Trained
 from gallery.index.device import Device
 from gallery.index.flat import JOINED_NUMBERS
 from gallery.index.ivf_pq import PqIndex
@@ -19,8 +21,10 @@ from gallery.index.quantizer import training_rows
 from gallery.index.selection import Selected
 from tests.gallery.index.conftest import column_of, queries_of, unit_length
 from tests.gallery.index.test_every_backend import assert_right, assert_same, every_dtype, every_space
+from workers import memory
 
 PARTS = (2500, 1, 2499, 1000)
+gives_back = pytest.mark.skipif(memory._trim is None, reason="this C library cannot be asked to give memory back")
 every_joining = pytest.mark.parametrize("name", ["flat", "ivf_pq"])
 
 
@@ -201,3 +205,42 @@ def test_many_small_segments_do_not_outvote_the_one_that_has_most_rows(clustered
     assert reads({3000: [40], 300: [8] * 11}) == 40
     assert reads({2000: [8], 100: [40] * 2}) == 8, "to find less in a tenth of the rows is no great loss"
     assert reads({1000: [8], 100: [40] * 2}) == 40
+
+
+def with_lists(vectors: Vectors, lists: int, folder: Path) -> list[Index]:
+    """Four parts of the vectors, each with an index of so many lists, whose centroids are the first of them."""
+    backend, space = registry.backend("ivf_pq"), Space("euclidean", normalized=False)
+    assert isinstance(backend, ListsBackend)
+    parameters, codebook = backend.check({}), backend.train(vectors[:1000], 1, space, 1).codebook
+    opened = []
+    for at, part in enumerate(np.split(vectors, 4)):
+        where: dict[str, Any] = {"space": space, "path": folder / f"{at}", "parameters": parameters}
+        backend.build(part, **where, trained=Trained(vectors[:lists], codebook))
+        opened.append(backend.open(part, **where))
+    return opened
+
+
+def held() -> int:
+    memory.give_back()
+    return private(os.getpid())
+
+
+@gives_back
+def test_joined_lists_hold_the_code_and_the_number_of_a_row_once(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(1).standard_normal((200_000, 64), dtype=np.float32)
+    opened = with_lists(vectors, 100, tmp_path)
+    before = held()
+    index = joined(opened)
+    index.prepare()
+    assert held() - before < 2 * len(vectors) * (64 // 4 + 8)
+
+
+@gives_back
+def test_nothing_is_left_of_lists_that_were_joined_and_let_go(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(1).standard_normal((16_000, 64), dtype=np.float32)
+    opened = with_lists(vectors, 4000, tmp_path)  # centroids of 1 MB
+    joined(opened).prepare()
+    before = held()
+    for _ in range(20):
+        joined(opened).prepare()
+    assert held() - before < 10_000_000
