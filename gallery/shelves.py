@@ -7,6 +7,7 @@ segments with columns of the same models, made in as many steps, whose indexes c
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -142,7 +143,9 @@ def _shelf(
 
 def _joined(columns: Sequence[Column], place: Place | None) -> Index:
     first, *others = [column.index for column in columns]
-    joined = first.join(others) if others else first
+    # Also of one alone a shelf has an object of its own: what searches need in memory goes with the shelf, and does not stay
+    # beside what is made of the segment once it is joined with others.
+    joined = first.join(others) if others else copy(first)
     return joined if place is None else place(joined, [column.vectors for column in columns])
 
 

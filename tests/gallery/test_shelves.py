@@ -129,3 +129,10 @@ def test_a_column_that_gained_an_index_is_searched_by_it() -> None:
     column = views[0].columns["old"]
     indexed = replace(views[0], columns={"old": replace(column, index_file="it", index=Index(column.vectors, SPACE))})
     assert shelved([indexed, views[1]], before)[0].indexes["old"] is not before[0].indexes["old"]
+
+
+def test_what_a_lone_segment_needed_in_memory_goes_with_its_shelf() -> None:
+    views = [view(at, 4) for at in range(2)]
+    (alone,) = shelved(views[:1])
+    (both,) = shelved(views, [alone])
+    assert both.indexes["old"] is not alone.indexes["old"] is not views[0].columns["old"].index
