@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from gallery import errors
 from gallery.new_items import NewItems
 from gallery.pairs import NewPairs
+from service.arrow_sizes import decompressed_bytes
 from service.bad_bodies import not_finite
 from service.errors import InvalidArrow, named
 
@@ -113,6 +115,7 @@ def _table(path: Path, columns: tuple[str, ...], limit: tuple[str, int], max_byt
     name, most = limit
     rows = size = 0
     batches = []
+    _check_decompressed(path, max_bytes)
     with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
         _check_columns(stream.schema.names, columns)
         schema = pa.schema([_plain_field(field) for field in stream.schema], stream.schema.metadata)
@@ -123,13 +126,24 @@ def _table(path: Path, columns: tuple[str, ...], limit: tuple[str, int], max_byt
             if rows > most:
                 raise errors.LimitExceeded(f"a stream may have {most} items ({name})", limit=name, maximum=most)
             if size > max_bytes:
-                raise errors.LimitExceeded(
-                    f"a stream may take {max_bytes} bytes (max_arrow_bytes)", limit="max_arrow_bytes", maximum=max_bytes
-                )
+                raise _too_large(max_bytes)
             batches.append(encoded.cast(schema))
         if (rest := source.size() - source.tell()) > 0:  # such as a second stream, whose rows would be left out
             raise InvalidArrow(f"{rest} bytes follow the end of the stream: send one stream in a request")
         return pa.Table.from_batches(batches, schema)
+
+
+def _check_decompressed(path: Path, max_bytes: int) -> None:
+    """Refuse a stream that says it will be too large, before it is decompressed. If it says too little, Arrow refuses it."""
+    with pa.memory_map(str(path)) as source:
+        if any(size > max_bytes for size in accumulate(decompressed_bytes(source))):
+            raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> errors.LimitExceeded:
+    return errors.LimitExceeded(
+        f"a stream may take {max_bytes} bytes (max_arrow_bytes)", limit="max_arrow_bytes", maximum=max_bytes
+    )
 
 
 def _written_out(column: Any) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from gallery.errors import LimitExceeded
 from service.arrow import read_items
+from service.arrow_sizes import decompressed_bytes
 from service.errors import InvalidArrow
 from tests.service.world import GALLERY, OLD, World, opened
 
@@ -24,13 +25,13 @@ def fixed(vectors: Any, kind: Any = None) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel(), kind or pa.float32()), array.shape[1])
 
 
-def stream(columns: dict[str, Any], *, batches: int = 1, model: str | None = None) -> bytes:
-    """An IPC stream of a table."""
+def stream(columns: dict[str, Any], *, batches: int = 1, model: str | None = None, packed: str | None = None) -> bytes:
+    """An IPC stream of a table, whose buffers may be compressed."""
     table = pa.table(columns)
     if model is not None:
         table = table.replace_schema_metadata({"model": model})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=packed)) as writer:
         writer.write_table(table, max_chunksize=max(1, len(table) // batches))
     return bytes(sink.getvalue())
 
@@ -123,6 +124,33 @@ def test_what_rows_share_counts_for_each_of_them(tmp_path: Path, vectors: Any) -
     path.write_bytes(stream({"id": ids, "embedding": fixed(many), "payload": view}))
     with pytest.raises(LimitExceeded, match="may take 1000000 bytes"):
         read_items(path, model="old", max_items=1000, max_bytes=1_000_000)
+
+
+@pytest.mark.parametrize("packed", ["zstd", "lz4"])
+@pytest.mark.parametrize(
+    "encode", [lambda text: text, lambda text: text.dictionary_encode()], ids=["plain", "dictionary"]
+)
+def test_what_would_be_too_large_is_not_decompressed(tmp_path: Path, vectors: Any, packed: str, encode: Any) -> None:
+    path, payload = tmp_path / "bomb", encode(pa.array([" " * 100_000_000]))
+    path.write_bytes(stream({"id": ["a"], "embedding": fixed(vectors[:1]), "payload": payload}, packed=packed))
+    assert path.stat().st_size < 1_000_000
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(LimitExceeded, match="may take 1000000 bytes"):
+            read_items(path, model="old", max_items=1000, max_bytes=1_000_000)
+        assert (pool.max_memory() or 0) < 1_000_000
+    finally:
+        pa.set_memory_pool(before)
+
+
+@pytest.mark.parametrize("packed", ["zstd", "lz4", None])
+def test_a_stream_says_of_its_compressed_buffers_what_they_take(vectors: Any, packed: str | None) -> None:
+    text = pa.array([str(row) * 100 for row in range(100)])
+    content = stream({"id": text, "embedding": fixed(vectors)}, batches=4, packed=packed)
+    taken = [batch.nbytes if packed else 0 for batch in pa.ipc.open_stream(content)]
+    said = list(decompressed_bytes(pa.BufferReader(content)))[1:]  # the first message is the schema
+    assert said == pytest.approx(taken, abs=64 * 4)  # buffers may be padded
 
 
 def test_columns_are_looked_at_before_anything_is_written_out(tmp_path: Path, vectors: Any) -> None:
