@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +63,19 @@ def world(tmp_path: Path, template: Path) -> Iterator[World]:
     opened = World.open(tmp_path / "data", **SETTINGS)
     yield opened
     opened.close()
+
+
+def test_to_verify_a_large_segment_takes_few_bytes_of_memory_for_each_of_its_items(tmp_path: Path) -> None:
+    world, items = World.open(tmp_path / "data").prepare(index={"kind": "flat"}), 60_000
+    world.upsert("old", [f"item-{row}" for row in range(items)], np.ones((items, 4), np.float32))
+    verify.gallery(world.store.catalog, world.store.files, GALLERY)
+    tracemalloc.start()
+    try:
+        assert verify.gallery(world.store.catalog, world.store.files, GALLERY).items == items
+        assert tracemalloc.get_traced_memory()[1] < 160 * items
+    finally:
+        tracemalloc.stop()
+        world.close()
 
 
 def column(world: World, segment: int, origin: str = "derived") -> ColumnRow:
