@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,24 @@ from service.arrow import read_items
 from service.arrow_sizes import decompressed_bytes
 from service.errors import InvalidArrow
 from tests.service.world import GALLERY, OLD, World, opened
+from workers import memory
 
 ITEMS = f"/galleries/{GALLERY}/items"
 TYPE = {"content-type": "application/vnd.apache.arrow.stream"}
+
+#: reads a stream in a process of its own, and tells what is left of it in memory
+READ = """
+import os, sys
+from pathlib import Path
+from benchmarks.processes import private
+from service.arrow import read_items
+from workers import memory
+
+before = private(os.getpid())
+read_items(Path(sys.argv[1]), model="old", max_items=100_000, max_bytes=1 << 30)
+memory.give_back()
+print(private(os.getpid()) - before)
+"""
 
 
 def fixed(vectors: Any, kind: Any = None) -> Any:
@@ -44,6 +61,18 @@ def send(world: World, content: bytes, model: str | None = "old") -> Any:
 @pytest.fixture
 def vectors() -> Any:
     return np.random.default_rng(0).normal(size=(100, OLD)).astype(np.float32)
+
+
+@pytest.mark.skipif(memory._trim is None, reason="this C library cannot be asked to give memory back")
+def test_nothing_of_a_large_stream_stays_in_memory(tmp_path: Path) -> None:
+    vectors = np.ones((100_000, 128), np.float32)
+    (tmp_path / "it").write_bytes(
+        stream({"id": pa.array([str(row) for row in range(100_000)]), "embedding": fixed(vectors)})
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path / "it")], check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout) < vectors.nbytes / 3
 
 
 @pytest.mark.parametrize("kind", ["fixed", "list", "large_list", "float16", "float64"])
