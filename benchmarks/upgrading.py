@@ -41,8 +41,6 @@ _AT_ONCE = GallerySettings().segments_at_once
 #: items of the bare pass beside each upgrade: some seconds of it
 SAMPLE = 32_768
 IMAGES = 2000
-#: where there is a GPU, what goes on beside it is done by the cores: indexes are built several at once
-ON_GPU: dict[str, object] = {"block_rows": 8192, "segments_at_once": min(64, max(2, (os.cpu_count() or 1) // 2))}
 
 
 class _Done(NamedTuple):
@@ -241,7 +239,12 @@ def _device() -> str:
 
 
 def _settings() -> dict[str, object]:
-    return {**ours.AS_WRITTEN, **({} if _device() == "cpu" else ON_GPU)}
+    return {**ours.AS_WRITTEN, **({} if _device() == "cpu" else beside_a_gpu(os.cpu_count() or 1))}
+
+
+def beside_a_gpu(cores: int) -> dict[str, Any]:
+    """The worker's settings where there is a GPU: what goes on beside it is done by the cores, several indexes at once."""
+    return {"block_rows": 8192, "segments_at_once": min(64, max(2, cores // 2))}
 
 
 def _upgraded(client: Client, gallery: str, pid: int) -> _Done:

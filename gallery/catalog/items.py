@@ -165,10 +165,9 @@ def payloads(session: Session, places: Iterable[tuple[int, int]]) -> dict[tuple[
     """
     asked = set(places)
     found: dict[tuple[int, int], Mapping[str, Any] | None] = {}
-    ordered = sorted(asked)
-    for start in range(0, len(ordered), _FEW_SEGMENTS):
+    for chunk in _chunks(sorted(asked), _FEW_SEGMENTS):
         by_segment: dict[int, list[int]] = defaultdict(list)
-        for segment, row in ordered[start : start + _FEW_SEGMENTS]:
+        for segment, row in chunk:
             by_segment[segment].append(row)
         # Of a list of pairs, SQLite reads the whole table.
         there = or_(*(and_(ItemRow.segment_id == each, ItemRow.row.in_(rows)) for each, rows in by_segment.items()))
@@ -204,6 +203,6 @@ def _live(session: Session, gallery_id: int, ids: Part) -> tuple[ColumnElement[b
     return ItemRow.gallery_id == gallery_id, among(session, _ITEMS.c.item_id, ids), ItemRow.deleted_version.is_(None)
 
 
-def _chunks(things: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(things), _CHUNK):
-        yield things[start : start + _CHUNK]
+def _chunks(things: Sequence[T], size: int = _CHUNK) -> Iterator[Sequence[T]]:
+    for start in range(0, len(things), size):
+        yield things[start : start + size]

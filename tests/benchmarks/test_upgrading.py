@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from importlib import reload
-
 import pytest
 
-from benchmarks import upgrading
+from benchmarks.upgrading import beside_a_gpu
 from gallery.settings import GallerySettings
 
 
 @pytest.mark.parametrize("cores", [1, 16, 224])
-def test_a_worker_beside_a_gpu_takes_the_settings_whatever_the_number_of_cores(
-    monkeypatch: pytest.MonkeyPatch, cores: int
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert GallerySettings(**reload(upgrading).ON_GPU).segments_at_once >= 2
+def test_a_worker_beside_a_gpu_takes_the_settings_whatever_the_number_of_cores(cores: int) -> None:
+    assert GallerySettings(**beside_a_gpu(cores)).segments_at_once >= 2

@@ -182,6 +182,16 @@ def test_a_stream_says_of_its_compressed_buffers_what_they_take(vectors: Any, pa
     assert said == pytest.approx(taken, abs=64 * 4)  # buffers may be padded
 
 
+@pytest.mark.parametrize("packed", ["zstd", "lz4"])
+def test_a_stream_that_says_too_little_of_a_buffer_is_refused(tmp_path: Path, vectors: Any, packed: str) -> None:
+    path, length = tmp_path / "bomb", 1_234_567
+    content = stream({"id": ["a"], "embedding": fixed(vectors[:1]), "payload": pa.array([" " * length])}, packed=packed)
+    said = content.rindex(length.to_bytes(8, "little"))
+    path.write_bytes(content[:said] + (1000).to_bytes(8, "little") + content[said + 8 :])
+    with pytest.raises(InvalidArrow, match="too small"):
+        read_items(path, model="old", max_items=1000, max_bytes=1_000_000)
+
+
 def test_columns_are_looked_at_before_anything_is_written_out(tmp_path: Path, vectors: Any) -> None:
     path = tmp_path / "bomb"
     columns = [pa.array(["a", "b"]), fixed(vectors[:2]), *[encoded(2, 10)] * 3]
