@@ -25,7 +25,8 @@ def settings() -> GallerySettings:
     """The gallery's settings, after their folder was made."""
     found = GallerySettings()
     try:
-        found.data.mkdir(parents=True, exist_ok=True)
+        # The vectors, payloads and digests of keys in it are nobody else's. One that is there already stays as its owner made it.
+        found.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         refuse(f"FORWARDFILL_DATA: the folder {found.data} cannot be made: {error.strerror}")
     return found
