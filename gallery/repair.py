@@ -291,7 +291,10 @@ def _index(store: Store, column: ColumnRow, name: str, actor: str | None) -> Men
         known = tx.session.get_one(GalleryRow, segment.gallery_id).name
         _event(tx.session, "index", known, actor, upgrade_id=row.upgrade_id, segment=segment.id, file=name)
         tx.after.append(lambda: store.files.remove([name]))
-    built = index_column(store, column.id)
+    index_column(store, column.id)
+    with store.catalog.reading() as session:  # a worker may have been quicker
+        after = session.get(ColumnRow, column.id)
+    built = after is not None and after.index_file is not None
     what = "was built anew from its column" if built else "was let go of, and its column is searched exactly"
     return Mended(column.segment_id, name, f"the index {what}")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import struct
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sqlalchemy import select
 from gallery import errors, repair, snapshot, verify, views
 from gallery.arrays import Stored
 from gallery.catalog.tables import ColumnRow, EventRow, SegmentRow
-from gallery.files import digest
+from gallery.files import Files, digest
 from gallery.index.base import Index
 from gallery.indexing import index_column
 from gallery.snapshot import Galleries
@@ -381,6 +382,22 @@ def test_an_index_is_built_anew_and_its_column_is_searched_exactly_meanwhile(
     after = column(world, 1, origin)
     assert after.index_file not in (None, name)
     assert right(world) == {"direct": 28, "forward": 0}
+
+
+def test_an_index_that_a_worker_built_before_the_repair_could_is_told_as_built(world: World) -> None:
+    derived = column(world, 1)
+
+    class Beside(Files):
+        """A worker sees that the index is gone as soon as it is."""
+
+        def remove(self, names: Iterable[str]) -> None:
+            super().remove(names)
+            assert index_column(world.store, derived.id)
+
+    world.store.files.path(derived.index_file or "").write_bytes(b"torn")
+    done = repair.file(replace(world.store, files=Beside(world.store.files.root)), derived.index_file or "")
+    assert done is not None
+    assert done.what == "the index was built anew from its column"
 
 
 def index_natively(world: World) -> str | None:
