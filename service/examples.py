@@ -86,7 +86,9 @@ _GALLERY = {
             "model": "resnet50-v2",
             "native_items": 0,
             "derived_items": 61440,
-            "lineages": [{"items": 61440, "steps": [{**_PINNED, "source_origin": "native"}]}],
+            "lineages": [
+                {"items": 61440, "steps": [{**_PINNED, "source_origin": "native", "computed_in": "bfloat16"}]}
+            ],
             "bytes": 31457280,
             "index": {"kind": "flat", "bytes": 0, "recall_at_10": None, "segments": []},
         },

@@ -17,6 +17,7 @@ class LineageStep(BaseModel):
     artifact_sha256: str
     source_model: str = Field(description="The model whose column it was applied to.")
     source_origin: Literal["native", "derived"] = Field(description="Whether that column was native or derived.")
+    computed_in: str = Field(description="The number type that it was computed in: `float32` or `bfloat16`.")
 
 
 def steps(lineage: Sequence[Step]) -> list[LineageStep]:
@@ -26,6 +27,7 @@ def steps(lineage: Sequence[Step]) -> list[LineageStep]:
             artifact_sha256=step.artifact,
             source_model=step.source,
             source_origin="derived" if at else "native",
+            computed_in=step.computed_in,
         )
         for at, step in enumerate(lineage)
     ]

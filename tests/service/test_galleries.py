@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,7 @@ def test_an_item_is_read_with_its_columns_and_their_makers(world: World) -> None
         "artifact_sha256": world.get("/transformations/old-to-new")["artifact"],
         "source_model": "old",
         "source_origin": "native",
+        "computed_in": "float32",
     }
     assert item == {
         "id": "item-1",
@@ -174,6 +176,20 @@ def test_a_chain_of_upgrades_is_told_by_the_gallery_its_items_and_each_upgrade(w
     world.verb(second, "finalize")
     assert [world.upgrade(each)["state"] for each in (first, second)] == ["finalized", "finalized"]
     assert [each["model"] for each in world.get(f"/galleries/{GALLERY}")["columns"]] == ["newest"]
+
+
+def test_vectors_that_were_computed_in_two_number_types_are_told_apart(
+    tmp_path: Path, four_items: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDFILL_COMPUTED_IN", "bfloat16")
+    shutil.copytree(four_items, tmp_path / "data")
+    with opened(tmp_path) as world:
+        world.upsert(*({"id": f"many-{at}", "embedding": [1, 2, 3, at]} for at in range(64)))  # enough to tell by
+        world.upgraded()
+        world.upsert({"id": "late", "embedding": [1, 2, 3, 4]})
+        (new,) = [each for each in world.get(f"/galleries/{GALLERY}")["columns"] if each["model"] == "new"]
+        told = {each["steps"][0]["computed_in"]: each["items"] for each in new["lineages"]}
+    assert told == {"bfloat16": 68, "float32": 1}
 
 
 def test_an_id_may_be_any_text(world: World) -> None:
