@@ -125,6 +125,14 @@ def live_in(session: Session, segments: Sequence[int]) -> int:
     return sum(session.scalar(live.where(SegmentRow.id.in_(chunk))) or 0 for chunk in _chunks(segments))
 
 
+def live_ids(session: Session, segments: Sequence[int], *, limit: int) -> list[str]:
+    """The first ids of live items of some segments."""
+    there = (ItemRow.segment_id.in_(segments[:_CHUNK]), ItemRow.deleted_version.is_(None))
+    return list(
+        session.scalars(select(ItemRow.item_id).where(*there).order_by(ItemRow.segment_id, ItemRow.row).limit(limit))
+    )
+
+
 def deleted_since(session: Session, gallery_id: int, version: int) -> dict[int, Rows]:
     """Per segment that searches look into, the rows that were deleted after `version`, in no order."""
     # A merge marks all rows of the segments that it retires. They are left out, and not the others chosen, of which SQLite would

@@ -12,6 +12,7 @@ from ulid import ULID
 from gallery import errors
 from gallery.catalog import galleries as gallery_rows
 from gallery.catalog import idempotency
+from gallery.catalog import items as item_rows
 from gallery.catalog import segments as segment_rows
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import ArtifactRow, GalleryRow, TransformationRow, UpgradeRow, now
@@ -27,6 +28,7 @@ from gallery.upgrade.thresholds import unknown
 Cutover = Literal["progressive", "automatic", "manual"]
 MissingSide = Literal["fail", "zeros", "skip"]
 Contradicting = Literal["fail", "ignore"]
+_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +150,12 @@ def _plan(session: Session, row: UpgradeRow) -> None:
             f"; {unadvised} could, but its fit said that it gains nothing by itself: register its artifact by another name to "
             "use it"
         )
+        segments = [segment.id for segment in sourceless]
+        such_as = ", ".join(map(repr, item_rows.live_ids(session, segments, limit=_SHOWN)))
         raise errors.WrongTransformation(
-            f"{len(sourceless)} segments hold neither {row.source.name} nor {row.target.name} vectors, so this "
-            f"transformation cannot bring the whole gallery to the target{use if unadvised else ''}"
+            f"{item_rows.live_in(session, segments)} items, such as {such_as}, have neither {row.source.name} nor "
+            f"{row.target.name} vectors, so this transformation cannot bring the whole gallery to the target: store them "
+            f"again in one of these two models, or delete them{use if unadvised else ''}"
         )
     upgrade_rows.add_segments(session, row.id, [(segment.id, segment.rows) for segment in lacking], start=0)
 
