@@ -73,10 +73,10 @@ def start(store: Store, new: NewUpgrade, *, actor: str | None = None) -> Changed
         session.refresh(gallery)
         if (known := _known(session, new)) is not None:  # the first request with this key was under way
             return Changed(known, changed=False)
+        _alone(session, gallery)  # first: once that one is over, the rest may be right
         pinned = sources.pin(session, gallery, new.transformation, new.target_model)
         for transformation in (pinned.main, *pinned.others):
             _orderable(session, transformation, new.order)
-        _alone(session, gallery)
         row = _upgrade(session, gallery, pinned, new)
         event(session, row, actor, "started", transformation=pinned.main.name, others=row.others)
         if gallery_rows.items_live(session, gallery.id) == 0 and not new.dry_run:

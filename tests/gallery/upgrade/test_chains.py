@@ -344,6 +344,15 @@ def test_what_the_first_left_out_cannot_be_forgotten_by_the_second(world: World,
         assert world.run(world.start("second")) is State.COMPLETED
 
 
+@pytest.mark.usefixtures("direct")
+def test_the_second_is_told_to_wait_while_the_first_is_active(world: World) -> None:
+    first = world.start("first")
+    with pytest.raises(errors.UpgradeInProgress, match=first):
+        world.start("second")
+    assert world.run(first) is State.COMPLETED
+    assert world.run(world.start("second")) is State.COMPLETED
+
+
 @pytest.mark.parametrize("apart", [False, True], ids=["together", "one after the other"])
 def test_what_the_first_left_out_is_let_go_of_once_the_second_that_took_it_along_is_finalized(
     world: World, apart: bool
