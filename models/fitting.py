@@ -14,7 +14,7 @@ from functools import partial
 from inspect import signature
 from math import isfinite
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ class Options:
             known = {name: kinds[name] for name in signature(METHODS[method]).parameters if name != "setting"}
             for name, value in given.items():
                 _check_choice(f"hyperparameter of {method}", name, tuple(known))
-                _check_type(f"the hyperparameter {name} of {method}", value, known[name])
+                _check_type(f"hyperparameter {name} of {method}", value, known[name])
 
     @property
     def metrics(self) -> Metrics:
@@ -423,13 +423,16 @@ def _check_widths(transformation: Transformation, pairs: Pairs, direction: Direc
 
 def _check_type(what: str, value: object, kind: Any) -> None:
     """Refuse what is of another type than an annotation says, or not finite; a whole number will do for any."""
+    if get_origin(kind) is Literal:
+        _check_choice(what, value, get_args(kind))
+        return
     taken = get_args(kind) or (kind,)
     if type(value) not in taken and not (type(value) is int and float in taken):
-        raise ValueError(f"{what} is {' or '.join(each.__name__ for each in taken)}, not {value!r}")
+        raise ValueError(f"the {what} is {' or '.join(each.__name__ for each in taken)}, not {value!r}")
     if isinstance(value, float) and not isfinite(value):
-        raise ValueError(f"{what} is a finite number, not {value!r}")
+        raise ValueError(f"the {what} is a finite number, not {value!r}")
 
 
-def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+def _check_choice(what: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"the {what} {value!r} is not one of {', '.join(choices)}")
+        raise ValueError(f"the {what} {value!r} is not one of {', '.join(map(str, choices))}")

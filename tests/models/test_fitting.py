@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,13 +14,19 @@ from models.checkpoints import OfAnotherTraining
 from models.evaluation import Metric
 from models.fitting import Fitted, Options, assess, fit, trainable
 from models.inputs import Pairs, check_pairs, split
-from models.method import Batch
+from models.method import Batch, Setting
 from models.methods import METHODS
 from models.methods.l2 import L2
 from models.training import Step
 from models.verdict import Direction
 from tests.models.known_pairs import WIDTH, views
 from tests.real_data import EMBEDDINGS, needs
+
+
+class Worded(L2):
+    def __init__(self, setting: Setting, *, pull: Literal["even", "strong"] = "even") -> None:
+        super().__init__(setting, weight=1.0 if pull == "even" else 10.0)
+
 
 SMALL = {name: {"hidden": 16} for name in ("fct", "fastfill")}
 
@@ -216,6 +223,14 @@ class TestFit:
     def test_options_that_mean_nothing_are_refused(self, given: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             Options(**given)  # type: ignore[arg-type]
+
+    def test_a_hyperparameter_may_be_one_of_some_words_and_another_word_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(METHODS, "worded", Worded)
+        fit(small_pairs(), Options(method="worded", epochs=1, hyperparameters={"worded": {"pull": "strong"}}))
+        with pytest.raises(ValueError, match="the hyperparameter pull of worded 'weak' is not one of even, strong"):
+            Options(method="worded", hyperparameters={"worded": {"pull": "weak"}})
 
     def test_pairs_in_memory_are_checked_too(self) -> None:
         pairs = small_pairs()
