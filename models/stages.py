@@ -31,6 +31,8 @@ from torch import nn
 Arrays = dict[str, npt.NDArray[Any]]
 Module = TypeVar("Module", bound=nn.Module)
 
+_OWN = "models."
+
 
 class Places(TypedDict, total=False):
     """Where a training keeps its state between epochs and its log; empty where nothing is kept."""
@@ -111,12 +113,18 @@ class Stages:
 
 
 def code_of(kind: type) -> str:
-    """Return a digest of a class's module and of those of its bases in this package, defaults included.
+    """Return a digest of a class's module and of all modules of this package whose functions and classes it builds on.
 
     For `depends_on`: what was trained by other code is another result.
     """
-    bases = {base.__module__ for base in kind.__mro__ if base.__module__.startswith("models.")}
-    sources = [inspect.getsource(sys.modules[name]) for name in sorted({kind.__module__, *bases})]
+    names, found = {base.__module__ for base in kind.__mro__ if base.__module__.startswith(_OWN)}, set[str]()
+    while names:
+        found |= names
+        used = {
+            getattr(value, "__module__", None) or "" for name in names for value in vars(sys.modules[name]).values()
+        }
+        names = {name for name in used if name.startswith(_OWN)} - found
+    sources = [inspect.getsource(sys.modules[name]) for name in sorted({kind.__module__, *found})]
     return hashlib.sha256("".join([kind.__qualname__, *sources]).encode()).hexdigest()[:16]
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from torch import nn
 
-from models.stages import Places, Stages
+from models.folding import folded
+from models.methods import affine
+from models.stages import Places, Stages, code_of
 
 
 @pytest.mark.parametrize("kept", ["module", "arrays"])
@@ -35,3 +37,9 @@ def test_a_stage_whose_log_was_torn_by_a_power_cut_goes_on(tmp_path: Path) -> No
         Stages(tmp_path).trained("stage", 0, lambda: nn.Linear(2, 2), killed)
     _, seconds = Stages(tmp_path).trained("stage", 0, lambda: nn.Linear(2, 2), lambda *_: None)
     assert 4 <= seconds < 5
+
+
+def test_a_methods_code_is_also_that_of_the_functions_it_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_of(affine.Affine)
+    monkeypatch.setattr(affine, "folded", folded, raising=False)
+    assert code_of(affine.Affine) != before
