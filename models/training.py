@@ -240,7 +240,7 @@ def progress_bar(title: str) -> Iterator[OnStep]:
             bar, completed=step.done, total=step.total, note=f"loss {step.losses['total']:.3f}"
         )
         if progress.tasks[0].total is None:
-            progress.update(bar, completed=1, total=1, note="kept from an earlier run")
+            progress.update(bar, completed=1, total=1, note="done")
 
 
 class Classification(Task):
