@@ -21,7 +21,7 @@ import torch
 
 from models.checkpoints import OfAnotherTraining
 from models.evaluation import METRICS, Metric, evaluate_pairs
-from models.inputs import Array, Pairs, Parts, Rows, check_pairs, split, warnings_about
+from models.inputs import Array, Pairs, Parts, Rows, check_apart, check_pairs, split, warnings_about
 from models.method import Method, Setting
 from models.methods import METHODS
 from models.runtime import Transform
@@ -161,6 +161,15 @@ def followed(options: Options, pairs: Pairs) -> Options:
     return options
 
 
+def _checked(options: Options, pairs: Pairs) -> Options:
+    """Check that the pairs can be fitted and judged by; returns the options that follow from them."""
+    check_pairs(pairs)
+    options = followed(options, pairs)
+    for name, vectors, metric in zip(("source", "target"), (pairs.source, pairs.target), options.metrics, strict=True):
+        check_apart(name, vectors, directions=metric == "cosine")
+    return options
+
+
 def _of_unit_length(vectors: Array) -> bool:
     squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32, casting="same_kind")
     return bool((abs(np.sqrt(squares) - 1) <= UNIT_TOLERANCE).all())
@@ -193,8 +202,7 @@ def fit(
         OfAnotherTraining: the file for a checkpoint holds the state of another training.
         FloatingPointError: the one method that was asked for diverged.
     """
-    check_pairs(pairs)
-    options = followed(options, pairs)
+    options = _checked(options, pairs)
     parts = split(pairs, held_out=options.held_out, seed=options.seed)
     if len(parts.train) < 2:
         held, left = len(parts.validation) + len(parts.test), len(parts.train)
@@ -232,9 +240,8 @@ def assess(transformation: Transformation, pairs: Pairs, options: Options) -> As
     Raises:
         ValueError: pairs that cannot be judged by, or that this map does not fit.
     """
-    check_pairs(pairs)
+    options = _checked(options, pairs)
     _check_widths(transformation, pairs, options.direction)
-    options = followed(options, pairs)
     parts = replace(split(pairs, held_out=1, seed=options.seed), train=np.empty(0, np.int64))
     validation, test = _samples(pairs, parts)
     return _assess(transformation, pairs, parts, validation, test, options)

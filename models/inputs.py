@@ -18,7 +18,9 @@ COLUMNS = ("source", "side", "target", "labels")
 # Of two vectors with squared lengths up to this, the squared distance is still a finite float32, and so are all scores.
 LARGEST_SQUARE = float(np.finfo(np.float32).max) / 4
 CHECKED_ROWS = 65_536  # how many rows are checked at a time
+COMPARED_ROWS = 1_024  # how many rows are compared with the first at a time; mostly a second part is not looked at
 PROJECTIONS = 4  # of each model's vectors, by which copies are found
+SAME = 1e-6  # vectors of length 1 that differ by less in each element have the same direction, up to rounding
 CELL = 1 / 256  # of their median deviation: copies differ by a thousandth of that, and different items by far more
 MIN_PAIRS = 10  # with fewer, parts of two rows each would be most of the data
 MIN_PART = 100  # how many rows a part to judge by should have: one query is then one percent
@@ -114,6 +116,30 @@ def check_pairs(pairs: Pairs, names: Mapping[str, str] | None = None) -> None:
     for column, values in columns.items():
         if column != "labels":
             _check_values(names.get(column, column), values, scored=column != "side")
+
+
+def check_apart(name: str, vectors: Array, *, directions: bool) -> None:
+    """Check that a model tells items apart. To one that does not, every item is a nearest neighbour, and any map perfect.
+
+    Args:
+        name: what the error calls the vectors.
+        vectors: (n, d), n > 0.
+        directions: whether it is only directions that count, as under cosine.
+
+    Raises:
+        ValueError: all rows are the same, or all have the same direction.
+    """
+
+    def seen(rows: Array) -> npt.NDArray[np.float64]:
+        rows = rows.astype(np.float64)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows / np.where(lengths > 0, lengths, 1) if directions else rows
+
+    first, most = seen(vectors[:1]), SAME if directions else 0.0
+    parts = (seen(vectors[start : start + COMPARED_ROWS]) for start in range(0, len(vectors), COMPARED_ROWS))
+    if all((np.abs(part - first) <= most).all() for part in parts):
+        what = "have the same direction" if directions else "are the same"
+        raise ValueError(f"all rows of {name} {what}: give pairs of different items, or look at that model")
 
 
 def split(pairs: Pairs, *, held_out: float | None = None, seed: int = 0) -> Parts:

@@ -232,6 +232,25 @@ class TestFit:
         with pytest.raises(ValueError, match="the hyperparameter pull of worded 'weak' is not one of even, strong"):
             Options(method="worded", hyperparameters={"worded": {"pull": "weak"}})
 
+    @pytest.mark.parametrize("column", ["source", "target"])
+    @pytest.mark.parametrize(
+        ("metric", "said"), [("cosine", "have the same direction"), ("euclidean", "are the same")], ids=str
+    )
+    def test_a_model_that_does_not_tell_items_apart_is_refused_and_not_upgraded_to(
+        self, metric: Metric, said: str, column: str
+    ) -> None:
+        pairs = small_pairs()
+        lengths = 1.0 if metric == "euclidean" else np.linspace(1, 2, len(pairs))[:, None]
+        same = np.broadcast_to(pairs.target[0], pairs.target.shape)
+        broken = replace(pairs, **{column: (lengths * same).astype(np.float32)})
+        fitted = fit(pairs, quick(metric=metric))
+        for refused in (
+            lambda: fit(broken, quick(metric=metric)),
+            lambda: assess(fitted.transformation, broken, quick(metric=metric)),
+        ):
+            with pytest.raises(ValueError, match=f"all rows of {column} {said}"):
+                refused()
+
     def test_pairs_in_memory_are_checked_too(self) -> None:
         pairs = small_pairs()
         pairs.source[5, 0] = np.nan
