@@ -25,7 +25,7 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, Stat
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from gallery import faults
+from gallery import errors, faults
 
 log = structlog.get_logger()
 #: The database did not answer. That says nothing of what was asked, so whoever meets one of these may do the same again.
@@ -83,8 +83,11 @@ class Catalog:
 
 
 def in_words(error: Exception) -> str:
-    """What went wrong, for people who see no logs: without the statement and its values, which may be anybody's data."""
+    """What went wrong, for people who see no logs: without the statement and its values, which may be anybody's data. What we
+    refuse is said in a sentence already; of all else the class says more than some messages do."""
     said = str(error)
+    if isinstance(error, errors.GalleryError):
+        return said
     if isinstance(error, StatementError) and error.orig is not None:
         said = str(error.orig).partition("\n")[0]
     return f"{type(error).__name__}: {said}"

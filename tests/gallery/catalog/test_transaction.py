@@ -6,6 +6,7 @@ import math
 
 from sqlalchemy.exc import DataError
 
+from gallery import errors
 from gallery.catalog.galleries import gallery_row
 from gallery.catalog.transaction import in_words
 from tests.gallery.world import GALLERY, World
@@ -37,3 +38,7 @@ def test_what_went_wrong_is_told_without_the_statement_and_its_values() -> None:
     error = DataError("SELECT mine", {"value": "secret"}, ValueError("no such number\nLINE 1: SELECT mine"))
     assert in_words(error) == "DataError: no such number"
     assert in_words(ValueError("one\ntwo")) == "ValueError: one\ntwo"
+
+
+def test_what_is_refused_is_told_without_the_name_of_its_class() -> None:
+    assert in_words(errors.Damaged("the file is short")) == "the file is short"
