@@ -44,6 +44,7 @@ async function look() {
   if (turn !== turns) return; // a later reading has begun meanwhile
   const errors = [galleries.reason, upgrades.reason].filter(Boolean);
   if (errors.some(({ status }) => status === 401)) return askForKey();
+  const wasAsked = !byId("key-form").hidden;
   byId("key-form").hidden = byId("key-problem").hidden = true;
   seen.lost = errors.find((error) => !(error instanceof service.Refused) || error.status >= 500 || error.status === 429) ?? null;
   if (!seen.lost) {
@@ -52,6 +53,7 @@ async function look() {
   }
   listen();
   render();
+  if (wasAsked) byId("galleries").focus(); // the field that had the focus is gone
   comeAgain(seen.lost ? AGAIN_MS : LOOK_MS);
 }
 

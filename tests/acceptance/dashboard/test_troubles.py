@@ -66,6 +66,7 @@ def test_where_a_key_is_needed_the_page_asks_for_it_says_which_is_wrong_and_keep
     key.fill(keys["search"])
     key.press("Enter")
     person.says(PHOTOS)
+    expect(person.page.locator("#galleries")).to_be_focused()
     person.says("this needs the scope admin, and the key search has search")
     person.page.get_by_role("button", name="Forget key").click()
     key.fill(keys["admin"])
