@@ -6,8 +6,10 @@ import ast
 import fnmatch
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -82,6 +84,18 @@ def test_every_file_a_package_holds_besides_python_is_installed_with_it() -> Non
             patterns = package_data.get(".".join(owner.parts), [])
             inside = file.relative_to(owner).as_posix()
             assert any(fnmatch.fnmatch(inside, pattern) for pattern in patterns), f"{file} would not be installed"
+
+
+def test_the_source_distribution_is_the_repository(tmp_path: Path) -> None:
+    for file in tracked_files():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    build = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as packed:
+        names = {Path(*Path(name).parts[1:]) for name in packed.getnames()}
+    assert set(tracked_files()) <= names
 
 
 def test_no_tracked_file_holds_a_path_of_one_machine() -> None:
