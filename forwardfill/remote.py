@@ -44,7 +44,10 @@ AcceptUnreachable = Annotated[
 def list_models() -> None:
     """List the registered models."""
     with _client() as client:
-        listed(client.models(), "name", "dimension", "metric", "normalized", "side_information")
+        shown = [
+            {**each, "side_dimension": (each["side_information"] or {}).get("dimension")} for each in client.models()
+        ]
+    listed(shown, "name", "dimension", "metric", "normalized", "side_dimension")
 
 
 @galleries.command("list")

@@ -96,6 +96,14 @@ def test_in_the_list_a_dry_run_is_told_from_an_upgrade(world: World) -> None:
     assert [row(shown, each)[4:6] for each in (dry, real)] == [["completed", "True"], ["completed", "False"]]
 
 
+def test_the_list_of_models_says_how_wide_their_side_information_is(world: World) -> None:
+    body = {"name": "sided", "dimension": 8, "metric": "cosine", "side_information": {"dimension": 3}}
+    world.post("/models", body)
+    shown = run("models", "list")
+    assert row(shown, "sided") == ["sided", "8", "cosine", "False", "3"]
+    assert row(shown, "old")[-1] == ""
+
+
 def test_a_dry_run_that_finds_a_reason_not_to_start_exits_with_1(world: World) -> None:
     refused = start("--dry-run", "--gate", "min_cmc1=0.5")
     assert refused.exit_code == 1, refused.output
