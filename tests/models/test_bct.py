@@ -2,16 +2,15 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch.nn import functional as F
 
 from models.method import Batch, Setting
 from models.methods.bct import Bct, Unseen, completed_head
+from tests.models.formulas import Array, numbers, units
 
 OLD, CLASSES, KNOWN = 6, 5, 3
-Array = npt.NDArray[np.float64]
 
 
 def rows(count: int = 40, new: int = 8) -> Batch:
@@ -32,17 +31,6 @@ def method(unseen: Unseen = "prototypes", new: int = 8, **given: float) -> Bct:
     fresh = Bct(Setting(old_dimension=OLD, new_dimension=new, classes=CLASSES, old_head=head), unseen=unseen, **given)
     fresh.prepare(rows(new=new))
     return fresh
-
-
-def numbers(tensor: torch.Tensor | None) -> Array:
-    assert tensor is not None
-    values: Array = tensor.detach().double().numpy()
-    return values
-
-
-def units(vectors: Array) -> Array:
-    scaled: Array = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return scaled
 
 
 def log_softmax(logits: Array) -> Array:

@@ -1,7 +1,6 @@
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +9,9 @@ from torch.nn import functional as F
 
 from models.method import Batch, Setting
 from models.methods.bt2 import Bt2
+from tests.models.formulas import Array, numbers, units
 
 ROWS, CLASSES = 24, 4
-Array = npt.NDArray[np.float64]
 
 
 def rows(old: int = 5, new: int = 7) -> Batch:
@@ -30,17 +29,6 @@ def method(old: int = 5, new: int = 7, extra: int = 3, **given: float) -> Bt2:
     fresh = Bt2(Setting(old_dimension=old, new_dimension=new, classes=CLASSES), extra=extra, **given)
     fresh.prepare(rows(old, new))
     return fresh
-
-
-def numbers(tensor: torch.Tensor | None) -> Array:
-    assert tensor is not None
-    values: Array = tensor.detach().double().numpy()
-    return values
-
-
-def units(vectors: Array) -> Array:
-    scaled: Array = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return scaled
 
 
 def cross_entropy(logits: Array, labels: Array) -> float:

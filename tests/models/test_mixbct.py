@@ -2,7 +2,6 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +11,9 @@ from torch.nn import functional as F
 
 from models.method import Batch, Setting
 from models.methods.mixbct import MixBct, arcface_logits, credible_rows
+from tests.models.formulas import Array, numbers, units
 
 ROWS, WIDTH, CLASSES = 30, 6, 3
-Array = npt.NDArray[np.float64]
 
 
 def rows() -> Batch:
@@ -32,17 +31,6 @@ def method(**given: float) -> MixBct:
     fresh = MixBct(Setting(old_dimension=WIDTH, new_dimension=9, classes=CLASSES), **given)
     fresh.prepare(rows())
     return fresh
-
-
-def numbers(tensor: torch.Tensor | None) -> Array:
-    assert tensor is not None
-    values: Array = tensor.detach().double().numpy()
-    return values
-
-
-def units(vectors: Array, axis: int = 1) -> Array:
-    scaled: Array = vectors / np.linalg.norm(vectors, axis=axis, keepdims=True)
-    return scaled
 
 
 def arcface(vectors: Array, centres: Array, labels: Array, scale: float, margin: float) -> float:

@@ -1,7 +1,6 @@
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
@@ -11,9 +10,9 @@ from torch.nn.utils import parametrize
 from models.method import Batch, Setting
 from models.methods.oca import Oca
 from models.training import CompatibleTraining
+from tests.models.formulas import Array, numbers, units
 
 ROWS, OLD, EXTRA, CLASSES = 24, 6, 3, 4
-Array = npt.NDArray[np.float64]
 
 
 def rows() -> Batch:
@@ -31,17 +30,6 @@ def method(**given: float) -> Oca:
     nn.init.normal_(fresh.turn.bias)
     fresh.prepare(rows())
     return fresh
-
-
-def numbers(tensor: torch.Tensor | None) -> Array:
-    assert tensor is not None
-    values: Array = tensor.detach().double().numpy()
-    return values
-
-
-def units(vectors: Array) -> Array:
-    scaled: Array = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return scaled
 
 
 def cross_entropy(logits: Array, labels: Array, smoothing: float) -> float:
