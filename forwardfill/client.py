@@ -645,7 +645,7 @@ class Client:
         Args:
             upgrade_id: which.
             until: the state, or several.
-            timeout: seconds, None for ever.
+            timeout: seconds, None for ever; five more where the service does not answer.
 
         Returns:
             The upgrade in that state.
@@ -656,7 +656,7 @@ class Client:
             TimeoutError: it did not get there in time.
         """
         states = {until} if isinstance(until, str) else set(until)
-        return following.reached(self._session, upgrade_id, lambda: self.upgrade(upgrade_id), states, timeout)
+        return following.reached(self._session, upgrade_id, states, timeout)
 
     # --- how ----------------------------------------------------------------------------------------------------------
 

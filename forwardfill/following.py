@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from itertools import takewhile
+from typing import Any
 
 import httpx
 
@@ -18,7 +19,8 @@ from forwardfill.session import Session
 #: no event comes from an upgrade that is throttled to less than a segment in this time
 QUIET_SECONDS = 60.0
 RECONNECT_SECONDS = 0.5
-#: the read timeout of a stream may pass the end of a wait by this much; before it passes by more, a new stream is opened
+#: a wait may last this much longer than was asked for: a stream whose read timeout passes the end by more is opened anew, and
+#: the last look gets so long, because a service that is busy answers late
 SLACK_SECONDS = 5.0
 #: states in which waiting ends. Not `paused` and `awaiting_cutover`: there the upgrade goes on as soon as somebody says so.
 RESTING = frozenset({"finalized", "cancelled", "rolled_back", "failed"})
@@ -39,12 +41,16 @@ def events(
         yield from wire.parse_events(takewhile(lambda _: go_on(), lines))
 
 
-def reached(
-    session: Session, upgrade_id: str, read: Callable[[], Upgrade], states: set[str], timeout: float | None
-) -> Upgrade:
+def reached(session: Session, upgrade_id: str, states: set[str], timeout: float | None) -> Upgrade:
     """The upgrade once it is in one of these states; see `Client.wait`."""
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     seen: str | None = None
+
+    def read() -> Upgrade:
+        left = max(SLACK_SECONDS, deadline - time.monotonic())
+        found: Any = session.call("GET", f"/admin/upgrades/{wire.named(upgrade_id)}", at_most=left)
+        return found  # type: ignore[no-any-return]
+
     upgrade = read()
     while upgrade["state"] not in states:
         too_late = upgrade["state"] == "completed" and AFTER_COMPLETED.isdisjoint(states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -52,12 +53,13 @@ class Session:
         *,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        at_most: float = math.inf,
     ) -> Json:
-        """Send a request with a JSON body, or with none, and return the answer."""
+        """Send a request with a JSON body, or with none, and return the answer; `at_most` is as for `request`."""
         if body is None:
-            return self.request(method, path, query=query, headers=headers)
+            return self.request(method, path, query=query, headers=headers, at_most=at_most)
         sent = {**(headers or {}), "content-type": "application/json"}
-        return self.request(method, path, content=wire.as_json(body), query=query, headers=sent)
+        return self.request(method, path, content=wire.as_json(body), query=query, headers=sent, at_most=at_most)
 
     def request(
         self,
@@ -67,9 +69,12 @@ class Session:
         content: bytes | Iterable[bytes] | None = None,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        at_most: float = math.inf,
     ) -> Json:
-        """Send a request with any body, and return the answer."""
-        return answered(self._http.request(method, path, content=content, params=query, headers=headers))
+        """Send a request with any body, and return the answer; no timeout is longer than `at_most` seconds."""
+        http = self._http
+        timeout = httpx.Timeout(**{name: _shorter(usual, at_most) for name, usual in http.timeout.as_dict().items()})
+        return answered(http.request(method, path, content=content, params=query, headers=headers, timeout=timeout))
 
     def pages(self, path: str, **only: str | None) -> Iterator[Json]:
         """All entries of a list, page by page; an answer has them under the list's own name."""
@@ -119,6 +124,12 @@ class Session:
         if self._process != os.getpid() and not self._made.is_closed:
             self._made, self._process = self._connections(), os.getpid()
         return self._made
+
+
+def _shorter(timeout: float | None, at_most: float) -> float | None:
+    """The shorter of two timeouts, None if neither ends."""
+    shorter = at_most if timeout is None else min(timeout, at_most)
+    return None if shorter == math.inf else shorter
 
 
 def _straight_way(base_url: str) -> httpx.HTTPTransport | None:

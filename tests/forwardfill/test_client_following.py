@@ -210,9 +210,11 @@ class Rests:
     def __init__(self, comments: Iterable[bytes] = ()) -> None:
         self._comments = comments
         self.timeouts: list[float] = []
+        self.looks: list[float] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if not request.url.path.endswith("/events"):
+            self.looks.append(request.extensions["timeout"]["read"])
             return httpx.Response(200, json=upgrade("paused"))
         self.timeouts.append(request.extensions["timeout"]["read"])
         return httpx.Response(200, stream=Silence(self._comments))
@@ -247,6 +249,13 @@ def test_no_stream_of_a_wait_is_silent_beyond_its_end() -> None:
     with client_of(service) as client, pytest.raises(TimeoutError, match="paused"):
         client.wait("01JD", timeout=0.05)
     assert max(service.timeouts) <= 0.05
+
+
+def test_a_service_that_hangs_does_not_hold_up_who_waits_for_longer_than_he_asked_for() -> None:
+    service = Rests()
+    with client_of(service, timeout=60.0) as client, pytest.raises(TimeoutError, match="paused"):
+        client.wait("01JD", timeout=0.05)
+    assert max(service.looks) <= 5.0
 
 
 def test_a_stream_whose_read_timeout_passes_the_end_of_the_wait_is_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
