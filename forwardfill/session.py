@@ -15,6 +15,9 @@ from forwardfill.answers import Json
 from forwardfill.errors import ForwardfillError, answered, problem, stranger
 
 EVENTS = "text/event-stream"
+#: None: there are as many connections as threads ask at once, and each is closed once it was idle for httpx's usual time. To keep
+#: to a number, httpcore 1.0 closes connections that another thread was just given: its request fails, or waits in vain.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
 class Session:
@@ -36,7 +39,7 @@ class Session:
 
         def connections() -> httpx.Client:
             way = transport or _straight_way(base_url)
-            return httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=way)
+            return httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=way, limits=LIMITS)
 
         self._connections, self._made, self._process = connections, connections(), os.getpid()
         self._limits: dict[str, int] | None = None
@@ -139,4 +142,4 @@ def _straight_way(base_url: str) -> httpx.HTTPTransport | None:
         here = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name
         here = False
-    return httpx.HTTPTransport() if here else None
+    return httpx.HTTPTransport(limits=LIMITS) if here else None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,6 +57,37 @@ def here() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+class AllAtOnce:
+    """A service that answers only once so many requests are under way; it knows how many connections they came by."""
+
+    def __init__(self, at_once: int) -> None:
+        self.ports: set[int] = set()
+        barrier, ports = threading.Barrier(at_once, timeout=60), self.ports
+
+        class Waits(Named):
+            def do_GET(self) -> None:
+                ports.add(self.client_address[1])
+                barrier.wait()
+                super().do_GET()
+
+        self.handler = Waits
+
+
+def test_threads_that_share_a_client_keep_their_connections_because_closing_one_could_hit_another_thread() -> None:
+    service = AllAtOnce(32)
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), service.handler) as server,
+        ThreadPoolExecutor(33) as pool,
+        Client(f"http://127.0.0.1:{server.server_port}") as client,
+    ):
+        pool.submit(server.serve_forever)
+        for _ in range(3):
+            for asked in [pool.submit(client.info) for _ in range(32)]:
+                asked.result()
+        server.shutdown()
+    assert len(service.ports) == 32
 
 
 FORKS = """
