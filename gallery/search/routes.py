@@ -142,11 +142,14 @@ def plan(known: Known, segments: Sequence[SegmentFacts], *, allow_partial: bool 
 
 
 def _spaces(known: Known, segments: Sequence[SegmentFacts]) -> Iterator[str]:
-    """The query model's own space, then the others that the query reaches, by name."""
+    """The query model's own space, then the others that the query reaches, by name.
+
+    A column of such a space need not be there: once an upgrade from it is finalized, only a backward transformation leads there.
+    """
     yield known.query_model
     stored = {model for segment in segments for model in segment.models}
     targets = {t.target for t in known.registry.transformations if t.source == known.query_model}
-    for space in sorted((stored | targets) - {known.query_model}):
+    for space in sorted((stored | targets | set(known.companions)) - {known.query_model}):
         if known.is_known_in(space):
             yield space
 

@@ -98,6 +98,14 @@ CASES = {
         [ON, DIRECT_NEW],
     ),
     "new query with a companion, no transformation": ("new", [OLD], (), ("old",), "old", [DIRECT_OLD]),
+    "BCT: a companion's model is left behind, and no column of it is there": (
+        "newest",
+        [NEW],
+        (BACKWARD,),
+        ("old",),
+        "old",
+        [BACK],
+    ),
     "no segments": ("new", [], (), (), "new", []),
 }
 
