@@ -7,12 +7,26 @@ for exactly that snapshot, whatever was written since.
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from sqlalchemy import ColumnElement, String, Table, and_, bindparam, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Select,
+    String,
+    Table,
+    bindparam,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import aggregate_strings
 
@@ -27,6 +41,7 @@ _FEW_SEGMENTS = 500  # a statement names at most so many; where there are more, 
 _ITEMS, _SEGMENTS = cast(Table, ItemRow.__table__), cast(Table, SegmentRow.__table__)
 _WRITTEN = ["gallery_id", "segment_id", "row", "item_id", "payload"]
 _CHUNK = 5_000  # bound parameters of one statement; SQLite allows 32,766
+_made: dict[str, Select[int, str | None]] = {}
 
 
 def mark_deleted(session: Session, gallery_id: int, ids: Sequence[str], version: int) -> set[str]:
@@ -171,21 +186,31 @@ def payloads(session: Session, places: Iterable[tuple[int, int]]) -> dict[tuple[
     Raises:
         Outdated: there are no such rows any more: their segments were merged and reclaimed since.
     """
-    asked = set(places)
+    asked = sorted(set(places))
     found: dict[tuple[int, int], Mapping[str, Any] | None] = {}
-    for chunk in _chunks(sorted(asked), _FEW_SEGMENTS):
-        by_segment: dict[int, list[int]] = defaultdict(list)
-        for segment, row in chunk:
-            by_segment[segment].append(row)
-        # Of a list of pairs, SQLite reads the whole table.
-        there = or_(*(and_(ItemRow.segment_id == each, ItemRow.row.in_(rows)) for each, rows in by_segment.items()))
-        for segment, row, payload in session.execute(
-            select(ItemRow.segment_id, ItemRow.row, ItemRow.payload).where(there)
-        ):
-            found[segment, row] = payload
+    for part in parts([(str(segment), str(row)) for segment, row in asked]):
+        for at, text in session.execute(_payloads_of(session, part), values(part)):
+            if text is not None:
+                found[asked[part.start + at]] = json.loads(text)
     if len(found) < len(asked):
         raise errors.Outdated("items that were found were merged before their payloads were read; search again")
     return found
+
+
+def _payloads_of(session: Session, part: Part) -> Select[int, str | None]:
+    """The payloads at the (segment, row) places of a list, each with its position in this part; null where there is no row.
+
+    It is made once: to make and to compile a condition for the places of each search took most of the time of a search. Each
+    place is a query of its own, since of a list of pairs SQLite reads the whole table.
+    """
+    dialect = session.get_bind().dialect.name
+    if dialect not in _made:
+        each = listed(session, part._replace(start=0))
+        segment, row = each.fields
+        there = (ItemRow.segment_id == sql_cast(segment, BigInteger), ItemRow.row == sql_cast(row, Integer))
+        payload = select(func.coalesce(sql_cast(ItemRow.payload, String), "null")).where(*there).scalar_subquery()
+        _made[dialect] = select(each.position, payload).select_from(each.table)
+    return _made[dialect]
 
 
 def only_native_in(session: Session, gallery_id: int, model_id: int) -> int:
