@@ -253,14 +253,14 @@ class UpgradeRow(Base):
             "upgrades_active",
             "gallery_id",
             unique=True,
-            sqlite_where=text("active"),
+            sqlite_where=text("active = 1"),  # as in what SQLAlchemy writes, or SQLite would not use it
             postgresql_where=text("active"),
         ),
     )
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
     #: null once the gallery is deleted; the run stays as history
-    gallery_id: Mapped[int | None] = mapped_column(ForeignKey("galleries.id"))
+    gallery_id: Mapped[int | None] = mapped_column(ForeignKey("galleries.id"), index=True)
     gallery_name: Mapped[str] = mapped_column(String(NAME_LENGTH))
     source_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     target_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
@@ -310,7 +310,9 @@ class UpgradeSegmentRow(Base):
     __tablename__ = "upgrade_segments"
 
     upgrade_id: Mapped[str] = mapped_column(ForeignKey("upgrades.id"), primary_key=True)
-    segment_id: Mapped[int] = mapped_column(ForeignKey("segments.id"), primary_key=True, autoincrement=False)
+    segment_id: Mapped[int] = mapped_column(
+        ForeignKey("segments.id"), primary_key=True, autoincrement=False, index=True
+    )
     position: Mapped[int] = mapped_column(BigInteger)
     rows: Mapped[int]
     state: Mapped[str] = mapped_column(String(8), default="pending")
@@ -384,7 +386,7 @@ class EventRow(Base):
     at: Mapped[datetime] = mapped_column(default=now)
     actor: Mapped[str | None]
     action: Mapped[str] = mapped_column(String(64))
-    gallery: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    gallery: Mapped[str | None] = mapped_column(String(NAME_LENGTH), index=True)
     upgrade_id: Mapped[str | None] = mapped_column(String(26), index=True)
     detail: Mapped[dict[str, Any]]
 

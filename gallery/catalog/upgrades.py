@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from gallery import errors
 from gallery.catalog import leases
@@ -155,11 +155,18 @@ def pins(session: Session, gallery_id: int, *, also: str | None = None) -> Pins:
     pinned: dict[tuple[str, str], str] = {}
     retired: set[str] = set()
     zeros_for: set[str] = set()
-    supposed = [upgrade_row(session, also)] if also is not None else []
-    begun = [row for row in of_gallery(session, gallery_id) if row.started_at is not None and row.id != also]
-    for row in [*begun, *supposed]:
-        if row.state in ("cancelled", "rolled_back"):
-            continue
+    # Not the measures and reports of every upgrade that the gallery ever had: each write would have all of them read again.
+    begun = session.scalars(
+        select(UpgradeRow)
+        .where(
+            UpgradeRow.gallery_id == gallery_id,
+            or_(and_(~UpgradeRow.dry_run, UpgradeRow.started_at.is_not(None)), UpgradeRow.id == also),
+            UpgradeRow.state.not_in(["cancelled", "rolled_back"]),
+        )
+        .options(load_only(UpgradeRow.state, UpgradeRow.artifact, UpgradeRow.others, UpgradeRow.missing_side))
+        .order_by(UpgradeRow.id == also, UpgradeRow.created_at, UpgradeRow.id)
+    )
+    for row in begun:
         for each in transformations(session, row):
             pinned[each.source, each.target] = each.name
             if row.missing_side == "zeros":

@@ -58,12 +58,16 @@ class Refinements:
         """The upgrades whose gallery changed since, unless they were measured a moment ago."""
         share, moment = self._store.settings.quality_share, time.monotonic()
         with self._store.catalog.reading() as session:
+            changed = [
+                upgrade_id
+                for upgrade_id, version in _refinable(session)
+                if self._counted.get(upgrade_id) != version and self._again.get(upgrade_id, moment) <= moment
+            ]
+            # Only of these is read what was measured, which may be large: a worker asks twice a second.
             return [
-                row.id
-                for row, version in _refinable(session)
-                if self._counted.get(row.id) != version
-                and self._again.get(row.id, moment) <= moment
-                and live.rested(_measured(row), now(), share)
+                upgrade_id
+                for upgrade_id in changed
+                if live.rested(_measured(upgrade_rows.upgrade_row(session, upgrade_id)), now(), share)
             ]
 
     def look(self, upgrade_id: str) -> bool:
@@ -128,11 +132,11 @@ def _measured(row: UpgradeRow) -> Mapping[str, Any]:
     return (row.quality.get("refinement") or {}).get("measured") or {}
 
 
-def _refinable(session: Session) -> list[tuple[UpgradeRow, int]]:
-    """The newest upgrade to the model that a gallery has now, completed or finalized, where there are probes to ask."""
+def _refinable(session: Session) -> list[tuple[str, int]]:
+    """Of each gallery the newest upgrade to its model, completed or finalized, where there are probes to ask; and its version."""
     probed = select(ProbeRow.gallery_id).where(ProbeRow.gallery_id == GalleryRow.id).exists()
     newest = (
-        select(func.max(UpgradeRow.id).label("id"), GalleryRow.version)
+        select(func.max(UpgradeRow.id), GalleryRow.version)
         .join(GalleryRow, GalleryRow.id == UpgradeRow.gallery_id)
         .where(
             UpgradeRow.state.in_([State.COMPLETED, State.FINALIZED]),
@@ -141,7 +145,5 @@ def _refinable(session: Session) -> list[tuple[UpgradeRow, int]]:
             probed,
         )
         .group_by(GalleryRow.id, GalleryRow.version)
-        .subquery()
     )
-    rows = session.execute(select(UpgradeRow, newest.c.version).join(newest, newest.c.id == UpgradeRow.id))
-    return [(row, version) for row, version in rows]
+    return [(upgrade_id, version) for upgrade_id, version in session.execute(newest)]

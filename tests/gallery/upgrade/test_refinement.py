@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from gallery import removal
 from gallery.catalog import probes as probe_rows
@@ -143,3 +144,15 @@ def test_a_gallery_that_is_deleted_meanwhile_is_passed_over(world: World, upgrad
     assert worker.due() == [upgrade]
     removal.delete_gallery(world.store, GALLERY)
     assert not worker.look(upgrade)
+
+
+def test_a_worker_that_found_nothing_new_does_not_read_what_was_measured_again(world: World, upgrade: str) -> None:
+    """Of a thousand galleries, that took most of a processor for as long as nothing happened."""
+    again(world, LOST)
+    worker = Refinements(world.store, world.galleries, world.searcher)
+    while due := worker.due():
+        worker.look(*due)
+    statements: list[str] = []
+    event.listen(world.store.catalog.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    assert worker.due() == []
+    assert not [each for each in statements if "quality" in each]
