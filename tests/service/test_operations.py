@@ -320,6 +320,17 @@ def test_galleries_that_nobody_searches_any_more_are_forgotten(monkeypatch: pyte
     assert latencies._recent.keys() == {2}
 
 
+def test_searches_that_are_too_old_to_count_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each of hundreds of galleries, they took a megabyte for as long as it was searched now and then."""
+    latencies = Latencies()
+    for _ in range(100):
+        latencies.record(1, 0.01)
+    monkeypatch.setattr(metrics, "_WINDOW_SECONDS", 0.0)
+    for _ in range(100):
+        latencies.record(1, 0.01)
+    assert len(latencies._recent[1]) == 1
+
+
 def test_each_request_is_one_event_without_what_was_sent(world: World) -> None:
     with structlog.testing.capture_logs() as events:
         world.client.post(SEARCH, json={**QUERY, "vector": [0.987654, 0, 0, 0]}, headers={"x-request-id": "mine"})
