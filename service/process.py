@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from sqlalchemy.exc import IntegrityError
 
+from gallery.arrays import Vectors
 from gallery.errors import NotFound
 from gallery.group_commit import GroupCommit
 from gallery.search.coalesce import Coalescer
@@ -60,6 +61,8 @@ class Process:
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     #: the latest look at each upgrade that clients follow
     looks: Looks[Any] = field(default_factory=Looks)
+    #: by column, how certain each row is, of the upgrade whose refinement was asked for last
+    predicted: dict[int, Vectors] = field(default_factory=dict)
     #: the process is asked to stop, so streams end. No event: a signal may come while the handler of one before it sets that.
     closing: bool = False
     _looked: float = 0.0

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery import errors
+from gallery.arrays import Rows, Vectors
 from gallery.catalog.tables import UpgradeRow
 from gallery.snapshot import Snapshot
 from gallery.views import SegmentView
@@ -15,7 +16,7 @@ from service.errors import NoUncertainty
 from service.process import Process
 
 if TYPE_CHECKING:
-    from models.runtime import Transform, Vectors
+    from models.runtime import Transform
 
 _TENTHS = np.linspace(0, 1, 11)
 
@@ -33,7 +34,8 @@ class Listed(NamedTuple):
 def least_certain(process: Process, upgrade: UpgradeRow, page: slice) -> Listed:
     """A slice of the ids of live derived items, the least certain first.
 
-    Everything is predicted anew for each page: a segment costs as much as transforming it.
+    To predict a segment costs as much as to transform it. A column never changes, so what was predicted of it is kept for the
+    next page, as long as no other upgrade is asked about.
 
     Raises:
         NoUncertainty: the transformation has no uncertainty head, or what it was applied to is gone.
@@ -43,15 +45,24 @@ def least_certain(process: Process, upgrade: UpgradeRow, page: slice) -> Listed:
     snapshot = process.galleries.refresh().snapshot(upgrade.gallery_name)
     if snapshot.gallery_id != upgrade.gallery_id:
         raise errors.GalleryNotFound(f"the gallery of this upgrade, {upgrade.gallery_name}, was deleted")
-    views = _derived(snapshot, upgrade)
-    predicted = [_predicted(process, view, upgrade.target.name) for view in views]
-    places = [(at, row) for at, view in enumerate(views) for row in _live(view)]
+    views, target = _derived(snapshot, upgrade), upgrade.target.name
+    known, predicted = process.predicted, dict[int, Vectors]()
+    for view in views:
+        column = view.columns[target].id
+        predicted[column] = known[column] if column in known else _predicted(process, view, target)
+    process.predicted = predicted
+    live = [_live(view) for view in views]
     values = np.concatenate(
-        [values[_live(view)] for view, values in zip(views, predicted, strict=True)] or [np.empty(0)]
+        [predicted[view.columns[target].id][rows] for view, rows in zip(views, live, strict=True)]
+        or [np.empty(0, np.float32)]
     )
     order = np.argsort(-values, kind="stable")
-    ids = [views[places[at][0]].ids[places[at][1]] for at in order[page]]
-    return Listed(ids, len(places), left_after_tenths(values[order]))
+    starts = np.cumsum([0, *map(len, live)])
+    ids = []
+    for at in order[page]:
+        segment = int(np.searchsorted(starts, at, side="right")) - 1
+        ids.append(views[segment].ids[int(live[segment][at - starts[segment]])])
+    return Listed(ids, len(values), left_after_tenths(values[order]))
 
 
 def left_after_tenths(log_variances: NDArray[Any]) -> list[float]:
@@ -101,5 +112,5 @@ def _predicted(process: Process, view: SegmentView, target: str) -> Vectors:
     return np.zeros(view.rows, np.float32) if found is None else found
 
 
-def _live(view: SegmentView) -> list[int]:
-    return list(range(view.rows)) if view.selected is None else np.flatnonzero(view.selected).tolist()
+def _live(view: SegmentView) -> Rows:
+    return np.arange(view.rows) if view.selected is None else np.flatnonzero(view.selected)

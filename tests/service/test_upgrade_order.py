@@ -11,6 +11,7 @@ import torch
 from sqlalchemy import select
 
 from gallery.catalog.tables import SegmentRow
+from models.runtime import Transform
 from models.transformations import Fct, build
 from service import refresh
 from tests.acceptance.system import wait_for
@@ -54,6 +55,27 @@ def test_the_refinement_list_puts_the_least_certain_first(world: World) -> None:
     assert (left, left[0], left[-1]) == (sorted(left, reverse=True), 1.0, pytest.approx(0.0))
     world.verb(upgrade, "finalize")
     world.refused(world.client.get(f"/admin/upgrades/{upgrade}/refinement"), 409, "no_uncertainty")
+
+
+def test_a_further_page_of_the_refinement_list_predicts_only_what_is_new(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the list of a million items, a thousand to a page, is as much work as a thousand upgrades."""
+    with_fastfill(world)
+    upgrade = world.upgraded(transformation="fastfill")
+    predicted, predict = list[int](), Transform.uncertainty
+
+    def counted(transform: Transform, embeddings: Any, side: Any = None) -> Any:
+        predicted.append(len(embeddings))
+        return predict(transform, embeddings, side)
+
+    monkeypatch.setattr(Transform, "uncertainty", counted)
+    page = world.get(f"/admin/upgrades/{upgrade}/refinement", params={"page_size": 2})
+    assert predicted == [1, 1, 1, 1]
+    world.upsert({"id": page["ids"][0], "embedding": [0] * NEW}, model="new")
+    world.upsert({"id": "later", "embedding": UNITS[0].tolist()})
+    assert len(world.get(f"/admin/upgrades/{upgrade}/refinement")["ids"]) == 4
+    assert predicted == [1, 1, 1, 1, 1]
 
 
 def test_what_is_embedded_again_leaves_the_list_and_the_curve_shows_what_it_paid(world: World) -> None:
