@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 import torch
 
-from benchmarks import chroma, during, floor, halfway, million, pgvector, upgrading, writes
+from benchmarks import chroma, during, floor, halfway, million, payloads, pgvector, upgrading, writes
 from benchmarks.processes import end_in_good_order
 from benchmarks.report import show
 from benchmarks.setting import Setting, Skip, machine, threads
@@ -27,6 +27,7 @@ GROUPS: dict[str, Measure] = {
     "http": floor.measure,
     "chroma": chroma.measure,
     "pgvector": pgvector.measure,
+    "payloads": payloads.measure,
     "writes": writes.measure,
     "half": halfway.measure,
     "during": during.measure,

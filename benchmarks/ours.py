@@ -80,20 +80,33 @@ def register(client: Client, artifact: Path | None = None) -> None:
         client.register_transformation(FORWARD, source=OLD, target=NEW, artifact=digest, method="fct")
 
 
-def fill(client: Client, gallery: str, items: Vectors, sides: Vectors | None = None, *, segments: int = 1) -> None:
-    """Make and fill a gallery of so many segments; ids are row numbers. It does not wait for indexes."""
+def fill(
+    client: Client,
+    gallery: str,
+    items: Vectors,
+    sides: Vectors | None = None,
+    *,
+    segments: int = 1,
+    payloads: Sequence[str] | None = None,
+) -> None:
+    """Make and fill a gallery of so many segments; ids are row numbers, payloads JSON. It does not wait for indexes."""
     client.create_gallery(gallery, OLD)
     for rows in np.array_split(np.arange(len(items)), segments):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
         ids = [str(row) for row in rows.tolist()]
-        client.upsert_arrow(gallery, OLD, stream(ids, items[part], None if sides is None else sides[part]))
+        side, payload = None if sides is None else sides[part], None if payloads is None else payloads[part]
+        client.upsert_arrow(gallery, OLD, stream(ids, items[part], side, payload))
 
 
-def stream(ids: Sequence[str], embeddings: Vectors, sides: Vectors | None = None) -> bytes:
+def stream(
+    ids: Sequence[str], embeddings: Vectors, sides: Vectors | None = None, payloads: Sequence[str] | None = None
+) -> bytes:
     """Items as an Arrow IPC stream."""
     columns = {"id": pa.array(ids), "embedding": _fixed(embeddings)}
     if sides is not None:
         columns["side_information"] = _fixed(sides)
+    if payloads is not None:
+        columns["payload"] = pa.array(payloads)
     table = pa.table(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -127,11 +140,13 @@ def upgrade(client: Client, gallery: str) -> dict[str, Any]:
     return dict(client.wait(started["id"], timeout=_TIMEOUT))
 
 
-def searches(gallery: str, queries: Vectors, *, model: str = OLD, companions: Vectors | None = None) -> list[bytes]:
+def searches(
+    gallery: str, queries: Vectors, *, model: str = OLD, companions: Vectors | None = None, **more: object
+) -> list[bytes]:
     """The requests of a search for each query (n, dimension); `companions` are the same queries in the old space."""
     requests = []
     for at, query in enumerate(queries):
-        body: dict[str, Any] = {"model": model, "vector": encoded(query), "k": K}
+        body: dict[str, Any] = {"model": model, "vector": encoded(query), "k": K, **more}
         if companions is not None:
             body["companions"] = {OLD: encoded(companions[at])}
         requests.append(load.post(f"/galleries/{gallery}/search", orjson.dumps(body)))
