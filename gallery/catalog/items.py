@@ -36,7 +36,7 @@ from gallery.catalog.listed import Part, among, as_json, listed, parts, values
 from gallery.catalog.tables import ColumnRow, ItemRow, SegmentRow
 
 T = TypeVar("T")
-_FEW_SEGMENTS = 500  # a statement names at most so many; where there are more, it asks about all of the gallery's
+_FEW_SEGMENTS = 500  # that one statement names
 # The tables and not the mapped classes: through the mapper, a statement with a list would be executed row by row.
 _ITEMS, _SEGMENTS = cast(Table, ItemRow.__table__), cast(Table, SegmentRow.__table__)
 _WRITTEN = ["gallery_id", "segment_id", "row", "item_id", "payload"]
@@ -165,11 +165,10 @@ def matching(
     session: Session, gallery_id: int, segments: Iterable[int], condition: ColumnElement[bool]
 ) -> dict[int, Rows]:
     """Per segment, the rows whose payload fits a compiled filter, in no order; deleted rows included."""
-    wanted = sorted(segments)
-    asked = [ItemRow.gallery_id == gallery_id, condition]
-    if len(wanted) <= _FEW_SEGMENTS:
-        asked.append(ItemRow.segment_id.in_(wanted))
-    found = _rows_by_segment(session, *asked)
+    wanted, found = sorted(segments), dict[int, Rows]()
+    # Asked about the gallery as a whole, a database reads the items of all galleries.
+    for chunk in _chunks(wanted, _FEW_SEGMENTS):
+        found |= _rows_by_segment(session, ItemRow.gallery_id == gallery_id, condition, ItemRow.segment_id.in_(chunk))
     return {segment: found.get(segment, np.empty(0, np.int64)) for segment in wanted}
 
 
