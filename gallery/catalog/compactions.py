@@ -27,9 +27,6 @@ from gallery.catalog.tables import (
 )
 from gallery.lineage import Lineage, from_json
 
-#: where merged segments' work for an upgrade that is over had several states, the first of these is that of the new segment
-_TELLING = ("failed", "pending", "leased", "skipped", "done")
-
 
 class ColumnKind(NamedTuple):
     """What columns must have in common to become one: nothing of where a vector came from is lost."""
@@ -177,31 +174,6 @@ def mark_moved(session: Session, old: Collection[int], version: int) -> None:
         .values(dead=SegmentRow.rows)
         .execution_options(synchronize_session=False)
     )
-
-
-def carry_work(session: Session, old: Collection[int], new: int) -> None:
-    """Replace the old segments' rows of work by one row for the new segment; the upgrades that they are of are over."""
-    done: dict[str, list[UpgradeSegmentRow]] = defaultdict(list)
-    for row in session.scalars(select(UpgradeSegmentRow).where(UpgradeSegmentRow.segment_id.in_(old))):
-        done[row.upgrade_id].append(row)
-    for upgrade, rows in done.items():
-        telling = min(rows, key=lambda row: _TELLING.index(row.state))
-        session.add(
-            UpgradeSegmentRow(
-                upgrade_id=upgrade,
-                segment_id=new,
-                position=min(row.position for row in rows),
-                rows=sum(row.rows for row in rows),
-                state="pending" if telling.state == "leased" else telling.state,
-                fence=max(row.fence for row in rows),
-                attempts=max(row.attempts for row in rows),
-                error=telling.error,
-                done_at=max((row.done_at for row in rows if row.done_at is not None), default=None),
-            )
-        )
-        for row in rows:
-            session.delete(row)
-    session.flush()
 
 
 def retire(session: Session, ids: Collection[int]) -> None:

@@ -289,7 +289,6 @@ def _publish(tx: Transaction, job: _Job, files: _Files | None) -> None:
         moved, segment.dead = compactions.move_items(session, old, segment.id, read_at=job.version, version=version)
         if moved != job.rows:
             raise errors.Damaged(f"segments {old} had {job.rows} live rows, but the catalog has items for {moved}")
-        compactions.carry_work(session, old, segment.id)
     compactions.retire(session, old)
 
 
