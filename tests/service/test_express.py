@@ -121,6 +121,11 @@ def test_what_is_not_plain_is_refused_by_both_ways(world: World, headers: dict[s
     assert short.status_code in (403, 415)
 
 
+@pytest.mark.parametrize("path", [f"/galleries/{GALLERY}/sought", f"/collections/{GALLERY}/search", f"{SEARCH}/search"])
+def test_a_search_that_is_sent_elsewhere_finds_nothing_there(world: World, path: str) -> None:
+    world.post(path, {"model": "old", "vector": [0, 1, 0, 0]}, status=404)
+
+
 def test_a_key_is_asked_for_on_the_short_way_too(world: World, gathered: list[str]) -> None:
     secret = create_key(world.store.catalog, "searcher", "search")
     world.app.state.process.keyring.refresh()

@@ -127,6 +127,16 @@ def test_the_port_of_a_single_process_is_refused(opened: ExitStack) -> None:
         pass
 
 
+def test_a_port_that_somebody_has_on_one_of_the_hosts_addresses_is_refused(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = opened.enter_context(socket.create_server(("127.0.0.2", 0))).getsockname()[1]
+    resolved = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{at}", port)) for at in (1, 2)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved)  # as of a name with two addresses
+    with pytest.raises(PortTakenError), reserved("both", port):
+        pass
+
+
 def test_connections_that_were_closed_just_now_do_not_keep_the_port(opened: ExitStack) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -102,6 +102,13 @@ def test_metrics_count_searches_and_upgraded_items(world: World) -> None:
     assert f'forwardfill_http_requests_total{{method="POST",route="{route}",status="422"}} 1.0' in lines
 
 
+def test_metrics_count_the_items_that_were_written_and_not_those_that_were_refused(empty: World) -> None:
+    empty.prepared().filled()
+    empty.upsert({"id": "new", "embedding": UNITS[0].tolist()}, {"id": "item-1", "embedding": UNITS[1].tolist()})
+    empty.upsert({"id": "short", "embedding": [1.0]}, status=422)
+    assert "forwardfill_upserted_items_total 6.0" in empty.client.get("/metrics").text.splitlines()
+
+
 def test_the_count_of_upgraded_items_does_not_fall_with_what_it_counts(world: World) -> None:
     world.upgraded()
     world.client.delete(f"/galleries/{GALLERY}")

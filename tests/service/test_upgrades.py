@@ -274,6 +274,13 @@ def test_native_items_are_not_made_unreachable_without_consent(world: World, ver
     assert "native" in world.get(f"/galleries/{GALLERY}/items/native")["id"]
 
 
+def test_a_rollback_needs_no_consent_for_native_items_of_another_gallery(world: World) -> None:
+    upgrade = world.upgraded()
+    world.post("/galleries", {"name": "others", "model": "new"})
+    world.post("/galleries/others/items", {"model": "new", "items": [{"id": "native", "embedding": [0, 0, 0, 1, 0]}]})
+    assert world.verb(upgrade, "rollback")["state"] == "rolled_back"
+
+
 def test_after_finalize_the_source_model_is_retired(world: World) -> None:
     upgrade = world.upgraded()
     before = world.get(f"/galleries/{GALLERY}")["columns"]

@@ -279,6 +279,16 @@ def test_segments_with_and_without_side_information_stay_apart(world: World) -> 
     assert world.compact() == [(1, 2), (3, 4)]
 
 
+def test_segments_that_have_become_unlike_since_the_merge_was_planned_are_left_as_they_are(world: World) -> None:
+    fill(world, requests=1)
+    world.upsert("old", ["bare"], numbers(1, 1, 4))
+    before = world.search("old", OLD)
+    (look,) = merge.looked(world.store)
+    assert not merge.merge(world.store, look.gallery_id, [1, 2])
+    assert segments(world) == [4, 1]
+    assert found(world.search("old", OLD)) == found(before)
+
+
 def test_progress_of_an_upgrade_that_is_over_stays_as_it_was_whatever_becomes_of_its_items(each_world: World) -> None:
     def told() -> Progress:
         with world.store.catalog.reading() as session:
