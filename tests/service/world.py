@@ -118,10 +118,14 @@ class World:
 
     def prepared(self, **gallery: Any) -> World:
         """Models old and new, a forward transformation between them, and an empty gallery of the old one."""
+        self.models().post("/galleries", {"name": GALLERY, "model": "old", **gallery})
+        return self
+
+    def models(self) -> World:
+        """Models old and new, and a forward transformation between them."""
         self.model("old", OLD)
         self.model("new", NEW)
         self.transformation("old-to-new", "old", "new", "forward", forward())
-        self.post("/galleries", {"name": GALLERY, "model": "old", **gallery})
         return self
 
     def filled(self) -> World:

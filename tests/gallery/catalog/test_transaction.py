@@ -26,6 +26,24 @@ def test_what_follows_a_commit_and_fails_does_not_undo_it_nor_stop_the_rest(each
         assert gallery_row(session, GALLERY).version >= 7
 
 
+def test_a_write_waits_for_nobody_who_reads_and_who_reads_sees_nothing_of_it(each_world: World) -> None:
+    catalog = each_world.store.catalog
+    with catalog.reading() as session:
+        before = gallery_row(session, GALLERY).version
+        with catalog.transaction() as tx:
+            gallery_row(tx.session, GALLERY).version += 7
+        session.expire_all()
+        assert gallery_row(session, GALLERY).version == before
+    with catalog.reading() as session:
+        assert gallery_row(session, GALLERY).version == before + 7
+
+
+def test_in_a_file_a_commit_is_on_the_disk_before_it_is_told_and_rows_name_rows_that_are_there(world: World) -> None:
+    with world.store.catalog.engine.connect() as connection:
+        told = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("synchronous", "foreign_keys")]
+    assert told == [2, 1]  # FULL, on
+
+
 def test_numbers_that_json_has_not_are_kept_as_null(each_world: World) -> None:
     report = {"a": [1.5, math.nan, {"b": -math.inf, "c": "NaN"}], "large": 2**70}
     with each_world.store.catalog.transaction() as tx:
