@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models import fitting
+from models.methods import METHODS
 from service.api.fits import Method
 from tests.service.test_arrow import TYPE, fixed, stream
 from tests.service.world import GALLERY, NEW, OLD, World, opened
@@ -96,6 +98,20 @@ def test_a_sample_becomes_a_transformation_with_a_verdict_and_the_gallery_can_be
     assert world.upgrade(upgrade)["state"] == "completed"
     found = world.search(NEW_VECTORS[0], "new", k=1)
     assert (found["served"]["routes"]["direct"], len(found["hits"])) == (ITEMS, 1)
+
+
+def test_a_fit_that_names_no_method_tries_all_that_pairs_are_enough_for_and_takes_one_of_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {"affine", "procrustes"}  # of all, that these take least long to train
+    monkeypatch.setattr(fitting, "trainable", lambda: {name: METHODS[name] for name in sorted(quick)})
+    asked = {name: value for name, value in body().items() if name != "method"}
+    fit = world.client.post(FIT, json=asked).json()["id"]
+    work(world)
+    done = world.get(f"/transformations/fits/{fit}")
+    assert (done["state"], done["error"], done["progress"]["fraction"]) == ("completed", None, 1.0)
+    assert {candidate["method"] for candidate in done["candidates"]} == quick
+    assert world.get("/transformations/fitted")["method"] in quick
 
 
 def test_a_stream_is_fitted_like_json(world: World) -> None:

@@ -195,3 +195,14 @@ def test_an_item_that_cannot_be_upgraded_is_named_and_once_it_is_deleted_holds_n
     world.store.files.path(name).unlink()
     assert repair.file(world.store, name) is not None
     assert not verify.gallery(world.store.catalog, world.store.files, "half").problems
+
+
+def test_what_comes_without_side_information_while_an_upgrade_that_skips_such_is_verified_stops_it_not(
+    world: World,
+) -> None:
+    world.upsert("old", ["a", "b"], VECTORS, side=SIDE)
+    upgrade = world.start(on_missing_side_information="skip")
+    while world.state(upgrade) is not State.VERIFYING:
+        assert world.step(upgrade)
+    world.upsert("old", ["bare"], VECTORS[:1])
+    assert world.run(upgrade) is State.COMPLETED
