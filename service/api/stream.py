@@ -18,8 +18,10 @@ from gallery.catalog import audit
 from gallery.catalog import upgrades as upgrade_rows
 from gallery.catalog.tables import EventRow, UpgradeRow
 from gallery.upgrade.states import DRIVEN, TERMINAL, State
+from service import auth, keys
 from service.auth import MayAdmin
 from service.documents import documented
+from service.errors import Forbidden, Unauthenticated
 from service.process import Process, ProcessDep, StreamSlot
 from service.upgrade_documents import progress_document
 
@@ -117,7 +119,10 @@ async def follow(
         str | None, Header(description="The last `id` that was received; later events are sent.", examples=["41"])
     ] = None,
 ) -> Response:
-    """Follow an upgrade: `state` on each change, `progress` at least once a second while it moves. It ends with the upgrade."""
+    """Follow an upgrade: `state` on each change, `progress` at least once a second while it moves.
+
+    It ends with the upgrade, or when the key is revoked.
+    """
     seen = _number(last_event_id)
     # A look of its own, not a shared earlier one: the client must see what the service answered it before.
     look = await run_in_threadpool(_look, process, upgrade)
@@ -149,9 +154,20 @@ async def _stream(
         if look.over or process.closing or await request.is_disconnected():
             return
         await asyncio.sleep(_LOOK_SECONDS)
+        if not _still_may(process, request):
+            return
         # One look for all who follow the upgrade, so that hundreds cost the catalog no more than one.
         look = await process.looks.recent(upgrade_id, _LOOK_SECONDS, lambda: _look(process, upgrade_id))
         events = await follower.events(look)
+
+
+def _still_may(process: Process, request: Request) -> bool:
+    """Whether the client would be let in again: its key may be revoked while an upgrade waits for days."""
+    try:
+        auth.admitted(process, request.scope, keys.Scope.ADMIN)
+    except (Forbidden, Unauthenticated):
+        return False
+    return True
 
 
 def _is_over(row: UpgradeRow) -> bool:

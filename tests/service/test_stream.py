@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from service.api import stream
+from service.keys import create_key, revoke_key
 from tests.acceptance.system import wait_for
 from tests.service.world import World, events, opened
 
@@ -153,6 +154,22 @@ def test_a_stream_ends_when_the_process_is_asked_to_stop(
 
     assert states(follow_and_act(world, upgrade, later, {"pending": close})) == ["pending"]
     assert time.monotonic() - closed[0] < 10  # it would go on for as long as the upgrade waits
+
+
+def test_a_stream_ends_when_its_key_is_revoked(world: World, later: Callable[[Callable[[], object]], None]) -> None:
+    upgrade = world.start()
+    create_key(world.store.catalog, "other", "admin")
+    world.client.headers["authorization"] = f"Bearer {create_key(world.store.catalog, 'operator', 'admin')}"
+    wait_for(lambda: world.client.get("/models").status_code == 200, 5, lambda: "the key is not known")
+    revoked = list[float]()
+
+    def revoke() -> None:
+        revoked.append(time.monotonic())
+        revoke_key(world.store.catalog, "operator")
+
+    assert states(follow_and_act(world, upgrade, later, {"pending": revoke})) == ["pending"]
+    assert time.monotonic() - revoked[0] < 10  # it would go on for as long as the upgrade waits
+    world.refused(follow(world, upgrade), 401, "unauthenticated")
 
 
 def test_a_stream_does_not_hold_up_other_requests(world: World) -> None:
