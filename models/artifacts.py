@@ -39,6 +39,8 @@ FORMAT = "forwardfill.transformation/1"
 MAX_HEADER_BYTES = 1 << 20  # the largest architecture of the list needs some 50 KB
 READ_BYTES = 1 << 22  # a multiple of every item size
 PICKLE_PROTOCOLS = 5  # a pickle starts with 0x80 and its protocol
+#: no architecture has a tensor of more axes
+MAX_AXES = 4
 ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -264,7 +266,9 @@ def _parse_tensor(name: str, entry: object) -> _Tensor:
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
         raise UnsafeArtifact(f"the tensor {name!r} is of type {dtype!r}, only {', '.join(ITEM_SIZES)} are allowed")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise UnsafeArtifact(f"the tensor {name!r} has a shape or offsets that are not lists of whole numbers")
+        raise UnsafeArtifact(
+            f"the tensor {name!r} has a shape or offsets that are not lists of whole numbers, at most {MAX_AXES} of 63 bits"
+        )
     tensor = _Tensor(name, dtype, tuple(shape), offsets[0], offsets[1])
     if tensor.end - tensor.begin != prod(tensor.shape) * ITEM_SIZES[dtype]:
         raise UnsafeArtifact(f"the tensor {name!r} has offsets {offsets} that do not fit its shape {shape}")
@@ -272,7 +276,12 @@ def _parse_tensor(name: str, entry: object) -> _Tensor:
 
 
 def _are_sizes(values: object) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    """Whether they are a few numbers of 63 bits: the product of all that a header can hold takes seconds, in one call in C."""
+    return (
+        isinstance(values, list)
+        and len(values) <= MAX_AXES
+        and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+    )
 
 
 def _check_layout(tensors: tuple[_Tensor, ...], data_bytes: int) -> None:

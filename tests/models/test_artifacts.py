@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,18 @@ BIAS = {"dtype": "F32", "shape": [2], "data_offsets": [24, 32]}
 def test_a_header_that_lies_is_refused(tmp_path: Path, text: dict[str, Any], size: int, message: str) -> None:
     with pytest.raises(UnsafeArtifact, match=message):
         check(write(tmp_path / "a", text, bytes(size)))
+
+
+@pytest.mark.parametrize(
+    "shape", [[9] * 250_000, [10**4299] * 200], ids=["very many sizes", "sizes of thousands of digits"]
+)
+def test_a_shape_that_is_huge_is_refused_without_multiplying_it(tmp_path: Path, shape: list[int]) -> None:
+    """It took 3 s in one call that nothing else in the process can interrupt: every search would wait for it."""
+    path = write(tmp_path / "a", tensor(shape=shape), bytes(24))
+    began = time.thread_time()
+    with pytest.raises(UnsafeArtifact, match="not lists of whole numbers"):
+        check(path)
+    assert time.thread_time() - began < 1
 
 
 GOOD = json.dumps(header())
