@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy.orm import Session, lazyload, load_only
 
 from gallery import errors
 from gallery.catalog import leases
@@ -54,13 +54,21 @@ class Counts(NamedTuple):
     last_done: datetime | None
 
 
-def upgrade_row(session: Session, upgrade_id: str, *, lock: bool = False) -> UpgradeRow:
-    """The row of an upgrade; with `lock`, nobody else changes it until the transaction ends.
+def upgrade_row(session: Session, upgrade_id: str, *, lock: bool = False, models: bool = True) -> UpgradeRow:
+    """The row of an upgrade.
+
+    Args:
+        session: of the transaction.
+        upgrade_id: which.
+        lock: nobody else changes it until the transaction ends.
+        models: its models and its transformation are read with it, and not only when they are asked for.
 
     Raises:
         UpgradeNotFound: none has the id.
     """
     statement = select(UpgradeRow).where(UpgradeRow.id == upgrade_id)
+    if not models:
+        statement = statement.options(lazyload("*"))
     if lock:
         statement = statement.with_for_update(of=UpgradeRow).execution_options(populate_existing=True)
     row = session.scalar(statement)
@@ -322,23 +330,22 @@ def _next_free(session: Session, upgrade_id: str, seconds: float) -> Select[Upgr
 
 def counts(session: Session, upgrade_id: str) -> Counts:
     """Count the work of an upgrade from its rows."""
-    rows = session.execute(
-        select(UpgradeSegmentRow.state, func.count(), func.sum(UpgradeSegmentRow.rows))
-        .where(UpgradeSegmentRow.upgrade_id == upgrade_id)
-        .group_by(UpgradeSegmentRow.state)
+    row = UpgradeSegmentRow
+    found = session.execute(
+        select(row.state, func.count(), func.sum(row.rows), func.max(row.done_at))
+        .where(row.upgrade_id == upgrade_id)
+        .group_by(row.state)
     ).all()
     return Counts(
-        segments={state: count for state, count, _ in rows},
-        items={state: int(items) for state, _, items in rows},
-        last_done=last_done(session, upgrade_id),
+        segments={state: count for state, count, _, _ in found},
+        items={state: int(items) for state, _, items, _ in found},
+        last_done=max((done_at for *_, done_at in found if done_at is not None), default=None),
     )
 
 
-def last_done(session: Session, upgrade_id: str, *, before: datetime | None = None) -> datetime | None:
-    """When a segment of an upgrade was done last, or last before a moment; null if none was."""
-    there = [UpgradeSegmentRow.upgrade_id == upgrade_id]
-    if before is not None:
-        there.append(UpgradeSegmentRow.done_at < before)
+def last_done(session: Session, upgrade_id: str, *, before: datetime) -> datetime | None:
+    """When a segment of an upgrade was done last before a moment; null if none was."""
+    there = (UpgradeSegmentRow.upgrade_id == upgrade_id, UpgradeSegmentRow.done_at < before)
     return session.scalar(select(func.max(UpgradeSegmentRow.done_at)).where(*there))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import dropwhile
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -178,7 +179,8 @@ def _rate(session: Session, row: UpgradeRow, counts: Counts, done: int) -> float
 def _rested(session: Session, row: UpgradeRow, start: datetime, end: datetime) -> timedelta:
     """How long it was paused or failed between two moments; while a segment was still under way, it did not rest."""
     rested, since = timedelta(0), None
-    for at, state in audit.states(session, row.id):
+    came = audit.states(session, row.id)
+    for at, state in dropwhile(lambda each: each[1] != State.RUNNING, came):  # before that, it had not started
         if state != State.RUNNING:
             since = since or at
         elif since is not None and at < end:

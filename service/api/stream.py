@@ -47,7 +47,7 @@ class _Look:
 def _look(process: Process, upgrade_id: str) -> _Look:
     """Look at an upgrade. It asks the database, so call it in a thread."""
     with process.store.catalog.reading() as session:
-        row = upgrade_rows.upgrade_row(session, upgrade_id)
+        row = upgrade_rows.upgrade_row(session, upgrade_id, models=False)
         counted = progress_document(session, row)
         newest = audit.newest_event(session, upgrade_id)
     return _Look(newest, counted.model_dump_json().encode(), State(row.state), _is_over(row))
