@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 
+from sqlalchemy.exc import OperationalError
+
 from tests.acceptance.system import wait_for
 from tests.faults.history import Outcome
 from tests.faults.record import ITEMS, Client
@@ -16,13 +18,15 @@ def worker_freezes(stage: Stage, run: Try, point: str) -> Judgement:
     """A worker is frozen past its lease, another does its segment, and then it goes on as if nothing had happened.
 
     Who is frozen in a transaction keeps its locks. PostgreSQL takes them away in time; SQLite, which has one for all writers,
-    cannot, so there nothing else may be under way.
+    cannot, so there nothing else may be under way, and the worker is frozen without it.
     """
     stage.worker.kill()
     run.start()
     stage.restart(stage.worker, point, segments_at_once=2 if stage.postgres else 1)
     with run.traffic():
         stage.stopped(stage.worker)
+        if not stage.postgres:
+            _without_the_lock(stage)
         with another_worker(stage):
             run.wait("completed")
             stage.worker.popen.send_signal(signal.SIGCONT)
@@ -30,6 +34,19 @@ def worker_freezes(stage: Stage, run: Try, point: str) -> Judgement:
             assert stage.worker.stop() == 0
         stage.restart(stage.worker)
     return run.judge()
+
+
+def _without_the_lock(stage: Stage) -> None:
+    """Freeze the worker anew if it was frozen with SQLite's lock: its heartbeat may have been at a commit just then."""
+    try:
+        with stage.catalog.transaction() as tx:
+            tx.session.connection()
+    except OperationalError:
+        stage.worker.popen.send_signal(signal.SIGCONT)
+        with stage.catalog.transaction() as tx:
+            tx.session.connection()  # its commit is done, and it cannot begin another
+            stage.worker.popen.send_signal(signal.SIGSTOP)
+            stage.stopped(stage.worker)
 
 
 def worker_freezes_and_its_files_are_collected(stage: Stage, run: Try, point: str) -> Judgement:
